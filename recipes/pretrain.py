@@ -1,0 +1,80 @@
+"""Trains an encoder: SIM, GIM, CPC, ... or supervised, on any corpus.
+
+    python recipes/pretrain.py hparams/Synthetic/pretrain.yaml
+    python recipes/pretrain.py hparams/Synthetic/pretrain.yaml --model gim
+
+Every key of the yaml is an option. The run's folder gets checkpoints, a log
+and, after each epoch, the encoder for recipes/probe.py. Started again, a run
+goes on where it was.
+
+To read the code, begin at the bottom.
+"""
+
+import sys
+
+import speechbrain as sb
+from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.train_logger import TensorboardLogger
+
+from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.checkpoints import save_encoder
+from speechbrain_sim.data.pipeline import classes_of, make_dataset
+from speechbrain_sim.experiment import load_experiment
+
+
+def make_datasets(hparams):
+    """Returns the training and the validation set."""
+    label = hparams["label"]
+    data_folder = hparams["data_folder"]
+    classes = None
+    if label is not None:
+        classes = classes_of(hparams["train_csv"], data_folder, label)
+        if len(classes) > hparams["classes"]:
+            raise ValueError(
+                f"{hparams['train_csv']} has {len(classes)} classes of "
+                f"'{label}'; the option --classes says {hparams['classes']}."
+            )
+    return [
+        make_dataset(manifest, data_folder, hparams["crop"], label, classes)
+        for manifest in (hparams["train_csv"], hparams["valid_csv"])
+    ]
+
+
+def main(argv):
+    """Prepares the data and trains."""
+    hparams, run_opts = load_experiment(argv)
+    sb.create_experiment_directory(hparams["output_folder"])
+    run_on_main(hparams["prepare"])
+    if hparams["tensorboard"]:
+        hparams["tensorboard_logger"] = TensorboardLogger(
+            hparams["output_folder"] + "/tensorboard"
+        )
+    brain = GreedyBrain(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    if set(brain.frozen) == set(brain.modules):  # a random encoder
+        if if_main_process():
+            save_encoder(
+                hparams["encoder"],
+                hparams["encoder_folder"],
+                epochs=0,
+                seed=hparams["seed"],
+                **hparams["about"],
+            )
+        return
+    train_set, valid_set = make_datasets(hparams)
+    brain.fit(
+        hparams["epoch_counter"],
+        train_set,
+        valid_set,
+        train_loader_kwargs=hparams["train_loader_kwargs"],
+        valid_loader_kwargs=hparams["valid_loader_kwargs"],
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,60 @@
+"""Packaging of speechbrain_sim.
+
+`pip install .`, or `.[synthetic]` for the
+synthetic corpus, `.[test]` for everything that `make test` runs.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = (HERE / "speechbrain_sim/version.txt").read_text().strip()
+
+EXTRAS = {
+    "synthetic": ["espeakng-loader==0.2.4"],
+    "tensorboard": ["tensorboard"],
+}
+EXTRAS["test"] = [
+    *EXTRAS["synthetic"],
+    *EXTRAS["tensorboard"],
+    "pytest>=8",
+    "pytest-xdist",
+    "ruff==0.12.4",
+    "codespell",
+]
+
+setup(
+    name="speechbrain-sim",
+    version=VERSION,
+    description="Smooth InfoMax for SpeechBrain: greedy self-supervised "
+    "speech encoders with a smooth latent space in every layer",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["speechbrain_sim*"]),
+        # the model files of hparams/models travel inside the wheel
+        "speechbrain_sim.hparams_models",
+    ],
+    package_dir={"speechbrain_sim.hparams_models": "hparams/models"},
+    package_data={
+        "speechbrain_sim": ["version.txt"],
+        "speechbrain_sim.hparams_models": ["*.yaml"],
+    },
+    install_requires=[
+        "speechbrain>=1.1.2,<2",
+        "torch>=2.7.1,<2.12",
+        "torchaudio>=2.7.1,<2.12",
+        "hyperpyyaml>=1.2.3",
+        "sentencepiece",
+        "numpy",
+        "huggingface-hub",
+        "soundfile>=0.12",
+        "scikit-learn",
+        "matplotlib",
+        "tqdm",
+    ],
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,5 @@
+"""Smooth InfoMax for SpeechBrain."""
+
+from pathlib import Path
+
+__version__ = (Path(__file__).parent / "version.txt").read_text().strip()

@@ -1,0 +1,309 @@
+"""Saving that survives a kill, and loading that refuses a wrong file.
+
+A checkpoint is written under another name, hashed, and renamed when complete;
+an encoder is a state dict beside a json file that says what it is.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import shutil
+from importlib.metadata import version
+
+import torch
+from speechbrain.utils import checkpoints as sb_checkpoints
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.logger import get_logger
+from speechbrain.utils.train_logger import FileTrainLogger
+
+from speechbrain_sim import __version__
+from speechbrain_sim.encoders import GreedyEncoder
+
+logger = get_logger(__name__)
+
+INCOMPLETE = "incomplete+"
+HASHES = "SHA256.json"
+WEIGHTS, DESCRIPTION = "encoder.ckpt", "encoder.json"
+
+
+def sha256(path):
+    """Hashes a file.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The file.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path, content):
+    """Writes a json file whole or not at all.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        Where to; folders are made.
+    content : dict or list
+        What to write.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+class AtomicCheckpointer(sb_checkpoints.Checkpointer):
+    """SpeechBrain's Checkpointer, safe against a kill at any moment.
+
+    A checkpoint gets its name only when all its files are written and hashed.
+    Recovery checks the hashes, and falls back with a warning to the last good
+    checkpoint when the newest is damaged. Arguments are those of
+    `speechbrain.utils.checkpoints.Checkpointer`.
+
+    Example
+    -------
+    >>> model, folder = torch.nn.Linear(2, 2), getfixture("tmpdir")
+    >>> checkpointer = AtomicCheckpointer(folder, {"model": model})
+    >>> saved = checkpointer.save_checkpoint()
+    >>> checkpointer.recover_if_possible().path == saved.path
+    True
+    """
+
+    def _new_checkpoint_dirpath(self):
+        path = super()._new_checkpoint_dirpath()
+        return path.with_name(INCOMPLETE + path.name)
+
+    def _custom_checkpoint_dirpath(self, name):
+        path = super()._custom_checkpoint_dirpath(name)
+        return path.with_name(INCOMPLETE + path.name)
+
+    def save_checkpoint(self, *args, **kwargs):
+        """Saves like the parent class, then gives the folder its name."""
+        if if_main_process():
+            for leftover in self.checkpoints_dir.glob(INCOMPLETE + "*"):
+                shutil.rmtree(leftover)
+        ddp_barrier()
+        saved = super().save_checkpoint(*args, **kwargs)
+        ddp_barrier()  # every process has written what it writes
+        if saved is not None:
+            hashes = {
+                file.name: sha256(file) for file in sorted(saved.path.iterdir())
+            }
+            write_json(saved.path / HASHES, hashes)
+            final = saved.path.with_name(
+                saved.path.name.removeprefix(INCOMPLETE)
+            )
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(saved.path, final)
+            files = {n: final / p.name for n, p in saved.paramfiles.items()}
+            saved = saved._replace(path=final, paramfiles=files)
+        ddp_barrier()
+        return saved
+
+    def list_checkpoints(self):
+        """Lists the undamaged checkpoints; warns of the others."""
+        good = []
+        for folder in self._list_checkpoint_dirs():
+            problem = _damage(folder)
+            if problem:
+                logger.warning(
+                    f"Skipping the incomplete checkpoint {folder}: {problem}. "
+                    f"The last good one is used instead; delete the folder to "
+                    f"silence this."
+                )
+            else:
+                good.append(folder)
+        return self._construct_checkpoint_objects(good)
+
+
+def _damage(folder):
+    """Says what is wrong with a checkpoint folder; nothing if it is whole."""
+    try:
+        hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{HASHES} is missing or unreadable"
+    for name, expected in hashes.items():
+        if not (folder / name).exists():
+            return f"{name} is missing"
+        if sha256(folder / name) != expected:
+            return f"{name} does not match its hash"
+    return None
+
+
+@register_checkpoint_hooks
+class Averages:
+    """Running means of named numbers, exact across a resume.
+
+    Example
+    -------
+    >>> averages = Averages()
+    >>> averages.update({"loss": 1.0})
+    >>> averages.update({"loss": 2.0})
+    >>> averages.means()
+    {'loss': 1.5}
+    """
+
+    def __init__(self):
+        self.sums, self.count = {}, 0
+
+    def clear(self):
+        """Starts anew."""
+        self.sums, self.count = {}, 0
+
+    def update(self, values):
+        """Adds one step's numbers, a dict of str to float."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.count += 1
+
+    def means(self):
+        """Returns the dict of means so far."""
+        return {name: total / self.count for name, total in self.sums.items()}
+
+    @mark_as_saver
+    def save(self, path):
+        """Writes the sums as json (floats survive exactly)."""
+        write_json(path, {"sums": self.sums, "count": self.count})
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Reads what `save` wrote."""
+        saved = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        self.sums, self.count = saved["sums"], saved["count"]
+
+
+@register_checkpoint_hooks
+class RewindingTrainLogger(FileTrainLogger):
+    """SpeechBrain's FileTrainLogger, rewound with the checkpoint it resumes.
+
+    Lines that a killed run wrote after its last checkpoint are dropped on
+    resume, so that the log never tells an epoch twice. Arguments are those of
+    `speechbrain.utils.train_logger.FileTrainLogger`.
+    """
+
+    @mark_as_saver
+    def save(self, path):
+        """Notes how long the log is."""
+        log = pathlib.Path(self.save_file)
+        write_json(path, {"bytes": log.stat().st_size if log.exists() else 0})
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Cuts the log to what it was."""
+        size = json.loads(pathlib.Path(path).read_text())["bytes"]
+        log = pathlib.Path(self.save_file)
+        if if_main_process() and log.exists() and log.stat().st_size > size:
+            os.truncate(log, size)
+
+
+def versions():
+    """Names what computed a result, as a dict of str to str."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "speechbrain")},
+        "speechbrain_sim": __version__,
+    }
+
+
+def save_encoder(encoder, folder, **about):
+    """Saves an encoder that explains itself.
+
+    Writes `encoder.ckpt` (a state dict, as SpeechBrain's Pretrainer loads it)
+    and `encoder.json` (architecture, layers, versions, hash and `about`).
+
+    Arguments
+    ---------
+    encoder : GreedyEncoder
+        What to save.
+    folder : str or pathlib.Path
+        Where to; made if needed.
+    **about : json values
+        What else to say: how it was trained, with which results.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {n: t.detach().cpu() for n, t in encoder.state_dict().items()}
+    partial = folder / (WEIGHTS + ".part")
+    torch.save(state, partial)
+    digest = sha256(partial)
+    os.replace(partial, folder / WEIGHTS)
+    write_json(
+        folder / DESCRIPTION,
+        {
+            "architecture": encoder.config,
+            "layers": encoder.layer_names,
+            "sha256": digest,
+            "versions": versions(),
+            **about,
+        },
+    )
+
+
+def load_encoder(folder):
+    """Loads what `save_encoder` wrote, in eval mode.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        The folder of `encoder.json` and `encoder.ckpt`.
+
+    Returns
+    -------
+    encoder, description : (GreedyEncoder, dict)
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no encoder.
+    ValueError
+        If weights and description do not belong together, or the weights do
+        not fit the architecture.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> save_encoder(GreedyEncoder(channels=4, context_channels=2), folder)
+    >>> encoder, description = load_encoder(folder)
+    >>> description["architecture"]["channels"]
+    4
+    """
+    folder = pathlib.Path(folder)
+    for name in (DESCRIPTION, WEIGHTS):
+        if not (folder / name).exists():
+            raise FileNotFoundError(
+                f"{folder} holds no {name}: give the folder 'encoder' that "
+                f"recipes/pretrain.py wrote into its output_folder."
+            )
+    description = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+    if sha256(folder / WEIGHTS) != description["sha256"]:
+        raise ValueError(
+            f"{folder / WEIGHTS} does not have the hash that {DESCRIPTION} "
+            f"states: it is damaged or belongs to another run. Copy both "
+            f"files again, or train again."
+        )
+    encoder = GreedyEncoder(**description["architecture"])
+    state = torch.load(folder / WEIGHTS, weights_only=True)
+    try:
+        encoder.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder / WEIGHTS} does not fit the architecture in "
+            f"{DESCRIPTION}: {error}"
+        ) from error
+    return encoder.eval(), description

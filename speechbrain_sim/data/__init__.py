@@ -1,0 +1,1 @@
+"""Corpora: folder -> manifest -> batch."""

@@ -1,0 +1,534 @@
+"""The encoders: waveform -> one latent per module, every 10 ms at the top.
+
+`ConvModule` and `ContextModule` are the boxes of the paper's figure 1;
+`GreedyEncoder` stacks them and names them. All public tensors are
+(batch, time, channel).
+
+Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 4.1.2,
+https://arxiv.org/abs/2408.12936
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+CONTEXT = "context"
+
+
+class Latent(NamedTuple):
+    """What a layer says about its input, (batch, time, channel) throughout.
+
+    Arguments
+    ---------
+    mean : torch.Tensor
+        Mean of the posterior, or the output of a deterministic layer.
+    log_var : torch.Tensor or None
+        Log-variance of the posterior; None where there is no posterior.
+    sample : torch.Tensor
+        What the next layer reads: a draw from the posterior if `sampled`,
+        else the mean itself.
+    lengths : torch.Tensor
+        Valid frames of each utterance, (batch,), integer.
+    sampled : bool
+        Whether this layer, or one below it, drew from a posterior.
+    """
+
+    mean: torch.Tensor
+    log_var: torch.Tensor | None
+    sample: torch.Tensor
+    lengths: torch.Tensor
+    sampled: bool
+
+    def draw(self, generator=None):
+        """Draws from the posterior: mean + sigma * noise (reparameterised).
+
+        Arguments
+        ---------
+        generator : torch.Generator, optional
+            Source of the noise.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, time, channel); the mean where there is no posterior.
+        """
+        if self.log_var is None:
+            return self.mean
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        return self.mean + torch.exp(0.5 * self.log_var) * noise
+
+
+def absolute_lengths(x, wav_lens=None):
+    """Turns SpeechBrain's relative lengths into samples.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Padded batch, (batch, time, ...).
+    wav_lens : torch.Tensor, optional
+        (batch,): relative lengths in (0, 1] if floating, samples if integer.
+        Relative lengths in float32 are exact up to 2 ** 24 samples (17.5
+        minutes at 16 kHz); pass integers for longer audio.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch,), int64.
+
+    Raises
+    ------
+    ValueError
+        If a length is outside 1..time, or there is not one per utterance.
+
+    Example
+    -------
+    >>> absolute_lengths(torch.zeros(2, 77), torch.tensor([1.0, 0.5]))
+    tensor([77, 38])
+    """
+    batch, time = x.shape[:2]
+    if wav_lens is None:
+        return torch.full((batch,), time, device=x.device)
+    lengths = torch.as_tensor(wav_lens, device=x.device)
+    if lengths.is_floating_point():
+        lengths = torch.round(lengths.double() * time)
+    lengths = lengths.long()
+    if (
+        lengths.shape != (batch,)
+        or (lengths < 1).any()
+        or (lengths > time).any()
+    ):
+        raise ValueError(
+            f"wav_lens gives {lengths.tolist()} valid samples for a batch of "
+            f"{batch} x {time}: one length per utterance, relative in (0, 1] "
+            f"(floating) or 1..{time} samples (integer)."
+        )
+    return lengths
+
+
+def valid_frames(lengths, time):
+    """Tells frames from padding.
+
+    Arguments
+    ---------
+    lengths : torch.Tensor
+        Valid frames per utterance, (batch,).
+    time : int
+        Padded number of frames.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, time), bool, True inside the utterance.
+
+    Example
+    -------
+    >>> valid_frames(torch.tensor([1, 3]), 3).int()
+    tensor([[1, 0, 0],
+            [1, 1, 1]], dtype=torch.int32)
+    """
+    return torch.arange(time, device=lengths.device) < lengths[:, None]
+
+
+def masked_mean(x, lengths):
+    """Averages over the valid frames of each utterance.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (batch, time, channel).
+    lengths : torch.Tensor
+        (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, channel).
+
+    Example
+    -------
+    >>> masked_mean(torch.tensor([[[1.0], [3.0], [99.0]]]), torch.tensor([2]))
+    tensor([[2.]])
+    """
+    mask = valid_frames(lengths, x.shape[1])[..., None]
+    return x.masked_fill(~mask, 0).sum(1) / lengths[:, None]
+
+
+class ConvModule(nn.Module):
+    """One encoder module: convolutions, then the heads of a Gaussian.
+
+    x -> [conv -> (batch norm) -> ReLU] * n -> mean, log_var
+    (the paper's figure 1; heads are 1x1 convolutions without ReLU).
+    Padding is zeroed before the first and after every convolution, so that an
+    utterance encodes to the same frames alone or in any batch.
+
+    Arguments
+    ---------
+    in_channels : int
+        Channels of the input; 1 for a waveform.
+    channels : int
+        Channels of the convolutions and of the latent.
+    kernel_sizes, strides, paddings : list of int
+        One number per convolution, in frames of its input.
+    probabilistic : bool
+        Whether there is a log-variance head. Without it the module is
+        deterministic (Greedy InfoMax) and `log_var` is None.
+    batch_norm : bool
+        Whether each convolution is followed by batch norm (over valid frames).
+
+    Example
+    -------
+    >>> module = ConvModule(1, 16, [10, 8], [5, 4], [2, 2]).eval()
+    >>> latent = module(torch.randn(2, 10240, 1))
+    >>> latent.mean.shape, latent.log_var.shape, latent.sampled
+    (torch.Size([2, 511, 16]), torch.Size([2, 511, 16]), False)
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        channels,
+        kernel_sizes,
+        strides,
+        paddings,
+        probabilistic=True,
+        batch_norm=False,
+    ):
+        super().__init__()
+        if not len(kernel_sizes) == len(strides) == len(paddings):
+            raise ValueError(
+                f"kernel_sizes {kernel_sizes}, strides {strides} and paddings "
+                f"{paddings} of a module must be equally long."
+            )
+        self.out_channels = channels
+        self.convs = nn.ModuleList()
+        self.norms = nn.ModuleList()
+        for kernel_size, stride, padding in zip(
+            kernel_sizes, strides, paddings, strict=True
+        ):
+            self.convs.append(
+                nn.Conv1d(in_channels, channels, kernel_size, stride, padding)
+            )
+            if batch_norm:
+                self.norms.append(nn.BatchNorm1d(channels))
+            in_channels = channels
+        self.mean = nn.Linear(channels, channels)
+        self.log_var = nn.Linear(channels, channels) if probabilistic else None
+
+    def output_lengths(self, lengths):
+        """Computes frames out from frames in, by the convolutions' arithmetic.
+
+        Arguments
+        ---------
+        lengths : int or torch.Tensor
+            Frames (samples for the first module) in.
+
+        Returns
+        -------
+        int or torch.Tensor
+            Frames out; zero or less where the input is too short.
+        """
+        for conv in self.convs:
+            (kernel_size,), (stride,) = conv.kernel_size, conv.stride
+            (padding,) = conv.padding
+            lengths = (lengths + 2 * padding - kernel_size) // stride + 1
+        return lengths
+
+    def forward(self, x, lengths=None, sample=None, generator=None):
+        """Encodes a padded batch.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            (batch, time, in_channels).
+        lengths : torch.Tensor, optional
+            Valid frames of the input, (batch,); all by default.
+        sample : bool, optional
+            Whether to draw from the posterior; by default in training only.
+        generator : torch.Generator, optional
+            Source of the noise.
+
+        Returns
+        -------
+        Latent
+
+        Raises
+        ------
+        ValueError
+            If an utterance is too short for a single frame.
+        """
+        lengths = absolute_lengths(x) if lengths is None else lengths
+        if (self.output_lengths(lengths) < 1).any():
+            raise ValueError(
+                f"An utterance of {int(lengths.min())} frames is too short: "
+                f"the module's convolutions give it no output frame."
+            )
+        x = x.masked_fill(~valid_frames(lengths, x.shape[1])[..., None], 0)
+        x = x.transpose(1, 2)  # (batch, channel, time) inside
+        for i, conv in enumerate(self.convs):
+            x = conv(x)
+            (kernel_size,), (stride,) = conv.kernel_size, conv.stride
+            lengths = (
+                lengths + 2 * conv.padding[0] - kernel_size
+            ) // stride + 1
+            padded = bool((lengths < x.shape[2]).any())
+            mask = valid_frames(lengths, x.shape[2]) if padded else None
+            if self.norms:
+                x = _norm_valid(self.norms[i], x, mask)
+            x = torch.relu(x)
+            if padded:
+                x = x.masked_fill(~mask[:, None], 0)
+        x = x.transpose(1, 2)
+        mean = self.mean(x)
+        log_var = None if self.log_var is None else self.log_var(x)
+        sample = self.training if sample is None else sample
+        sampled = bool(sample) and log_var is not None
+        latent = Latent(mean, log_var, mean, lengths, sampled)
+        if sampled:
+            latent = latent._replace(sample=latent.draw(generator))
+        return latent
+
+
+def _norm_valid(norm, x, mask):
+    """Batch norm whose statistics leave the padding out."""
+    if mask is None or not norm.training:
+        return norm(x)
+    x = x.transpose(1, 2)  # (batch, time, channel)
+    normed = torch.zeros_like(x)
+    normed[mask] = norm(x[mask])
+    return normed.transpose(1, 2)
+
+
+class ContextModule(nn.Module):
+    """The autoregressive module g_ar: a GRU over the latents below it.
+
+    Arguments
+    ---------
+    in_channels : int
+        Channels of the latents it reads.
+    channels : int
+        Channels of the context.
+
+    Example
+    -------
+    >>> ContextModule(16, 8)(torch.randn(2, 64, 16)).mean.shape
+    torch.Size([2, 64, 8])
+    """
+
+    def __init__(self, in_channels, channels):
+        super().__init__()
+        self.out_channels = channels
+        self.gru = nn.GRU(in_channels, channels, batch_first=True)
+
+    def output_lengths(self, lengths):
+        """Frames out are frames in."""
+        return lengths
+
+    def forward(self, x, lengths=None, sample=None, generator=None):
+        """Runs over a padded batch from its start; deterministic.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            (batch, time, in_channels).
+        lengths : torch.Tensor, optional
+            Valid frames, (batch,).
+        sample, generator : ignored
+            There is no posterior to draw from.
+
+        Returns
+        -------
+        Latent
+            With `log_var` None and `sample` the mean.
+        """
+        lengths = absolute_lengths(x) if lengths is None else lengths
+        context, _ = self.gru(x)
+        return Latent(context, None, context, lengths, False)
+
+
+class GreedyEncoder(nn.Module):
+    """The stack of modules, as one feature extractor.
+
+    Layers are named `module1`, `module2`, ..., and `context` if there is one.
+    In `train()` every posterior is sampled, in `eval()` the means travel
+    upwards; `sample=` overrides both, and `Latent.sampled` tells which it was.
+    This class does not train anything: `speechbrain_sim.brains` does.
+
+    Arguments
+    ---------
+    channels : int
+        Channels of every convolution.
+    context_channels : int
+        Channels of the GRU; 0 for no context module.
+    kernel_sizes, strides, paddings : list of list of int
+        One list per module, one number per convolution.
+    probabilistic : bool
+        Gaussian posteriors (SIM), or deterministic modules (GIM).
+    batch_norm : bool
+        Batch norm after each convolution.
+
+    Example
+    -------
+    >>> encoder = GreedyEncoder(channels=16, context_channels=8).eval()
+    >>> latents = encoder(torch.randn(2, 10240), torch.tensor([1.0, 0.5]))
+    >>> {name: tuple(z.mean.shape) for name, z in latents.items()}
+    {'module1': (2, 511, 16), 'module2': (2, 129, 16), 'module3': (2, 64, 16),
+     'context': (2, 64, 8)}
+    >>> latents["module3"].lengths
+    tensor([64, 32])
+    """
+
+    def __init__(
+        self,
+        channels=512,
+        context_channels=256,
+        kernel_sizes=((10, 8), (4, 4), (4,)),
+        strides=((5, 4), (2, 2), (2,)),
+        paddings=((2, 2), (2, 2), (1,)),
+        probabilistic=True,
+        batch_norm=False,
+    ):
+        super().__init__()
+        #: the constructor's arguments, as a checkpoint needs them
+        self.config = {
+            "channels": channels,
+            "context_channels": context_channels,
+            "kernel_sizes": [list(sizes) for sizes in kernel_sizes],
+            "strides": [list(sizes) for sizes in strides],
+            "paddings": [list(sizes) for sizes in paddings],
+            "probabilistic": probabilistic,
+            "batch_norm": batch_norm,
+        }
+        if not len(kernel_sizes) == len(strides) == len(paddings):
+            raise ValueError(
+                f"kernel_sizes, strides and paddings list {len(kernel_sizes)}, "
+                f"{len(strides)} and {len(paddings)} modules."
+            )
+        self.layers = nn.ModuleDict()
+        in_channels = 1
+        for m, sizes in enumerate(
+            zip(kernel_sizes, strides, paddings, strict=False), 1
+        ):
+            self.layers[f"module{m}"] = ConvModule(
+                in_channels, channels, *sizes, probabilistic, batch_norm
+            )
+            in_channels = channels
+        if context_channels:
+            self.layers[CONTEXT] = ContextModule(in_channels, context_channels)
+
+    @property
+    def layer_names(self):
+        """Names of the layers, bottom first."""
+        return list(self.layers)
+
+    def check_layer(self, layer):
+        """Raises a ValueError naming the layers there are, if `layer` is not."""
+        if layer not in self.layers:
+            raise ValueError(
+                f"There is no layer '{layer}'; this encoder has "
+                f"{', '.join(self.layer_names)}."
+            )
+
+    def output_lengths(self, samples, layer):
+        """Computes the frames of a layer for a number of samples.
+
+        Arguments
+        ---------
+        samples : int or torch.Tensor
+            Samples at 16 kHz.
+        layer : str
+            Name of the layer.
+
+        Returns
+        -------
+        int or torch.Tensor
+
+        Example
+        -------
+        >>> encoder = GreedyEncoder(channels=4, context_channels=2)
+        >>> [encoder.output_lengths(10240, n) for n in encoder.layer_names]
+        [511, 129, 64, 64]
+        """
+        self.check_layer(layer)
+        for name in self.layer_names:
+            samples = self.layers[name].output_lengths(samples)
+            if name == layer:
+                return samples
+
+    def frame_geometry(self, layer):
+        """Tells where the frames of a layer lie on the time axis.
+
+        Arguments
+        ---------
+        layer : str
+            Name of the layer.
+
+        Returns
+        -------
+        hop, center : (int, float)
+            Frame i is centred at sample `center + hop * i` of the input. (The
+            GRU of `context` looks back from there.)
+
+        Example
+        -------
+        >>> encoder = GreedyEncoder(channels=4, context_channels=2)
+        >>> [encoder.frame_geometry(name) for name in encoder.layer_names]
+        [(20, 10.0), (80, -20.0), (160, 20.0), (160, 20.0)]
+        """
+        self.check_layer(layer)
+        hop, center = 1, 0.0
+        for name in self.layer_names:
+            for conv in getattr(self.layers[name], "convs", ()):
+                center += hop * (
+                    (conv.kernel_size[0] - 1) / 2 - conv.padding[0]
+                )
+                hop *= conv.stride[0]
+            if name == layer:
+                return hop, center
+
+    def forward(
+        self, wavs, wav_lens=None, layers=None, sample=None, generator=None
+    ):
+        """Encodes waveforms.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            (batch, samples) at 16 kHz.
+        wav_lens : torch.Tensor, optional
+            Relative lengths (floating) or samples (integer), (batch,).
+        layers : list of str, optional
+            The layers to return; all by default. Nothing above the highest of
+            them is computed.
+        sample : bool, optional
+            Draw from every posterior on the way; by default in training only.
+        generator : torch.Generator, optional
+            Source of the noise.
+
+        Returns
+        -------
+        dict of str to Latent
+            Bottom first.
+
+        Raises
+        ------
+        ValueError
+            If a layer does not exist, or an utterance is too short.
+        """
+        if wavs.ndim != 2:
+            raise ValueError(
+                f"wavs has shape {tuple(wavs.shape)}; expected (batch, samples)."
+            )
+        wanted = self.layer_names if layers is None else list(layers)
+        for layer in wanted:
+            self.check_layer(layer)
+        x, lengths = wavs[..., None], absolute_lengths(wavs, wav_lens)
+        sampled, latents = False, {}
+        for name, layer in self.layers.items():
+            latent = layer(x, lengths, sample, generator)
+            sampled = sampled or latent.sampled
+            if name in wanted:
+                latents[name] = latent._replace(sampled=sampled)
+            if len(latents) == len(set(wanted)):
+                return latents
+            x, lengths = latent.sample, latent.lengths

@@ -1,0 +1,168 @@
+"""From a yaml file and a command line to a run's hyper-parameters.
+
+A yaml that begins with `base: other.yaml` is a difference: its keys replace
+those of the other file. The file that `--model NAME` names in `hparams/models`
+is such a difference, too. Precedence: base < difference < model < command line.
+"""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import ruamel.yaml
+import speechbrain as sb
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from speechbrain.utils.distributed import if_main_process
+
+_HERE = Path(__file__).parent
+#: the model files, in a wheel or in a checkout
+MODELS = next(
+    folder
+    for folder in (_HERE / "hparams_models", _HERE.parent / "hparams/models")
+    if folder.is_dir()
+)
+
+
+def _read_yaml(text):
+    return ruamel.yaml.YAML().load(text) or {}
+
+
+def resolve_base(path):
+    """Follows `base:` to the complete yaml.
+
+    Arguments
+    ---------
+    path : str or Path
+        A yaml file.
+
+    Returns
+    -------
+    path, changes : (Path, dict)
+        The yaml without a base, and what the files on the way change in it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file does not exist.
+
+    Example
+    -------
+    >>> path, changes = resolve_base(MODELS / "gim.yaml")
+    >>> path.name, dict(changes)
+    ('sim.yaml', {'model_name': 'gim', 'probabilistic': False})
+    """
+    path, changes = Path(path), {}
+    while True:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no hyper-parameter file {path}.")
+        content = _read_yaml(path.read_text(encoding="utf-8"))
+        if "base" not in content:
+            return path, changes
+        base = path.parent / content.pop("base")
+        path, changes = base, {**content, **changes}
+
+
+def model_changes(name):
+    """Reads what a model of the family changes in `sim.yaml`.
+
+    Arguments
+    ---------
+    name : str
+        Name of a file in `hparams/models`, without `.yaml`.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValueError
+        If there is no such model; names the ones there are.
+
+    Example
+    -------
+    >>> dict(model_changes("sim_beta0"))
+    {'model_name': 'sim_beta0', 'kl_weight': 0.0}
+    """
+    names = sorted(path.stem for path in MODELS.glob("*.yaml"))
+    if name not in names:
+        raise ValueError(
+            f"There is no model '{name}'; hparams/models has {', '.join(names)}."
+        )
+    return {} if name == "sim" else resolve_base(MODELS / f"{name}.yaml")[1]
+
+
+def build_model(name="sim", **changes):
+    """Builds a member of the family, untrained, with the paper's settings.
+
+    Arguments
+    ---------
+    name : str
+        `sim`, `gim`, `sim_beta0`, `cpc`, `sim_end_to_end`, `supervised` or
+        `random`.
+    **changes : any
+        Other values for keys of `hparams/models/sim.yaml`.
+
+    Returns
+    -------
+    SimpleNamespace
+        With `encoder` (GreedyEncoder), `modules` (what a GreedyBrain trains)
+        and every hyper-parameter.
+
+    Example
+    -------
+    >>> model = build_model("gim", channels=16, context_channels=8)
+    >>> model.encoder.layer_names == list(model.modules)
+    True
+    """
+    with open(MODELS / "sim.yaml", encoding="utf-8") as file:
+        content = load_hyperpyyaml(file, {**model_changes(name), **changes})
+    return SimpleNamespace(**content)
+
+
+def load_experiment(argv):
+    """Reads a run's hyper-parameters as every recipe here does.
+
+    Merges the yaml with its base, the model's difference and the command line,
+    starts the process group under torchrun, builds the objects, and writes the
+    whole, resolved, to `hyperparams.yaml` in the output folder.
+
+    Arguments
+    ---------
+    argv : list of str
+        Yaml file, then options as in any SpeechBrain recipe: `--channels 64`,
+        `--device cpu`; `--model NAME` picks a file of `hparams/models`.
+
+    Returns
+    -------
+    hparams, run_opts : (dict, RunOptions)
+
+    Raises
+    ------
+    KeyError
+        If an option is neither SpeechBrain's nor a key of the yaml.
+    """
+    hparams_file, run_opts, typed = sb.parse_arguments(argv)
+    sb.utils.distributed.ddp_init_group(run_opts)
+    path, changes = resolve_base(hparams_file)
+    document = {**_read_yaml(path.read_text(encoding="utf-8")), **changes}
+    typed = _read_yaml(typed)
+    model = typed.pop("model", changes.pop("model", None))
+    unknown = sorted(set(typed) - set(document))
+    if unknown:
+        raise KeyError(
+            f"{hparams_file} has no key {', '.join(unknown)}, and SpeechBrain "
+            f"no such option. The keys are: {', '.join(sorted(document))}."
+        )
+    document.update({**(model_changes(model) if model else {}), **typed})
+    text = io.StringIO()
+    ruamel.yaml.YAML().dump(document, text)
+    merged = io.StringIO(text.getvalue())
+    merged.name = str(path)  # what !include: is relative to
+    resolved = resolve_references(merged).getvalue()
+    hparams = load_hyperpyyaml(resolved)
+    if if_main_process():
+        folder = Path(hparams["output_folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hyperparams.yaml").write_text(resolved, encoding="utf-8")
+    return hparams, run_opts

@@ -1,0 +1,413 @@
+"""Smooth-InfoNCE: L = NCE + beta * KL(posterior || N(0, I)), per module.
+
+One equation, one function: `info_nce` and `gaussian_kl` are pure,
+`draw_window` and `draw_negatives` make their random choices, and
+`SmoothInfoNCE` adds them up as in equation 7 of the paper.
+
+Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 3.2,
+https://arxiv.org/abs/2408.12936
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from speechbrain_sim.encoders import valid_frames
+
+
+class NCE(NamedTuple):
+    """Contrastive loss (nats) and the share of positives that scored highest."""
+
+    loss: torch.Tensor
+    accuracy: torch.Tensor
+
+
+def draw_window(longest, window, generator=None):
+    """Draws where the scored window begins, the same for a whole batch.
+
+    Arguments
+    ---------
+    longest : int
+        Frames of the longest utterance in the batch.
+    window : int
+        Frames of the window.
+    generator : torch.Generator, optional
+        On the CPU.
+
+    Returns
+    -------
+    start, frames : (int, int)
+        The window is `start : start + frames`; the whole utterance if that is
+        not longer than the window.
+
+    Example
+    -------
+    >>> draw_window(64, 128)
+    (0, 64)
+    """
+    if longest <= window:
+        return 0, longest
+    start = torch.randint(longest - window + 1, (), generator=generator)
+    return int(start), window
+
+
+def draw_negatives(
+    lengths, time, frames, negatives, own_negatives=0, generator=None
+):
+    """Draws the negatives of each scored frame, never from the padding.
+
+    Negatives are i.i.d. uniform over all valid frames of the batch, so one of
+    them may be the positive itself. The last `own_negatives` of them are
+    uniform over the frame's own utterance instead: they ask for content, where
+    the others can be told apart by speaker.
+
+    Arguments
+    ---------
+    lengths : torch.Tensor
+        Valid frames per utterance, (batch,).
+    time : int
+        Padded frames of the sequence that is indexed.
+    frames : int
+        Frames of the scored window.
+    negatives : int
+        How many per frame, N.
+    own_negatives : int
+        How many of these from the frame's own utterance.
+    generator : torch.Generator, optional
+        On the CPU.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, frames, N), int64: indices into the (batch * time) sequence.
+
+    Example
+    -------
+    >>> draw_negatives(torch.tensor([5, 3]), 5, 4, 10).shape
+    torch.Size([2, 4, 10])
+    """
+    if not 0 <= own_negatives <= negatives:
+        raise ValueError(
+            f"own_negatives is {own_negatives}; it must be 0..{negatives}, the "
+            f"number of negatives."
+        )
+    counts = lengths.cpu()
+    batch = len(counts)
+    ends = counts.cumsum(0)
+    shape = (batch, frames, negatives - own_negatives)
+    position = torch.randint(int(ends[-1]), shape, generator=generator)
+    row = torch.searchsorted(ends, position, right=True)
+    drawn = [row * time + position - (ends - counts)[row]]
+    if own_negatives:
+        uniform = torch.rand(
+            (batch, frames, own_negatives),
+            generator=generator,
+            dtype=torch.float64,
+        )
+        position = (uniform * counts[:, None, None]).long()
+        drawn.append(torch.arange(batch)[:, None, None] * time + position)
+    return torch.cat(drawn, dim=-1).to(lengths.device)
+
+
+def info_nce(predicted, z, lengths, start, negatives):
+    """Scores each predicted frame against its positive and its negatives.
+
+    f_k(t, j) = z_j . W_k c_t, and the loss is the cross-entropy of j = t + k
+    among itself and the negatives (the paper's equation 3), averaged over the
+    valid frames t for each k, then over k. c and the positives stay inside the
+    window; a frame whose positive lies beyond its utterance counts nowhere.
+
+    Arguments
+    ---------
+    predicted : torch.Tensor
+        W_k c_t for the window, (batch, frames, K, channel).
+    z : torch.Tensor
+        The full sequence, (batch, time, channel).
+    lengths : torch.Tensor
+        Valid frames of `z`, (batch,).
+    start : int
+        First frame of the window.
+    negatives : torch.Tensor
+        Indices into the (batch * time) sequence, (batch, frames, N).
+
+    Returns
+    -------
+    NCE
+
+    Raises
+    ------
+    ValueError
+        If no utterance has a frame and its successor inside the window.
+    """
+    frames, steps = predicted.shape[1:3]
+    window = z[:, start : start + frames]
+    positive = []
+    for k in range(1, steps + 1):
+        ahead = min(k, frames)
+        score = predicted[:, : frames - ahead, k - 1] * window[:, ahead:]
+        positive.append(nn.functional.pad(score.sum(-1), (0, ahead)))
+    positive = torch.stack(positive, dim=-1)  # (batch, frames, K)
+    candidates = z.flatten(0, 1)[negatives]  # (batch, frames, N, channel)
+    negative = predicted @ candidates.transpose(-1, -2)  # (.., K, N)
+    scores = torch.cat([positive[..., None], negative], dim=-1)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    ahead = torch.arange(1, steps + 1, device=z.device)
+    last = (lengths - start).clamp(0, frames)[:, None] - ahead  # (batch, K)
+    valid = torch.arange(frames, device=z.device)[:, None] < last[:, None]
+    counts = valid.sum((0, 1))  # pairs of each k
+    if not counts.any():
+        raise ValueError(
+            f"No frame has a successor inside the scored window "
+            f"{start}..{start + frames - 1}: the utterances have "
+            f"{lengths.tolist()} frames."
+        )
+    loss = scores.logsumexp(-1) - scores[..., 0]
+    # a negative that is the positive itself does not count as a mistake
+    row = torch.arange(len(z), device=z.device)[:, None, None] * z.shape[1]
+    at = row + start + torch.arange(frames, device=z.device)[:, None] + ahead
+    own = negatives[:, :, None] == at[..., None]  # (batch, frames, K, N)
+    rival = scores[..., 1:].masked_fill(own, -torch.inf).amax(-1)
+    correct = (scores[..., 0] > rival).to(loss.dtype)
+
+    def mean(values):
+        per_step = values.masked_fill(~valid, 0).sum((0, 1))
+        return (per_step / counts.clamp(min=1)).sum() / (counts > 0).sum()
+
+    return NCE(mean(loss), mean(correct.detach()))
+
+
+def kl_per_channel(mean, log_var, lengths):
+    """KL divergence from N(mean, exp(log_var)) to N(0, 1) of each channel.
+
+    1/2 (-log sigma^2 - 1 + sigma^2 + mu^2), averaged over the valid frames.
+
+    Arguments
+    ---------
+    mean, log_var : torch.Tensor
+        (batch, time, channel).
+    lengths : torch.Tensor
+        Valid frames, (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        (channel,), nats per frame.
+    """
+    dtype = torch.promote_types(mean.dtype, torch.float32)
+    mean, log_var = mean.to(dtype), log_var.to(dtype)
+    kl = 0.5 * (torch.exp(log_var) - log_var - 1 + mean.square())
+    mask = valid_frames(lengths, mean.shape[1])
+    return kl.masked_fill(~mask[..., None], 0).sum((0, 1)) / lengths.sum()
+
+
+def reduce_kl(per_channel, lengths, reduction):
+    """Brings the KL of each channel to the scalar that beta multiplies.
+
+    Arguments
+    ---------
+    per_channel : torch.Tensor
+        (channel,), nats per frame, from `kl_per_channel`.
+    lengths : torch.Tensor
+        Valid frames, (batch,).
+    reduction : str
+        "channel": sum over channels, mean over all valid frames (the paper's
+        equation). "time": sum over each utterance's frames, mean over
+        utterances and channels (the authors' release; its beta so depends on
+        clip length and width).
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar.
+
+    Raises
+    ------
+    ValueError
+        If the reduction is neither.
+    """
+    if reduction == "channel":
+        return per_channel.sum()
+    if reduction == "time":
+        return per_channel.mean() * lengths.sum() / len(lengths)
+    raise ValueError(
+        f"kl_reduction is '{reduction}'; it must be 'channel' or 'time'."
+    )
+
+
+def gaussian_kl(mean, log_var, lengths, reduction="channel"):
+    """KL divergence from N(mean, exp(log_var)) to N(0, I), over valid frames.
+
+    Arguments
+    ---------
+    mean, log_var : torch.Tensor
+        (batch, time, channel).
+    lengths : torch.Tensor
+        Valid frames, (batch,).
+    reduction : str
+        "channel" or "time", see `reduce_kl`.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar, in nats.
+
+    Example
+    -------
+    >>> zeros, lengths = torch.zeros(2, 5, 3), torch.tensor([5, 2])
+    >>> gaussian_kl(zeros, zeros, lengths)
+    tensor(0.)
+    >>> gaussian_kl(zeros + 1, zeros, lengths)
+    tensor(1.5000)
+    """
+    return reduce_kl(kl_per_channel(mean, log_var, lengths), lengths, reduction)
+
+
+def active_units(mean, lengths, threshold=0.01):
+    """Counts the channels whose mean varies over the valid frames of a batch.
+
+    Arguments
+    ---------
+    mean : torch.Tensor
+        (batch, time, channel).
+    lengths : torch.Tensor
+        Valid frames, (batch,).
+    threshold : float
+        Least variance of an active unit (Burda et al. 2016, section 5).
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar between 0 and the number of channels.
+
+    Example
+    -------
+    >>> mean = torch.stack([torch.zeros(50), torch.randn(50)], dim=-1)
+    >>> active_units(mean[None], torch.tensor([50]))
+    tensor(1.)
+    """
+    frames = mean[valid_frames(lengths, mean.shape[1])].float()
+    return (frames.var(0, correction=0) > threshold).sum().float()
+
+
+class SmoothInfoNCE(nn.Module):
+    """The objective of one greedily trained module.
+
+    L = NCE(c, z) + sum_l beta_l * KL(posterior_l || N(0, I))   (equation 7)
+
+    A module trained greedily has one posterior; a stack trained end to end has
+    one at every depth; a deterministic one has none.
+
+    Arguments
+    ---------
+    z_channels, c_channels : int
+        Channels of the predicted latents z and of the predictor's input c.
+    prediction_steps : int
+        K, how many frames ahead are predicted; one matrix W_k for each.
+    negatives : int
+        N, negatives of each frame.
+    own_negatives : int
+        How many of these are drawn from the same utterance.
+    window : int
+        Longest window of scored frames; negatives come from everywhere.
+    kl_reduction : str
+        "channel" or "time", see `gaussian_kl`.
+
+    Example
+    -------
+    >>> from speechbrain_sim.encoders import Latent
+    >>> objective = SmoothInfoNCE(z_channels=8, c_channels=8)
+    >>> lengths = torch.tensor([64, 40])
+    >>> mean, log_var = torch.randn(2, 64, 8), torch.zeros(2, 64, 8)
+    >>> z = Latent(mean, log_var, mean, lengths, False)
+    >>> loss = objective([(z.draw(), z.draw())], lengths, [(z, 0.01)])
+    >>> loss.total.ndim, loss.kl[0].shape
+    (0, torch.Size([8]))
+    """
+
+    def __init__(
+        self,
+        z_channels,
+        c_channels,
+        prediction_steps=10,
+        negatives=10,
+        own_negatives=0,
+        window=128,
+        kl_reduction="time",
+    ):
+        super().__init__()
+        if window < 2:
+            raise ValueError(
+                f"window is {window}; it must be 2 or more frames."
+            )
+        self.prediction_steps = prediction_steps
+        self.negatives = negatives
+        self.own_negatives = own_negatives
+        self.window = window
+        self.kl_reduction = kl_reduction
+        # W_1 .. W_K, one below the other
+        self.predictor = nn.Linear(
+            c_channels, prediction_steps * z_channels, bias=False
+        )
+
+    def forward(self, pairs, lengths, posteriors=(), generator=None):
+        """Adds the terms up.
+
+        Arguments
+        ---------
+        pairs : list of (torch.Tensor, torch.Tensor)
+            L Monte-Carlo draws of (c, z), each (batch, time, channel); the NCE
+            is their mean.
+        lengths : torch.Tensor
+            Valid frames, (batch,).
+        posteriors : list of (Latent, float)
+            What the KL regularises, with its weight beta.
+        generator : torch.Generator, optional
+            On the CPU: source of window and negatives, shared by all draws.
+
+        Returns
+        -------
+        SmoothInfoNCELoss
+        """
+        time = pairs[0][1].shape[1]
+        start, frames = draw_window(int(lengths.max()), self.window, generator)
+        negatives = draw_negatives(
+            lengths,
+            time,
+            frames,
+            self.negatives,
+            self.own_negatives,
+            generator,
+        )
+        draws = []
+        for c, z in pairs:
+            predicted = self.predictor(c[:, start : start + frames])
+            predicted = predicted.unflatten(-1, (self.prediction_steps, -1))
+            draws.append(info_nce(predicted, z, lengths, start, negatives))
+        nce = sum(draw.loss for draw in draws) / len(draws)
+        accuracy = sum(draw.accuracy for draw in draws) / len(draws)
+        total, kl = nce, []
+        for latent, kl_weight in posteriors:
+            per_channel = kl_per_channel(
+                latent.mean, latent.log_var, latent.lengths
+            )
+            total = total + kl_weight * reduce_kl(
+                per_channel, latent.lengths, self.kl_reduction
+            )
+            kl.append(per_channel.detach())
+        return SmoothInfoNCELoss(total, nce, kl, accuracy)
+
+
+class SmoothInfoNCELoss(NamedTuple):
+    """The sum (with a gradient) and its terms.
+
+    `nce` is in nats, `kl` holds the KL of each posterior per channel in nats
+    per frame, whatever the reduction, and `accuracy` is the share of positives
+    that scored above all their negatives.
+    """
+
+    total: torch.Tensor
+    nce: torch.Tensor
+    kl: list
+    accuracy: torch.Tensor

@@ -1,0 +1,94 @@
+"""What a linear layer can read from a latent, and where labels lie in it."""
+
+import torch
+from torch import nn
+
+#: target of a frame or utterance that does not count
+NO_LABEL = -1
+
+
+def frames_of_labels(num_labels, hop, center):
+    """Finds the frame whose centre is nearest to the centre of each label.
+
+    Phone labels come one per 10 ms from 25 ms windows without padding: label i
+    is centred at sample 160 i + 200.
+
+    Arguments
+    ---------
+    num_labels : int
+        Labels of the utterance.
+    hop, center : int, float
+        Geometry of the layer: frame j is centred at sample center + hop * j.
+
+    Returns
+    -------
+    torch.Tensor
+        (num_labels,), int64.
+
+    Example
+    -------
+    >>> frames_of_labels(3, hop=160, center=20)
+    tensor([1, 2, 3])
+    """
+    centers = 160 * torch.arange(num_labels) + 200
+    return ((centers - center) / hop).round().long()
+
+
+class LinearProbe(nn.Module):
+    """Linear classifiers, trained side by side on the same features.
+
+    logits_s = x_s W_s (+ b_s), for `probes` independent classifiers s. With an
+    optimizer that works elementwise, such as Adam, training them together
+    equals training each alone.
+
+    Arguments
+    ---------
+    channels : int
+        Channels of the features.
+    classes : int
+        Number of classes.
+    probes : int
+        How many classifiers.
+    bias : bool
+        Whether they have a bias.
+    generators : list of torch.Generator, optional
+        One per classifier: source of its initial weights, which are uniform in
+        +- 1 / sqrt(channels), as those of `torch.nn.Linear`.
+
+    Example
+    -------
+    >>> LinearProbe(16, 3, probes=2)(torch.randn(2, 8, 16)).shape
+    torch.Size([2, 8, 3])
+    """
+
+    def __init__(self, channels, classes, probes=1, bias=True, generators=None):
+        super().__init__()
+        generators = generators or [None] * probes
+        bound = channels**-0.5
+
+        def uniform(*shape):
+            draws = [
+                torch.empty(shape).uniform_(-bound, bound, generator=generator)
+                for generator in generators
+            ]
+            return nn.Parameter(torch.stack(draws))
+
+        self.weight = uniform(channels, classes)
+        self.bias = uniform(1, classes) if bias else None
+
+    def forward(self, x):
+        """Scores the classes.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            (probes, examples, channels).
+
+        Returns
+        -------
+        torch.Tensor
+            (probes, examples, classes).
+        """
+        if self.bias is None:
+            return torch.bmm(x, self.weight)
+        return torch.baddbmm(self.bias, x, self.weight)

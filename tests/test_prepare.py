@@ -1,0 +1,537 @@
+"""Preparation: manifests, a user's folder, and the two corpora."""
+
+import csv
+import json
+import logging
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from speechbrain.dataio.dataset import DynamicItemDataset
+
+from speechbrain_sim.data.artificial_speech import prepare_artificial_speech
+from speechbrain_sim.data.audio import read_audio
+from speechbrain_sim.data.folder import prepare_folder
+from speechbrain_sim.data.librispeech import prepare_librispeech
+from speechbrain_sim.data.manifests import hash_split, write_manifests
+
+DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+SPLITS = ("train", "valid", "test")
+
+
+def make(path, frames=16000, rate=16000, scale=0.5):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x = np.random.default_rng(frames).uniform(-scale, scale, frames)
+    sf.write(path, x, rate)
+    return path
+
+
+def rows_of(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def ids(save, split):
+    return [row["ID"] for row in rows_of(save / f"{split}.csv")]
+
+
+def contents(save):
+    return {path.name: path.read_bytes() for path in save.glob("*.csv")}
+
+
+def real(name):
+    folder = DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"the folder ../shared/data/{name} is absent")
+    return folder
+
+
+# --- manifests ---------------------------------------------------------------
+
+
+def test_hash_split_ignores_order_and_counts():
+    names = [f"n{i}" for i in range(20)]
+    shares = {"valid": 0.1, "test": 0.2}
+    sides = hash_split(names, shares, seed=3)
+    assert sides == hash_split(reversed(names), shares, seed=3)
+    assert sides != hash_split(names, shares, seed=4)
+    assert Counter(sides.values()) == {"train": 14, "valid": 2, "test": 4}
+    assert set(hash_split("abc", shares).values()) == set(SPLITS)
+    assert set(hash_split("ab", shares).values()) == {"train"}
+    big = hash_split("abc", {"valid": 0.8, "test": 0.1})
+    assert set(big.values()) == set(SPLITS)
+    for bad in ({"test": 1.0}, {"test": -0.1, "valid": 0.5}):
+        with pytest.raises(ValueError, match="Shares"):
+            hash_split(names, bad)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Three good files, of different rates, and a damaged one."""
+    data = tmp_path / "data"
+    good = [
+        make(data / "a b" / "1.wav", 16000),
+        make(data / "2.flac", 22050, 44100),
+        make(data / "3.wav", 16000),
+    ]
+    bad = make(data / "bad.flac", 16000)
+    bad.write_bytes(bad.read_bytes()[:9000])
+    rows = [{"ID": p.stem, "wav": p, "label": f"l{p.stem}"} for p in good]
+    rows_bad = [{"ID": "bad", "wav": bad, "label": "lb"}]
+    return data, rows, rows_bad
+
+
+def test_manifest_loads_in_speechbrain(corpus, tmp_path):
+    data, rows, _ = corpus
+    save = tmp_path / "save"
+    counts = write_manifests({"train": rows}, save, data, min_samples=8000)
+    assert counts == {"train": 3}
+    first = rows_of(save / "train.csv")[0]
+    assert list(first) == [
+        "ID",
+        "duration",
+        "wav",
+        "sample_rate",
+        "num_samples",
+        "label",
+    ]
+    assert first["wav"] == "$data_root/a b/1.wav"
+    assert (
+        not list(save.glob("*.tmp")) and not (save / "bad_audio.csv").exists()
+    )
+
+    moved = data.rename(tmp_path / "moved")
+    dataset = DynamicItemDataset.from_csv(
+        save / "train.csv", replacements={"data_root": moved}
+    )
+    dataset.set_output_keys(["wav", "duration", "num_samples", "label"])
+    assert len(dataset) == 3
+    for item in dataset:
+        assert len(read_audio(item["wav"])) == int(item["num_samples"])
+    assert dataset[1]["duration"] == 0.5
+    assert dataset[1]["num_samples"] == "8000"
+    assert dataset[1]["label"] == "l2"
+
+
+def test_fail_names_bad_files_and_writes_no_manifest(corpus, tmp_path):
+    data, rows, bad = corpus
+    save = tmp_path / "save"
+    with pytest.raises(ValueError) as caught:
+        write_manifests({"train": rows, "test": bad}, save, data, 8000)
+    for text in ("1 audio", "bad.flac", "bad_audio.csv", "--on_bad_audio skip"):
+        assert text in str(caught.value)
+    assert [path.name for path in save.iterdir()] == ["bad_audio.csv"]
+    (line,) = rows_of(save / "bad_audio.csv")
+    assert (line["split"], line["ID"]) == ("test", "bad")
+    assert line["wav"].endswith("bad.flac") and "truncated" in line["reason"]
+
+
+def test_skip_drops_bad_files_with_a_warning(corpus, tmp_path, caplog):
+    data, rows, bad = corpus
+    save = tmp_path / "save"
+    with caplog.at_level(logging.WARNING):
+        write_manifests({"train": rows + bad}, save, data, 8000, "skip")
+    assert "Skipped 1 bad" in caplog.text
+    assert ids(save, "train") == ["1", "2", "3"]
+    assert len(rows_of(save / "bad_audio.csv")) == 1
+
+    write_manifests({"train": rows}, save, data, 8000, "skip")
+    assert not (save / "bad_audio.csv").exists()
+
+
+def test_split_emptied_by_skipping_is_an_error(corpus, tmp_path):
+    data, rows, bad = corpus
+    splits = {"train": rows, "test": bad}
+    with pytest.raises(ValueError, match="'test' is empty: 1 files"):
+        write_manifests(splits, tmp_path / "save", data, 8000, "skip")
+    assert not (tmp_path / "save" / "train.csv").exists()
+
+
+def test_wrong_rows_are_errors(corpus, tmp_path):
+    data, rows, _ = corpus
+    twice = [*rows, {**rows[0], "wav": data / "3.wav"}]
+    with pytest.raises(ValueError, match="ID 1: a b/1.wav and 3.wav"):
+        write_manifests({"train": twice}, tmp_path / "s", data, 1)
+    dollar = [{**rows[0], "label": "$x"}]
+    with pytest.raises(ValueError, match="placeholder"):
+        write_manifests({"train": dollar}, tmp_path / "s", data, 1)
+    clash = [{**rows[0], "duration": 3}]
+    with pytest.raises(ValueError, match="cannot be labels"):
+        write_manifests({"train": clash}, tmp_path / "s", data, 1)
+    with pytest.raises(ValueError, match="'fail' or 'skip'"):
+        write_manifests({"train": rows}, tmp_path / "s", data, 1, "ignore")
+
+
+def test_equal_manifests_are_not_rewritten(corpus, tmp_path, caplog):
+    data, rows, _ = corpus
+    save = tmp_path / "save"
+
+    def rewritten(rows, min_samples=8000, splits=("train",)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            write_manifests(
+                {name: rows for name in splits}, save, data, min_samples
+            )
+        return "Already" not in caplog.text
+
+    assert rewritten(rows, splits=("train", "test"))
+    assert not rewritten(rows, splits=("train", "test"))
+    assert rewritten(rows)
+    assert not (save / "test.csv").exists()
+    assert rewritten(rows, min_samples=1)
+    assert rewritten([{**row, "label": "new"} for row in rows])
+    assert rewritten(rows)
+    make(data / "3.wav", 17000)
+    assert rewritten(rows)
+    (save / "train.csv").unlink()
+    assert rewritten(rows)
+    assert rows_of(save / "train.csv")[2]["num_samples"] == "17000"
+    assert not rewritten(rows)
+
+
+# --- folder ------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three speakers with 10, 4 and 2 files, one of them in a subfolder."""
+    data = tmp_path / "data"
+    for speaker, count in (("ann", 10), ("bob", 4), ("cy", 2)):
+        for i in range(count):
+            make(data / speaker / "day" / f"{i}.wav", 1600 + i)
+    make(data / ".hidden.wav")
+    (data / "notes.txt").write_text("no audio")
+    return data
+
+
+def test_folder_is_divided_deterministically(folder, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        prepare_folder(folder, tmp_path / name, 1600, seed=seed)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert contents(tmp_path / "a") != contents(tmp_path / "c")
+    every = [ids(tmp_path / "a", split) for split in SPLITS]
+    assert [len(part) for part in every] == [12, 2, 2]
+    assert len(set().union(*every)) == 16
+    assert "ann-day-0" in set().union(*every)
+    assert "speaker" not in rows_of(tmp_path / "a" / "train.csv")[0]
+
+
+def test_folder_speakers_are_on_every_side(folder, tmp_path):
+    prepare_folder(folder, tmp_path / "a", 1600, speakers="folder")
+    sides = defaultdict(Counter)
+    for split in SPLITS:
+        for row in rows_of(tmp_path / "a" / f"{split}.csv"):
+            assert row["ID"].startswith(row["speaker"])
+            sides[row["speaker"]][split] += 1
+    assert sides == {
+        "ann": {"train": 8, "valid": 1, "test": 1},
+        "bob": {"train": 2, "valid": 1, "test": 1},
+        "cy": {"train": 2},
+    }
+
+
+def test_folder_speakers_from_csv(folder, tmp_path):
+    table = tmp_path / "speakers.csv"
+    names = [p.relative_to(folder).as_posix() for p in folder.glob("*/*/*")]
+    lines = [f"{name},{name[:3].upper()}" for name in names]
+    table.write_text("\n".join(["path,speaker", *lines]))
+    prepare_folder(folder, tmp_path / "a", 1600, speakers=table)
+    for row in rows_of(tmp_path / "a" / "train.csv"):
+        assert row["speaker"] == row["wav"][len("$data_root/") :][:3].upper()
+
+    table.write_text("\n".join(["path,speaker", *lines[1:]]))
+    with pytest.raises(ValueError, match=f"no speaker for {names[0]}"):
+        prepare_folder(folder, tmp_path / "b", 1600, speakers=table)
+    table.write_text("\n".join(["path,speaker", *lines, "ann/gone.wav,ann"]))
+    with pytest.raises(ValueError, match="lists ann/gone.wav"):
+        prepare_folder(folder, tmp_path / "b", 1600, speakers=table)
+    table.write_text("\n".join(["path,speaker", *lines, f"{names[0]},other"]))
+    with pytest.raises(ValueError, match="or two of them"):
+        prepare_folder(folder, tmp_path / "b", 1600, speakers=table)
+    table.write_text("file,speaker\n")
+    with pytest.raises(ValueError, match="needs the columns"):
+        prepare_folder(folder, tmp_path / "b", 1600, speakers=table)
+
+
+def test_folder_errors(tmp_path):
+    data = tmp_path / "data"
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        prepare_folder(data, tmp_path / "a", 1600)
+    data.mkdir()
+    with pytest.raises(FileNotFoundError, match="ends in .flac, .ogg, .wav"):
+        prepare_folder(data, tmp_path / "a", 1600)
+    for name in ("x-y.wav", "z.wav"):
+        make(data / name)
+    with pytest.raises(ValueError, match="2 files are too few"):
+        prepare_folder(data, tmp_path / "a", 1600)
+    with pytest.raises(ValueError, match="lies in no folder"):
+        prepare_folder(data, tmp_path / "a", 1600, speakers="folder")
+    prepare_folder(data, tmp_path / "a", 1600, valid_share=0, test_share=0)
+    assert ids(tmp_path / "a", "train") == ["x-y", "z"]
+    assert not (tmp_path / "a" / "valid.csv").exists()
+    make(data / "x" / "y.wav")
+    with pytest.raises(ValueError, match="both have the ID x-y"):
+        prepare_folder(data, tmp_path / "a", 1600)
+
+
+def test_skip_prep_touches_nothing(tmp_path):
+    absent = tmp_path / "absent"
+    prepare_folder(absent, tmp_path / "a", 1, skip_prep=True)
+    prepare_artificial_speech(absent, tmp_path / "a", skip_prep=True)
+    prepare_librispeech(absent, tmp_path / "a", skip_prep=True)
+    assert not list(tmp_path.iterdir())
+
+
+# --- artificial speech -------------------------------------------------------
+
+
+@pytest.fixture
+def artificial(tmp_path):
+    """A small set with the published names.
+
+    The test syllables are cut from bagidu_2 (a word of the pretraining set),
+    and didiga_2 (a word of its test set).
+    """
+    data = tmp_path / "set"
+    words = {
+        "train": ["bagidu_1", "bagidu_2", "gagagu_1", "bubiba_1"],
+        "test": ["didiga_1", "didiga_2", "dadagi_1"],
+    }
+    syllables = {
+        "train": ["bagidu", "gagagu", "bubiba", "didiga", "dadagi"],
+        "test": ["bagidu", "didiga"],
+    }
+    for side, names in words.items():
+        for name in names:
+            make(data / "reshuffledv2" / side / f"{name}.wav", 33075, 44100)
+    for side, names in syllables.items():
+        for word in names:
+            for i in range(3):
+                name = f"{word}_1_{i + 1}_{word[2 * i :][:2]}.wav"
+                path = data / "split up data padded" / side / name
+                make(path, 12156, 22050)
+    return data
+
+
+def test_artificial_labels(artificial, tmp_path):
+    save = tmp_path / "save"
+    prepare_artificial_speech(artificial, save)
+    assert ids(save, "pretrain") == [
+        "bagidu_1",
+        "bagidu_2",
+        "bubiba_1",
+        "gagagu_1",
+    ]
+    word = rows_of(save / "pretrain.csv")[1]
+    assert word["num_samples"] == "12000"
+    assert (word["word"], word["recording"]) == ("bagidu", "bagidu_2")
+    assert (word["consonants"], word["vowels"]) == ("bgd", "aiu")
+    clip = rows_of(save / "test.csv")[2]
+    expected = {
+        "ID": "bagidu_1_3_du",
+        "num_samples": "8821",
+        "syllable": "du",
+        "consonant": "d",
+        "vowel": "u",
+        "position": "3",
+        "word": "bagidu",
+        "recording": "bagidu_2",
+    }
+    assert expected.items() <= clip.items()
+    clips = rows_of(save / "train.csv") + rows_of(save / "valid.csv")
+    assert {c["recording"] for c in clips} == {f"{c['word']}_1" for c in clips}
+    assert len(clips) == 15 and len(ids(save, "valid")) == 3
+
+
+def no_shared_recordings(save):
+    sides = [
+        {row["recording"] for row in rows_of(save / f"{split}.csv")}
+        for split in SPLITS
+    ]
+    return sum(map(len, sides)) == len(set().union(*sides))
+
+
+def test_artificial_splits_are_disjoint(artificial, tmp_path):
+    save = tmp_path / "save"
+    prepare_artificial_speech(artificial, save, "unheard")
+    assert no_shared_recordings(save)
+    assert ids(save, "pretrain") == ["bagidu_1", "bubiba_1", "gagagu_1"]
+    assert ids(save, "pretrain_valid") == ["dadagi_1", "didiga_1"]
+    again = tmp_path / "again"
+    prepare_artificial_speech(artificial, again, "unheard")
+    assert contents(save) == contents(again)
+    prepare_artificial_speech(artificial, save, "published")
+    assert len(ids(save, "pretrain")) == 4
+
+
+def test_artificial_logs_the_overlap(artificial, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        prepare_artificial_speech(artificial, tmp_path / "save")
+    assert "3 of 6 test syllables (1 of 2 recordings)" in caplog.text
+
+
+def test_artificial_errors(artificial, tmp_path):
+    with pytest.raises(ValueError, match="'published' or 'unheard'"):
+        prepare_artificial_speech(artificial, tmp_path / "s", "other")
+    test = artificial / "reshuffledv2" / "test"
+    wrong = make(test / "bagid_1.wav")
+    with pytest.raises(ValueError, match="not bagid_1"):
+        prepare_artificial_speech(artificial, tmp_path / "s")
+    wrong.unlink()
+    test.rename(artificial / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="the set consists of"):
+        prepare_artificial_speech(artificial, tmp_path / "s")
+
+
+@pytest.mark.data
+def test_real_artificial_set(tmp_path, caplog):
+    data = real("ArtificialSpeech")
+    with caplog.at_level(logging.INFO):
+        prepare_artificial_speech(data, tmp_path / "p")
+        prepare_artificial_speech(data, tmp_path / "u", "unheard")
+    assert "285 of 360 test syllables (95 of 120 recordings)" in caplog.text
+    count = {
+        path.stem: len(rows_of(path)) for path in (tmp_path / "p").glob("*.csv")
+    }
+    assert count == {
+        "pretrain": 680,
+        "pretrain_valid": 171,
+        "train": 1854,
+        "valid": 327,
+        "test": 360,
+    }
+    assert count["train"] + count["valid"] == 2181
+    for save in (tmp_path / "p", tmp_path / "u"):
+        assert no_shared_recordings(save)
+    tested = {row["recording"] for row in rows_of(tmp_path / "u" / "test.csv")}
+    heard = set(ids(tmp_path / "p", "pretrain")) & tested
+    assert len(tested) == 120 and len(heard) == 95
+    unheard = ids(tmp_path / "u", "pretrain")
+    assert set(unheard) == set(ids(tmp_path / "p", "pretrain")) - tested
+    assert len(unheard) == 585
+    assert not tested & set(ids(tmp_path / "u", "pretrain_valid"))
+
+
+# --- LibriSpeech -------------------------------------------------------------
+
+
+@pytest.fixture
+def libri(tmp_path):
+    """Two speakers with ten utterances of 4000 samples each, and lists."""
+    data = tmp_path / "libri"
+    subset = data / "LibriSpeech" / "train-clean-100"
+    names = []
+    for speaker in ("19", "1034"):
+        for i in range(10):
+            name = f"{speaker}-7-{i:04d}"
+            make(subset / speaker / "7" / f"{name}.flac", 4000)
+            names.append(name)
+        lines = [f"{name} WORD {name[-1]}" for name in names[-10:-1]]
+        (subset / speaker / "7" / f"{speaker}-7.trans.txt").write_text(
+            "\n".join(lines)
+        )
+    (data / "LibriSpeech" / "SPEAKERS.TXT").write_text(
+        "; a comment | F | x\n19   | F | train-clean-100 | 25.1 | A | B\n"
+    )
+    labels = data / "LibriSpeech100_labels_split"
+    labels.mkdir()
+    (labels / "train_split.txt").write_text(
+        "\n".join(names[0:6] + names[10:17])
+    )
+    (labels / "test_split.txt").write_text("\n".join(names[6:9] + names[17:20]))
+    (labels / "converted_aligned_phones.txt").write_text(
+        f"{names[0]} {' '.join(['4'] * 23)}\n"
+    )
+    return data
+
+
+def prepare_libri(data, save, **changes):
+    prepare_librispeech(data, save, **{"min_samples": 4000, **changes})
+
+
+def test_librispeech_follows_the_lists(libri, tmp_path):
+    save = tmp_path / "save"
+    prepare_libri(libri, save)
+    labels = libri / "LibriSpeech100_labels_split"
+    listed = {
+        side: set((labels / f"{side}_split.txt").read_text().split())
+        for side in ("train", "test")
+    }
+    assert set(ids(save, "test")) == listed["test"]
+    assert set(ids(save, "train") + ids(save, "valid")) == listed["train"]
+    rows = {r["ID"]: r for s in SPLITS for r in rows_of(save / f"{s}.csv")}
+    assert {r["speaker"] for r in rows_of(save / "valid.csv")} == {"19", "1034"}
+    assert len(rows) == 19
+    first = rows["19-7-0000"]
+    assert (first["speaker"], first["sex"]) == ("19", "F")
+    assert first["transcript"] == "WORD 0"
+    assert first["phones"] == " ".join(["4"] * 23)
+    assert rows["1034-7-0009"]["transcript"] == ""
+    assert rows["1034-7-0009"]["sex"] == rows["1034-7-0009"]["phones"] == ""
+
+    inner = tmp_path / "inner"
+    prepare_libri(libri / "LibriSpeech", inner)
+    assert ids(inner, "valid") == ids(save, "valid")
+    prepare_libri(libri, save, valid_share=0)
+    assert not (save / "valid.csv").exists()
+    assert set(ids(save, "train")) == listed["train"]
+
+
+def test_librispeech_without_lists(libri, tmp_path, caplog):
+    labels = libri / "LibriSpeech100_labels_split"
+    (labels / "test_split.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="only the other list"):
+        prepare_libri(libri, tmp_path / "a")
+    (labels / "train_split.txt").unlink()
+    with caplog.at_level(logging.INFO):
+        prepare_libri(libri, tmp_path / "a")
+    assert "20 % of each speaker's utterances" in caplog.text
+    for split, count in (("train", 7), ("valid", 1), ("test", 2)):
+        rows = rows_of(tmp_path / "a" / f"{split}.csv")
+        speakers = Counter(row["speaker"] for row in rows)
+        assert speakers == {"19": count, "1034": count}
+    prepare_libri(libri, tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    prepare_libri(libri, tmp_path / "b", seed=7)
+    assert contents(tmp_path / "a") != contents(tmp_path / "b")
+
+
+def test_librispeech_errors(libri, tmp_path):
+    labels = libri / "LibriSpeech100_labels_split"
+    with pytest.raises(FileNotFoundError, match="present: train-clean-100"):
+        prepare_libri(libri, tmp_path / "a", subset="dev-clean")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        prepare_libri(libri, tmp_path / "a", labels_folder="nowhere")
+    phones = labels / "converted_aligned_phones.txt"
+    phones.write_text("19-7-0001 " + "4 " * 22)
+    with pytest.raises(ValueError, match="19-7-0001 has 22 .*make 23"):
+        prepare_libri(libri, tmp_path / "a")
+    phones.unlink()
+    train = labels / "train_split.txt"
+    listed = train.read_text()
+    train.write_text(listed + "\n19-7-0099")
+    with pytest.raises(FileNotFoundError, match="1 IDs .*19-7-0099"):
+        prepare_libri(libri, tmp_path / "a")
+    train.write_text(listed + "\n19-7-0007")
+    with pytest.raises(ValueError, match="19-7-0007 is on both lists"):
+        prepare_libri(libri, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.data
+def test_real_librispeech_excerpt(tmp_path):
+    data = real("LibriSpeechExcerpt")
+    prepare_librispeech(data, tmp_path / "a")
+    prepare_librispeech(data, tmp_path / "b", valid_share=0)
+    assert not (tmp_path / "b" / "valid.csv").exists()
+    rows = [r for s in SPLITS for r in rows_of(tmp_path / "a" / f"{s}.csv")]
+    assert len(rows) == 8
+    labelled = [row for row in rows if row["phones"]]
+    assert [row["ID"] for row in labelled] == ["4051-11218-0044"]
+    assert labelled[0]["sex"] == "F"
+    assert len(labelled[0]["phones"].split()) == 1119
+    assert 1 + (int(labelled[0]["num_samples"]) - 400) // 160 == 1119
+    arguments = json.loads((tmp_path / "b" / "prepare.json").read_text())
+    assert arguments["arguments"]["valid_share"] == 0
