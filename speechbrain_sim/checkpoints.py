@@ -19,7 +19,11 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.distributed import (
+    ddp_barrier,
+    if_main_process,
+    main_process_only,
+)
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import FileTrainLogger
 
@@ -177,6 +181,7 @@ class Averages:
         return {name: total / self.count for name, total in self.sums.items()}
 
     @mark_as_saver
+    @main_process_only
     def save(self, path):
         """Writes the sums as json (floats survive exactly)."""
         write_json(path, {"sums": self.sums, "count": self.count})
@@ -198,6 +203,7 @@ class RewindingTrainLogger(FileTrainLogger):
     """
 
     @mark_as_saver
+    @main_process_only
     def save(self, path):
         """Notes how long the log is."""
         log = pathlib.Path(self.save_file)
@@ -206,9 +212,13 @@ class RewindingTrainLogger(FileTrainLogger):
     @mark_as_loader
     def load(self, path, end_of_epoch):
         """Cuts the log to what it was."""
-        size = json.loads(pathlib.Path(path).read_text())["bytes"]
+        self.rewind(json.loads(pathlib.Path(path).read_text())["bytes"])
+
+    @main_process_only
+    def rewind(self, size=0):
+        """Cuts the log to a size in bytes."""
         log = pathlib.Path(self.save_file)
-        if if_main_process() and log.exists() and log.stat().st_size > size:
+        if log.exists() and log.stat().st_size > size:
             os.truncate(log, size)
 
 

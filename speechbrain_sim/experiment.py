@@ -145,9 +145,10 @@ def load_experiment(argv):
     hparams_file, run_opts, typed = sb.parse_arguments(argv)
     sb.utils.distributed.ddp_init_group(run_opts)
     path, changes = resolve_base(hparams_file)
-    document = {**_read_yaml(path.read_text(encoding="utf-8")), **changes}
     typed = _read_yaml(typed)
-    model = typed.pop("model", changes.pop("model", None))
+    model = changes.pop("model", None)
+    model = typed.pop("model", model)
+    document = {**_read_yaml(path.read_text(encoding="utf-8")), **changes}
     unknown = sorted(set(typed) - set(document))
     if unknown:
         raise KeyError(

@@ -143,12 +143,13 @@ def info_nce(predicted, z, lengths, start, negatives):
     frames, steps = predicted.shape[1:3]
     window = z[:, start : start + frames]
     positive = []
-    for k in range(1, steps + 1):
+    for k, predicted_k in enumerate(predicted.unbind(2), 1):
         ahead = min(k, frames)
-        score = predicted[:, : frames - ahead, k - 1] * window[:, ahead:]
+        score = predicted_k[:, : frames - ahead] * window[:, ahead:]
         positive.append(nn.functional.pad(score.sum(-1), (0, ahead)))
     positive = torch.stack(positive, dim=-1)  # (batch, frames, K)
-    candidates = z.flatten(0, 1)[negatives]  # (batch, frames, N, channel)
+    candidates = z.flatten(0, 1).index_select(0, negatives.flatten())
+    candidates = candidates.unflatten(0, negatives.shape)  # (.., N, channel)
     negative = predicted @ candidates.transpose(-1, -2)  # (.., K, N)
     scores = torch.cat([positive[..., None], negative], dim=-1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -190,6 +190,18 @@ def test_truncated_flac_is_an_error_in_reading(tmp_path):
         read_audio(path)
 
 
+def test_a_decoder_that_stops_early_is_noticed(tmp_path, monkeypatch):
+    path = tmp_path / "a.wav"
+    sf.write(path, noise(16000), 16000)
+    read = sf.SoundFile.read
+    monkeypatch.setattr(
+        sf.SoundFile, "read", lambda self, *a, **k: read(self, *a, **k)[:-1]
+    )
+    for function in (inspect_audio, read_audio):
+        with pytest.raises(BadAudio, match="15999 of 16000 frames"):
+            function(path)
+
+
 def test_wav_from_a_pipe_is_whole(tmp_path):
     path = tmp_path / "a.wav"
     sf.write(path, noise(16000), 16000)

@@ -6,6 +6,7 @@ all layers is trained end to end (CPC, end-to-end SIM, supervised).
 """
 
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import speechbrain as sb
@@ -322,7 +323,9 @@ class GreedyBrain(sb.Brain):
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
         self.rank = getattr(self, "rank", 0)
         frozen = getattr(self.hparams, "frozen", None) or []
-        self.frozen = list(self.modules) if frozen == "all" else list(frozen)
+        if isinstance(frozen, str):
+            frozen = list(self.modules) if frozen == "all" else [frozen]
+        self.frozen = list(frozen)
         unknown = set(self.frozen) - set(self.modules)
         if unknown:
             raise ValueError(
@@ -334,12 +337,11 @@ class GreedyBrain(sb.Brain):
                 f"max_grad_norm is {self.max_grad_norm}: SpeechBrain would "
                 f"stop or reverse the gradient. Use .inf for no clipping."
             )
-        if self.ckpt_interval_steps % self.grad_accumulation_factor:
+        on_cpus = self.distributed_launch and self.device_type == "cpu"
+        if on_cpus and any(map(_is_batch_norm, self.modules.modules())):
             raise ValueError(
-                f"ckpt_interval_steps ({self.ckpt_interval_steps}) must be a "
-                f"multiple of grad_accumulation_factor "
-                f"({self.grad_accumulation_factor}): a checkpoint cannot hold "
-                f"half-summed gradients."
+                "Batch norm cannot be shared by several processes on CPUs: "
+                "use --batch_norm False, one process, or GPUs."
             )
         self.raw = dict(self.modules.items())  # never wrapped by DDP
         self.averages = {stage: Averages() for stage in sb.Stage}
@@ -352,6 +354,20 @@ class GreedyBrain(sb.Brain):
             checkpointer.add_recoverable(
                 "train_logger", self.hparams.train_logger
             )
+
+    def on_fit_start(self):
+        """Wraps, makes optimizers, resumes; a run without past has no log."""
+        super().on_fit_start()
+        begins = self.hparams.epoch_counter.current == 0
+        if self.checkpointer is not None and begins and not self.debug:
+            self.hparams.train_logger.rewind()
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        if self.step % self.grad_accumulation_factor:
+            return False  # a checkpoint cannot hold half-summed gradients
+        return super()._should_save_intra_epoch_ckpt(
+            last_ckpt_time, steps_since_ckpt
+        )
 
     def init_optimizers(self):
         """Gives every module its own optimizer, named as the module."""
@@ -407,13 +423,19 @@ class GreedyBrain(sb.Brain):
         train = stage == sb.Stage.TRAIN
         learns = set(self.modules) - set(self.frozen) if train else set()
         for name, module in self.modules.items():
-            with (
-                self.training_ctx if train else self.evaluation_ctx,
+            with (  # evaluate_batch has its own autocast, which cannot nest
+                self.training_ctx if train else nullcontext(),
                 torch.set_grad_enabled(name in learns),
             ):
                 output = module(x, lengths, self.key(name, stage), targets)
             yield name, output
             x, lengths = output.x.detach(), output.lengths
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Keeps the statistics of frozen batch norms as they are."""
+        for name in self.frozen:
+            for layer in filter(_is_batch_norm, self.modules[name].modules()):
+                layer.eval()
 
     def fit_batch(self, batch):
         """Trains on one batch, each module's graph freed before the next.
@@ -435,7 +457,8 @@ class GreedyBrain(sb.Brain):
         self.check_loss_isfinite(loss)
         if should_step:
             self.optimizers_step()
-        self.record(stats, sb.Stage.TRAIN)
+        if torch.isfinite(loss):  # as SpeechBrain's own average does
+            self.record(stats, sb.Stage.TRAIN)
         self.on_fit_batch_end(batch, None, loss, should_step)
         return loss.cpu()
 
@@ -482,7 +505,7 @@ class GreedyBrain(sb.Brain):
         self.end_epoch(epoch, validated=valid_set is not None)
 
     def end_epoch(self, epoch, validated):
-        """Logs the epoch, warns of collapse, saves checkpoint and encoder."""
+        """Logs the epoch, warns of collapse, saves encoder and checkpoint."""
         train = self.averages[sb.Stage.TRAIN].means()
         valid = self.averages[sb.Stage.VALID].means() if validated else None
         meta = {"epoch": epoch}
@@ -490,12 +513,6 @@ class GreedyBrain(sb.Brain):
         self.log_tensorboard(epoch, train, valid)
         for name in self.raw:
             self.warn_of_collapse(name, train)
-        if self.checkpointer is not None:
-            self.checkpointer.save_and_keep_only(
-                meta={"epoch": epoch, **(valid or train)},
-                num_to_keep=1,
-                importance_keys=[],
-            )
         if sb.utils.distributed.if_main_process():
             save_encoder(
                 self.hparams.encoder,
@@ -505,6 +522,13 @@ class GreedyBrain(sb.Brain):
                 train=train,
                 valid=valid,
                 **(getattr(self.hparams, "about", None) or {}),
+            )
+        # last: a run that is killed before this point repeats the epoch
+        if self.checkpointer is not None:
+            self.checkpointer.save_and_keep_only(
+                meta={"epoch": epoch, **(valid or train)},
+                num_to_keep=1,
+                importance_keys=[],
             )
 
     def log_tensorboard(self, epoch, train, valid):
@@ -533,3 +557,7 @@ class GreedyBrain(sb.Brain):
                 f"stays after the first epochs, lower its kl_weight, use "
                 f"kl_reduction: channel, or a kl_warmup_epochs."
             )
+
+
+def _is_batch_norm(layer):
+    return isinstance(layer, nn.modules.batchnorm._BatchNorm)

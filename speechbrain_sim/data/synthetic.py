@@ -22,6 +22,8 @@ import soundfile
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
+from speechbrain_sim.data.librispeech import prepare_librispeech
+
 SAMPLE_RATE = 16000
 HOP, WINDOW = 160, 400  # samples: 10 ms and 25 ms
 SHORTEST = 19200  # samples of an utterance: 1.2 s
@@ -242,6 +244,38 @@ def make_synthetic_corpus(
     _write(folder / "LibriSpeech" / "SPEAKERS.TXT", rows)
     os.replace(folder / UNFINISHED, folder / RECORD)
     return folder
+
+
+def prepare_synthetic(
+    data_folder,
+    save_folder,
+    min_samples,
+    valid_share=0.1,
+    on_bad_audio="fail",
+    **corpus,
+):
+    """Makes the corpus if it is not there, and its manifests.
+
+    Arguments
+    ---------
+    data_folder : str or Path
+        Where the corpus is, or goes.
+    save_folder : str or Path
+        Where manifests go.
+    min_samples, valid_share, on_bad_audio :
+        See `speechbrain_sim.data.librispeech.prepare_librispeech`.
+    **corpus :
+        See `make_synthetic_corpus`.
+    """
+    make_synthetic_corpus(data_folder, **corpus)
+    prepare_librispeech(
+        data_folder,
+        save_folder,
+        SUBSET,
+        valid_share=valid_share,
+        min_samples=min_samples,
+        on_bad_audio=on_bad_audio,
+    )
 
 
 def _draw_voice(index, seed):

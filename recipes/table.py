@@ -1,0 +1,98 @@
+"""Trains and probes the systems of a table, and writes its report.
+
+    python recipes/table.py hparams/Synthetic/table.yaml
+
+Each step is a run of recipes/pretrain.py or recipes/probe.py with its own
+output folder, so that a table that was stopped goes on where it was.
+
+To read the code, begin at the bottom.
+"""
+
+import sys
+
+import pretrain
+import probe
+import speechbrain as sb
+
+from speechbrain_sim.experiment import load_experiment
+from speechbrain_sim.report import write_report
+
+
+def options(**values):
+    """Writes options as a command line has them."""
+    return [text for n, v in values.items() for text in (f"--{n}", str(v))]
+
+
+def run_system(hparams, name, label, seed):
+    """Trains one system with one seed, and probes it for one label.
+
+    Returns the folders of its training (none if untrained) and of its probes.
+    """
+    system = hparams["systems"][name]
+    folder = f"{hparams['output_folder']}/{name}_{seed}"
+    corpus = {
+        "data_folder": hparams["data_folder"],
+        **hparams["corpus_options"],
+    }
+    encoder = system.get("encoder")
+    if encoder is None:
+        labelled = {}
+        if system.get("per_label"):
+            folder += f"_{label}"
+            labelled = {
+                "label": label,
+                **hparams["labels"][label]["supervised"],
+            }
+        encoder = f"{folder}/encoder"
+        print(f"\n=== {name} (seed {seed}): training", flush=True)
+        pretrain.main(
+            [f"{hparams['folder']}/{system['yaml']}"]
+            + options(
+                **corpus,
+                output_folder=folder,
+                seed=seed,
+                **labelled,
+                **{**hparams["pretrain_options"], **system.get("options", {})},
+            )
+        )
+    print(f"\n=== {name} (seed {seed}): probes for {label}", flush=True)
+    probe.main(
+        [f"{hparams['folder']}/probe.yaml"]
+        + options(
+            **corpus,
+            output_folder=f"{folder}/probe",
+            encoder=encoder,
+            label=label,
+            **{**hparams["labels"][label]["probe"], **hparams["probe_options"]},
+        )
+    )
+    return folder, f"{folder}/probe"
+
+
+def main(argv):
+    """Runs every system for every label, then writes the report."""
+    hparams, _ = load_experiment(argv)
+    probed = {label: {} for label in hparams["labels"]}
+    logs = {}
+    for name, system in hparams["systems"].items():
+        for label in hparams["labels"]:
+            for seed in system.get("seeds", [1]):
+                folder, results = run_system(hparams, name, label, seed)
+                probed[label].setdefault(name, []).append(results)
+                if not (system.get("encoder") or system.get("per_label")):
+                    logs[name] = f"{folder}/train_log.txt"
+    logs.pop(hparams["baseline"], None)
+    report = write_report(
+        hparams["output_folder"],
+        hparams["title"],
+        hparams["note"],
+        probed,
+        hparams["baseline"],
+        logs,
+    )
+    sb.utils.distributed.ddp_barrier()
+    print(f"\n{report}\nWritten to {hparams['output_folder']}/report.md")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

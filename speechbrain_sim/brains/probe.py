@@ -1,0 +1,161 @@
+"""Training of linear probes on features that were computed before."""
+
+import speechbrain as sb
+import torch
+from torch import nn
+
+from speechbrain_sim.probes import LinearProbe
+from speechbrain_sim.randomness import keyed_generator
+
+
+class ProbeBatches(torch.utils.data.Dataset):
+    """Batches for probes that are trained side by side.
+
+    Each probe sees every example once per epoch, in an order of its own; a
+    control sees labels that were shuffled once.
+
+    Arguments
+    ---------
+    x : dict of str to torch.Tensor
+        Features of each layer, (examples, channels).
+    y : torch.Tensor
+        Classes, (examples,).
+    seeds : list of int
+        One probe per seed.
+    controls : int
+        How many more probes get shuffled labels.
+    batch_size : int
+        Examples of a batch; the last one may be smaller.
+    """
+
+    def __init__(self, x, y, seeds, controls, batch_size):
+        names = [("probe", seed) for seed in seeds]
+        names += [("control", number) for number in range(controls)]
+        self.x, self.names, self.batch_size = x, names, batch_size
+        labels = [y] * len(seeds)
+        for name in names[len(seeds) :]:
+            generator = keyed_generator(*name, "labels")
+            labels.append(y[torch.randperm(len(y), generator=generator)])
+        self.y = torch.stack(labels)  # (probes, examples)
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch):
+        """Draws the orders of an epoch."""
+        orders = [
+            torch.randperm(
+                self.y.shape[1], generator=keyed_generator(*name, epoch)
+            )
+            for name in self.names
+        ]
+        self.order = torch.stack(orders)
+
+    def __len__(self):
+        return -(-self.y.shape[1] // self.batch_size)
+
+    def __getitem__(self, batch):
+        """Returns a dict of layer features, (probes, batch, channels), and y."""
+        if batch >= len(self):
+            raise IndexError(batch)
+        first = batch * self.batch_size
+        chosen = self.order[:, first : first + self.batch_size]
+        x = {layer: features[chosen] for layer, features in self.x.items()}
+        return {"x": x, "y": self.y.gather(1, chosen)}
+
+
+class ProbeBrain(sb.Brain):
+    """Trains linear probes, for all layers and all seeds at once.
+
+    `modules` holds one `LinearProbe` per layer. The loss is the sum of the
+    cross-entropies, so that each probe learns as if it were alone.
+    """
+
+    def compute_forward(self, batch, stage):
+        """Scores the classes: dict of (probes, batch, classes) per layer."""
+        return {
+            layer: self.modules[layer](x.to(self.device))
+            for layer, x in batch["x"].items()
+        }
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Adds up the mean cross-entropies of all probes of all layers."""
+        targets = batch["y"].to(self.device)
+        return sum(
+            nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            * len(targets)
+            for logits in predictions.values()
+        )
+
+    def on_stage_start(self, stage, epoch=None):
+        """Draws new orders for the epoch."""
+        if stage == sb.Stage.TRAIN:
+            self.batches.set_epoch(epoch)
+
+    def train_probes(self, batches, epoch_counter):
+        """Trains on `ProbeBatches` for as many epochs as the counter counts."""
+        self.batches = batches
+        loader = torch.utils.data.DataLoader(batches, batch_size=None)
+        self.fit(epoch_counter, loader, progressbar=False)
+
+    @torch.no_grad()
+    def predict(self, x, chunk=65536):
+        """Answers of every probe.
+
+        Arguments
+        ---------
+        x : dict of str to torch.Tensor
+            Features of each layer, (examples, channels).
+        chunk : int
+            Examples at once.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            (probes, examples), int64.
+        """
+        answers = {}
+        for layer, features in x.items():
+            probe = self.modules[layer]
+            answers[layer] = torch.cat(
+                [
+                    probe(
+                        part.to(self.device)[None].expand(
+                            probe.weight.shape[0], -1, -1
+                        )
+                    )
+                    .argmax(-1)
+                    .cpu()
+                    for part in features.split(chunk)
+                ],
+                dim=1,
+            )
+        return answers
+
+
+def make_probes(channels, classes, names, bias):
+    """Makes the probes of each layer, seeded by their names.
+
+    Arguments
+    ---------
+    channels : dict of str to int
+        Channels of each layer.
+    classes : int
+        Number of classes.
+    names : list of tuple
+        One key per probe, see `ProbeBatches`.
+    bias : bool
+        Whether they have a bias.
+
+    Returns
+    -------
+    dict of str to LinearProbe
+    """
+    return {
+        layer: LinearProbe(
+            width,
+            classes,
+            len(names),
+            bias,
+            [keyed_generator(*name, layer, "weights") for name in names],
+        )
+        for layer, width in channels.items()
+    }

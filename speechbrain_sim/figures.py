@@ -1,0 +1,227 @@
+"""Every figure, in one style; the only file that imports matplotlib."""
+
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+#: Okabe and Ito's colours, told apart by colour-blind eyes
+COLOURS = [
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#999999",
+    "#E69F00",
+    "#56B4E9",
+    "#CC79A7",
+]
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": plt.cycler(color=COLOURS),
+    "legend.frameon": False,
+    "svg.hashsalt": "speechbrain_sim",
+}
+
+
+def _save(figure, path):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".svg", ".png"):
+        metadata = {"Date": None} if suffix == ".svg" else None
+        figure.savefig(
+            path.with_suffix(suffix),
+            bbox_inches="tight",
+            dpi=150,
+            metadata=metadata,
+        )
+    plt.close(figure)
+
+
+def plot_probes(systems, label, path):
+    """Plots the accuracy of each system in each layer.
+
+    Arguments
+    ---------
+    systems : dict
+        From `speechbrain_sim.report.read_system`, by name.
+    label : str
+        What was probed.
+    path : str or Path
+        Where to, without suffix: svg and png.
+    """
+    layers = list(
+        dict.fromkeys(n for s in systems.values() for n in s["layers"])
+    )
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 3.2))
+        width = 0.8 / len(systems)
+        for i, (name, system) in enumerate(systems.items()):
+            known = [n for n in layers if n in system["layers"]]
+            at = np.array([layers.index(n) for n in known])
+            scores = [system["layers"][n] for n in known]
+            mean = 100 * np.array([s["accuracy"] for s in scores])
+            ends = 100 * np.array([s["interval"] for s in scores]).T
+            axes.bar(
+                at + (i - (len(systems) - 1) / 2) * width,
+                mean,
+                width,
+                yerr=np.clip([mean - ends[0], ends[1] - mean], 0, None),
+                error_kw={"elinewidth": 1},
+                label=name,
+                color=COLOURS[i % len(COLOURS)],
+            )
+        chance = next(iter(scores))["chance"]
+        axes.axhline(100 * chance, color="black", linestyle=":", linewidth=1)
+        axes.text(len(layers) - 0.5, 100 * chance, " chance", va="center")
+        axes.set_xticks(range(len(layers)), layers)
+        axes.set_ylabel("test accuracy (%)")
+        axes.set_title(f"{label}: linear probes, 95 % intervals", loc="left")
+        axes.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.1))
+        _save(figure, path)
+
+
+def read_train_log(path):
+    """Reads SpeechBrain's `train_log.txt`.
+
+    Arguments
+    ---------
+    path : str or Path
+        The log.
+
+    Returns
+    -------
+    dict of str to list of float
+        The numbers of each name over the epochs, e.g. "train module1_nce".
+    """
+    numbers = {}
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        for name, value in re.findall(r"([\w ]+): ([-+.e\w]+)", line):
+            numbers.setdefault(name.strip(), []).append(float(value))
+    return numbers
+
+
+def plot_training(logs, path):
+    """Plots the terms of each module's loss over the epochs.
+
+    Arguments
+    ---------
+    logs : dict of str to str
+        `train_log.txt` of each system.
+    path : str or Path
+        Where to, without suffix: svg and png.
+    """
+    terms = {
+        "nce": "NCE (nats)",
+        "kl": "KL (nats per frame)",
+        "active_units": "active units",
+    }
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(terms),
+            len(logs),
+            figsize=(2.9 * len(logs), 5.5),
+            sharex="col",
+            sharey="row",
+            squeeze=False,
+        )
+        for column, (name, log) in enumerate(logs.items()):
+            numbers = read_train_log(log)
+            modules = dict.fromkeys(
+                re.findall(r"train (\w+)_nce", " ".join(numbers))
+            )
+            for row, (term, unit) in enumerate(terms.items()):
+                for i, module in enumerate(modules):
+                    values = numbers.get(f"train {module}_{term}")
+                    if values:
+                        axes[row, column].plot(
+                            numbers["epoch"],
+                            values,
+                            label=module,
+                            color=COLOURS[i % len(COLOURS)],
+                        )
+                axes[row, 0].set_ylabel(unit)
+            axes[0, column].set_title(name, loc="left")
+            axes[-1, column].set_xlabel("epoch")
+        axes[0, -1].legend()
+        _save(figure, path)
+
+
+def draw_modules(path):
+    """Draws the architecture: what is trained on what, and where it is cut.
+
+    Arguments
+    ---------
+    path : str or Path
+        Where to, without suffix: svg and png.
+    """
+    boxes = [
+        "module1\n2 conv",
+        "module2\n2 conv",
+        "module3\n1 conv",
+        "context\nGRU",
+    ]
+    shapes = [
+        "samples\n10240",
+        "511 × 512",
+        "129 × 512",
+        "64 × 512",
+        "64 × 256",
+    ]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8.4, 2.7))
+        axes.set_axis_off()
+        axes.set_xlim(-1.25, 9.6)
+        axes.set_ylim(-2.1, 1.35)
+        box = {"boxstyle": "round,pad=0.5", "linewidth": 1.2}
+        for i, text in enumerate(boxes):
+            x, colour = 2.4 * i + 0.9, COLOURS[i]
+            axes.annotate(
+                "",
+                (x - 0.55, 0),
+                (x - 1.45, 0),
+                arrowprops={"arrowstyle": "->", "color": "black"},
+            )
+            axes.text(
+                x - 1.0, 0.18, shapes[i], ha="center", va="bottom", size=8
+            )
+            if i:  # the cut
+                axes.text(x - 1.0, -0.1, "∥", ha="center", va="center", size=13)
+            axes.text(
+                x,
+                0,
+                text,
+                ha="center",
+                va="center",
+                bbox={**box, "facecolor": "white", "edgecolor": colour},
+            )
+            loss = "InfoNCE" if i == 3 else "InfoNCE\n+ β KL(q ‖ N(0, I))"
+            axes.annotate(
+                loss,
+                (x, -0.45),
+                (x, -1.45),
+                ha="center",
+                va="center",
+                color=colour,
+                size=8.5,
+                arrowprops={"arrowstyle": "<->", "color": colour},
+            )
+        axes.annotate(
+            "",
+            (9.45, 0),
+            (8.65, 0),
+            arrowprops={"arrowstyle": "->", "color": "black"},
+        )
+        axes.text(9.1, 0.18, shapes[4], ha="center", va="bottom", size=8)
+        axes.text(
+            -1.2,
+            1.1,
+            "∥  no gradient crosses here: each module learns from its own loss",
+            size=9,
+        )
+        _save(figure, path)

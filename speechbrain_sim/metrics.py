@@ -1,0 +1,163 @@
+"""How sure a probe's accuracy is: intervals over utterances, and controls.
+
+Frames of one utterance are not independent, so every interval resamples whole
+utterances.
+"""
+
+import numpy as np
+from scipy import stats
+
+
+def per_utterance(correct, utterance):
+    """Counts the correct examples of each utterance.
+
+    Arguments
+    ---------
+    correct : numpy.ndarray
+        (seeds, examples), bool.
+    utterance : numpy.ndarray
+        (examples,), index of each example's utterance, 0, 1, ...
+
+    Returns
+    -------
+    hits, total : (numpy.ndarray, numpy.ndarray)
+        Mean over seeds of the number of correct examples, and the number of
+        examples, of each utterance.
+
+    Example
+    -------
+    >>> per_utterance(np.array([[1, 0, 1], [1, 0, 0]]), np.array([0, 0, 1]))
+    (array([1. , 0.5]), array([2, 1]))
+    """
+    hits = np.bincount(utterance, weights=np.mean(correct, axis=0))
+    return hits, np.bincount(utterance)
+
+
+def bootstrap_interval(hits, total, confidence=0.95, resamples=5000, seed=0):
+    """Bootstraps an accuracy over utterances (percentile interval).
+
+    Arguments
+    ---------
+    hits, total : numpy.ndarray
+        From `per_utterance`. For the difference of two systems on the same
+        utterances, `hits` is the difference of theirs (a paired interval).
+    confidence : float
+        Share of the distribution inside the interval.
+    resamples : int
+        Number of bootstrap samples.
+    seed : int
+        Of the resampling.
+
+    Returns
+    -------
+    low, high : (float, float)
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two utterances.
+
+    Example
+    -------
+    >>> bootstrap_interval(np.ones(20), np.ones(20))
+    (1.0, 1.0)
+    """
+    if len(total) < 2:
+        raise ValueError(
+            f"{len(total)} utterance is too few for an interval; it needs 2."
+        )
+
+    def accuracy(hits, total, axis=-1):
+        return hits.sum(axis) / total.sum(axis)
+
+    result = stats.bootstrap(
+        (np.asarray(hits, float), np.asarray(total, float)),
+        accuracy,
+        paired=True,
+        vectorized=True,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        batch=500,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = result.confidence_interval
+    return float(low), float(high)
+
+
+def chance_level(train_labels, test_labels):
+    """Computes the accuracy of the best answer that ignores the input.
+
+    Arguments
+    ---------
+    train_labels, test_labels : numpy.ndarray
+        Classes, int.
+
+    Returns
+    -------
+    float
+        Share of the training set's most frequent class in the test set.
+
+    Example
+    -------
+    >>> chance_level(np.array([0, 0, 1]), np.array([0, 1, 1, 1]))
+    0.25
+    """
+    return float(np.mean(test_labels == np.bincount(train_labels).argmax()))
+
+
+def control_interval(accuracies, predictions, labels, confidence=0.999):
+    """Tests that probes trained on shuffled labels know nothing.
+
+    Such a probe answers independently of the true class: its expected accuracy
+    is sum_c q_c p_c for shares q of its answers and p of the labels. Examples
+    of one class resemble each other, so single controls scatter more than
+    counting statistics allow; the interval is Student's over the controls.
+
+    Arguments
+    ---------
+    accuracies : numpy.ndarray
+        Accuracy of each control on the true labels, (controls,).
+    predictions : numpy.ndarray
+        Their answers, (controls, examples).
+    labels : numpy.ndarray
+        True classes, (examples,).
+    confidence : float
+        Of the interval; high, as every cell of a table is tested.
+
+    Returns
+    -------
+    dict
+        `accuracy` (mean over controls), `expected` (of independent answers),
+        `interval` around the mean, and `passed`: whether the expected accuracy,
+        or the best constant answer, lies inside or between.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two controls.
+    """
+    accuracies = np.asarray(accuracies)
+    if len(accuracies) < 2:
+        raise ValueError(
+            f"{len(accuracies)} shuffled-label control is too few for an "
+            f"interval; it needs 2 (10 are usual)."
+        )
+    share = np.bincount(labels) / len(labels)
+    answers = np.stack(
+        [
+            np.bincount(row, minlength=len(share))[: len(share)]
+            for row in predictions
+        ]
+    )
+    expected = float((answers @ share).mean() / predictions.shape[1])
+    mean = float(accuracies.mean())
+    half = stats.t.ppf((1 + confidence) / 2, len(accuracies) - 1)
+    half *= accuracies.std(ddof=1) / len(accuracies) ** 0.5
+    low, high = sorted((expected, float(share.max())))
+    return {
+        "accuracy": mean,
+        "expected": expected,
+        "interval": [mean - float(half), mean + float(half)],
+        "passed": bool(mean - half <= high and mean + half >= low),
+    }

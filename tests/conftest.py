@@ -1,0 +1,178 @@
+"""A tiny corpus, tiny brains, and recipes in processes of their own."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.epoch_loop import EpochCounter
+from torch.utils.data import DataLoader
+
+from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.checkpoints import AtomicCheckpointer, RewindingTrainLogger
+from speechbrain_sim.experiment import build_model
+
+ROOT = Path(__file__).parents[1]
+#: a model that trains a step in milliseconds
+TINY = {
+    "channels": 6,
+    "context_channels": 4,
+    "prediction_steps": 2,
+    "negatives": 3,
+}
+
+
+def tone(label, samples, rng):
+    """A noisy tone, its pitch told by the label; float32 in [-1, 1]."""
+    time = np.arange(samples) / 16000
+    wave = np.sin(2 * np.pi * (200 + 1400 * label) * time + rng.uniform(0, 6))
+    noise = np.convolve(rng.normal(size=samples), np.ones(4) / 4, "same")
+    return (0.5 * wave + 0.1 * noise).clip(-1, 1).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """24 utterances of about 0.7 s, in a training and a validation csv."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(24):
+        samples, label = 10000 + 157 * i, i % 2
+        name = f"utterance{i:02}"
+        sf.write(folder / f"{name}.wav", tone(label, samples, rng), 16000)
+        phones = rng.integers(0, 5, 1 + (samples - 400) // 160)
+        rows.append(
+            {
+                "ID": name,
+                "duration": samples / 16000,
+                "wav": f"$data_root/{name}.wav",
+                "sample_rate": 16000,
+                "num_samples": samples,
+                "pitch": ["low", "high"][label],
+                "phones": " ".join(map(str, phones)),
+            }
+        )
+    for split, part in (("train", rows[:20]), ("valid", rows[20:])):
+        with open(folder / f"{split}.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(part)
+    return SimpleNamespace(
+        folder=str(folder),
+        train=str(folder / "train.csv"),
+        valid=str(folder / "valid.csv"),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_yaml(corpus, tmp_path_factory):
+    """A difference to hparams/pretrain.yaml that runs in a second."""
+    path = tmp_path_factory.mktemp("hparams") / "tiny.yaml"
+    path.write_text(
+        f"base: {ROOT}/hparams/pretrain.yaml\n"
+        "corpus: Tiny\n"
+        f"data_folder: {corpus.folder}\n"
+        "prepare: !name:builtins.dict\n"
+        f"train_csv: {corpus.train}\n"
+        f"valid_csv: {corpus.valid}\n"
+        "crop_samples: 4000\n"
+        "number_of_epochs: 2\n"
+        "batch_size: 2\n" + "".join(f"{k}: {v}\n" for k, v in TINY.items())
+    )
+    return path
+
+
+def start_process(command):
+    """Starts a command in the repository, on one thread per process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_recipe(script, yaml, *options):
+    """Starts a recipe on the CPU; returns the Popen."""
+    command = [sys.executable, ROOT / "recipes" / script, yaml, *options]
+    return start_process([*command, "--device", "cpu", "--noprogressbar"])
+
+
+def finish(process, timeout=300):
+    """Waits for a process; returns its output, fails if it failed."""
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output
+    return output
+
+
+def make_brain(
+    folder, model="sim", epochs=1, opt_class=None, run_opts=(), **changes
+):
+    """Makes a GreedyBrain; `changes` go to the model, or else to hparams."""
+    torch.manual_seed(0)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    hparams = {
+        "seed": 1,
+        "max_grad_norm": float("inf"),
+        "epoch_counter": EpochCounter(epochs),
+        "train_logger": RewindingTrainLogger(folder / "train_log.txt", 8),
+        "encoder_folder": folder / "encoder",
+    }
+    for key in ("kl_warmup_epochs", "tensorboard_logger"):
+        if key in changes:
+            hparams[key] = changes.pop(key)
+    built = build_model(model, **{**TINY, **changes})
+    hparams |= {"encoder": built.encoder, "frozen": built.frozen}
+    checkpointer = AtomicCheckpointer(
+        folder / "save", {"epoch_counter": hparams["epoch_counter"]}
+    )
+    return GreedyBrain(
+        built.modules,
+        opt_class or (lambda p: torch.optim.Adam(p, lr=1e-3)),
+        hparams,
+        {"device": "cpu", "noprogressbar": True, **dict(run_opts)},
+        checkpointer,
+    )
+
+
+def make_loader(batches=3, batch_size=2, samples=2400, **columns):
+    """Batches of noise, the odd rows shorter; `columns` are added."""
+    generator = torch.Generator().manual_seed(7)
+    rows = []
+    for i in range(batches * batch_size):
+        length = samples - 300 * (i % 2)
+        row = {"sig": torch.randn(length, generator=generator)}
+        rows.append({**row, **{n: column[i] for n, column in columns.items()}})
+    return DataLoader(rows, batch_size=batch_size, collate_fn=PaddedBatch)
+
+
+def weights(brain):
+    """Copies all weights and buffers of a brain's modules."""
+    return {
+        name: {key: value.clone() for key, value in module.state_dict().items()}
+        for name, module in brain.raw.items()
+    }
+
+
+def same(state, other):
+    """Whether two nests of dicts and lists hold bitwise equal values."""
+    if isinstance(state, torch.Tensor):
+        return torch.equal(state, other)
+    if isinstance(state, dict):
+        return state.keys() == other.keys() and all(
+            same(state[key], other[key]) for key in state
+        )
+    if isinstance(state, (list, tuple)):
+        return len(state) == len(other) and all(map(same, state, other))
+    return state == other
