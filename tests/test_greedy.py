@@ -121,7 +121,7 @@ def live_tensors_at_each_forward(brain):
 
     class Held:
         def __init__(self, tensor):
-            self.tensor = tensor
+            self.tensor = tensor.detach()  # else a cycle with its graph
             live.add(id(self))
 
         def __del__(self):
