@@ -3,9 +3,9 @@
     python recipes/probe.py hparams/Synthetic/probe.yaml \
         --encoder results/Synthetic/sim_1/encoder --label phones
 
-Features are computed once. Probes of all layers and seeds, and as many with
+Features are computed once. Probes of all layers and seeds, and controls with
 shuffled labels, are trained side by side. The best layer is chosen on the
-validation part, and every layer is reported on the test part.
+validation part; every layer is then trained on all training data and tested.
 
 To read the code, begin at the bottom.
 """
@@ -53,18 +53,36 @@ def load_features(hparams, run_opts, front_end, description):
 
 
 def as_tensors(parts, standardize):
-    """Turns the features into tensors, in the training part's units if asked."""
-    x = {}
-    for part, layers in parts.items():
-        x[part] = {
-            n: torch.from_numpy(np.array(f.x)) for n, f in layers.items()
-        }
-    if standardize:
+    """Turns features into tensors: {part: {layer: x}} and {part: y}."""
+    x = {
+        part: {n: torch.from_numpy(np.array(f.x)) for n, f in layers.items()}
+        for part, layers in parts.items()
+    }
+    if standardize:  # in the training part's units
         for layer, train in x["train"].items():
             mean, std = train.mean(0), train.std(0).clamp(min=1e-5)
             for part in x:
                 x[part][layer] = (x[part][layer] - mean) / std
-    return x
+    any_layer = next(iter(x["train"]))
+    y = {p: torch.from_numpy(f[any_layer].y) for p, f in parts.items()}
+    return x, y
+
+
+def train_probes(hparams, run_opts, x, y, classes, controls):
+    """Trains one probe per layer and seed, and the controls of each layer."""
+    batches = ProbeBatches(
+        x, y, hparams["seeds"], controls, hparams["batch_size"]
+    )
+    probes = make_probes(
+        {layer: features.shape[1] for layer, features in x.items()},
+        len(classes),
+        batches.names,
+        hparams["bias"],
+    )
+    brain = ProbeBrain(probes, hparams["opt_class"], hparams, run_opts)
+    epochs = range(1, hparams["number_of_epochs"] + 1)
+    brain.train_probes(batches, tqdm(epochs, desc="probes", unit="epoch"))
+    return brain
 
 
 def main(argv):
@@ -81,27 +99,24 @@ def main(argv):
     if is_written(hparams["output_folder"], **about):
         return
     parts, classes = load_features(hparams, run_opts, front_end, description)
-    x = as_tensors(parts, hparams["standardize"])
-    labels = {p: next(iter(layers.values())).y for p, layers in parts.items()}
-    batches = ProbeBatches(
-        x["train"],
-        torch.from_numpy(labels["train"]),
-        hparams["seeds"],
-        hparams["controls"],
-        hparams["batch_size"],
+    x, y = as_tensors(parts, hparams["standardize"])
+
+    # on the training part, to choose a layer on the validation part
+    chooser = train_probes(
+        hparams, run_opts, x["train"], y["train"], classes, controls=0
     )
-    probes = make_probes(
-        {layer: features.shape[1] for layer, features in x["train"].items()},
-        len(classes),
-        batches.names,
-        hparams["bias"],
+    # on both, to be tested
+    both = {n: torch.cat([x["train"][n], x["valid"][n]]) for n in x["train"]}
+    labels = torch.cat([y["train"], y["valid"]])
+    brain = train_probes(
+        hparams, run_opts, both, labels, classes, hparams["controls"]
     )
-    brain = ProbeBrain(probes, hparams["opt_class"], hparams, run_opts)
-    epochs = range(1, hparams["number_of_epochs"] + 1)
-    brain.train_probes(batches, tqdm(epochs, desc="probes", unit="epoch"))
     scores = score_probes(
-        {part: brain.predict(x[part]) for part in ("valid", "test")},
-        parts,
+        chooser.predict(x["valid"]),
+        y["valid"].numpy(),
+        brain.predict(x["test"]),
+        parts["test"],
+        labels.numpy(),
         len(hparams["seeds"]),
     )
     write_probe_results(

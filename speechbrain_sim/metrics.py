@@ -106,20 +106,19 @@ def chance_level(train_labels, test_labels):
     return float(np.mean(test_labels == np.bincount(train_labels).argmax()))
 
 
-def control_interval(accuracies, predictions, labels, confidence=0.999):
+def control_interval(accuracies, labels, confidence=0.999):
     """Tests that probes trained on shuffled labels know nothing.
 
-    Such a probe answers independently of the true class: its expected accuracy
-    is sum_c q_c p_c for shares q of its answers and p of the labels. Examples
-    of one class resemble each other, so single controls scatter more than
-    counting statistics allow; the interval is Student's over the controls.
+    Answers that are independent of the true class are right as often as some
+    mixture of classes occurs: between the share of the rarest class and that
+    of the most frequent. Examples of one class resemble each other, so single
+    controls scatter more than counting statistics allow; the interval is
+    Student's over the controls.
 
     Arguments
     ---------
     accuracies : numpy.ndarray
         Accuracy of each control on the true labels, (controls,).
-    predictions : numpy.ndarray
-        Their answers, (controls, examples).
     labels : numpy.ndarray
         True classes, (examples,).
     confidence : float
@@ -128,36 +127,32 @@ def control_interval(accuracies, predictions, labels, confidence=0.999):
     Returns
     -------
     dict
-        `accuracy` (mean over controls), `expected` (of independent answers),
-        `interval` around the mean, and `passed`: whether the expected accuracy,
-        or the best constant answer, lies inside or between.
+        `accuracy` (mean over controls), its `interval`, the `chance` range,
+        and `passed`: whether the two overlap.
 
     Raises
     ------
     ValueError
         If there are fewer than two controls.
+
+    Example
+    -------
+    >>> control_interval(np.array([0.4, 0.6]), np.array([0, 1]))["passed"]
+    True
     """
-    accuracies = np.asarray(accuracies)
     if len(accuracies) < 2:
         raise ValueError(
             f"{len(accuracies)} shuffled-label control is too few for an "
             f"interval; it needs 2 (10 are usual)."
         )
-    share = np.bincount(labels) / len(labels)
-    answers = np.stack(
-        [
-            np.bincount(row, minlength=len(share))[: len(share)]
-            for row in predictions
-        ]
-    )
-    expected = float((answers @ share).mean() / predictions.shape[1])
-    mean = float(accuracies.mean())
+    counts = np.bincount(labels)
+    chance = [float(n / len(labels)) for n in (counts.min(), counts.max())]
+    mean = float(np.mean(accuracies))
     half = stats.t.ppf((1 + confidence) / 2, len(accuracies) - 1)
-    half *= accuracies.std(ddof=1) / len(accuracies) ** 0.5
-    low, high = sorted((expected, float(share.max())))
+    half = float(half * np.std(accuracies, ddof=1) / len(accuracies) ** 0.5)
     return {
         "accuracy": mean,
-        "expected": expected,
-        "interval": [mean - float(half), mean + float(half)],
-        "passed": bool(mean - half <= high and mean + half >= low),
+        "interval": [mean - half, mean + half],
+        "chance": chance,
+        "passed": bool(mean - half <= chance[1] and mean + half >= chance[0]),
     }

@@ -21,16 +21,23 @@ from speechbrain_sim.metrics import (
 logger = get_logger(__name__)
 
 
-def score_probes(answers, parts, seeds):
+def score_probes(valid_says, valid_y, test_says, test, train_y, seeds):
     """Scores the probes of every layer.
 
     Arguments
     ---------
-    answers : dict
-        For "valid" and "test", and each layer, what the probes say,
-        (probes, examples); the first `seeds` are real, the others controls.
-    parts : dict
-        For "train", "valid" and "test", and each layer, the Features.
+    valid_says : dict of str to torch.Tensor
+        For each layer, the answers on the validation part of probes that were
+        trained without it, (seeds, examples).
+    valid_y : numpy.ndarray
+        The validation part's classes.
+    test_says : dict of str to torch.Tensor
+        For each layer, the answers on the test part, (probes, examples); the
+        first `seeds` are real probes, the others controls.
+    test : dict of str to Features
+        The test part.
+    train_y : numpy.ndarray
+        The classes that the probes were trained on.
     seeds : int
         Number of real probes.
 
@@ -41,25 +48,23 @@ def score_probes(answers, parts, seeds):
         hits and totals of each test utterance.
     """
     layers, outcomes = {}, {}
-    for layer, test in parts["test"].items():
-        says = answers["test"][layer].numpy()
-        correct = says[:seeds] == test.y
-        valid = answers["valid"][layer].numpy()[:seeds]
+    for layer, (_, y, utterance, ids) in test.items():
+        says = test_says[layer].numpy()
+        correct = says[:seeds] == y
         accuracy = correct.mean(1)
-        hits, total = per_utterance(correct, test.utterance)
-        outcomes[layer], outcomes["total"] = hits, total
+        hits, total = per_utterance(correct, utterance)
+        outcomes.update({layer: hits, "total": total, "ids": np.array(ids)})
         layers[layer] = {
             "accuracy": float(accuracy.mean()),
             "deviation": float(accuracy.std(ddof=1)) if seeds > 1 else 0.0,
             "interval": bootstrap_interval(hits, total),
             "per_seed": accuracy.tolist(),
-            "valid_accuracy": float((valid == parts["valid"][layer].y).mean()),
-            "chance": chance_level(parts["train"][layer].y, test.y),
-            "control": control_interval(
-                (says[seeds:] == test.y).mean(1), says[seeds:], test.y
+            "valid_accuracy": float(
+                (valid_says[layer].numpy() == valid_y).mean()
             ),
+            "chance": chance_level(train_y, y),
+            "control": control_interval((says[seeds:] == y).mean(1), y),
         }
-    outcomes["ids"] = np.array(test.ids)
     return layers, outcomes
 
 

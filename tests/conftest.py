@@ -129,7 +129,7 @@ def make_brain(
         "train_logger": RewindingTrainLogger(folder / "train_log.txt", 8),
         "encoder_folder": folder / "encoder",
     }
-    for key in ("kl_warmup_epochs", "tensorboard_logger"):
+    for key in ("crop", "tensorboard_logger"):
         if key in changes:
             hparams[key] = changes.pop(key)
     built = build_model(model, **{**TINY, **changes})

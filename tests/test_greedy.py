@@ -10,9 +10,10 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.train_logger import TensorboardLogger
 
-from speechbrain_sim.brains import greedy
+from speechbrain_sim import losses
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.checkpoints import load_encoder
+from speechbrain_sim.data.pipeline import KeyedCrop
 from speechbrain_sim.encoders import Latent
 from speechbrain_sim.experiment import build_model
 from speechbrain_sim.probes import NO_LABEL
@@ -50,7 +51,9 @@ def crossings(brain):
     """Lists (loss of, reaches) for all pairs of different modules."""
     brain.modules.train()
     crossed = []
-    for name, output in list(brain.forward_modules(batch_of(make_loader()), TRAIN)):
+    for name, output in list(
+        brain.forward_modules(batch_of(make_loader()), TRAIN)
+    ):
         brain.modules.zero_grad(set_to_none=True)
         output.loss.backward(retain_graph=True)
         reached = [
@@ -129,7 +132,9 @@ def live_tensors_at_each_forward(brain):
 
     for module in brain.modules.values():
         module.register_forward_pre_hook(lambda *_: seen.append(len(live)))
-    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        Held, lambda held: held.tensor
+    ):
         fit(brain, make_loader(2))
     return seen
 
@@ -185,14 +190,9 @@ def test_freezing_shifts_nobodys_draws(tmp_path, monkeypatch):
                 torch.Tensor, "normal_", recording(torch.Tensor.normal_)
             )
             for name in ("draw_negatives", "draw_window"):
-                function = getattr(greedy.sb, name, None) or getattr(
-                    losses, name
-                )
-                patch.setattr(losses, name, recording(function))
+                patch.setattr(losses, name, recording(getattr(losses, name)))
             fit(make_brain(folder, window=16, **changes), make_loader(2))
         return drawn
-
-    from speechbrain_sim import losses
 
     free = draws(tmp_path / "free")
     # 2 steps of: 2 draws of noise in 3 modules, window and negatives in 4
@@ -211,7 +211,9 @@ def test_frozen_batch_norm_keeps_its_statistics(tmp_path):
     after = weights(fit(brain, valid=make_loader(1)))
     assert same(after["module1"], before["module1"])
     running = "layers.module2.norms.0.running_mean"
-    assert not torch.equal(after["module2"][running], before["module2"][running])
+    assert not torch.equal(
+        after["module2"][running], before["module2"][running]
+    )
 
 
 @pytest.mark.parametrize("frozen", ["all", LAYERS])
@@ -297,7 +299,9 @@ def test_every_module_is_clipped_alone(tmp_path):
     before = weights(brain)
     after = weights(fit(brain, make_loader(1)))
     for name in LAYERS:
-        moved = [(after[name][k] - before[name][k]).norm() for k in before[name]]
+        moved = [
+            (after[name][k] - before[name][k]).norm() for k in before[name]
+        ]
         norm = torch.stack(moved).norm().item()
         assert norm == pytest.approx(1e-2, rel=1e-2)
 
@@ -343,7 +347,9 @@ def test_debug_mode_is_short_and_touches_no_log(tmp_path, monkeypatch):
         return fit_batch(brain, batch)
 
     monkeypatch.setattr(GreedyBrain, "fit_batch", counting)
-    fit(make_brain(tmp_path, epochs=9, run_opts={"debug": True}), make_loader(5))
+    fit(
+        make_brain(tmp_path, epochs=9, run_opts={"debug": True}), make_loader(5)
+    )
     assert steps == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert log.read_text().startswith("a line of a real run\nepoch: 1")
     assert not list((tmp_path / "save").iterdir())
@@ -428,6 +434,7 @@ def test_random_is_sim_at_birth(tmp_path):
     "changes, message",
     [
         ({"kl_weight": [0.1, 0.2]}, "lists 2 values for the 3 layers"),
+        ({"window": [16, 16]}, "window lists 2 values for the 4 layers"),
         ({"objective": "generative"}, "objective is 'generative'"),
         ({"objective": "supervised"}, "classes is 0"),
     ],
@@ -435,6 +442,13 @@ def test_random_is_sim_at_birth(tmp_path):
 def test_impossible_models(changes, message):
     with pytest.raises(ValueError, match=message):
         build_model("sim", **{**TINY, **changes})
+
+
+def test_a_list_gives_each_layer_its_own():
+    model = build_model("sim", **{**TINY, "negatives": [1, 2, 3, 4]})
+    objectives = [module.smooth_info_nce for module in model.modules.values()]
+    assert [objective.negatives for objective in objectives] == [1, 2, 3, 4]
+    assert [objective.prediction_steps for objective in objectives] == [2] * 4
 
 
 # what is logged -------------------------------------------------------------
@@ -475,6 +489,19 @@ def test_saved_encoder_is_the_trained_one(tmp_path):
     assert description["valid"].keys() == description["train"].keys()
 
 
+def test_a_kill_at_the_end_leaves_no_older_encoder(tmp_path, monkeypatch):
+    """Once an epoch's checkpoint exists, its encoder does."""
+
+    def kill(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    brain = make_brain(tmp_path)
+    monkeypatch.setattr(brain.checkpointer, "save_checkpoint", kill)
+    with pytest.raises(KeyboardInterrupt):
+        fit(brain)
+    assert load_encoder(tmp_path / "encoder")[1]["epochs"] == 1
+
+
 def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing import event_accumulator
 
@@ -487,6 +514,14 @@ def test_tensorboard(tmp_path):
     assert [point.step for point in points] == [1, 2]
     written = [stats["train", "module1_nce"] for stats in logged(tmp_path)]
     assert [p.value for p in points] == pytest.approx(written, rel=1e-5)
+
+
+def test_crops_are_told_the_epoch(tmp_path):
+    crop, heard = KeyedCrop(4000, random=True), []
+    brain = make_brain(tmp_path, epochs=3, crop=crop)
+    brain.on_fit_batch_end = lambda *_: heard.append(int(crop.epoch))
+    fit(brain, make_loader(2))
+    assert heard == [1, 1, 2, 2, 3, 3]
 
 
 def test_more_draws(tmp_path, monkeypatch):
@@ -503,9 +538,7 @@ def test_more_draws(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("informative", [False, True])
 def test_collapse_is_told(tmp_path, caplog, informative):
-    brain = make_brain(
-        tmp_path, opt_class=lambda p: torch.optim.SGD(p, lr=0.0)
-    )
+    brain = make_brain(tmp_path, opt_class=lambda p: torch.optim.SGD(p, lr=0.0))
     for name in LAYERS[:3]:
         layer = brain.hparams.encoder.layers[name]
         torch.nn.init.zeros_(layer.log_var.weight)
@@ -514,7 +547,9 @@ def test_collapse_is_told(tmp_path, caplog, informative):
         torch.nn.init.constant_(layer.mean.bias, 5.0 * informative)
     with caplog.at_level("WARNING"):
         fit(brain)
-    told = [name for name in LAYERS if f"{name} may have collapsed" in caplog.text]
+    told = [
+        name for name in LAYERS if f"{name} may have collapsed" in caplog.text
+    ]
     assert told == ([] if informative else LAYERS[:3])
 
 
@@ -533,14 +568,17 @@ def test_supervised_learns_utterances(tmp_path):
     torch.manual_seed(1)
     labels = [i % 2 for i in range(16)]
     rows = [
-        {"sig": pitches(k, samples=1200 + 80 * i), "target": torch.tensor([k])}
+        {
+            "sig": pitches(k, samples=800 + 80 * (i % 4)),
+            "target": torch.tensor([k]),
+        }
         for i, k in enumerate(labels)
     ]
     loader = torch.utils.data.DataLoader(rows, 4, collate_fn=PaddedBatch)
     brain = make_brain(
         tmp_path,
         "supervised",
-        epochs=12,
+        epochs=10,
         classes=2,
         opt_class=lambda p: torch.optim.Adam(p, lr=1e-2),
     )
@@ -565,7 +603,7 @@ def frame_rows(count):
 def test_supervised_learns_frames(tmp_path):
     torch.manual_seed(2)
     loader = torch.utils.data.DataLoader(
-        frame_rows(16), 4, collate_fn=PaddedBatch
+        frame_rows(12), 4, collate_fn=PaddedBatch
     )
     brain = make_brain(
         tmp_path,

@@ -342,7 +342,7 @@ def test_artificial_labels(artificial, tmp_path):
     assert expected.items() <= clip.items()
     clips = rows_of(save / "train.csv") + rows_of(save / "valid.csv")
     assert {c["recording"] for c in clips} == {f"{c['word']}_1" for c in clips}
-    assert len(clips) == 15 and len(ids(save, "valid")) == 3
+    assert len(clips) == 15 and len(ids(save, "valid")) == 6
 
 
 def no_shared_recordings(save):
@@ -398,8 +398,8 @@ def test_real_artificial_set(tmp_path, caplog):
     assert count == {
         "pretrain": 680,
         "pretrain_valid": 171,
-        "train": 1854,
-        "valid": 327,
+        "train": 1527,
+        "valid": 654,
         "test": 360,
     }
     assert count["train"] + count["valid"] == 2181

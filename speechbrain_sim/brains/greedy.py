@@ -233,7 +233,8 @@ def training_modules(
     per_frame : bool
         Supervised: one label per 10 ms (phones), or one per utterance.
     **smooth_info_nce :
-        Further arguments of `speechbrain_sim.losses.SmoothInfoNCE`.
+        Further arguments of `speechbrain_sim.losses.SmoothInfoNCE`; a list
+        gives one value for each layer, bottom first.
 
     Returns
     -------
@@ -242,8 +243,8 @@ def training_modules(
     Raises
     ------
     ValueError
-        If the objective is unknown, there is not one weight per posterior, or
-        a supervised model has no classes.
+        If the objective is unknown, a list has not one value per layer, or a
+        supervised model has no classes.
 
     Example
     -------
@@ -272,14 +273,11 @@ def training_modules(
             f"'supervised'."
         )
     with_posterior = [name for name in names if name != CONTEXT]
-    if not isinstance(kl_weight, (list, tuple)):
-        kl_weight = [kl_weight] * len(with_posterior)
-    if len(kl_weight) != len(with_posterior):
-        raise ValueError(
-            f"kl_weight lists {len(kl_weight)} values for the "
-            f"{len(with_posterior)} layers {', '.join(with_posterior)}."
-        )
-    kl_weights = dict(zip(with_posterior, kl_weight, strict=True))
+    kl_weights = _per_layer("kl_weight", kl_weight, with_posterior)
+    settings = {
+        argument: _per_layer(argument, value, names)
+        for argument, value in smooth_info_nce.items()
+    }
 
     def contrastive(name, layer_names):
         top = layer_names[-1]
@@ -290,7 +288,9 @@ def training_modules(
             SmoothInfoNCE(
                 encoder.layers[z_name].out_channels,
                 encoder.layers[top].out_channels,
-                **smooth_info_nce,
+                **{
+                    argument: value[top] for argument, value in settings.items()
+                },
             ),
             kl_weights,
             draws,
@@ -299,6 +299,18 @@ def training_modules(
     if greedy:
         return {name: contrastive(name, [name]) for name in names}
     return {"encoder": contrastive("encoder", names)}
+
+
+def _per_layer(argument, value, layers):
+    """Spreads a value, or a list with one for each layer, over the layers."""
+    if not isinstance(value, (list, tuple)):
+        value = [value] * len(layers)
+    if len(value) != len(layers):
+        raise ValueError(
+            f"{argument} lists {len(value)} values for the {len(layers)} "
+            f"layers {', '.join(layers)}."
+        )
+    return dict(zip(layers, value, strict=True))
 
 
 class GreedyBrain(sb.Brain):

@@ -23,7 +23,7 @@ logger = get_logger(__name__)
 
 WORDS = "reshuffledv2"
 SYLLABLES = "split up data padded"
-VALID_SHARE = 0.15
+VALID_SHARE = 0.3
 
 _WORD = re.compile(r"((?:[bdg][aiu]){3})_([12])")
 _SYLLABLE = re.compile(r"((?:[bdg][aiu]){3})_1_([123])_([bdg][aiu])")
@@ -45,7 +45,7 @@ def prepare_artificial_speech(
 
     ``train.csv``, ``valid.csv`` and ``test.csv`` hold the syllables, with
     ``syllable, consonant, vowel, position`` (1 to 3), ``word`` and
-    ``recording``, the word they are really cut from. ``valid.csv`` is 15 % of
+    ``recording``, the word they are really cut from. ``valid.csv`` is 30 % of
     the recordings of the published train folder: no recording is on two
     sides.
 

@@ -115,7 +115,8 @@ def make_dataset(manifest, data_folder, crop=None, label=None, classes=None):
             start, stop = place(item, num_samples)
             first = start // GRID
             last = first + max(0, 1 + (stop - start - 400) // GRID)
-            return torch.tensor([int(p) for p in phones.split()][first:last])
+            labels = [int(phone) for phone in phones.split()]
+            return torch.tensor(labels[first:last], dtype=torch.int64)
 
         dataset.add_dynamic_item(frame_targets)
     elif label is not None:

@@ -1,0 +1,213 @@
+"""Every recipe with every yaml for one tiny epoch, then the table."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechbrain_sim.data.synthetic import make_synthetic_corpus
+
+ROOT = Path(__file__).resolve().parent.parent
+HPARAMS = ROOT / "hparams"
+REAL = ROOT.parent / "shared/data/ArtificialSpeech"
+TINY = ["--channels", "8", "--context_channels", "8", "--device", "cpu"]
+TINY += ["--number_of_epochs", "1", "--num_workers", "0", "--noprogressbar"]
+
+
+def yamls(stem):
+    found = sorted(HPARAMS.glob(f"*/{stem}*.yaml"))
+    assert found
+    return [path for path in found if path.parent.name != "models"]
+
+
+@pytest.fixture(scope="session")
+def recipes():
+    """The recipes as modules."""
+    sys.path.insert(0, str(ROOT / "recipes"))
+    import pretrain
+    import probe
+    import table
+
+    yield {"pretrain": pretrain, "probe": probe, "table": table}
+    sys.path.remove(str(ROOT / "recipes"))
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory):
+    """A tiny corpus of each kind, made here, by folder of `hparams`."""
+    folder = tmp_path_factory.mktemp("corpora")
+    make_synthetic_corpus(
+        folder / "Synthetic", speakers=3, sentences=9, test_sentences=3
+    )
+    rng = np.random.default_rng(0)
+    words = ["bababi", "badagu", "bidugi", "bubiba", "dadigu", "gagagi"]
+    words += ["gidabu", "dubigu", "gugidi", "digabu", "bagudi", "dubaga"]
+    layout = {
+        "reshuffledv2/train": (
+            [f"{w}_{t}" for w in words for t in (1, 2)],
+            33075,
+        ),
+        "reshuffledv2/test": ([f"{w}_1" for w in words[:4]], 33075),
+        "split up data padded/train": (syllables(words), 12156),
+        "split up data padded/test": (syllables(words), 12156),
+    }
+    for place, (names, samples) in layout.items():
+        (folder / "ArtificialSpeech" / place).mkdir(parents=True)
+        rate = 44100 if samples > 20000 else 22050
+        for name in names:
+            noise = 0.1 * rng.standard_normal(samples).cumsum() / samples**0.5
+            path = folder / "ArtificialSpeech" / place / f"{name}.wav"
+            soundfile.write(path, noise, rate)
+    return folder
+
+
+def syllables(words):
+    return [
+        f"{word}_1_{i + 1}_{word[2 * i : 2 * i + 2]}"
+        for word in words
+        for i in range(3)
+    ]
+
+
+def options_for(yaml, corpora):
+    options = ["--data_folder", str(corpora / yaml.parent.name)]
+    if yaml.parent.name == "Synthetic":
+        options += ["--speakers", "3", "--sentences", "9"]
+        options += ["--test_sentences", "3"]
+    return options
+
+
+@pytest.mark.parametrize("yaml", yamls("pretrain"), ids=str)
+@pytest.mark.parametrize(
+    "model", ["sim", "gim", "sim_beta0", "cpc", "sim_end_to_end", "random"]
+)
+def test_pretrain_each_model(recipes, corpora, tmp_path, yaml, model):
+    recipes["pretrain"].main(
+        [str(yaml), "--model", model, "--output_folder", str(tmp_path)]
+        + options_for(yaml, corpora)
+        + TINY
+    )
+    about = json.loads((tmp_path / "encoder/encoder.json").read_text())
+    assert about["model"] == model
+    assert about["architecture"]["channels"] == 8
+    assert about["epochs"] == (model != "random")
+    if model != "random":
+        assert "train " in (tmp_path / "train_log.txt").read_text()
+
+
+@pytest.mark.parametrize("yaml", yamls("supervised"), ids=str)
+def test_supervised(recipes, corpora, tmp_path, yaml):
+    recipes["pretrain"].main(
+        [str(yaml), "--output_folder", str(tmp_path)]
+        + options_for(yaml, corpora)
+        + TINY
+    )
+    log = (tmp_path / "train_log.txt").read_text()
+    assert "valid encoder_accuracy" in log
+
+
+def test_too_few_classes_says_so(recipes, corpora, tmp_path):
+    yaml = HPARAMS / "Synthetic/supervised.yaml"
+    with pytest.raises(ValueError, match="--classes says 2"):
+        recipes["pretrain"].main(
+            [str(yaml), "--output_folder", str(tmp_path), "--classes", "2"]
+            + options_for(yaml, corpora)
+            + TINY
+        )
+
+
+@pytest.mark.parametrize("yaml", yamls("probe"), ids=str)
+def test_probe_logmel_then_find_it_done(
+    recipes, corpora, tmp_path, yaml, capfd
+):
+    argv = [str(yaml), "--encoder", "logmel", "--output_folder", str(tmp_path)]
+    argv += options_for(yaml, corpora) + ["--number_of_epochs", "1"]
+    recipes["probe"].main(argv)
+    (result,) = tmp_path.glob("probe_*.json")
+    score = json.loads(result.read_text())["layers"]["logmel"]
+    low, high = score["interval"]
+    assert low <= score["accuracy"] <= high
+    assert len(score["per_seed"]) == 3
+    written = result.stat().st_mtime_ns
+    recipes["probe"].main(argv)
+    assert result.stat().st_mtime_ns == written
+
+
+def test_probe_of_a_missing_encoder_names_the_folder(
+    recipes, corpora, tmp_path
+):
+    yaml = HPARAMS / "Synthetic/probe.yaml"
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        recipes["probe"].main(
+            [
+                str(yaml),
+                "--encoder",
+                "nowhere",
+                "--output_folder",
+                str(tmp_path),
+            ]
+            + options_for(yaml, corpora)
+        )
+
+
+def test_unknown_label_names_the_columns(recipes, corpora, tmp_path):
+    yaml = HPARAMS / "Synthetic/probe.yaml"
+    with pytest.raises(ValueError, match="it has .*speaker"):
+        recipes["probe"].main(
+            [str(yaml), "--encoder", "logmel", "--output_folder", str(tmp_path)]
+            + options_for(yaml, corpora)
+            + ["--label", "accent"]
+        )
+
+
+@pytest.mark.parametrize("yaml", yamls("table"), ids=str)
+def test_table(recipes, corpora, tmp_path, yaml):
+    sizes = "channels: 8, context_channels: 8, num_workers: 0"
+    argv = [str(yaml), "--output_folder", str(tmp_path)]
+    argv += ["--data_folder", str(corpora / yaml.parent.name)]
+    argv += ["--pretrain_options", f"{{number_of_epochs: 1, {sizes}}}"]
+    argv += ["--probe_options", "{number_of_epochs: 1}"]
+    if yaml.parent.name == "Synthetic":
+        corpus = "{speakers: 3, sentences: 9, test_sentences: 3}"
+        argv += ["--corpus_options", corpus]
+    recipes["table"].main(argv)
+    report = json.loads((tmp_path / "report.json").read_text())
+    for systems in report["tasks"].values():
+        assert list(systems) == [
+            "SIM",
+            "GIM",
+            "supervised",
+            "random",
+            "log-mel",
+        ]
+        assert len(systems["random"]["encoders"]) == 3
+        assert len(systems["SIM"]["layers"]) == 4
+        for name, system in systems.items():
+            score = system["layers"][system["best_layer"]]
+            assert 0 <= score["interval"][0] <= score["interval"][1] <= 1
+            assert ("above_random" in system) == (name != "random")
+    text = (tmp_path / "report.md").read_text()
+    for picture in (
+        "training.svg",
+        *(f"probe_{t}.svg" for t in report["tasks"]),
+    ):
+        assert picture in text and (tmp_path / picture).stat().st_size > 1000
+
+
+@pytest.mark.data
+def test_real_artificial_speech_trains(recipes, tmp_path):
+    if not REAL.is_dir():
+        pytest.skip("../shared/data/ArtificialSpeech is absent")
+    recipes["pretrain"].main(
+        [
+            str(HPARAMS / "ArtificialSpeech/pretrain_reduced.yaml"),
+            *("--data_folder", str(REAL), "--output_folder", str(tmp_path)),
+            *("--debug", "--debug_epochs", "1"),
+            *TINY,
+        ]
+    )
+    log = (tmp_path / "train_log.txt").read_text()
+    assert "valid context_nce" in log

@@ -1,0 +1,113 @@
+"""A run that is killed, however often, ends as one that never was."""
+
+import os
+import random
+import signal
+import time
+
+import torch
+
+from tests.conftest import finish, same, start_recipe
+
+OPTIONS = {
+    "number_of_epochs": 5,
+    "random_crop": True,
+    "batch_norm": True,
+    "num_workers": 2,
+    "grad_accumulation_factor": 2,
+    "ckpt_interval_steps": 2,
+}
+#: 20 utterances in batches of 2
+STEPS_PER_EPOCH = 10
+
+
+def start(yaml, folder):
+    options = [x for k, v in OPTIONS.items() for x in (f"--{k}", str(v))]
+    return start_recipe(
+        "pretrain.py", yaml, "--output_folder", str(folder), *options
+    )
+
+
+def checkpoints(folder):
+    """Names of the complete checkpoints, oldest first."""
+    names = os.listdir(folder / "save") if (folder / "save").exists() else []
+    return sorted(name for name in names if name.startswith("CKPT"))
+
+
+def progress(folder):
+    """Reads (epoch, step in it) of the newest checkpoint; (0, 0) at first."""
+    for name in reversed(checkpoints(folder)):
+        path = folder / "save" / name
+        try:
+            epoch = int((path / "epoch_counter.ckpt").read_text())
+            brain = (path / "brain.ckpt").read_text()
+        except FileNotFoundError:  # deleted by the run meanwhile
+            return progress(folder)
+        step = int(brain.split("step:")[-1].split()[0])
+        return (epoch - 1, step) if step else (epoch, 0)
+    return 0, 0
+
+
+def epochs_logged(folder):
+    log = folder / "train_log.txt"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def kill_at(process, folder, place, fraction):
+    """Sends SIGKILL once a place is reached, and a random moment later.
+
+    Persistent workers end by themselves: their parent is gone.
+    """
+    deadline = time.time() + 240
+    while progress(folder) < place:
+        assert process.poll() is None, process.stdout.read()
+        assert time.time() < deadline
+        time.sleep(0.003)
+    time.sleep(fraction * 0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+    assert progress(folder) < (OPTIONS["number_of_epochs"], 0)
+
+
+def final_state(folder):
+    """Loads what the last checkpoint holds of modules and optimizers."""
+    newest = folder / "save" / checkpoints(folder)[-1]
+    names = ["module1", "module2", "module3", "context"]
+    names += [f"{name}_optimizer" for name in names]
+    state = {name: torch.load(newest / f"{name}.ckpt") for name in names}
+    encoder = torch.load(folder / "encoder" / "encoder.ckpt")
+    return {**state, "encoder": encoder}
+
+
+def test_killed_three_times_is_bitwise_the_same(tiny_yaml, tmp_path):
+    uninterrupted = start(tiny_yaml, tmp_path / "whole")
+    rng, folder = random.Random(2), tmp_path / "killed"
+    places = [(epoch, rng.randrange(1, STEPS_PER_EPOCH)) for epoch in range(3)]
+    for place in places:
+        assert progress(folder) < place
+        kill_at(start(tiny_yaml, folder), folder, place, rng.random())
+    reached = progress(folder)
+    log = finish(start(tiny_yaml, folder))
+    finish(uninterrupted)
+
+    assert reached >= places[-1]
+    assert f"Going into epoch {reached[0] + 1}" in log
+    assert f"Going into epoch {reached[0]}\n" not in log
+    assert epochs_logged(folder) == OPTIONS["number_of_epochs"]
+    whole = tmp_path / "whole"
+    killed_log = (folder / "train_log.txt").read_text()
+    assert killed_log == (whole / "train_log.txt").read_text()
+    assert same(final_state(folder), final_state(whole))
+    steps = final_state(folder)["module1_optimizer"]["state"][0]["step"]
+    assert steps == OPTIONS["number_of_epochs"] * STEPS_PER_EPOCH / 2
+
+
+def test_killed_before_the_first_checkpoint_begins_anew(tiny_yaml, tmp_path):
+    """A log without a checkpoint is not continued: no epoch is told twice."""
+    (tmp_path / "train_log.txt").write_text("epoch: 1 - of a killed run\n")
+    options = ["--output_folder", str(tmp_path), "--number_of_epochs", "1"]
+    finish(start_recipe("pretrain.py", tiny_yaml, *options))
+    (line,) = (tmp_path / "train_log.txt").read_text().splitlines()
+    assert line.startswith("epoch: 1 - train module1_loss")
