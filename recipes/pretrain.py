@@ -18,7 +18,11 @@ from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.checkpoints import save_encoder
-from speechbrain_sim.data.pipeline import classes_of, make_dataset
+from speechbrain_sim.data.pipeline import (
+    KeyedCrop,
+    classes_of,
+    make_dataset,
+)
 from speechbrain_sim.experiment import load_experiment
 
 
@@ -34,9 +38,12 @@ def make_datasets(hparams):
                 f"{hparams['train_csv']} has {len(classes)} classes of "
                 f"'{label}'; the option --classes says {hparams['classes']}."
             )
+    crop = hparams["crop"]
+    still = KeyedCrop(crop.samples, crop.random, crop.seed)  # the same always
+    parts = [(hparams["train_csv"], crop), (hparams["valid_csv"], still)]
     return [
-        make_dataset(manifest, data_folder, hparams["crop"], label, classes)
-        for manifest in (hparams["train_csv"], hparams["valid_csv"])
+        make_dataset(manifest, data_folder, chosen, label, classes)
+        for manifest, chosen in parts
     ]
 
 

@@ -88,6 +88,10 @@ class AtomicCheckpointer(sb_checkpoints.Checkpointer):
     True
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._verified = set()
+
     def _new_checkpoint_dirpath(self):
         path = super()._new_checkpoint_dirpath()
         return path.with_name(INCOMPLETE + path.name)
@@ -99,8 +103,9 @@ class AtomicCheckpointer(sb_checkpoints.Checkpointer):
     def save_checkpoint(self, *args, **kwargs):
         """Saves like the parent class, then gives the folder its name."""
         if if_main_process():
+            damaged = set(self._list_checkpoint_dirs()) - set(self._whole())
             for leftover in self.checkpoints_dir.glob(INCOMPLETE + "*"):
-                shutil.rmtree(leftover)
+                damaged.add(leftover)
         ddp_barrier()
         saved = super().save_checkpoint(*args, **kwargs)
         ddp_barrier()  # every process has written what it writes
@@ -115,25 +120,34 @@ class AtomicCheckpointer(sb_checkpoints.Checkpointer):
             if final.exists():
                 shutil.rmtree(final)
             os.replace(saved.path, final)
+            self._verified.add(final)
+            for folder in damaged:  # not needed any more
+                shutil.rmtree(folder)
             files = {n: final / p.name for n, p in saved.paramfiles.items()}
             saved = saved._replace(path=final, paramfiles=files)
         ddp_barrier()
         return saved
 
+    def recover_if_possible(self, *args, **kwargs):
+        """Recovers like the parent class, after checking every hash anew."""
+        self._verified.clear()
+        return super().recover_if_possible(*args, **kwargs)
+
     def list_checkpoints(self):
         """Lists the undamaged checkpoints; warns of the others."""
-        good = []
-        for folder in self._list_checkpoint_dirs():
+        return self._construct_checkpoint_objects(self._whole())
+
+    def _whole(self):
+        for folder in set(self._list_checkpoint_dirs()) - self._verified:
             problem = _damage(folder)
-            if problem:
+            if problem is None:
+                self._verified.add(folder)
+            else:
                 logger.warning(
                     f"Skipping the incomplete checkpoint {folder}: {problem}. "
-                    f"The last good one is used instead; delete the folder to "
-                    f"silence this."
+                    f"The last good one is used instead."
                 )
-            else:
-                good.append(folder)
-        return self._construct_checkpoint_objects(good)
+        return [f for f in self._list_checkpoint_dirs() if f in self._verified]
 
 
 def _damage(folder):

@@ -175,6 +175,10 @@ class ConvModule(nn.Module):
         deterministic (Greedy InfoMax) and `log_var` is None.
     batch_norm : bool
         Whether each convolution is followed by batch norm (over valid frames).
+    initial_log_var : float
+        Added to the log-variance head's initial bias. At 0 the first samples
+        are mostly noise of unit variance; well below, a module starts almost
+        deterministic, and learns at once.
 
     Example
     -------
@@ -193,6 +197,7 @@ class ConvModule(nn.Module):
         paddings,
         probabilistic=True,
         batch_norm=False,
+        initial_log_var=0.0,
     ):
         super().__init__()
         if not len(kernel_sizes) == len(strides) == len(paddings):
@@ -214,6 +219,8 @@ class ConvModule(nn.Module):
             in_channels = channels
         self.mean = nn.Linear(channels, channels)
         self.log_var = nn.Linear(channels, channels) if probabilistic else None
+        if probabilistic:
+            self.log_var.bias.data.add_(initial_log_var)
 
     def output_lengths(self, lengths):
         """Computes frames out from frames in, by the convolutions' arithmetic.
@@ -366,6 +373,8 @@ class GreedyEncoder(nn.Module):
         Gaussian posteriors (SIM), or deterministic modules (GIM).
     batch_norm : bool
         Batch norm after each convolution.
+    initial_log_var : float
+        Where the log-variances begin, see `ConvModule`.
 
     Example
     -------
@@ -387,6 +396,7 @@ class GreedyEncoder(nn.Module):
         paddings=((2, 2), (2, 2), (1,)),
         probabilistic=True,
         batch_norm=False,
+        initial_log_var=0.0,
     ):
         super().__init__()
         #: the constructor's arguments, as a checkpoint needs them
@@ -398,6 +408,7 @@ class GreedyEncoder(nn.Module):
             "paddings": [list(sizes) for sizes in paddings],
             "probabilistic": probabilistic,
             "batch_norm": batch_norm,
+            "initial_log_var": initial_log_var,
         }
         if not len(kernel_sizes) == len(strides) == len(paddings):
             raise ValueError(
@@ -410,7 +421,12 @@ class GreedyEncoder(nn.Module):
             zip(kernel_sizes, strides, paddings, strict=False), 1
         ):
             self.layers[f"module{m}"] = ConvModule(
-                in_channels, channels, *sizes, probabilistic, batch_norm
+                in_channels,
+                channels,
+                *sizes,
+                probabilistic,
+                batch_norm,
+                initial_log_var,
             )
             in_channels = channels
         if context_channels:

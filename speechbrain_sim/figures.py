@@ -173,55 +173,48 @@ def draw_modules(path):
         "64 × 512",
         "64 × 256",
     ]
+    step, arrow = 3.0, {"arrowstyle": "->", "color": "black"}
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.4, 2.7))
+        figure, axes = plt.subplots(figsize=(9, 2.6))
         axes.set_axis_off()
-        axes.set_xlim(-1.25, 9.6)
-        axes.set_ylim(-2.1, 1.35)
-        box = {"boxstyle": "round,pad=0.5", "linewidth": 1.2}
+        axes.set_xlim(-0.3, 4 * step + 1.5)
+        axes.set_ylim(-1.9, 1.2)
+        for i, shape in enumerate(shapes):
+            x = step * i  # an arrow, and the box it leads to
+            axes.annotate("", (x + 1.45, 0), (x, 0), arrowprops=arrow)
+            axes.text(x + 0.7, 0.15, shape, ha="center", va="bottom", size=8)
+            if i in (1, 2, 3):
+                axes.text(
+                    x + 0.7, -0.08, "∥", ha="center", va="center", size=14
+                )
         for i, text in enumerate(boxes):
-            x, colour = 2.4 * i + 0.9, COLOURS[i]
-            axes.annotate(
-                "",
-                (x - 0.55, 0),
-                (x - 1.45, 0),
-                arrowprops={"arrowstyle": "->", "color": "black"},
-            )
-            axes.text(
-                x - 1.0, 0.18, shapes[i], ha="center", va="bottom", size=8
-            )
-            if i:  # the cut
-                axes.text(x - 1.0, -0.1, "∥", ha="center", va="center", size=13)
+            x, colour = step * i + 2.2, COLOURS[i]
+            loss = "InfoNCE" if i == 3 else "InfoNCE\n+ β KL(q ‖ N(0, I))"
             axes.text(
                 x,
                 0,
                 text,
                 ha="center",
                 va="center",
-                bbox={**box, "facecolor": "white", "edgecolor": colour},
+                bbox={
+                    "boxstyle": "round,pad=0.5",
+                    "facecolor": "white",
+                    "edgecolor": colour,
+                },
             )
-            loss = "InfoNCE" if i == 3 else "InfoNCE\n+ β KL(q ‖ N(0, I))"
             axes.annotate(
                 loss,
                 (x, -0.45),
-                (x, -1.45),
+                (x, -1.4),
                 ha="center",
                 va="center",
                 color=colour,
                 size=8.5,
                 arrowprops={"arrowstyle": "<->", "color": colour},
             )
-        axes.annotate(
-            "",
-            (9.45, 0),
-            (8.65, 0),
-            arrowprops={"arrowstyle": "->", "color": "black"},
-        )
-        axes.text(9.1, 0.18, shapes[4], ha="center", va="bottom", size=8)
         axes.text(
-            -1.2,
-            1.1,
-            "∥  no gradient crosses here: each module learns from its own loss",
-            size=9,
+            0,
+            1.0,
+            "∥  no gradient crosses: each module learns from its own loss",
         )
         _save(figure, path)

@@ -169,14 +169,15 @@ def info_nce(predicted, z, lengths, start, negatives):
     row = torch.arange(len(z), device=z.device)[:, None, None] * z.shape[1]
     at = row + start + torch.arange(frames, device=z.device)[:, None] + ahead
     own = negatives[:, :, None] == at[..., None]  # (batch, frames, K, N)
-    rival = scores[..., 1:].masked_fill(own, -torch.inf).amax(-1)
-    correct = (scores[..., 0] > rival).to(loss.dtype)
+    with torch.no_grad():
+        rival = scores[..., 1:].masked_fill(own, -torch.inf).amax(-1)
+        correct = (scores[..., 0] > rival).to(loss.dtype)
 
     def mean(values):
         per_step = values.masked_fill(~valid, 0).sum((0, 1))
         return (per_step / counts.clamp(min=1)).sum() / (counts > 0).sum()
 
-    return NCE(mean(loss), mean(correct.detach()))
+    return NCE(mean(loss), mean(correct))
 
 
 def kl_per_channel(mean, log_var, lengths):

@@ -89,6 +89,9 @@ def test_killed_while_saving(tmp_path, monkeypatch, moment):
     monkeypatch.undo()
     (leftover,) = set(tmp_path.iterdir()) - former
     assert leftover.name.startswith(INCOMPLETE)
+    leftover = leftover.rename(
+        tmp_path / f"{INCOMPLETE}CKPT+2020-01-01+00-00-00+00"
+    )
 
     again, model = checkpointer_in(tmp_path)  # as after a restart
     assert again.recover_if_possible().path == newest.path

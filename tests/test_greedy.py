@@ -225,7 +225,10 @@ def test_all_frozen(tmp_path, frozen):
 
 
 def test_frozen_names(tmp_path):
-    assert make_brain(tmp_path, frozen="module2").frozen == ["module2"]
+    brain = make_brain(tmp_path, frozen="module2")
+    assert brain.frozen == ["module2"]
+    live = brain.freeze_optimizers(dict.fromkeys(LAYERS))
+    assert list(live) == ["module1", "module3", "context"]
     with pytest.raises(ValueError, match=r"\['module4'\].*module1, module2"):
         make_brain(tmp_path, frozen=["module4", "module1"])
 

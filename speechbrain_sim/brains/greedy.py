@@ -557,17 +557,23 @@ class GreedyBrain(sb.Brain):
             board.log_stats({}, train, valid)
 
     def warn_of_collapse(self, name, stats):
-        """Warns when a module's posterior carries nothing any more."""
-        kl, nce = stats.get(f"{name}_kl"), stats.get(f"{name}_nce")
-        if kl is None or nce is None:
+        """Warns when a posterior of a module carries nothing any more."""
+        nce = stats.get(f"{name}_nce")
+        kls = [
+            value
+            for stat, value in stats.items()
+            if stat.startswith(f"{name}_") and stat.endswith("_kl")
+        ]
+        if nce is None or not kls:
             return
         chance = math.log(1 + self.raw[name].smooth_info_nce.negatives)
-        if kl < COLLAPSED_KL and nce > COLLAPSED_NCE * chance:
+        if min(kls) < COLLAPSED_KL and nce > COLLAPSED_NCE * chance:
             logger.warning(
-                f"{name} may have collapsed: its KL is {kl:.2f} nats per frame "
-                f"and its NCE {nce:.2f}, chance being {chance:.2f}. If this "
-                f"stays after the first epochs, lower its kl_weight, use "
-                f"kl_reduction: channel, or a kl_warmup_epochs."
+                f"{name} may have collapsed: its KL is {min(kls):.2f} nats per "
+                f"frame and its NCE {nce:.2f}, chance being {chance:.2f}. If "
+                f"this stays after the first epochs, lower its kl_weight, use "
+                f"kl_reduction: channel, an initial_log_var of -5, batch_norm, "
+                f"or kl_warmup_epochs."
             )
 
 
