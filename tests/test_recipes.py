@@ -61,6 +61,12 @@ def corpora(tmp_path_factory):
             noise = 0.1 * rng.standard_normal(samples).cumsum() / samples**0.5
             path = folder / "ArtificialSpeech" / place / f"{name}.wav"
             soundfile.write(path, noise, rate)
+    for speaker, rate in {"ann": 16000, "bob": 22050, "eve": 48000}.items():
+        (folder / "Folder" / speaker).mkdir(parents=True)
+        for number, kind in enumerate(["wav", "flac", "ogg", "wav"] * 3):
+            stereo = 0.1 * rng.standard_normal((3 * rate // 2, 2))
+            path = folder / "Folder" / speaker / f"{number}.{kind}"
+            soundfile.write(path, stereo, rate)
     return folder
 
 
@@ -77,6 +83,8 @@ def options_for(yaml, corpora):
     if yaml.parent.name == "Synthetic":
         options += ["--speakers", "3", "--sentences", "9"]
         options += ["--test_sentences", "3"]
+    if yaml.parent.name == "Folder":
+        options += ["--speakers", "folder"]
     return options
 
 
