@@ -19,7 +19,6 @@ EXTRAS["test"] = [
     *EXTRAS["synthetic"],
     *EXTRAS["tensorboard"],
     "pytest>=8",
-    "pytest-xdist",
     "ruff==0.12.4",
     "codespell",
 ]
