@@ -27,4 +27,4 @@ $(VENV)/installed: setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) results
+	rm -rf $(VENV)

@@ -43,15 +43,16 @@ setup(
         "speechbrain_sim.hparams_models": ["*.yaml"],
     },
     install_requires=[
-        "speechbrain>=1.1.2,<2",
+        "speechbrain>=1.1.2,<1.2",  # private methods are overridden
         "torch>=2.7.1,<2.12",
         "torchaudio>=2.7.1,<2.12",
         "hyperpyyaml>=1.2.3",
+        "ruamel.yaml",
         "sentencepiece",
         "numpy",
         "huggingface-hub",
         "soundfile>=0.12",
-        "scikit-learn",
+        "scipy",
         "matplotlib",
         "tqdm",
     ],

@@ -25,6 +25,10 @@ from speechbrain_sim.data.pipeline import (
 )
 from speechbrain_sim.experiment import load_experiment
 
+#: what may differ when a run goes on
+MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
+MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder"]
+
 
 def make_datasets(hparams):
     """Returns the training and the validation set."""
@@ -38,6 +42,11 @@ def make_datasets(hparams):
                 f"{hparams['train_csv']} has {len(classes)} classes of "
                 f"'{label}'; the option --classes says {hparams['classes']}."
             )
+        if hparams["per_frame"] != (label == "phones"):
+            raise ValueError(
+                f"per_frame is {hparams['per_frame']} for the label '{label}': "
+                f"phones have a label per frame, all others one per utterance."
+            )
     crop = hparams["crop"]
     still = KeyedCrop(crop.samples, crop.random, crop.seed)  # the same always
     parts = [(hparams["train_csv"], crop), (hparams["valid_csv"], still)]
@@ -49,7 +58,7 @@ def make_datasets(hparams):
 
 def main(argv):
     """Prepares the data and trains."""
-    hparams, run_opts = load_experiment(argv)
+    hparams, run_opts = load_experiment(argv, may_change=MAY_CHANGE)
     sb.create_experiment_directory(hparams["output_folder"])
     run_on_main(hparams["prepare"])
     if hparams["tensorboard"]:
@@ -74,6 +83,11 @@ def main(argv):
             )
         return
     train_set, valid_set = make_datasets(hparams)
+    if len(train_set) < hparams["batch_size"]:
+        raise ValueError(
+            f"{hparams['train_csv']} lists {len(train_set)} utterances, fewer "
+            f"than a batch: use a batch_size below {hparams['batch_size']}."
+        )
     brain.fit(
         hparams["epoch_counter"],
         train_set,

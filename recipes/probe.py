@@ -19,6 +19,7 @@ from speechbrain.utils.distributed import run_on_main
 from tqdm import tqdm
 
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
+from speechbrain_sim.checkpoints import sha256
 from speechbrain_sim.data.pipeline import classes_of
 from speechbrain_sim.experiment import load_experiment
 from speechbrain_sim.features import compute_features, load_front_end
@@ -27,6 +28,8 @@ from speechbrain_sim.report import (
     score_probes,
     write_probe_results,
 )
+
+PARTS = ("train", "valid", "test")
 
 
 def load_features(hparams, run_opts, front_end, description):
@@ -47,7 +50,7 @@ def load_features(hparams, run_opts, front_end, description):
             hparams["encoding_batch_size"],
             run_opts["device"] or sb.utils.distributed.infer_device(),
         )
-        for part in ("train", "valid", "test")
+        for part in PARTS
     }
     return parts, classes
 
@@ -60,7 +63,8 @@ def as_tensors(parts, standardize):
     }
     if standardize:  # in the training part's units
         for layer, train in x["train"].items():
-            mean, std = train.mean(0), train.std(0).clamp(min=1e-5)
+            mean, std = train.mean(0), train.std(0)
+            std = std.where(std > 0, 1)
             for part in x:
                 x[part][layer] = (x[part][layer] - mean) / std
     any_layer = next(iter(x["train"]))
@@ -95,6 +99,7 @@ def main(argv):
         "label": hparams["label"],
         "encoder": description,
         "settings": {key: hparams[key] for key in hparams["settings"]},
+        "manifests": {p: sha256(hparams[f"{p}_csv"]) for p in PARTS},
     }
     if is_written(hparams["output_folder"], **about):
         return

@@ -12,7 +12,6 @@ import sys
 
 import pretrain
 import probe
-import speechbrain as sb
 
 from speechbrain_sim.experiment import load_experiment
 from speechbrain_sim.report import write_report
@@ -20,10 +19,20 @@ from speechbrain_sim.report import write_report
 
 def options(**values):
     """Writes options as a command line has them."""
-    return [text for n, v in values.items() for text in (f"--{n}", str(v))]
+    written = {n: "null" if v is None else str(v) for n, v in values.items()}
+    return [text for n, v in written.items() for text in (f"--{n}", v)]
 
 
-def run_system(hparams, name, label, seed):
+def typed_run_options(run_opts):
+    """Returns SpeechBrain's own options, such as --device, as they were typed."""
+    argv = []
+    for name in sorted(run_opts.overridden_args - {"param_file"}):
+        value = run_opts[name]
+        argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return argv
+
+
+def run_system(hparams, run_options, name, label, seed):
     """Trains one system with one seed, and probes it for one label.
 
     Returns the folders of its training (none if untrained) and of its probes.
@@ -46,7 +55,7 @@ def run_system(hparams, name, label, seed):
         encoder = f"{folder}/encoder"
         print(f"\n=== {name} (seed {seed}): training", flush=True)
         pretrain.main(
-            [f"{hparams['folder']}/{system['yaml']}"]
+            [f"{hparams['folder']}/{system['yaml']}", *run_options]
             + options(
                 **corpus,
                 output_folder=folder,
@@ -57,7 +66,7 @@ def run_system(hparams, name, label, seed):
         )
     print(f"\n=== {name} (seed {seed}): probes for {label}", flush=True)
     probe.main(
-        [f"{hparams['folder']}/probe.yaml"]
+        [f"{hparams['folder']}/probe.yaml", *run_options]
         + options(
             **corpus,
             output_folder=f"{folder}/probe",
@@ -71,13 +80,16 @@ def run_system(hparams, name, label, seed):
 
 def main(argv):
     """Runs every system for every label, then writes the report."""
-    hparams, _ = load_experiment(argv)
+    hparams, run_opts = load_experiment(argv)
+    run_options = typed_run_options(run_opts)
     probed = {label: {} for label in hparams["labels"]}
     logs = {}
     for name, system in hparams["systems"].items():
         for label in hparams["labels"]:
             for seed in system.get("seeds", [1]):
-                folder, results = run_system(hparams, name, label, seed)
+                folder, results = run_system(
+                    hparams, run_options, name, label, seed
+                )
                 probed[label].setdefault(name, []).append(results)
                 if not (system.get("encoder") or system.get("per_label")):
                     logs[name] = f"{folder}/train_log.txt"
@@ -90,7 +102,6 @@ def main(argv):
         hparams["baseline"],
         logs,
     )
-    sb.utils.distributed.ddp_barrier()
     print(f"\n{report}\nWritten to {hparams['output_folder']}/report.md")
 
 

@@ -145,7 +145,7 @@ class AtomicCheckpointer(sb_checkpoints.Checkpointer):
             else:
                 logger.warning(
                     f"Skipping the incomplete checkpoint {folder}: {problem}. "
-                    f"The last good one is used instead."
+                    f"The last good one is used instead, if there is one."
                 )
         return [f for f in self._list_checkpoint_dirs() if f in self._verified]
 

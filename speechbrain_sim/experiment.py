@@ -16,11 +16,9 @@ from speechbrain.utils.distributed import if_main_process
 
 _HERE = Path(__file__).parent
 #: the model files, in a wheel or in a checkout
-MODELS = next(
-    folder
-    for folder in (_HERE / "hparams_models", _HERE.parent / "hparams/models")
-    if folder.is_dir()
-)
+MODELS = _HERE / "hparams_models"
+if not MODELS.is_dir():
+    MODELS = _HERE.parent / "hparams/models"
 
 
 def _read_yaml(text):
@@ -120,7 +118,7 @@ def build_model(name="sim", **changes):
     return SimpleNamespace(**content)
 
 
-def load_experiment(argv):
+def load_experiment(argv, may_change=None):
     """Reads a run's hyper-parameters as every recipe here does.
 
     Merges the yaml with its base, the model's difference and the command line,
@@ -132,6 +130,9 @@ def load_experiment(argv):
     argv : list of str
         Yaml file, then options as in any SpeechBrain recipe: `--channels 64`,
         `--device cpu`; `--model NAME` picks a file of `hparams/models`.
+    may_change : list of str, optional
+        For runs that go on: the keys that may differ from the run that is
+        already in the output folder.
 
     Returns
     -------
@@ -141,14 +142,18 @@ def load_experiment(argv):
     ------
     KeyError
         If an option is neither SpeechBrain's nor a key of the yaml.
+    ValueError
+        If the output folder holds a run with other settings.
     """
     hparams_file, run_opts, typed = sb.parse_arguments(argv)
     sb.utils.distributed.ddp_init_group(run_opts)
     path, changes = resolve_base(hparams_file)
     typed = _read_yaml(typed)
+    document = _read_yaml(path.read_text(encoding="utf-8"))
     model = changes.pop("model", None)
-    model = typed.pop("model", model)
-    document = {**_read_yaml(path.read_text(encoding="utf-8")), **changes}
+    if "model" in document:
+        model = typed.pop("model", model)
+    document.update(changes)
     unknown = sorted(set(typed) - set(document))
     if unknown:
         raise KeyError(
@@ -165,5 +170,31 @@ def load_experiment(argv):
     if if_main_process():
         folder = Path(hparams["output_folder"])
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "hyperparams.yaml").write_text(resolved, encoding="utf-8")
+        written = folder / "hyperparams.yaml"
+        if (
+            may_change is not None
+            and written.exists()
+            and not run_opts["debug"]
+        ):
+            _check_same_run(written, _read_yaml(resolved), may_change)
+        written.write_text(resolved, encoding="utf-8")
     return hparams, run_opts
+
+
+def _check_same_run(written, settings, may_change):
+    """Raises a ValueError if plain settings differ from those of a run."""
+    before = _read_yaml(written.read_text(encoding="utf-8"))
+    plain = (str, int, float, bool, list, type(None))
+    changed = [
+        f"{key} ({before.get(key)} before, {value} now)"
+        for key, value in settings.items()
+        if key not in may_change
+        and isinstance(value, plain)
+        and before.get(key) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"{written.parent} holds a run with other settings: "
+            f"{'; '.join(changed)}. Choose another --output_folder, or delete "
+            f"this one to start over."
+        )

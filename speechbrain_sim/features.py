@@ -53,6 +53,8 @@ class LogMel(nn.Module):
 
     def forward(self, wavs, wav_lens=None, layers=None, sample=None):
         """Computes the spectrogram; see `GreedyEncoder.forward`."""
+        if layers is not None and list(layers) != [LOGMEL]:
+            raise ValueError(f"There is no layer {layers}, only {LOGMEL}.")
         lengths = absolute_lengths(wavs, wav_lens)
         wavs = wavs.masked_fill(~valid_frames(lengths, wavs.shape[1]), 0)
         mel = torch.log(self.mel(wavs) + 1e-6).transpose(1, 2)
@@ -87,13 +89,14 @@ class Features(NamedTuple):
     Arguments
     ---------
     x : numpy.ndarray
-        (examples, channels), float32; memory-mapped.
+        (examples, channels), float32.
     y : numpy.ndarray
         Class of each example, int64.
     utterance : numpy.ndarray
         Index into `ids` of each example, int64.
     ids : list of str
-        The utterances.
+        What is resampled for an interval: utterances, or, where the manifest
+        has a column `recording`, the recordings they were cut from.
     """
 
     x: np.ndarray
@@ -145,7 +148,7 @@ def compute_features(
     Raises
     ------
     ValueError
-        If a label occurs that is not among the classes.
+        If a label is not among the classes, or no utterance has a label.
     """
     folder = Path(folder)
     made_of = {
@@ -181,7 +184,7 @@ def compute_features(
 
 def _encode(front_end, dataset, label, layers, folder, batch_size, device):
     front_end = front_end.to(device)
-    x, y, utterance, ids = {layer: [] for layer in layers}, [], [], []
+    x, y, utterance, ids = {layer: [] for layer in layers}, [], [], {}
     loader = make_dataloader(
         dataset.filtered_sorted(sort_key="duration"), batch_size=batch_size
     )
@@ -205,8 +208,10 @@ def _encode(front_end, dataset, label, layers, folder, batch_size, device):
                     frames = frames.clamp(max=last).to(device)
                     x[layer].append(latent.mean[row, frames].cpu())
             y.append(targets[row, :count])
-            utterance.append(torch.full((count,), len(ids)))
-            ids.append(batch.id[row])
+            item = batch.id[row]
+            name = dataset.data[item].get("recording", item)
+            number = ids.setdefault(name, len(ids))
+            utterance.append(torch.full((count,), number))
     for layer in layers:
         partial = folder / f"{layer}.part.npy"
         np.save(partial, torch.cat(x[layer]).numpy())
@@ -215,5 +220,5 @@ def _encode(front_end, dataset, label, layers, folder, batch_size, device):
         folder / "labels.npz",
         y=torch.cat(y).numpy(),
         utterance=torch.cat(utterance).numpy(),
-        ids=np.array(ids),
+        ids=np.array(list(ids)),
     )

@@ -31,7 +31,7 @@ def frames_of_labels(num_labels, hop, center):
     tensor([1, 2, 3])
     """
     centers = 160 * torch.arange(num_labels) + 200
-    return ((centers - center) / hop).round().long()
+    return ((centers - center) / hop).round().long().clamp(min=0)
 
 
 class LinearProbe(nn.Module):

@@ -130,8 +130,8 @@ def write_probe_results(folder, scores, **about):
     if failed:
         raise RuntimeError(
             f"Probes on shuffled labels are not at chance for "
-            f"{', '.join(failed)} (see 'control' in {stem}.json): examples "
-            f"leak between the parts, or there are too few of them. The "
+            f"{', '.join(failed)} (see 'control' in {stem}.json): labels "
+            f"reach the features, or there are too few examples. The "
             f"accuracies of these layers mean nothing."
         )
 
@@ -186,6 +186,8 @@ def read_system(folders, label):
         stem = Path(folder) / f"probe_{label}"
         results.append(json.loads(stem.with_suffix(".json").read_text()))
         outcomes.append(np.load(stem.with_suffix(".npz")))
+    for other in outcomes[1:]:
+        check_paired(outcomes[0], other)
     joined = {**results[0], "encoders": [r["encoder"] for r in results]}
     del joined["encoder"]
     total = outcomes[0]["total"]
@@ -197,7 +199,7 @@ def read_system(folders, label):
         controls = [s["control"] for s in same]
         score.update(
             accuracy=float(seeds.mean()),
-            deviation=float(seeds.std(ddof=1)),
+            deviation=float(seeds.std(ddof=1)) if len(seeds) > 1 else 0.0,
             interval=bootstrap_interval(hits[layer], total),
             per_seed=seeds.tolist(),
             valid_accuracy=float(np.mean([s["valid_accuracy"] for s in same])),
@@ -207,8 +209,19 @@ def read_system(folders, label):
             },
         )
     joined["best_layer"] = best_layer(joined["layers"])
-    joined["outcomes"] = {"hits": hits, "total": total}
+    ids = outcomes[0]["ids"]
+    joined["outcomes"] = {"hits": hits, "total": total, "ids": ids}
     return joined
+
+
+def check_paired(one, other):
+    """Raises a ValueError if two systems were tested on different data."""
+    for name in ("ids", "total"):
+        if not np.array_equal(one[name], other[name]):
+            raise ValueError(
+                "Two systems were tested on different utterances: probe them "
+                "with the same manifests, in folders of their own."
+            )
 
 
 def compare(system, baseline):
@@ -225,6 +238,7 @@ def compare(system, baseline):
         `difference` of accuracies, its paired 95 % `interval`, and whether the
         systems' own intervals are `apart`.
     """
+    check_paired(system["outcomes"], baseline["outcomes"])
     ours = system["layers"][system["best_layer"]]
     theirs = baseline["layers"][baseline["best_layer"]]
     hits = (
@@ -305,7 +319,8 @@ def _task_table(joined, baseline):
     chance = next(iter(first["layers"].values()))["chance"]
     lines = [
         f"{first['classes']} classes, chance {100 * chance:.1f} %, "
-        f"{len(first['outcomes']['total'])} test utterances.",
+        f"{int(first['outcomes']['total'].sum())} test examples from "
+        f"{len(first['outcomes']['total'])} recordings.",
         "",
         f"| system | {' | '.join(layers)} | best layer − {baseline} |",
         "|---" * (len(layers) + 2) + "|",
@@ -342,7 +357,7 @@ def _legend(report):
     return (
         "Accuracy in percent: mean ± deviation over probe seeds (and encoder "
         "seeds, where there are several), 95 % interval bootstrapped over "
-        "test utterances. Bold: the layer chosen on the validation part. Last "
+        "test recordings. Bold: the layer chosen on the validation part. Last "
         "column: difference of the chosen layers, paired interval. Features "
         "are means of posteriors, never samples. Chance: the most frequent "
         f"class. Shuffled-label controls at chance: {sum(tested)} of "

@@ -267,3 +267,23 @@ def test_a_model_changes_only_keys_of_sim(model):
     assert model == "sim" or changes.pop("model_name") == model
     defaults = keys_of(MODELS / "sim.yaml")
     assert all(value != defaults[key] for key, value in changes.items())
+
+
+def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
+    argv = [str(SHARED.parent / "ArtificialSpeech/pretrain.yaml")]
+    argv += ["--data_folder", str(tmp_path), "--output_folder", str(tmp_path)]
+    argv += ["--channels", "4", "--context_channels", "4"]
+    allowed = ["number_of_epochs"]
+    load_experiment(argv, may_change=allowed)
+    load_experiment([*argv, "--number_of_epochs", "7"], may_change=allowed)
+    with pytest.raises(ValueError, match=r"split \(published before, unheard"):
+        load_experiment([*argv, "--split", "unheard"], may_change=allowed)
+    with pytest.raises(ValueError, match="kl_weight .*Choose another"):
+        load_experiment([*argv, "--kl_weight", "0.5"], may_change=allowed)
+
+
+def test_probe_has_no_model_to_pick(tmp_path):
+    argv = [str(SHARED.parent / "Synthetic/probe.yaml"), "--encoder", "logmel"]
+    argv += ["--output_folder", str(tmp_path), "--model", "gim"]
+    with pytest.raises(KeyError, match="no key model"):
+        load_experiment(argv)

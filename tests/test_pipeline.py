@@ -15,6 +15,8 @@ from speechbrain_sim.data.pipeline import (
     make_dataset,
 )
 
+PHONES = [str(phone) for phone in range(41)]
+
 
 def rows_of(manifest):
     with open(manifest, newline="") as file:
@@ -125,7 +127,7 @@ def labels_within(phones, start, stop):
 @pytest.mark.parametrize("samples", [399, 400, 559, 560, 4000, 10**6])
 def test_phones_of_a_crop_are_those_inside(corpus, samples):
     crop = KeyedCrop(samples, random=True, seed=2)
-    dataset = make_dataset(corpus.train, corpus.folder, crop, "phones")
+    dataset = make_dataset(corpus.train, corpus.folder, crop, "phones", PHONES)
     rows, starts = rows_of(corpus.train), set()
     for epoch in (1, 2):
         crop.set_epoch(epoch)
@@ -157,7 +159,7 @@ def test_a_class_is_its_place_in_the_list(corpus):
 
 
 def test_batches_have_what_a_brain_reads(corpus):
-    dataset = make_dataset(corpus.train, corpus.folder, None, "phones")
+    dataset = make_dataset(corpus.train, corpus.folder, None, "phones", PHONES)
     brain = sb.Brain(run_opts={"device": "cpu"})
     loader = brain.make_dataloader(dataset, sb.Stage.VALID, batch_size=4)
     batch = next(iter(loader))
@@ -177,3 +179,39 @@ def test_a_missing_column_names_the_others(corpus, label):
         make_dataset(corpus.train, corpus.folder, None, label, ["a", "b"])
     with pytest.raises(ValueError, match=f"no column '{label}'"):
         classes_of(corpus.train, corpus.folder, label)
+
+
+def relabel(corpus, tmp_path, label, values):
+    """The training manifest with other labels in its first rows."""
+    with open(corpus.train, newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, value in zip(rows, values, strict=False):
+        row[label] = value
+    path = tmp_path / "changed.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path), len(rows)
+
+
+@pytest.mark.parametrize("label", ["phones", "pitch"])
+def test_unlabelled_utterances_are_left_out(corpus, tmp_path, label):
+    path, total = relabel(corpus, tmp_path, label, ["", ""])
+    classes = classes_of(path, corpus.folder, label)
+    assert "" not in classes
+    dataset = make_dataset(path, corpus.folder, None, label, classes)
+    assert len(dataset) == total - 2
+    path, _ = relabel(corpus, tmp_path, label, [""] * total)
+    with pytest.raises(ValueError, match=f"has a '{label}'"):
+        make_dataset(path, corpus.folder, None, label, classes)
+
+
+@pytest.mark.parametrize(
+    "label, strange", [("phones", "3 77"), ("pitch", "x")]
+)
+def test_a_label_that_training_never_had(corpus, tmp_path, label, strange):
+    classes = classes_of(corpus.train, corpus.folder, label)
+    path, _ = relabel(corpus, tmp_path, label, [strange])
+    with pytest.raises(ValueError, match=strange.split()[-1]):
+        make_dataset(path, corpus.folder, None, label, classes)

@@ -83,8 +83,6 @@ def options_for(yaml, corpora):
     if yaml.parent.name == "Synthetic":
         options += ["--speakers", "3", "--sentences", "9"]
         options += ["--test_sentences", "3"]
-    if yaml.parent.name == "Folder":
-        options += ["--speakers", "folder"]
     return options
 
 
@@ -125,6 +123,67 @@ def test_too_few_classes_says_so(recipes, corpora, tmp_path):
             + options_for(yaml, corpora)
             + TINY
         )
+
+
+def test_labels_per_frame_are_phones_only(recipes, corpora, tmp_path):
+    yaml = HPARAMS / "Synthetic/supervised.yaml"
+    with pytest.raises(ValueError, match="per_frame is True for the label 'sp"):
+        recipes["pretrain"].main(
+            [str(yaml), "--output_folder", str(tmp_path), "--label", "speaker"]
+            + options_for(yaml, corpora)
+            + TINY
+        )
+
+
+def test_fewer_files_than_a_batch(recipes, corpora, tmp_path):
+    yaml = HPARAMS / "Synthetic/pretrain.yaml"
+    with pytest.raises(ValueError, match="batch_size below 1000"):
+        recipes["pretrain"].main(
+            [str(yaml), "--output_folder", str(tmp_path)]
+            + ["--batch_size", "1000"]
+            + options_for(yaml, corpora)
+            + TINY
+        )
+
+
+def test_folder_probes_test_on_what_pretraining_did_not_hear(
+    recipes, corpora, tmp_path
+):
+    for recipe, more in ("pretrain", TINY), ("probe", ["--encoder", "logmel"]):
+        yaml = HPARAMS / f"Folder/{recipe}.yaml"
+        recipes[recipe].main(
+            [str(yaml), "--output_folder", str(tmp_path / recipe)]
+            + options_for(yaml, corpora)
+            + more
+        )
+    ids = {
+        (recipe, part): {
+            line.split(",")[0]
+            for line in (tmp_path / recipe / f"save/{part}.csv")
+            .read_text()
+            .splitlines()[1:]
+        }
+        for recipe, part in (("pretrain", "train"), ("probe", "test"))
+    }
+    assert ids["probe", "test"]
+    assert not ids["pretrain", "train"] & ids["probe", "test"]
+
+
+def test_probing_other_layers_is_done_anew(recipes, corpora, tmp_path):
+    yaml = HPARAMS / "Synthetic/pretrain.yaml"
+    recipes["pretrain"].main(
+        [str(yaml), "--output_folder", str(tmp_path), "--model", "random"]
+        + options_for(yaml, corpora)
+        + TINY
+    )
+    yaml = HPARAMS / "Synthetic/probe.yaml"
+    argv = [str(yaml), "--encoder", str(tmp_path / "encoder")]
+    argv += ["--output_folder", str(tmp_path / "probe"), "--label", "speaker"]
+    argv += options_for(yaml, corpora) + ["--number_of_epochs", "1"]
+    for layers in ["[module1]", "[module1, context]"]:
+        recipes["probe"].main([*argv, "--layers", layers])
+        result = json.loads((tmp_path / "probe/probe_speaker.json").read_text())
+        assert list(result["layers"]) == layers.strip("[]").split(", ")
 
 
 @pytest.mark.parametrize("yaml", yamls("probe"), ids=str)

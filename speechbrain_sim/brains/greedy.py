@@ -244,7 +244,7 @@ class GreedyBrain(sb.Brain):
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(
                 meta={"epoch": epoch, **(valid or train)},
-                num_to_keep=1,
+                num_to_keep=2,  # one to fall back to
                 importance_keys=[],
             )
 

@@ -47,7 +47,7 @@ def prepare_artificial_speech(
     ``syllable, consonant, vowel, position`` (1 to 3), ``word`` and
     ``recording``, the word they are really cut from. ``valid.csv`` is 30 % of
     the recordings of the published train folder: no recording is on two
-    sides.
+    sides. ``labelled.csv`` is ``train.csv`` and ``valid.csv`` together.
 
     Arguments
     ---------
@@ -95,7 +95,7 @@ def prepare_artificial_speech(
     }
     recordings = {row["recording"] for row in splits["train"]}
     sides = hash_split(recordings, {"valid": VALID_SHARE})
-    clips = splits["train"]
+    clips = splits["labelled"] = splits["train"]
     for side in ("train", "valid"):
         splits[side] = [c for c in clips if sides[c["recording"]] == side]
 

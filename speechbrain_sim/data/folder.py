@@ -25,9 +25,8 @@ def prepare_folder(
 ):
     """Write ``train.csv``, ``valid.csv`` and ``test.csv`` for a folder.
 
-    A file's side depends on its path below ``data_folder`` and on ``seed``
-    only. With speakers, each speaker's files are divided on their own, so
-    that every speaker with three files or more is on all sides; one with
+    A file's side depends on ``seed`` and on the paths of the files it is
+    divided with: all, or, with speakers, those of its speaker, so that every speaker with three files or more is on all sides; one with
     fewer is in ``train.csv``. Hidden files are left out.
 
     Arguments

@@ -263,13 +263,15 @@ def _check_ids(name, rows):
 
 
 def _listing(splits, data_folder):
-    """Count and bytes of the files, and a hash of all rows."""
+    """Count, bytes and last change of the files, and a hash of all rows."""
     wavs = {row["wav"] for rows in splits.values() for row in rows}
     paths = [Path(data_folder, wav) for wav in wavs]
     rows = json.dumps(splits, sort_keys=True).encode()
+    files = [path.stat() for path in paths if path.is_file()]
     return {
         "files": len(paths),
-        "bytes": sum(p.stat().st_size for p in paths if p.is_file()),
+        "bytes": sum(file.st_size for file in files),
+        "changed": max((file.st_mtime_ns for file in files), default=0),
         "rows": hashlib.sha256(rows).hexdigest(),
     }
 

@@ -4,9 +4,12 @@ import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.data_pipeline import provides, takes
+from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.data.audio import read_audio
 from speechbrain_sim.randomness import key_seed
+
+logger = get_logger(__name__)
 
 #: crops start on multiples of this, the hop of the topmost layer
 GRID = 160
@@ -77,7 +80,7 @@ def make_dataset(manifest, data_folder, crop=None, label=None, classes=None):
         Column of the label, provided as `target`: a class per utterance
         (1,), or, for `phones`, a class per 10 ms of the crop (labels,).
     classes : list of str, optional
-        The classes in order; not for `phones`, which are numbers already.
+        The classes in order, from `classes_of`.
 
     Returns
     -------
@@ -87,7 +90,8 @@ def make_dataset(manifest, data_folder, crop=None, label=None, classes=None):
     Raises
     ------
     ValueError
-        If the manifest has no such column.
+        If the manifest has no such column, a label that is not among the
+        classes, or no label at all. Utterances without one are left out.
     """
     dataset = DynamicItemDataset.from_csv(
         manifest, replacements={"data_root": data_folder}
@@ -106,6 +110,7 @@ def make_dataset(manifest, data_folder, crop=None, label=None, classes=None):
     keys = ["id", "sig"]
     if label is not None:
         check_column(dataset, manifest, label)
+        dataset = labelled(dataset, manifest, label, classes)
         keys.append("target")
     if label == "phones":
 
@@ -131,6 +136,29 @@ def make_dataset(manifest, data_folder, crop=None, label=None, classes=None):
 
         dataset.add_dynamic_item(utterance_target)
     dataset.set_output_keys(keys)
+    return dataset
+
+
+def labelled(dataset, manifest, label, classes):
+    """Leaves out what has no label; see `make_dataset` for what is raised."""
+    names = {item: row[label] for item, row in dataset.data.items()}
+    known = [item for item, name in names.items() if name.strip()]
+    if not known:
+        raise ValueError(f"No utterance of {manifest} has a '{label}'.")
+    if len(known) < len(names):
+        logger.warning(
+            f"{len(names) - len(known)} of {len(names)} utterances of "
+            f"{manifest} have no '{label}' and are left out."
+        )
+    for item in known:
+        found = names[item].split() if label == "phones" else [names[item]]
+        strange = set(found) - set(classes)
+        if strange:
+            raise ValueError(
+                f"{item} in {manifest} has the {label} {sorted(strange)[0]}, "
+                f"which no training utterance has."
+            )
+    dataset.data_ids = known
     return dataset
 
 
@@ -166,6 +194,6 @@ def classes_of(manifest, data_folder, label):
     check_column(dataset, manifest, label)
     values = [row[label] for row in dataset.data.values()]
     if label == "phones":
-        largest = max(int(p) for line in values for p in line.split())
-        return [str(phone) for phone in range(largest + 1)]
-    return sorted(set(values))
+        phones = {int(p) for line in values for p in line.split()}
+        return [str(phone) for phone in range(max(phones, default=-1) + 1)]
+    return sorted(set(values) - {""})
