@@ -9,6 +9,7 @@ To read the code, begin at the bottom.
 """
 
 import sys
+from pathlib import Path
 
 import pretrain
 import probe
@@ -44,6 +45,8 @@ def run_system(hparams, run_options, name, label, seed):
         **hparams["corpus_options"],
     }
     encoder = system.get("encoder")
+    if "of" in system:
+        encoder = f"{hparams['output_folder']}/{system['of']}_{seed}/encoder"
     if encoder is None:
         labelled = {}
         if system.get("per_label"):
@@ -72,7 +75,11 @@ def run_system(hparams, run_options, name, label, seed):
             output_folder=f"{folder}/probe",
             encoder=encoder,
             label=label,
-            **{**hparams["labels"][label]["probe"], **hparams["probe_options"]},
+            **{
+                **hparams["labels"][label]["probe"],
+                **system.get("probe", {}),
+                **hparams["probe_options"],
+            },
         )
     )
     return folder, f"{folder}/probe"
@@ -91,9 +98,9 @@ def main(argv):
                     hparams, run_options, name, label, seed
                 )
                 probed[label].setdefault(name, []).append(results)
-                if not (system.get("encoder") or system.get("per_label")):
-                    logs[name] = f"{folder}/train_log.txt"
-    logs.pop(hparams["baseline"], None)
+                log = Path(folder, "train_log.txt")
+                if log.exists() and not system.get("per_label"):
+                    logs[name] = str(log)
     report = write_report(
         hparams["output_folder"],
         hparams["title"],

@@ -207,9 +207,7 @@ def test_unlabelled_utterances_are_left_out(corpus, tmp_path, label):
         make_dataset(path, corpus.folder, None, label, classes)
 
 
-@pytest.mark.parametrize(
-    "label, strange", [("phones", "3 77"), ("pitch", "x")]
-)
+@pytest.mark.parametrize("label, strange", [("phones", "3 77"), ("pitch", "x")])
 def test_a_label_that_training_never_had(corpus, tmp_path, label, strange):
     classes = classes_of(corpus.train, corpus.folder, label)
     path, _ = relabel(corpus, tmp_path, label, [strange])
