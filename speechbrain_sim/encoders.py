@@ -19,6 +19,8 @@ CONTEXT = "context"
 class Latent(NamedTuple):
     """What a layer says about its input, (batch, time, channel) throughout.
 
+    Frames beyond an utterance's length mean nothing.
+
     Arguments
     ---------
     mean : torch.Tensor
@@ -236,9 +238,7 @@ class ConvModule(nn.Module):
             Frames out; zero or less where the input is too short.
         """
         for conv in self.convs:
-            (kernel_size,), (stride,) = conv.kernel_size, conv.stride
-            (padding,) = conv.padding
-            lengths = (lengths + 2 * padding - kernel_size) // stride + 1
+            lengths = _conv_lengths(conv, lengths)
         return lengths
 
     def forward(self, x, lengths=None, sample=None, generator=None):
@@ -274,10 +274,7 @@ class ConvModule(nn.Module):
         x = x.transpose(1, 2)  # (batch, channel, time) inside
         for i, conv in enumerate(self.convs):
             x = conv(x)
-            (kernel_size,), (stride,) = conv.kernel_size, conv.stride
-            lengths = (
-                lengths + 2 * conv.padding[0] - kernel_size
-            ) // stride + 1
+            lengths = _conv_lengths(conv, lengths)
             padded = bool((lengths < x.shape[2]).any())
             mask = valid_frames(lengths, x.shape[2]) if padded else None
             if self.norms:
@@ -294,6 +291,12 @@ class ConvModule(nn.Module):
         if sampled:
             latent = latent._replace(sample=latent.draw(generator))
         return latent
+
+
+def _conv_lengths(conv, lengths):
+    """Frames out of one convolution from frames in."""
+    padded = lengths + 2 * conv.padding[0]
+    return (padded - conv.kernel_size[0]) // conv.stride[0] + 1
 
 
 def _norm_valid(norm, x, mask):

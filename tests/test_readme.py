@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from speechbrain_sim.figures import draw_modules
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -26,6 +28,12 @@ def test_commands_name_what_exists():
     assert len(files) > 15
     for name in files:
         assert (ROOT / name.rstrip(".")).exists(), name
+
+
+def test_picture_is_the_one_that_the_code_draws(tmp_path):
+    draw_modules(tmp_path / "modules")
+    drawn = (tmp_path / "modules.svg").read_text()
+    assert drawn == (ROOT / "docs/modules.svg").read_text()
 
 
 def test_ci_runs_the_test_command():
