@@ -7,7 +7,6 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
 
 #: Okabe and Ito's colours, told apart by colour-blind eyes
 COLOURS = [
@@ -18,6 +17,7 @@ COLOURS = [
     "#E69F00",
     "#56B4E9",
     "#CC79A7",
+    "#F0E442",
 ]
 STYLE = {
     "font.size": 9,
@@ -62,23 +62,32 @@ def plot_probes(systems, label, path):
         figure, axes = plt.subplots(figsize=(6.4, 3.2))
         width = 0.8 / len(systems)
         for i, (name, system) in enumerate(systems.items()):
-            known = [n for n in layers if n in system["layers"]]
-            at = np.array([layers.index(n) for n in known])
-            scores = [system["layers"][n] for n in known]
-            mean = 100 * np.array([s["accuracy"] for s in scores])
-            ends = 100 * np.array([s["interval"] for s in scores]).T
-            axes.bar(
-                at + (i - (len(systems) - 1) / 2) * width,
-                mean,
-                width,
-                yerr=np.clip([mean - ends[0], ends[1] - mean], 0, None),
-                error_kw={"elinewidth": 1},
-                label=name,
-                color=COLOURS[i % len(COLOURS)],
-            )
-        chance = next(iter(scores))["chance"]
-        axes.axhline(100 * chance, color="black", linestyle=":", linewidth=1)
-        axes.text(len(layers) - 0.5, 100 * chance, " chance", va="center")
+            for at, layer in enumerate(layers):
+                if layer not in system["layers"]:
+                    continue
+                score = system["layers"][layer]
+                beside = [n for n in systems if layer in systems[n]["layers"]]
+                shift = beside.index(name) - (len(beside) - 1) / 2
+                mean, ends = score["accuracy"], score["interval"]
+                first = layer == next(iter(system["layers"]))
+                axes.bar(
+                    at + shift * width,
+                    100 * mean,
+                    width,
+                    yerr=[[100 * (mean - ends[0])], [100 * (ends[1] - mean)]],
+                    error_kw={"elinewidth": 1},
+                    label=name if first else None,
+                    color=COLOURS[i % len(COLOURS)],
+                )
+        chance = 100 * score["chance"]
+        axes.axhline(chance, color="black", linestyle=":", linewidth=1)
+        axes.text(
+            1,
+            chance,
+            " chance",
+            va="center",
+            transform=axes.get_yaxis_transform(),
+        )
         axes.set_xticks(range(len(layers)), layers)
         axes.set_ylabel("test accuracy (%)")
         axes.set_title(f"{label}: linear probes, 95 % intervals", loc="left")
@@ -143,6 +152,8 @@ def plot_training(logs, path):
                             numbers["epoch"],
                             values,
                             label=module,
+                            marker=".",
+                            markersize=3,
                             color=COLOURS[i % len(COLOURS)],
                         )
                 axes[row, 0].set_ylabel(unit)
