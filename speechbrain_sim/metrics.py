@@ -106,23 +106,28 @@ def chance_level(train_labels, test_labels):
     return float(np.mean(test_labels == np.bincount(train_labels).argmax()))
 
 
-def control_interval(accuracies, labels, confidence=0.999):
+def control_interval(answers, labels, confidence=0.999, resamples=2000, seed=0):
     """Tests that probes trained on shuffled labels know nothing.
 
     Answers that are independent of the true class are right as often as some
     mixture of classes occurs: between the share of the rarest class and that
-    of the most frequent. Examples of one class resemble each other, so single
-    controls scatter more than counting statistics allow; the interval is
-    Student's over the controls.
+    of the most frequent. But examples of one class resemble each other and get
+    the same answer, so the accuracy of a few controls scatters more than that:
+    as much as it does when the names of the answers are permuted. The interval
+    of their mean is Student's over the controls.
 
     Arguments
     ---------
-    accuracies : numpy.ndarray
-        Accuracy of each control on the true labels, (controls,).
+    answers : numpy.ndarray
+        Classes that the controls answer, (controls, examples).
     labels : numpy.ndarray
         True classes, (examples,).
     confidence : float
-        Of the interval; high, as every cell of a table is tested.
+        Of both intervals; high, as every cell of a table is tested.
+    resamples : int
+        Number of permutations of the classes' names.
+    seed : int
+        Of the permutations.
 
     Returns
     -------
@@ -137,22 +142,37 @@ def control_interval(accuracies, labels, confidence=0.999):
 
     Example
     -------
-    >>> control_interval(np.array([0.4, 0.6]), np.array([0, 1]))["passed"]
+    >>> answers = np.array([[0, 1, 1, 0], [1, 1, 0, 0]])
+    >>> control_interval(answers, np.array([0, 0, 1, 1]))["passed"]
     True
     """
-    if len(accuracies) < 2:
+    controls, examples = answers.shape
+    if controls < 2:
         raise ValueError(
-            f"{len(accuracies)} shuffled-label control is too few for an "
-            f"interval; it needs 2 (10 are usual)."
+            f"{controls} shuffled-label control is too few for an interval; "
+            f"it needs 2 (10 are usual)."
         )
-    counts = np.bincount(labels)
-    chance = [float(n / len(labels)) for n in (counts.min(), counts.max())]
-    mean = float(np.mean(accuracies))
-    half = stats.t.ppf((1 + confidence) / 2, len(accuracies) - 1)
-    half = float(half * np.std(accuracies, ddof=1) / len(accuracies) ** 0.5)
+    classes = 1 + max(answers.max(), labels.max())
+    confusion = np.zeros((controls, classes, classes))
+    for matrix, row in zip(confusion, answers, strict=True):
+        np.add.at(matrix, (labels, row), 1)
+    rng, identity = np.random.default_rng(seed), np.arange(classes)
+    renamed = rng.permuted(
+        np.broadcast_to(identity, (resamples, controls, classes)), axis=-1
+    )
+    which = np.arange(controls)[:, None]
+    null = confusion[which, identity, renamed].sum(-1).mean(-1) / examples
+    tail = (1 - confidence) / 2
+    share = np.bincount(labels) / examples
+    low = min(share.min(), np.quantile(null, tail))
+    high = max(share.max(), np.quantile(null, 1 - tail))
+
+    accuracy = (answers == labels).mean(1)
+    half = stats.t.ppf(1 - tail, controls - 1) * stats.sem(accuracy)
+    mean = accuracy.mean()
     return {
-        "accuracy": mean,
-        "interval": [mean - half, mean + half],
-        "chance": chance,
-        "passed": bool(mean - half <= chance[1] and mean + half >= chance[0]),
+        "accuracy": float(mean),
+        "interval": [float(mean - half), float(mean + half)],
+        "chance": [float(low), float(high)],
+        "passed": bool(mean - half <= high and mean + half >= low),
     }

@@ -63,7 +63,7 @@ def score_probes(valid_says, valid_y, test_says, test, train_y, seeds):
                 (valid_says[layer].numpy() == valid_y).mean()
             ),
             "chance": chance_level(train_y, y),
-            "control": control_interval((says[seeds:] == y).mean(1), y),
+            "control": control_interval(says[seeds:], y),
         }
     return layers, outcomes
 

@@ -166,16 +166,28 @@ def controls_that(know, seed=0):
 
 def test_control_passes_at_chance_and_fails_above_or_below():
     answers, labels = controls_that(know=0.0)
-    assert control_interval((answers == labels).mean(1), labels)["passed"]
-    leaking, labels = controls_that(know=0.1)
-    result = control_interval((leaking == labels).mean(1), labels)
+    assert control_interval(answers, labels)["passed"]
+    knowing, labels = controls_that(know=0.1)
+    result = control_interval(knowing, labels)
     assert not result["passed"]
     assert result["interval"][0] > result["chance"][1]
     shy = np.where(answers == labels, (labels + 1) % 5, answers)
-    assert not control_interval((shy == labels).mean(1), labels)["passed"]
+    assert not control_interval(shy, labels)["passed"]
 
 
 def test_control_that_always_says_the_frequent_class_passes():
     labels = np.array([0] * 70 + [1] * 30)
-    result = control_interval(np.full(10, 0.7), labels)
+    result = control_interval(np.zeros((10, 100), dtype=int), labels)
     assert result["passed"] and result["chance"] == [0.3, 0.7]
+
+
+def test_controls_that_answer_alike_for_a_class_pass_as_often_as_said():
+    labels = np.repeat(np.arange(20), 10)
+    passed = 0
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        named = np.stack([rng.permutation(20) for _ in range(5)])
+        passed += control_interval(
+            named[:, labels], labels, resamples=500, seed=trial
+        )["passed"]
+    assert passed >= 198
