@@ -245,11 +245,11 @@ def test_table(recipes, corpora, tmp_path, yaml):
     for systems in report["tasks"].values():
         expected = ["SIM", "GIM", "supervised", "random", "log-mel"]
         if yaml.parent.name == "ArtificialSpeech":
-            expected += ["SIM-raw", "GIM-raw", "random-raw"]
+            expected += ["SIM-raw", "GIM-raw"]
             raw = systems["SIM-raw"]
             assert raw["encoders"] == systems["SIM"]["encoders"]
             assert not raw["settings"]["standardize"]
-        assert list(systems) == expected
+        assert sorted(systems) == sorted(expected)
         assert len(systems["random"]["encoders"]) == 3
         assert len(systems["SIM"]["layers"]) == 4
         for name, system in systems.items():
