@@ -56,7 +56,10 @@ def run_system(hparams, run_options, name, label, seed):
                 **hparams["labels"][label]["supervised"],
             }
         encoder = f"{folder}/encoder"
-        print(f"\n=== {name} (seed {seed}): training", flush=True)
+        print(
+            f"\n=== {name} (seed {seed}): training, or finding it done",
+            flush=True,
+        )
         pretrain.main(
             [f"{hparams['folder']}/{system['yaml']}", *run_options]
             + options(

@@ -156,7 +156,16 @@ def plot_training(logs, path):
                             markersize=3,
                             color=COLOURS[i % len(COLOURS)],
                         )
-                axes[row, 0].set_ylabel(unit)
+                axes[row, 0].set_ylabel(f"training {unit}")
+                axes[row, column].set_ylim(bottom=0)
+                if f"train module1_{term}" not in numbers:
+                    axes[row, column].text(
+                        0.5,
+                        0.5,
+                        "no posterior",
+                        ha="center",
+                        transform=axes[row, column].transAxes,
+                    )
             axes[0, column].set_title(name, loc="left")
             axes[-1, column].set_xlabel("epoch")
         axes[0, -1].legend()
