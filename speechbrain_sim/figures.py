@@ -156,7 +156,7 @@ def plot_training(logs, path):
                             markersize=3,
                             color=COLOURS[i % len(COLOURS)],
                         )
-                axes[row, 0].set_ylabel(f"training {unit}")
+                axes[row, 0].set_ylabel(unit)
                 axes[row, column].set_ylim(bottom=0)
                 if f"train module1_{term}" not in numbers:
                     axes[row, column].text(
@@ -166,9 +166,11 @@ def plot_training(logs, path):
                         ha="center",
                         transform=axes[row, column].transAxes,
                     )
-            axes[0, column].set_title(name, loc="left")
+            axes[0, column].set_title(f"{name}, training", loc="left")
             axes[-1, column].set_xlabel("epoch")
-        axes[0, -1].legend()
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, ncols=4, loc="lower center")
+        figure.subplots_adjust(bottom=0.15)
         _save(figure, path)
 
 
