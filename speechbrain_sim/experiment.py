@@ -6,6 +6,7 @@ is such a difference, too. Precedence: base < difference < model < command line.
 """
 
 import io
+from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -143,7 +144,8 @@ def load_experiment(argv, may_change=None):
     KeyError
         If an option is neither SpeechBrain's nor a key of the yaml.
     ValueError
-        If the output folder holds a run with other settings.
+        If a key without a value is not given, or the output folder holds a
+        run with other settings.
     """
     hparams_file, run_opts, typed = sb.parse_arguments(argv)
     sb.utils.distributed.ddp_init_group(run_opts)
@@ -156,11 +158,20 @@ def load_experiment(argv, may_change=None):
     document.update(changes)
     unknown = sorted(set(typed) - set(document))
     if unknown:
+        near = get_close_matches(unknown[0], document, n=1)
         raise KeyError(
             f"{hparams_file} has no key {', '.join(unknown)}, and SpeechBrain "
-            f"no such option. The keys are: {', '.join(sorted(document))}."
+            f"no such option.{f' Did you mean {near[0]}?' if near else ''} The "
+            f"keys are: {', '.join(sorted(document))}."
         )
     document.update({**(model_changes(model) if model else {}), **typed})
+    missing = [
+        f"--{key}"
+        for key, node in document.items()
+        if hasattr(node, "tag") and node.tag.value == "!PLACEHOLDER"
+    ]
+    if missing:
+        raise ValueError(f"{hparams_file} needs {', '.join(missing)}.")
     text = io.StringIO()
     ruamel.yaml.YAML().dump(document, text)
     merged = io.StringIO(text.getvalue())

@@ -287,3 +287,11 @@ def test_probe_has_no_model_to_pick(tmp_path):
     argv += ["--output_folder", str(tmp_path), "--model", "gim"]
     with pytest.raises(KeyError, match="no key model"):
         load_experiment(argv)
+
+
+def test_what_is_needed_and_what_was_meant(tmp_path):
+    argv = [str(SHARED.parent / "ArtificialSpeech/pretrain.yaml")]
+    with pytest.raises(ValueError, match="needs --data_folder"):
+        load_experiment(argv)
+    with pytest.raises(KeyError, match="Did you mean channels"):
+        load_experiment([*argv, "--chanels", "64"])
