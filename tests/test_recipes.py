@@ -245,7 +245,7 @@ def test_table(recipes, corpora, tmp_path, yaml):
     for systems in report["tasks"].values():
         expected = ["SIM", "GIM", "supervised", "random", "log-mel"]
         if yaml.parent.name == "ArtificialSpeech":
-            expected += ["SIM-raw", "GIM-raw"]
+            expected += ["SIM-raw", "GIM-raw", "random-raw"]
             raw = systems["SIM-raw"]
             assert raw["encoders"] == systems["SIM"]["encoders"]
             assert not raw["settings"]["standardize"]
