@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from speechbrain_sim.convolution import BlockConv1d
+
 CONTEXT = "context"
 
 
@@ -58,7 +60,14 @@ class Latent(NamedTuple):
         if self.log_var is None:
             return self.mean
         noise = torch.empty_like(self.mean).normal_(generator=generator)
-        return self.mean + torch.exp(0.5 * self.log_var) * noise
+        return torch.addcmul(self.mean, torch.exp(0.5 * self.log_var), noise)
+
+    def window(self, start, frames):
+        """Cuts `start : start + frames` out; the lengths stay the sequence's."""
+        mean, log_var, sample = (
+            x if x is None else x[:, start : start + frames] for x in self[:3]
+        )
+        return self._replace(mean=mean, log_var=log_var, sample=sample)
 
 
 def absolute_lengths(x, wav_lens=None):
@@ -132,6 +141,32 @@ def valid_frames(lengths, time):
     return torch.arange(time, device=lengths.device) < lengths[:, None]
 
 
+def zero_padding(x, lengths):
+    """Zeroes what lies beyond each utterance.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (batch, time, channel).
+    lengths : torch.Tensor
+        Valid frames of each utterance, (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        Of the same shape; `x` itself where there is no padding.
+
+    Example
+    -------
+    >>> zero_padding(torch.ones(2, 3, 1), torch.tensor([1, 3]))[..., 0]
+    tensor([[1., 0., 0.],
+            [1., 1., 1.]])
+    """
+    if (lengths >= x.shape[1]).all():
+        return x
+    return x.masked_fill(~valid_frames(lengths, x.shape[1])[..., None], 0)
+
+
 def masked_mean(x, lengths):
     """Averages over the valid frames of each utterance.
 
@@ -152,15 +187,15 @@ def masked_mean(x, lengths):
     >>> masked_mean(torch.tensor([[[1.0], [3.0], [99.0]]]), torch.tensor([2]))
     tensor([[2.]])
     """
-    mask = valid_frames(lengths, x.shape[1])[..., None]
-    return x.masked_fill(~mask, 0).sum(1) / lengths[:, None]
+    return zero_padding(x, lengths).sum(1) / lengths[:, None]
 
 
 class ConvModule(nn.Module):
     """One encoder module: convolutions, then the heads of a Gaussian.
 
     x -> [conv -> (batch norm) -> ReLU] * n -> mean, log_var
-    (the paper's figure 1; heads are 1x1 convolutions without ReLU).
+    (the paper's figure 1; heads are 1x1 convolutions without ReLU). Each ReLU
+    but the last is part of the next convolution, see `BlockConv1d`.
     Padding is zeroed before the first and after every convolution, so that an
     utterance encodes to the same frames alone or in any batch.
 
@@ -214,7 +249,7 @@ class ConvModule(nn.Module):
             kernel_sizes, strides, paddings, strict=True
         ):
             self.convs.append(
-                nn.Conv1d(in_channels, channels, kernel_size, stride, padding)
+                BlockConv1d(in_channels, channels, kernel_size, stride, padding)
             )
             if batch_norm:
                 self.norms.append(nn.BatchNorm1d(channels))
@@ -238,7 +273,7 @@ class ConvModule(nn.Module):
             Frames out; zero or less where the input is too short.
         """
         for conv in self.convs:
-            lengths = _conv_lengths(conv, lengths)
+            lengths = conv.output_lengths(lengths)
         return lengths
 
     def forward(self, x, lengths=None, sample=None, generator=None):
@@ -270,19 +305,14 @@ class ConvModule(nn.Module):
                 f"An utterance of {int(lengths.min())} frames is too short: "
                 f"the module's convolutions give it no output frame."
             )
-        x = x.masked_fill(~valid_frames(lengths, x.shape[1])[..., None], 0)
-        x = x.transpose(1, 2)  # (batch, channel, time) inside
+        x = zero_padding(x, lengths)
         for i, conv in enumerate(self.convs):
-            x = conv(x)
-            lengths = _conv_lengths(conv, lengths)
-            padded = bool((lengths < x.shape[2]).any())
-            mask = valid_frames(lengths, x.shape[2]) if padded else None
+            x = conv(x, relu=i > 0)
+            lengths = conv.output_lengths(lengths)
             if self.norms:
-                x = _norm_valid(self.norms[i], x, mask)
-            x = torch.relu(x)
-            if padded:
-                x = x.masked_fill(~mask[:, None], 0)
-        x = x.transpose(1, 2)
+                x = _norm_valid(self.norms[i], x, lengths)
+            x = zero_padding(x, lengths)
+        x = torch.relu(x)
         mean = self.mean(x)
         log_var = None if self.log_var is None else self.log_var(x)
         sample = self.training if sample is None else sample
@@ -293,20 +323,14 @@ class ConvModule(nn.Module):
         return latent
 
 
-def _conv_lengths(conv, lengths):
-    """Frames out of one convolution from frames in."""
-    padded = lengths + 2 * conv.padding[0]
-    return (padded - conv.kernel_size[0]) // conv.stride[0] + 1
-
-
-def _norm_valid(norm, x, mask):
-    """Batch norm whose statistics leave the padding out."""
-    if mask is None or not norm.training:
-        return norm(x)
-    x = x.transpose(1, 2)  # (batch, time, channel)
+def _norm_valid(norm, x, lengths):
+    """Batch norm over (batch, time, channel), the padding left out."""
+    if not norm.training or (lengths >= x.shape[1]).all():
+        return norm(x.flatten(0, 1)).view(x.shape)
+    mask = valid_frames(lengths, x.shape[1])
     normed = torch.zeros_like(x)
     normed[mask] = norm(x[mask])
-    return normed.transpose(1, 2)
+    return normed
 
 
 class ContextModule(nn.Module):

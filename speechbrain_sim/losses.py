@@ -12,8 +12,21 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
-from speechbrain_sim.encoders import valid_frames
+from speechbrain_sim.encoders import zero_padding
+
+
+class Choices(NamedTuple):
+    """What is scored: a window, and the negatives of each of its frames.
+
+    `start` and `frames` give the window, the same for the whole batch;
+    `negatives`, (batch, frames, N), indexes the (batch * time) sequence.
+    """
+
+    start: int
+    frames: int
+    negatives: torch.Tensor
 
 
 class NCE(NamedTuple):
@@ -141,17 +154,9 @@ def info_nce(predicted, z, lengths, start, negatives):
         If no utterance has a frame and its successor inside the window.
     """
     frames, steps = predicted.shape[1:3]
-    window = z[:, start : start + frames]
-    positive = []
-    for k, predicted_k in enumerate(predicted.unbind(2), 1):
-        ahead = min(k, frames)
-        score = predicted_k[:, : frames - ahead] * window[:, ahead:]
-        positive.append(nn.functional.pad(score.sum(-1), (0, ahead)))
-    positive = torch.stack(positive, dim=-1)  # (batch, frames, K)
-    candidates = z.flatten(0, 1).index_select(0, negatives.flatten())
-    candidates = candidates.unflatten(0, negatives.shape)  # (.., N, channel)
-    negative = predicted @ candidates.transpose(-1, -2)  # (.., K, N)
-    scores = torch.cat([positive[..., None], negative], dim=-1)
+    scores = _Scores.apply(
+        predicted, z.to(predicted.dtype), start, negatives
+    )
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     ahead = torch.arange(1, steps + 1, device=z.device)
@@ -180,6 +185,56 @@ def info_nce(predicted, z, lengths, start, negatives):
     return NCE(mean(loss), mean(correct))
 
 
+class _Scores(torch.autograd.Function):
+    """z_{t+k} . W_k c_t, then z_j . W_k c_t for each negative j.
+
+    (batch, frames, K, 1 + N); the positives beyond the window are left zero.
+    All k share one copy of the negatives, made again for the gradient, and all
+    gradients are summed in place.
+    """
+
+    @staticmethod
+    def forward(ctx, predicted, z, start, negatives):
+        ctx.save_for_backward(predicted, z, negatives)
+        ctx.start = start
+        batch, frames, steps, _ = predicted.shape
+        window = z[:, start : start + frames]
+        scores = z.new_zeros(batch, frames, steps, 1 + negatives.shape[-1])
+        for k in range(1, min(steps, frames - 1) + 1):
+            product = predicted[:, :-k, k - 1] * window[:, k:]
+            scores[:, :-k, k - 1, 0] = product.sum(-1)
+        candidates = _gather(z, negatives)
+        scores[..., 1:] = predicted @ candidates.transpose(-1, -2)
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        predicted, z, negatives = ctx.saved_tensors
+        frames, steps = predicted.shape[1:3]
+        grad_positive, grad_negative = grad[..., :1], grad[..., 1:]
+        grad_predicted = grad_negative @ _gather(z, negatives)
+        grad_candidates = grad_negative.transpose(-1, -2) @ predicted
+        grad_z = torch.zeros_like(z)
+        grad_z.flatten(0, 1).index_add_(
+            0, negatives.flatten(), grad_candidates.flatten(0, 2)
+        )
+        window, grad_window = (
+            x[:, ctx.start : ctx.start + frames] for x in (z, grad_z)
+        )
+        for k in range(1, min(steps, frames - 1) + 1):
+            grad_k = grad_positive[:, :-k, k - 1]
+            grad_window[:, k:].addcmul_(grad_k, predicted[:, :-k, k - 1])
+            grad_predicted[:, :-k, k - 1].addcmul_(grad_k, window[:, k:])
+        return grad_predicted, grad_z, None, None
+
+
+def _gather(z, indices):
+    """Rows of the (batch * time) sequence: (*indices.shape, channel)."""
+    rows = z.flatten(0, 1).index_select(0, indices.flatten())
+    return rows.unflatten(0, indices.shape)
+
+
 def kl_per_channel(mean, log_var, lengths):
     """KL divergence from N(mean, exp(log_var)) to N(0, 1) of each channel.
 
@@ -198,10 +253,10 @@ def kl_per_channel(mean, log_var, lengths):
         (channel,), nats per frame.
     """
     dtype = torch.promote_types(mean.dtype, torch.float32)
-    mean, log_var = mean.to(dtype), log_var.to(dtype)
-    kl = 0.5 * (torch.exp(log_var) - log_var - 1 + mean.square())
-    mask = valid_frames(lengths, mean.shape[1])
-    return kl.masked_fill(~mask[..., None], 0).sum((0, 1)) / lengths.sum()
+    mean = zero_padding(mean.to(dtype), lengths)
+    log_var = zero_padding(log_var.to(dtype), lengths)
+    twice = torch.addcmul(torch.expm1(log_var) - log_var, mean, mean)
+    return twice.sum((0, 1)) / (2 * lengths.sum())
 
 
 def reduce_kl(per_channel, lengths, reduction):
@@ -289,8 +344,11 @@ def active_units(mean, lengths, threshold=0.01):
     >>> active_units(mean[None], torch.tensor([50]))
     tensor(1.)
     """
-    frames = mean[valid_frames(lengths, mean.shape[1])].float()
-    return (frames.var(0, correction=0) > threshold).sum().float()
+    mean, total = mean.float(), lengths.sum()
+    center = zero_padding(mean, lengths).sum((0, 1)) / total
+    squares = (mean - center).square_()  # torch.var is slow over the first axis
+    variance = zero_padding(squares, lengths).sum((0, 1)) / total
+    return (variance > threshold).sum().float()
 
 
 class SmoothInfoNCE(nn.Module):
@@ -323,7 +381,9 @@ class SmoothInfoNCE(nn.Module):
     >>> lengths = torch.tensor([64, 40])
     >>> mean, log_var = torch.randn(2, 64, 8), torch.zeros(2, 64, 8)
     >>> z = Latent(mean, log_var, mean, lengths, False)
-    >>> loss = objective([(z.draw(), z.draw())], lengths, [(z, 0.01)])
+    >>> drawn = objective.draw(lengths, time=64)
+    >>> c = z.window(drawn.start, drawn.frames)
+    >>> loss = objective([(c.draw(), z.draw())], lengths, drawn, [(z, 0.01)])
     >>> loss.total.ndim, loss.kl[0].shape
     (0, torch.Size([8]))
     """
@@ -353,26 +413,22 @@ class SmoothInfoNCE(nn.Module):
             c_channels, prediction_steps * z_channels, bias=False
         )
 
-    def forward(self, pairs, lengths, posteriors=(), generator=None):
-        """Adds the terms up.
+    def draw(self, lengths, time, generator=None):
+        """Makes the random choices of a step.
 
         Arguments
         ---------
-        pairs : list of (torch.Tensor, torch.Tensor)
-            L Monte-Carlo draws of (c, z), each (batch, time, channel); the NCE
-            is their mean.
         lengths : torch.Tensor
             Valid frames, (batch,).
-        posteriors : list of (Latent, float)
-            What the KL regularises, with its weight beta.
+        time : int
+            Padded frames.
         generator : torch.Generator, optional
-            On the CPU: source of window and negatives, shared by all draws.
+            On the CPU.
 
         Returns
         -------
-        SmoothInfoNCELoss
+        Choices
         """
-        time = pairs[0][1].shape[1]
         start, frames = draw_window(int(lengths.max()), self.window, generator)
         negatives = draw_negatives(
             lengths,
@@ -382,11 +438,36 @@ class SmoothInfoNCE(nn.Module):
             self.own_negatives,
             generator,
         )
+        return Choices(start, frames, negatives)
+
+    def forward(self, pairs, lengths, choices, posteriors=()):
+        """Adds the terms up.
+
+        Arguments
+        ---------
+        pairs : list of (torch.Tensor, torch.Tensor)
+            L Monte-Carlo draws of c inside the window, (batch, frames,
+            channel), and z, (batch, time, channel); the NCE is their mean.
+        lengths : torch.Tensor
+            Valid frames, (batch,).
+        choices : Choices
+            From `draw`, shared by all L draws.
+        posteriors : list of (Latent, float)
+            What the KL regularises, with its weight beta.
+
+        Returns
+        -------
+        SmoothInfoNCELoss
+        """
         draws = []
         for c, z in pairs:
-            predicted = self.predictor(c[:, start : start + frames])
+            predicted = self.predictor(c)
             predicted = predicted.unflatten(-1, (self.prediction_steps, -1))
-            draws.append(info_nce(predicted, z, lengths, start, negatives))
+            draws.append(
+                info_nce(
+                    predicted, z, lengths, choices.start, choices.negatives
+                )
+            )
         nce = sum(draw.loss for draw in draws) / len(draws)
         accuracy = sum(draw.accuracy for draw in draws) / len(draws)
         total, kl = nce, []

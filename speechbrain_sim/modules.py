@@ -121,25 +121,26 @@ class ContrastiveModule(GreedyModule):
     def objective(self, latents, below, noise, choices, targets):
         """Scores the topmost layer; see `GreedyModule.forward`."""
         top_name, top = list(latents.items())[-1]
-        if top_name == CONTEXT:  # the GRU predicts what it reads
-            pairs = [(top.mean, below)]
-        elif top.sampled:  # c and z: independent draws of one posterior
-            pairs = [(top.draw(noise), top.sample)]
+        z = below if top_name == CONTEXT else top.sample  # what is predicted
+        drawn = self.smooth_info_nce.draw(top.lengths, z.shape[1], choices)
+        c = top.window(drawn.start, drawn.frames)
+        if top.sampled and top_name != CONTEXT:
+            # c and z: independent draws of one posterior
+            pairs = [(c.draw(noise), z)]
             pairs += [
-                (top.draw(noise), top.draw(noise))
-                for _ in range(self.draws - 1)
+                (c.draw(noise), top.draw(noise)) for _ in range(self.draws - 1)
             ]
         else:
-            pairs = [(top.mean, top.mean)]
+            pairs = [(c.mean, z)]
         posteriors = {n: z for n, z in latents.items() if z.log_var is not None}
         terms = self.smooth_info_nce(
             pairs,
             top.lengths,
+            drawn,
             [
                 (z, self.kl_scale * self.kl_weights[n])
                 for n, z in posteriors.items()
             ],
-            choices,
         )
         stats = {"nce": terms.nce, "accuracy": terms.accuracy}
         for name, kl in zip(posteriors, terms.kl, strict=True):

@@ -217,7 +217,7 @@ def test_the_papers_training():
     assert shared["max_grad_norm"] == float("inf")
     assert shared["grad_accumulation_factor"] == 1
     assert shared["opt_class"].tag.value == "!name:torch.optim.Adam"
-    assert set(shared["opt_class"]) == {"lr"}
+    assert set(shared["opt_class"]) == {"lr", "fused"}
 
 
 # no dead keys ---------------------------------------------------------------

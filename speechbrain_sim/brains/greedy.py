@@ -19,7 +19,7 @@ COLLAPSED_NCE, COLLAPSED_KL = 0.95, 1.0
 
 
 class GreedyBrain(sb.Brain):
-    """Trains greedy modules: forward, backward and free, module by module.
+    """Trains greedy modules: forward, backward, step and free, one by one.
 
     `modules` are `GreedyModule`s in order, bottom first; `opt_class` makes one
     optimizer for each, named as the module. Batches have `sig` (SpeechBrain's
@@ -155,29 +155,46 @@ class GreedyBrain(sb.Brain):
                 layer.eval()
 
     def fit_batch(self, batch):
-        """Trains on one batch, each module's graph freed before the next.
+        """Trains on one batch; graph and gradients of a module go before the next.
 
-        Equals one backward of the summed losses: no gradient crosses modules.
+        Equals one backward of the summed losses and one step at the end, since
+        no gradient crosses modules.
         """
         should_step = self.step % self.grad_accumulation_factor == 0
         self.on_fit_batch_start(batch, should_step)
         losses, stats = [], {}
         with self.no_sync(not should_step):
-            for _, output in self.forward_modules(batch, sb.Stage.TRAIN):
+            for name, output in self.forward_modules(batch, sb.Stage.TRAIN):
                 if output.loss.requires_grad:
                     self.scaler.scale(
                         output.loss / self.grad_accumulation_factor
                     ).backward()
+                    if should_step:
+                        self.step_module(name)
                 losses.append(output.loss.detach())
                 stats.update(output.stats)
         loss = sum(losses)
         self.check_loss_isfinite(loss)
         if should_step:
-            self.optimizers_step()
+            self.scaler.update()  # once: accumulated gradients share a scale
+            self.optimizer_step += 1
         if torch.isfinite(loss):  # as SpeechBrain's own average does
             self.record(stats, sb.Stage.TRAIN)
         self.on_fit_batch_end(batch, None, loss, should_step)
         return loss.cpu()
+
+    def step_module(self, name):
+        """Clips and applies the gradients of one module, and drops them."""
+        optimizer = self.freeze_optimizers(self.optimizers_dict)[name]
+        self.scaler.unscale_(optimizer)
+        if math.isfinite(self.max_grad_norm):
+            nn.utils.clip_grad_norm_(
+                self.modules[name].parameters(), self.max_grad_norm
+            )
+        if self.skip_nonfinite_grads and not self.scaler.is_enabled():
+            self.check_gradients()
+        self.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
 
     def compute_forward(self, batch, stage):
         """Runs all modules; returns a dict of str to ModuleOutput."""

@@ -1,0 +1,194 @@
+"""Convolutions of (batch, time, channel) as plain matrix products.
+
+In every convolution of the paper the kernel is a multiple of the stride. Lay
+`stride` frames side by side, and the sequence is a matrix X with one row, a
+block, per output frame; a kernel of m strides is cut into W_1 .. W_m, and
+
+    Y = b + X[0:] W_1' + X[1:] W_2' + ... + X[m-1:] W_m'
+
+is the whole convolution: m matrix products on views of its input, nothing
+unfolded and nothing transposed.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+class BlockConv1d(nn.Conv1d):
+    """A convolution over (batch, time, channel).
+
+    Same parameters as `torch.nn.Conv1d`, same numbers up to rounding. The
+    weight lies channels-last in memory, so that W_1 .. W_m are views.
+
+    Arguments
+    ---------
+    in_channels, out_channels, kernel_size, stride, padding : int
+        As of `torch.nn.Conv1d`; the padding is zeros.
+
+    Example
+    -------
+    >>> conv = BlockConv1d(4, 8, kernel_size=8, stride=4, padding=2)
+    >>> conv(torch.randn(2, 100, 4)).shape
+    torch.Size([2, 25, 8])
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.weight.data = (
+            self.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
+        )
+
+    def output_lengths(self, lengths):
+        """Frames out from frames in (int or tensor)."""
+        padded = lengths + 2 * self.padding[0]
+        return (padded - self.kernel_size[0]) // self.stride[0] + 1
+
+    def forward(self, x, relu=False, padding=None):
+        """Convolves.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            (batch, time, in_channels).
+        relu : bool
+            Convolve ReLU(x) instead. Done here, the rectified copy is the only
+            one that backward needs.
+        padding : int, optional
+            Zeros on both sides, instead of the convolution's own.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, time out, out_channels).
+        """
+        kernel_size, stride = self.kernel_size[0], self.stride[0]
+        padding = self.padding[0] if padding is None else padding
+        device = x.device.type
+        if device != "cpu" or kernel_size % stride:
+            x = torch.relu(x) if relu else x
+            y = nn.functional.conv1d(
+                x.transpose(1, 2), self.weight, self.bias, stride, padding
+            )
+            return y.transpose(1, 2)
+        weight = self.weight.transpose(1, 2).flatten(1)  # a view
+        if self.in_channels == 1:  # unfolding a waveform costs nothing
+            x = torch.relu(x) if relu else x
+            x = nn.functional.pad(x[..., 0], (padding, padding))
+            x = x.unfold(1, kernel_size, stride)
+            return nn.functional.linear(x, weight, self.bias)
+        bias = self.bias
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+        return _SumOfProducts.apply(x, weight, bias, stride, padding, relu)
+
+
+#: rows of a matrix product: enough to be fast, few enough for the cache
+ROWS = 2048
+
+
+class _SumOfProducts(torch.autograd.Function):
+    """b + sum_i X[i:] W_i', and its gradients, accumulated in place.
+
+    X holds a few utterances at a time. The rows where one of them runs into
+    the next are computed too, and dropped.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding, relu):
+        ctx.save_for_backward(x, weight)
+        ctx.layout = layout = _Layout.of(x, weight, stride, padding)
+        ctx.relu = relu
+        y = x.new_empty(len(x), layout.frames, len(weight))
+        for x_part, y_part in _parts(layout, x, y):
+            rows = layout.rows(x_part, relu)
+            out = rows.new_empty(len(rows), len(weight))
+            for i, shifted, w in layout.shifts(rows, weight):
+                if i == 0:
+                    torch.addmm(bias, shifted, w.t(), out=out[: len(shifted)])
+                else:
+                    out[: len(shifted)].addmm_(shifted, w.t())
+            y_part.copy_(layout.frames_of(out))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y):
+        x, weight = ctx.saved_tensors
+        layout = ctx.layout
+        grad_weight = torch.zeros_like(weight)
+        grad_x = torch.empty_like(x)
+        for x_part, grad_part, grad_x_part in _parts(layout, x, grad_y, grad_x):
+            rows = layout.rows(x_part, ctx.relu)
+            grad = rows.new_zeros(len(rows), len(weight))
+            layout.frames_of(grad).copy_(grad_part)
+            for _, shifted, w in layout.shifts(rows, grad_weight):
+                w.addmm_(grad[: len(shifted)].t(), shifted)
+            if not ctx.needs_input_grad[0]:
+                continue
+            for i, shifted, w in layout.shifts(rows, weight):
+                if i == 0:  # from here on, rows holds its gradient
+                    rows[len(shifted) :] = 0
+                    torch.mm(grad[: len(shifted)], w, out=shifted)
+                else:
+                    shifted.addmm_(grad[: len(shifted)], w)
+            inside = layout.inside(rows, x.shape[2])
+            if ctx.relu:
+                torch.mul(inside, x_part > 0, out=grad_x_part)
+            else:
+                grad_x_part.copy_(inside)
+        grad_x = grad_x if ctx.needs_input_grad[0] else None
+        return grad_x, grad_weight, grad_y.sum((0, 1)), None, None, None
+
+
+def _parts(layout, *tensors):
+    """Divides a batch into parts of about ROWS rows."""
+    utterances = -(-ROWS // layout.blocks)
+    return zip(*(x.split(utterances) for x in tensors), strict=True)
+
+
+class _Layout(NamedTuple):
+    """How utterances are cut into blocks, with zeros at both ends."""
+
+    time: int
+    padding: int
+    blocks: int
+    frames: int  # out
+    width: int  # of a block: stride * channels
+
+    @classmethod
+    def of(cls, x, weight, stride, padding):
+        time, channels = x.shape[1:]
+        width = stride * channels
+        shifts = weight.shape[1] // width  # m
+        frames = (time + 2 * padding) // stride - shifts + 1
+        blocks = max(frames + shifts - 1, -(-(padding + time) // stride))
+        return cls(time, padding, blocks, frames, width)
+
+    def rows(self, x, relu):
+        """(batch, time, channel) -> (batch * blocks, width)."""
+        rows = x.new_empty(len(x) * self.blocks, self.width)
+        padded, end = rows.view(len(x), -1, x.shape[2]), self.padding + self.time
+        padded[:, : self.padding] = 0
+        padded[:, end:] = 0
+        inside = padded[:, self.padding : end]
+        torch.clamp_min(x, 0, out=inside) if relu else inside.copy_(x)
+        return rows
+
+    def inside(self, rows, channels):
+        """The way back: (batch, time, channel), a view of `rows`."""
+        padded = rows.view(len(rows) // self.blocks, -1, channels)
+        return padded[:, self.padding : self.padding + self.time]
+
+    def frames_of(self, rows):
+        """(batch * blocks, channel) -> (batch, frames, channel), a view."""
+        return rows.unflatten(0, (-1, self.blocks))[:, : self.frames]
+
+    def shifts(self, rows, weight):
+        """Yields i, X[i:] and W_i, cut to the same number of rows."""
+        parts = weight.split(self.width, dim=1)
+        for i, part in enumerate(parts):
+            yield i, rows[i : len(rows) - len(parts) + 1 + i], part
