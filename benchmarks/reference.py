@@ -66,7 +66,11 @@ class PlainInfoNCE(nn.Module):
         candidates = z.reshape(-1, channels).index_select(0, indices.flatten())
         candidates = candidates.view(batch, time, self.negatives, channels)
         window = slice(start, start + frames)
-        c, positives, candidates = c[:, window], z[:, window], candidates[:, window]
+        c, positives, candidates = (
+            c[:, window],
+            z[:, window],
+            candidates[:, window],
+        )
         losses = []
         for k, weight in enumerate(self.weights, 1):
             predicted = weight(c)  # (batch, frames, channel)

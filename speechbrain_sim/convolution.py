@@ -171,7 +171,10 @@ class _Layout(NamedTuple):
     def rows(self, x, relu):
         """(batch, time, channel) -> (batch * blocks, width)."""
         rows = x.new_empty(len(x) * self.blocks, self.width)
-        padded, end = rows.view(len(x), -1, x.shape[2]), self.padding + self.time
+        padded, end = (
+            rows.view(len(x), -1, x.shape[2]),
+            self.padding + self.time,
+        )
         padded[:, : self.padding] = 0
         padded[:, end:] = 0
         inside = padded[:, self.padding : end]

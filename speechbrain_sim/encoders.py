@@ -312,6 +312,53 @@ class ConvModule(nn.Module):
             if self.norms:
                 x = _norm_valid(self.norms[i], x, lengths)
             x = zero_padding(x, lengths)
+        return self._posterior(x, lengths, sample, generator)
+
+    def encode_next(
+        self, x, state=None, last=False, sample=None, generator=None
+    ):
+        """Encodes the next piece of a longer signal, as if it were one.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            (batch, time, in_channels); time may be 0.
+        state : list of torch.Tensor, optional
+            What the piece before left over; None for the first piece.
+        last : bool
+            Whether the signal ends here.
+        sample, generator :
+            See `forward`.
+
+        Returns
+        -------
+        latent, state : (Latent, list of torch.Tensor)
+            The frames that are complete; what each convolution still has to
+            read again.
+        """
+        left = [] if state is None else state
+        rest = []
+        for i, conv in enumerate(self.convs):
+            padding = conv.padding[0]
+            if conv.kernel_size[0] < conv.stride[0]:
+                raise ValueError("A kernel below its stride cannot stream.")
+            if state is None:
+                left.append(x.new_zeros(len(x), padding, x.shape[2]))
+            x = torch.cat([left[i], x], dim=1)
+            if last:
+                x = nn.functional.pad(x, (0, 0, 0, padding))
+            frames = max(0, conv.output_lengths(x.shape[1] - 2 * padding))
+            rest.append(x[:, frames * conv.stride[0] :].clone())
+            if not frames:
+                x = x.new_zeros(len(x), 0, self.out_channels)
+                continue
+            x = conv(x, relu=i > 0, padding=0)
+            if self.norms:
+                x = _norm_valid(self.norms[i], x, absolute_lengths(x))
+        return self._posterior(x, absolute_lengths(x), sample, generator), rest
+
+    def _posterior(self, x, lengths, sample, generator):
+        """From the last convolution's output to the latent."""
         x = torch.relu(x)
         mean = self.mean(x)
         log_var = None if self.log_var is None else self.log_var(x)
@@ -378,6 +425,16 @@ class ContextModule(nn.Module):
         lengths = absolute_lengths(x) if lengths is None else lengths
         context, _ = self.gru(x)
         return Latent(context, None, context, lengths, False)
+
+    def encode_next(
+        self, x, state=None, last=False, sample=None, generator=None
+    ):
+        """Goes on where the piece before ended; see `ConvModule.encode_next`."""
+        if not x.shape[1]:
+            context = x.new_zeros(len(x), 0, self.out_channels)
+        else:
+            context, state = self.gru(x, state)
+        return Latent(context, None, context, absolute_lengths(x), False), state
 
 
 class GreedyEncoder(nn.Module):
@@ -562,16 +619,92 @@ class GreedyEncoder(nn.Module):
             raise ValueError(
                 f"wavs has shape {tuple(wavs.shape)}; expected (batch, samples)."
             )
-        wanted = self.layer_names if layers is None else list(layers)
-        for layer in wanted:
-            self.check_layer(layer)
+        wanted = self.layers_up_to(layers)
         x, lengths = wavs[..., None], absolute_lengths(wavs, wav_lens)
         sampled, latents = False, {}
-        for name, layer in self.layers.items():
-            latent = layer(x, lengths, sample, generator)
+        for name, is_wanted in wanted.items():
+            latent = self.layers[name](x, lengths, sample, generator)
             sampled = sampled or latent.sampled
-            if name in wanted:
+            if is_wanted:
                 latents[name] = latent._replace(sampled=sampled)
-            if len(latents) == len(set(wanted)):
-                return latents
             x, lengths = latent.sample, latent.lengths
+        return latents
+
+    def stream(self, chunks, layers=None, sample=None, generator=None):
+        """Encodes a signal of any length, piece by piece.
+
+        The pieces of each layer, one after the other, are what `forward` gives
+        for the whole signal: every convolution keeps the frames that it has to
+        read again, the GRU its state. Memory does not grow with the length.
+
+        Arguments
+        ---------
+        chunks : iterable of torch.Tensor
+            (batch, samples) at 16 kHz, of any and varying length.
+        layers, sample, generator :
+            See `forward`.
+
+        Yields
+        ------
+        dict of str to Latent
+            For each chunk, the frames that are complete; there may be none.
+
+        Raises
+        ------
+        ValueError
+            In train mode, if a layer does not exist, or if the signal ends
+            before its first frame.
+
+        Example
+        -------
+        >>> encoder = GreedyEncoder(channels=16, context_channels=8).eval()
+        >>> wavs = torch.randn(1, 10240)
+        >>> pieces = encoder.stream(wavs.split(1000, dim=1), ["module3"])
+        >>> torch.cat([piece["module3"].mean for piece in pieces], 1).shape
+        torch.Size([1, 64, 16])
+        """
+        if self.training:
+            raise ValueError(
+                "Only an encoder in eval mode streams: call eval()."
+            )
+        wanted = self.layers_up_to(layers)
+        states, frames = dict.fromkeys(wanted), 0
+        chunks = iter(chunks)
+        following = next(chunks, None)
+        while following is not None:
+            x, following = following[..., None], next(chunks, None)
+            sampled, latents = False, {}
+            for name, is_wanted in wanted.items():
+                latent, states[name] = self.layers[name].encode_next(
+                    x, states[name], following is None, sample, generator
+                )
+                sampled = sampled or latent.sampled
+                if is_wanted:
+                    latents[name] = latent._replace(sampled=sampled)
+                x = latent.sample
+            frames += x.shape[1]
+            yield latents
+        if not frames:
+            raise ValueError(
+                f"The signal is too short for a frame of {list(wanted)[-1]}."
+            )
+
+    def layers_up_to(self, layers=None):
+        """Tells of each layer that must be computed whether it is wanted.
+
+        Arguments
+        ---------
+        layers : list of str, optional
+            The layers that are wanted; all by default.
+
+        Returns
+        -------
+        dict of str to bool
+            Bottom first, up to the highest that is wanted.
+        """
+        names = self.layer_names
+        layers = names if layers is None else list(layers)
+        for layer in layers:
+            self.check_layer(layer)
+        top = max(names.index(layer) for layer in layers)
+        return {name: name in layers for name in names[: top + 1]}

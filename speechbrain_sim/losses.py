@@ -154,9 +154,7 @@ def info_nce(predicted, z, lengths, start, negatives):
         If no utterance has a frame and its successor inside the window.
     """
     frames, steps = predicted.shape[1:3]
-    scores = _Scores.apply(
-        predicted, z.to(predicted.dtype), start, negatives
-    )
+    scores = _Scores.apply(predicted, z.to(predicted.dtype), start, negatives)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     ahead = torch.arange(1, steps + 1, device=z.device)

@@ -184,3 +184,68 @@ def test_frame_geometry_is_where_the_receptive_field_is():
         hop, center = encoder.frame_geometry(layer)
         middle = (touched[0] + touched[-1]).item() / 2
         assert abs(middle - (center + hop * frame)) <= 8
+
+
+# a long signal, piece by piece ------------------------------------------------
+
+
+def in_pieces(encoder, wavs, sizes, **kwargs):
+    pieces = list(encoder.stream(wavs.split(sizes, dim=1), **kwargs))
+    assert len(pieces) == len(wavs.split(sizes, dim=1))
+    return {
+        name: torch.cat([piece[name].mean for piece in pieces], dim=1)
+        for name in pieces[0]
+    }
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 159, 160, 465, 1601, 4000])
+def test_pieces_make_the_whole(size, batch_norm):
+    encoder = encoder_with(torch.float64, batch_norm=batch_norm)
+    wavs = torch.randn(2, 3000, dtype=torch.float64)
+    whole, pieces = encoder(wavs), in_pieces(encoder, wavs, size)
+    assert list(pieces) == encoder.layer_names
+    for name, latent in whole.items():
+        torch.testing.assert_close(
+            pieces[name], latent.mean, atol=1e-12, rtol=0
+        )
+
+
+def test_a_minute_in_odd_pieces():
+    encoder = encoder_with()
+    wavs = torch.randn(1, 60 * 16000)
+    sizes = [1, 479, 16001, 3, 100003, 0, 77777]
+    sizes.append(wavs.shape[1] - sum(sizes))
+    with torch.no_grad():
+        whole, pieces = encoder(wavs), in_pieces(encoder, wavs, sizes)
+    for name, latent in whole.items():
+        tolerance = 1e-5 * max(1, latent.mean.abs().max())
+        assert (pieces[name] - latent.mean).abs().max() <= tolerance
+
+
+def test_the_last_frame_comes_with_the_end():
+    encoder = encoder_with()
+    wavs = torch.randn(1, 1600)
+    counts = [
+        piece["module3"].mean.shape[1] for piece in encoder.stream([wavs, wavs])
+    ]
+    assert sum(counts) == encoder.output_lengths(3200, "module3")
+    assert counts[0] <= encoder.output_lengths(1600, "module3")
+
+
+def test_a_stream_can_be_asked_for_samples_and_for_some_layers():
+    encoder = encoder_with()
+    wavs = torch.randn(1, 3000)
+    (piece,) = encoder.stream([wavs], ["module1"], sample=True)
+    assert list(piece) == ["module1"] and piece["module1"].sampled
+    assert not torch.equal(piece["module1"].sample, piece["module1"].mean)
+
+
+def test_what_cannot_stream():
+    encoder = encoder_with()
+    with pytest.raises(ValueError, match="too short for a frame of context"):
+        list(encoder.stream([torch.randn(1, 20)]))
+    with pytest.raises(ValueError, match="no layer 'module9'"):
+        list(encoder.stream([torch.randn(1, 2000)], ["module9"]))
+    with pytest.raises(ValueError, match="call eval"):
+        list(encoder.train().stream([torch.randn(1, 2000)]))

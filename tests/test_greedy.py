@@ -147,6 +147,20 @@ def test_a_graph_is_freed_before_the_next_forward(tmp_path, monkeypatch):
     assert counts[1] > 0 and counts[3] > counts[2] > counts[1]
 
 
+def test_gradients_are_dropped_before_the_next_forward(tmp_path):
+    brain = make_brain(tmp_path)
+    seen = []
+
+    def count(*_):
+        alive = [p for p in brain.modules.parameters() if p.grad is not None]
+        seen.append(len(alive))
+
+    for module in brain.modules.values():
+        module.register_forward_pre_hook(count)
+    fit(brain, make_loader(2))
+    assert seen == [0] * 8 and brain.optimizer_step == 2
+
+
 def test_every_module_has_its_own_optimizer(tmp_path):
     brain = fit(make_brain(tmp_path))
     assert list(brain.optimizers_dict) == list(brain.modules) == LAYERS

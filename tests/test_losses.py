@@ -53,6 +53,23 @@ def test_info_nce_equals_loops(lengths, start, frames):
     assert fast.accuracy.item() == pytest.approx(accuracy, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    "lengths, start, frames", [([9, 9, 9], 0, 9), ([9, 6, 3], 2, 5)]
+)
+def test_gradients_of_the_scores_are_those_of_differences(
+    lengths, start, frames
+):
+    torch.manual_seed(0)
+    lengths = torch.tensor(lengths)
+    z = torch.randn(3, 9, 4, dtype=torch.float64, requires_grad=True)
+    predicted = torch.randn(3, frames, 6, 4, dtype=torch.float64)
+    negatives = draw_negatives(lengths, 9, frames, 5)
+    torch.autograd.gradcheck(
+        lambda p, z: info_nce(p, z, lengths, start, negatives).loss,
+        (predicted.requires_grad_(), z),
+    )
+
+
 @pytest.mark.parametrize("reduction", ["channel", "time"])
 def test_kl_equals_loops_and_torch(reduction):
     torch.manual_seed(0)
