@@ -77,7 +77,7 @@ class BlockConv1d(nn.Conv1d):
         if self.in_channels == 1:  # unfolding a waveform costs nothing
             x = torch.relu(x) if relu else x
             x = nn.functional.pad(x[..., 0], (padding, padding))
-            x = x.unfold(1, kernel_size, stride)
+            x = x.unfold(1, kernel_size, stride).contiguous()
             return nn.functional.linear(x, weight, self.bias)
         bias = self.bias
         if torch.is_autocast_enabled(device):
@@ -99,11 +99,13 @@ class _SumOfProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding, relu):
-        ctx.save_for_backward(x, weight)
         ctx.layout = layout = _Layout.of(x, weight, stride, padding)
-        ctx.relu = relu
+        ctx.relu, ctx.channels = relu, x.shape[2]
         y = x.new_empty(len(x), layout.frames, len(weight))
-        for x_part, y_part in _parts(layout, x, y):
+        saved = []
+        for x_part, y_part in zip(
+            layout.parts(x), layout.parts(y), strict=True
+        ):
             rows = layout.rows(x_part, relu)
             out = rows.new_empty(len(rows), len(weight))
             for i, shifted, w in layout.shifts(rows, weight):
@@ -112,42 +114,43 @@ class _SumOfProducts(torch.autograd.Function):
                 else:
                     out[: len(shifted)].addmm_(shifted, w.t())
             y_part.copy_(layout.frames_of(out))
+            saved.append(rows)
+        ctx.save_for_backward(weight, *saved)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y):
-        x, weight = ctx.saved_tensors
-        layout = ctx.layout
+        weight, *saved = ctx.saved_tensors
+        layout, wants_x = ctx.layout, ctx.needs_input_grad[0]
         grad_weight = torch.zeros_like(weight)
-        grad_x = torch.empty_like(x)
-        for x_part, grad_part, grad_x_part in _parts(layout, x, grad_y, grad_x):
-            rows = layout.rows(x_part, ctx.relu)
+        grad_x = None
+        if wants_x:
+            grad_x = grad_y.new_empty(len(grad_y), layout.time, ctx.channels)
+        parts = zip(saved, layout.parts(grad_y), strict=True)
+        for number, (rows, grad_part) in enumerate(parts):
             grad = rows.new_zeros(len(rows), len(weight))
             layout.frames_of(grad).copy_(grad_part)
             for _, shifted, w in layout.shifts(rows, grad_weight):
                 w.addmm_(grad[: len(shifted)].t(), shifted)
-            if not ctx.needs_input_grad[0]:
+            if not wants_x:
                 continue
-            for i, shifted, w in layout.shifts(rows, weight):
-                if i == 0:  # from here on, rows holds its gradient
-                    rows[len(shifted) :] = 0
+            grad_rows = torch.empty_like(rows)
+            for i, shifted, w in layout.shifts(grad_rows, weight):
+                if i == 0:
+                    grad_rows[len(shifted) :] = 0
                     torch.mm(grad[: len(shifted)], w, out=shifted)
                 else:
                     shifted.addmm_(grad[: len(shifted)], w)
-            inside = layout.inside(rows, x.shape[2])
-            if ctx.relu:
-                torch.mul(inside, x_part > 0, out=grad_x_part)
+            out = layout.parts(grad_x)[number]
+            inside = layout.inside(grad_rows, ctx.channels)
+            if ctx.relu:  # what the gradient of torch.relu calls
+                torch.ops.aten.threshold_backward.grad_input(
+                    inside, layout.inside(rows, ctx.channels), 0, grad_input=out
+                )
             else:
-                grad_x_part.copy_(inside)
-        grad_x = grad_x if ctx.needs_input_grad[0] else None
+                out.copy_(inside)
         return grad_x, grad_weight, grad_y.sum((0, 1)), None, None, None
-
-
-def _parts(layout, *tensors):
-    """Divides a batch into parts of about ROWS rows."""
-    utterances = -(-ROWS // layout.blocks)
-    return zip(*(x.split(utterances) for x in tensors), strict=True)
 
 
 class _Layout(NamedTuple):
@@ -167,6 +170,10 @@ class _Layout(NamedTuple):
         frames = (time + 2 * padding) // stride - shifts + 1
         blocks = max(frames + shifts - 1, -(-(padding + time) // stride))
         return cls(time, padding, blocks, frames, width)
+
+    def parts(self, x):
+        """Divides a batch into parts of about ROWS rows."""
+        return x.split(-(-ROWS // self.blocks))
 
     def rows(self, x, relu):
         """(batch, time, channel) -> (batch * blocks, width)."""

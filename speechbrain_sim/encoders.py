@@ -64,10 +64,12 @@ class Latent(NamedTuple):
 
     def window(self, start, frames):
         """Cuts `start : start + frames` out; the lengths stay the sequence's."""
-        mean, log_var, sample = (
-            x if x is None else x[:, start : start + frames] for x in self[:3]
-        )
-        return self._replace(mean=mean, log_var=log_var, sample=sample)
+        end = start + frames
+        log_var = self.log_var
+        if log_var is not None:
+            log_var = log_var[:, start:end]
+        mean, sample = self.mean[:, start:end], self.sample[:, start:end]
+        return Latent(mean, log_var, sample, self.lengths, self.sampled)
 
 
 def absolute_lengths(x, wav_lens=None):
@@ -104,11 +106,7 @@ def absolute_lengths(x, wav_lens=None):
     if lengths.is_floating_point():
         lengths = torch.round(lengths.double() * time)
     lengths = lengths.long()
-    if (
-        lengths.shape != (batch,)
-        or (lengths < 1).any()
-        or (lengths > time).any()
-    ):
+    if lengths.shape != (batch,) or lengths.min() < 1 or lengths.max() > time:
         raise ValueError(
             f"wav_lens gives {lengths.tolist()} valid samples for a batch of "
             f"{batch} x {time}: one length per utterance, relative in (0, 1] "
@@ -162,7 +160,7 @@ def zero_padding(x, lengths):
     tensor([[1., 0., 0.],
             [1., 1., 1.]])
     """
-    if (lengths >= x.shape[1]).all():
+    if lengths.min() >= x.shape[1]:
         return x
     return x.masked_fill(~valid_frames(lengths, x.shape[1])[..., None], 0)
 
@@ -300,7 +298,7 @@ class ConvModule(nn.Module):
             If an utterance is too short for a single frame.
         """
         lengths = absolute_lengths(x) if lengths is None else lengths
-        if (self.output_lengths(lengths) < 1).any():
+        if self.output_lengths(lengths).min() < 1:
             raise ValueError(
                 f"An utterance of {int(lengths.min())} frames is too short: "
                 f"the module's convolutions give it no output frame."
@@ -365,14 +363,13 @@ class ConvModule(nn.Module):
         sample = self.training if sample is None else sample
         sampled = bool(sample) and log_var is not None
         latent = Latent(mean, log_var, mean, lengths, sampled)
-        if sampled:
-            latent = latent._replace(sample=latent.draw(generator))
-        return latent
+        drawn = latent.draw(generator) if sampled else mean
+        return Latent(mean, log_var, drawn, lengths, sampled)
 
 
 def _norm_valid(norm, x, lengths):
     """Batch norm over (batch, time, channel), the padding left out."""
-    if not norm.training or (lengths >= x.shape[1]).all():
+    if not norm.training or lengths.min() >= x.shape[1]:
         return norm(x.flatten(0, 1)).view(x.shape)
     mask = valid_frames(lengths, x.shape[1])
     normed = torch.zeros_like(x)
@@ -626,7 +623,7 @@ class GreedyEncoder(nn.Module):
             latent = self.layers[name](x, lengths, sample, generator)
             sampled = sampled or latent.sampled
             if is_wanted:
-                latents[name] = latent._replace(sampled=sampled)
+                latents[name] = Latent(*latent[:4], sampled)
             x, lengths = latent.sample, latent.lengths
         return latents
 
@@ -680,7 +677,7 @@ class GreedyEncoder(nn.Module):
                 )
                 sampled = sampled or latent.sampled
                 if is_wanted:
-                    latents[name] = latent._replace(sampled=sampled)
+                    latents[name] = Latent(*latent[:4], sampled)
                 x = latent.sample
             frames += x.shape[1]
             yield latents

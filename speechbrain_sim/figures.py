@@ -240,3 +240,63 @@ def draw_modules(path):
             "∥  no gradient crosses: each module learns from its own loss",
         )
         _save(figure, path)
+
+
+def plot_pairs(pairs, labels, title, ylabel, path, line=None):
+    """Plots two bars beside each other for each of several cases.
+
+    Arguments
+    ---------
+    pairs : dict of str to (float, float)
+        The two heights of each case.
+    labels : (str, str)
+        What the first bars are, and the second.
+    title, ylabel : str
+        Heading; what is on the axis, with its unit.
+    path : str or Path
+        Where to, without suffix: svg and png.
+    line : (str, float), optional
+        Name and height of a line across.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 3.2))
+        for i, label in enumerate(labels):
+            places = [at + 0.4 * (i - 0.5) for at in range(len(pairs))]
+            bars = axes.bar(
+                places, [pair[i] for pair in pairs.values()], 0.38, label=label
+            )
+            axes.bar_label(bars, fmt="%.2f")
+        if line is not None:
+            axes.axhline(line[1], color="black", linestyle=":", label=line[0])
+        axes.set_xticks(
+            range(len(pairs)), [name.replace(", ", "\n") for name in pairs]
+        )
+        axes.set_ylabel(ylabel)
+        axes.set_title(title, loc="left")
+        axes.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.2))
+        _save(figure, path)
+
+
+def plot_lines(lines, title, xlabel, ylabel, path):
+    """Plots lines with a marker at each measurement.
+
+    Arguments
+    ---------
+    lines : dict of str to (list of float, list of float)
+        Name of each line, its x and its y.
+    title, xlabel, ylabel : str
+        Heading; what is on the axes, with units.
+    path : str or Path
+        Where to, without suffix: svg and png.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 3.2))
+        for name, (x, y) in lines.items():
+            axes.plot(x, y, marker="o", label=name)
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(x)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.set_title(title, loc="left")
+        axes.legend()
+        _save(figure, path)

@@ -161,7 +161,7 @@ def info_nce(predicted, z, lengths, start, negatives):
     last = (lengths - start).clamp(0, frames)[:, None] - ahead  # (batch, K)
     valid = torch.arange(frames, device=z.device)[:, None] < last[:, None]
     counts = valid.sum((0, 1))  # pairs of each k
-    if not counts.any():
+    if counts.max() == 0:
         raise ValueError(
             f"No frame has a successor inside the scored window "
             f"{start}..{start + frames - 1}: the utterances have "

@@ -1,0 +1,1 @@
+"""Speed and memory, each against a stated reference and a physical limit."""

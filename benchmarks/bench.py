@@ -1,0 +1,223 @@
+"""Measures everything that is said to be fast or small, in one command.
+
+    python -m benchmarks.bench
+    python -m benchmarks.bench --only steps memory
+    python -m benchmarks.bench --publish
+
+Each group runs in a process of its own. Writes `results/bench`: bench.json,
+bench.md and plots, anew after each group. `--publish` copies the last result to
+docs/ and into the README.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import extraction, training
+from benchmarks.measure import (
+    PRODUCT_FLOPS,
+    in_turn,
+    matrix_product,
+    median,
+)
+from speechbrain_sim.figures import plot_lines, plot_pairs
+from speechbrain_sim.report import machine
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, DOCS = ROOT / "results/bench", ROOT / "docs"
+
+AS_INSTALLED, MEMORY_KEPT = "as installed", "memory kept"
+#: glibc gives no memory back, so that no step waits for the system to find
+#: some: both sides run at the speed of their arithmetic
+KEEP = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+#: glibc gives every tensor back at once: what is resident is what is alive
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+
+#: name: what to call, and the process's environment
+GROUPS = {
+    "steps": (lambda _: training.speed(AS_INSTALLED), {}),
+    "steps_kept": (lambda _: training.speed(MEMORY_KEPT), KEEP),
+    "precision": (lambda _: training.precision(), KEEP),
+    "memory": (lambda _: training.memory(), GIVE_BACK),
+    "depth": (lambda _: training.depth(), GIVE_BACK),
+    "growth": (lambda _: training.growth(), KEEP),
+    "features": (lambda _: extraction.speed(), {}),
+    "streaming": (lambda minutes: extraction.streaming(minutes), GIVE_BACK),
+    "probes": (lambda _: extraction.probes(), {}),
+    "loading": (lambda _: extraction.loading(), {}),
+}
+
+MARKS = "<!-- bench -->", "<!-- /bench -->"
+
+
+def measure(group, minutes):
+    """Runs one group here: its rows, and the machine's load and rate."""
+    load = os.getloadavg()[0]
+    rates = in_turn({"product": matrix_product()}, 9)["product"].wall
+    rate = PRODUCT_FLOPS / median(rates) / 1e9
+    return {
+        "rows": GROUPS[group][0](minutes),
+        "load": load,
+        "gflop_per_second": rate,
+        "environment": GROUPS[group][1],
+    }
+
+
+def run(group, minutes):
+    """Runs one group in a process of its own and returns what it measured."""
+    out = RESULTS / f"{group}.json"
+    command = [sys.executable, "-m", "benchmarks.bench", "--group", group]
+    command += ["--minutes", str(minutes)]
+    subprocess.run(
+        command, check=True, cwd=ROOT, env={**os.environ, **GROUPS[group][1]}
+    )
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def table(rows):
+    """The rows as a markdown table."""
+    lines = [
+        "| what | ours | reference | ratio | target | met |",
+        "|---|---|---|---|---|---|",
+    ]
+    for line in rows:
+        target = line["target"] + (" (goal)" if line["goal"] else "")
+        met = {True: "yes", False: "**no**", None: ""}[line["met"]]
+        ours, reference = (
+            f"{line[side]:.3g} {line['unit']}" for side in ("ours", "reference")
+        )
+        lines.append(
+            f"| {line['name']} | {ours} | {reference} | {line['ratio']:.2f} | "
+            f"{target} | {met} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def markdown(bench):
+    """The whole result as markdown."""
+    at = bench["machine"]
+    loads = [group["load"] for group in bench["groups"].values()]
+    rates = [group["gflop_per_second"] for group in bench["groups"].values()]
+    lines = [
+        f"Measured {bench['date']} with `make bench` on {at['cores']} cores "
+        f"({at['threads']} threads, {at['processor']}, torch {at['torch']}), "
+        f"load {min(loads):.1f} to {max(loads):.1f} before each group; fp32 "
+        f"product {min(rates):.0f} to {max(rates):.0f} GFLOP/s; medians of "
+        f"repetitions taken in turn.\n",
+        table(bench["rows"]),
+    ]
+    return "\n".join(lines)
+
+
+def plot(rows, folder):
+    """Draws what can be seen better than read."""
+    floors = {}
+    for line in rows:
+        match = re.match(r"(.*): (ours|plain) in floors", line["name"])
+        if match and match[1].endswith(MEMORY_KEPT):
+            case = match[1].removesuffix(f", {MEMORY_KEPT}")
+            floors.setdefault(case, {})[match[2]] = line["ratio"]
+    if floors:
+        plot_pairs(
+            {c: (of["ours"], of["plain"]) for c, of in floors.items()},
+            ("ours", "plain way"),
+            f"Time of a training step ({MEMORY_KEPT})",
+            "floors",
+            folder / "steps",
+            ("matrix products alone", 1.0),
+        )
+    stacks = {
+        line["name"].split(":")[0]: (line["modules"], line["values"])
+        for line in rows
+        if ": peak memory of 12 modules" in line["name"]
+    }
+    if stacks:
+        names = {"sim": "greedy", "sim_end_to_end": "end to end"}
+        plot_lines(
+            {names[name]: line for name, line in stacks.items()},
+            "Memory of a training step over depth",
+            "modules at 200 Hz, 512 channels",
+            "peak above the idle model (MiB)",
+            folder / "depth",
+        )
+
+
+def publish(text):
+    """Puts the last result into docs/ and the README."""
+    for name in ("bench.json", "steps.svg", "depth.svg"):
+        shutil.copy(RESULTS / name, DOCS / name)
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    readme.write_text(
+        f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}", encoding="utf-8"
+    )
+
+
+def main(argv=None):
+    """Runs the groups asked for and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=[*GROUPS])
+    parser.add_argument("--group", choices=GROUPS, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--minutes",
+        type=int,
+        default=10,
+        help="of audio to stream; 60: an hour",
+    )
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="measure nothing; put the last result into docs/ and the README",
+    )
+    options = parser.parse_args(argv)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    done = RESULTS / "bench.json"
+    if options.group:
+        result = measure(options.group, options.minutes)
+        out = RESULTS / f"{options.group}.json"
+        out.write_text(json.dumps(result, indent=2), encoding="utf-8")
+        return
+    if options.publish:
+        publish(markdown(json.loads(done.read_text(encoding="utf-8"))))
+        return
+    groups = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in RESULTS.glob("*.json")
+        if path.stem in GROUPS and options.only != [*GROUPS]
+    }
+    for number, group in enumerate(options.only, 1):
+        print(f"[{number}/{len(options.only)}] {group} ...", flush=True)
+        started = time.perf_counter()
+        groups[group] = run(group, options.minutes)
+        print(table(groups[group]["rows"]), flush=True)
+        print(f"{time.perf_counter() - started:.0f} s", flush=True)
+        ordered = {name: groups[name] for name in GROUPS if name in groups}
+        bench = {
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": machine(),
+            "groups": {
+                name: {k: v for k, v in of.items() if k != "rows"}
+                for name, of in ordered.items()
+            },
+            "rows": [line for of in ordered.values() for line in of["rows"]],
+        }
+
+        done.write_text(json.dumps(bench, indent=2), encoding="utf-8")
+    (RESULTS / "bench.md").write_text(markdown(bench), encoding="utf-8")
+    plot(bench["rows"], RESULTS)
+    print(f"Written: {RESULTS}/bench.json, bench.md, *.png")
+
+
+if __name__ == "__main__":
+    main()

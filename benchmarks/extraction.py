@@ -1,0 +1,217 @@
+"""Features: speed, memory over length, probes, data loading."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from speechbrain.dataio.dataloader import make_dataloader
+from speechbrain.utils.epoch_loop import EpochCounter
+
+from benchmarks.measure import in_turn, median, peak_memory, quotient, row
+from benchmarks.systems import Ours, make_batch
+from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
+from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.data.folder import prepare_folder
+from speechbrain_sim.data.pipeline import KeyedCrop, make_dataset
+from speechbrain_sim.encoders import masked_mean
+from speechbrain_sim.experiment import build_model
+from speechbrain_sim.features import stream_file
+
+
+def _encoder(**changes):
+    torch.manual_seed(0)
+    return build_model("sim", **changes).encoder.eval().requires_grad_(False)
+
+
+def speed(repetitions=5):
+    """All layers of SIM against wav2vec2-base of torchaudio, random weights."""
+    encoder = _encoder()
+    other = torchaudio.models.wav2vec2_base().eval().requires_grad_(False)
+    rows = []
+    for batch in (1, 8):
+        for seconds in (0.64, 2, 5, 15):
+            wavs = 0.1 * torch.randn(batch, round(seconds * SAMPLE_RATE))
+            with torch.inference_mode():
+                timings = in_turn(
+                    {
+                        "ours": lambda wavs=wavs: encoder(wavs),
+                        "other": lambda wavs=wavs: other(wavs),
+                    },
+                    repetitions if batch * seconds < 50 else 3,
+                )
+            rows.append(
+                row(
+                    f"Features of {batch} × {seconds} s against wav2vec2-base",
+                    "s",
+                    median(timings["ours"].wall),
+                    median(timings["other"].wall),
+                    quotient(timings, "other", "ours"),
+                    "≥ 2.3",
+                    real_time_factor=median(timings["ours"].wall)
+                    / (batch * seconds),
+                )
+            )
+    return rows
+
+
+def _noise_file(folder, seconds, name="long.flac"):
+    """A file of noise, written in pieces."""
+    path = Path(folder) / name
+    generator = np.random.default_rng(0)
+    with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1) as file:
+        for _ in range(-(-seconds // 10)):
+            noise = generator.standard_normal(10 * SAMPLE_RATE)
+            file.write(0.1 * noise)
+    return path
+
+
+def streaming(minutes=10):
+    """Memory of a long file against one minute; pieces against the whole."""
+    encoder = _encoder()
+    with tempfile.TemporaryDirectory() as folder:
+        peaks, seconds = {}, {}
+        for length in (1, minutes):
+            path = _noise_file(folder, 60 * length)
+
+            def encode(path=path):
+                for _ in stream_file(encoder, path):
+                    pass
+
+            if length == 1:
+                encode()
+            started = time.perf_counter()
+            peaks[length] = peak_memory(encode)
+            seconds[length] = time.perf_counter() - started
+        path = _noise_file(folder, 60)
+        wav, _ = soundfile.read(path, dtype="float32")
+        with torch.inference_mode():
+            whole = encoder(torch.from_numpy(wav)[None])
+        worst = 0.0
+        for chunk_seconds in (0.37, 9.999, 25.0):
+            pieces = list(stream_file(encoder, path, None, chunk_seconds))
+            for name, latent in whole.items():
+                got = torch.cat([piece[name] for piece in pieces])
+                scale = max(1.0, float(latent.mean.abs().max()))
+                difference = float((got - latent.mean[0]).abs().max()) / scale
+                worst = max(worst, difference)
+    return [
+        row(
+            f"Encoding {minutes} min from a file: peak memory against 1 min",
+            "MiB",
+            peaks[minutes] / 2**20,
+            peaks[1] / 2**20,
+            peaks[minutes] / peaks[1],
+            "≤ 1.1",
+            real_time_factor=seconds[minutes] / (60 * minutes),
+        ),
+        row(
+            "Encoding 60 s in pieces: largest difference to the whole",
+            "of max(1, largest value)",
+            worst,
+            1e-5,
+            worst / 1e-5,
+            "≤ 1.0",
+        ),
+    ]
+
+
+def probes(utterances=192, epochs=10):
+    """Epochs on features that were computed once, against every time."""
+    encoder = _encoder()
+    wavs = 0.1 * torch.randn(utterances, 10240)
+    labels = torch.arange(utterances) % 9
+
+    @torch.inference_mode()
+    def extract():
+        parts = []
+        for part in wavs.split(8):
+            latents = encoder(part, layers=["context"])
+            latent = latents["context"]
+            parts.append(masked_mean(latent.mean, latent.lengths))
+        return torch.cat(parts)
+
+    def train(number_of_epochs):
+        batches = ProbeBatches(
+            {"context": features}, labels, [1, 2, 3], controls=10, batch_size=8
+        )
+        modules = make_probes({"context": 256}, 9, batches.names, bias=True)
+        brain = ProbeBrain(
+            modules,
+            lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+            {"max_grad_norm": float("inf")},
+            {"device": "cpu"},
+        )
+        brain.train_probes(batches, EpochCounter(number_of_epochs))
+
+    features = extract().clone()
+    timings = in_turn(
+        {
+            "extract": extract,
+            "one": lambda: train(1),
+            "many": lambda: train(1 + epochs),
+        },
+        3,
+    )
+    epoch = (
+        median(timings["many"].wall) - median(timings["one"].wall)
+    ) / epochs
+    every_time = epoch + median(timings["extract"].wall)
+    return [
+        row(
+            "Probe epoch from the second on, against extracting every epoch",
+            "s",
+            epoch,
+            every_time,
+            every_time / epoch,
+            "≥ 10",
+            utterances=utterances,
+            probes=13,
+        )
+    ]
+
+
+def loading(files=96, epochs=3):
+    """Share of a training epoch that waits for data."""
+    ours = Ours("sim", make_batch(8, 10240))
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(
+            files
+        ):  # as the artificial set: 44.1 kHz, resampled
+            noise = 0.1 * generator.standard_normal(44100)
+            soundfile.write(f"{folder}/{number}.wav", noise, 44100)
+        prepare_folder(folder, f"{folder}/save", min_samples=10240)
+        dataset = make_dataset(
+            f"{folder}/save/train.csv", folder, KeyedCrop(10240, False, 1)
+        )
+        loader = make_dataloader(
+            dataset,
+            batch_size=8,
+            num_workers=1,
+            persistent_workers=True,
+            drop_last=True,
+        )
+        waited = total = 0.0
+        for epoch in range(1 + epochs):
+            started = waiting = time.perf_counter()
+            for ours.batch in loader:
+                if epoch:  # the first one starts the worker
+                    waited += time.perf_counter() - waiting
+                ours()
+                waiting = time.perf_counter()
+            if epoch:
+                total += time.perf_counter() - started
+    return [
+        row(
+            "Data loading: share of a training epoch that waits (1 worker)",
+            "s",
+            waited,
+            total,
+            waited / total,
+            "≤ 0.05",
+        )
+    ]

@@ -1,0 +1,103 @@
+"""The systems that are measured: ours, as a Brain runs it, and the plain one."""
+
+import functools
+import tempfile
+
+import speechbrain as sb
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.epoch_loop import EpochCounter
+
+from benchmarks.reference import PlainSIM, train_step
+from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.checkpoints import RewindingTrainLogger
+from speechbrain_sim.experiment import build_model
+
+TRAIN = sb.Stage.TRAIN
+
+
+def make_batch(batch, samples):
+    """Noise, as a batch of SpeechBrain's."""
+    torch.manual_seed(1)
+    return PaddedBatch(
+        [{"sig": wav} for wav in 0.1 * torch.randn(batch, samples)]
+    )
+
+
+class Ours:
+    """A model and the Brain that trains it, one call per step."""
+
+    def __init__(self, name, batch, run_opts=None, **changes):
+        torch.manual_seed(0)
+        self.model, self.batch = build_model(name, **changes), batch
+        folder = tempfile.mkdtemp()
+        counter = EpochCounter(1)
+        counter.current = 1
+        self.brain = GreedyBrain(
+            modules=self.model.modules,
+            opt_class=functools.partial(torch.optim.Adam, lr=2e-4, fused=True),
+            hparams={
+                "seed": 1,
+                "epoch_counter": counter,
+                "train_logger": RewindingTrainLogger(f"{folder}/log.txt"),
+                "encoder": self.model.encoder,
+                "encoder_folder": f"{folder}/encoder",
+                "max_grad_norm": float("inf"),
+            },
+            run_opts={"device": "cpu", **(run_opts or {})},
+        )
+        self.brain.modules.train()
+        self.brain.init_optimizers()
+
+    def __call__(self):
+        """One step."""
+        self.brain.step += 1
+        self.brain.averages[TRAIN].clear()
+        self.brain.fit_batch(self.batch)
+
+    def parameters(self):
+        """Weights of the modules."""
+        return self.brain.modules.parameters()
+
+    def losses(self):
+        """Losses of the last step: dict of str to float."""
+        means = self.brain.averages[TRAIN].means()
+        return {name: means[f"{name}_loss"] for name in self.model.modules}
+
+
+class Plain:
+    """The plain reference with the weights that ours has now."""
+
+    def __init__(self, ours):
+        self.brain = ours.brain
+        self.model = PlainSIM(ours.model.encoder, ours.model.modules).train()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=2e-4)
+        self.wavs = ours.batch.sig.data
+
+    def __call__(self):
+        """One step, with the random draws of the last step of ours."""
+        self.last = train_step(
+            self.model,
+            self.optimizer,
+            self.wavs,
+            lambda name: self.brain.key(name, TRAIN),
+        )
+
+    def parameters(self):
+        """Weights of the model."""
+        return self.model.parameters()
+
+    def losses(self):
+        """Losses of the last step: dict of str to float."""
+        return self.last
+
+
+def must_agree(ours, plain, tolerance=1e-3):
+    """Raises an AssertionError where the two report other losses."""
+    mine, theirs = ours.losses(), plain.losses()
+    for name, loss in mine.items():
+        difference = abs(loss - theirs[name])
+        if difference > tolerance * abs(theirs[name]):
+            raise AssertionError(
+                f"{name}: our loss is {loss}, the plain one {theirs[name]}."
+            )
