@@ -1,18 +1,22 @@
 # make demo: SIM learns from speech, in about ten minutes on two cores
 # make test: everything that is tested
-# Both set up .venv with all they need (a CUDA build of torch: some 5 GB).
+# make bench: speed and memory, in about ten minutes on two cores
+# Each sets up .venv with all they need (a CUDA build of torch: some 5 GB).
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/table.py hparams/Synthetic/table.yaml
 
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest $(PYTEST)
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.bench $(BENCH)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

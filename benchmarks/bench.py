@@ -49,6 +49,7 @@ GROUPS = {
     "steps_kept": (lambda _: training.speed(MEMORY_KEPT), KEEP),
     "precision": (lambda _: training.precision(), KEEP),
     "memory": (lambda _: training.memory(), GIVE_BACK),
+    "checkpointing": (lambda _: training.checkpointing(), GIVE_BACK),
     "depth": (lambda _: training.depth(), GIVE_BACK),
     "growth": (lambda _: training.growth(), KEEP),
     "features": (lambda _: extraction.speed(), {}),

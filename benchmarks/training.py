@@ -122,6 +122,39 @@ def memory():
     return rows
 
 
+def checkpointing():
+    """What activation checkpointing in module 1 saves, and costs."""
+    batch = make_batch(*PAPER)
+    systems = {
+        "without": Ours("sim", batch),
+        "with": Ours("sim", batch, activation_checkpointing=["module1"]),
+    }
+    timings = in_turn(systems, 5)
+    peaks = {
+        name: median([peak_memory(step) for _ in range(3)])
+        for name, step in systems.items()
+    }
+    title = f"{_title('sim', PAPER, False)}, module 1 checkpointed"
+    return [
+        row(
+            f"{title}: peak memory",
+            "MiB",
+            peaks["with"] / 2**20,
+            peaks["without"] / 2**20,
+            peaks["with"] / peaks["without"],
+            "",
+        ),
+        row(
+            f"{title}: seconds",
+            "s",
+            median(timings["with"].wall),
+            median(timings["without"].wall),
+            quotient(timings, "with", "without"),
+            "",
+        ),
+    ]
+
+
 def _stack(modules):
     """Shapes of a stack whose modules all run at 200 Hz."""
     return {

@@ -8,14 +8,19 @@ Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 4.1.2,
 https://arxiv.org/abs/2408.12936
 """
 
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from speechbrain_sim.convolution import BlockConv1d
 
 CONTEXT = "context"
+
+#: numbers in the widest tensor of an encoding without gradients
+PART = 1 << 22
 
 
 class Latent(NamedTuple):
@@ -241,6 +246,8 @@ class ConvModule(nn.Module):
                 f"{paddings} of a module must be equally long."
             )
         self.out_channels = channels
+        #: whether backward convolves again, rather than remember
+        self.activation_checkpointing = False
         self.convs = nn.ModuleList()
         self.norms = nn.ModuleList()
         for kernel_size, stride, padding in zip(
@@ -303,6 +310,30 @@ class ConvModule(nn.Module):
                 f"An utterance of {int(lengths.min())} frames is too short: "
                 f"the module's convolutions give it no output frame."
             )
+        if torch.is_grad_enabled() and self.activation_checkpointing:
+            x = checkpoint(
+                self._convolve,
+                x,
+                lengths,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=lambda: (
+                    nullcontext(),
+                    _keep_statistics(self.norms),
+                ),
+            )
+        elif torch.is_grad_enabled() or self.training:
+            x = self._convolve(x, lengths)
+        else:  # a part of the batch at a time, so that it stays in the cache
+            wide = self.convs[0].output_lengths(x.shape[1]) * self.out_channels
+            size = max(1, PART // wide)
+            parts = zip(x.split(size), lengths.split(size), strict=True)
+            x = torch.cat([self._convolve(*part) for part in parts])
+        lengths = self.output_lengths(lengths)
+        return self._posterior(x, lengths, sample, generator)
+
+    def _convolve(self, x, lengths):
+        """All convolutions of a padded batch."""
         x = zero_padding(x, lengths)
         for i, conv in enumerate(self.convs):
             x = conv(x, relu=i > 0)
@@ -310,7 +341,7 @@ class ConvModule(nn.Module):
             if self.norms:
                 x = _norm_valid(self.norms[i], x, lengths)
             x = zero_padding(x, lengths)
-        return self._posterior(x, lengths, sample, generator)
+        return x
 
     def encode_next(
         self, x, state=None, last=False, sample=None, generator=None
@@ -365,6 +396,20 @@ class ConvModule(nn.Module):
         latent = Latent(mean, log_var, mean, lengths, sampled)
         drawn = latent.draw(generator) if sampled else mean
         return Latent(mean, log_var, drawn, lengths, sampled)
+
+
+@contextmanager
+def _keep_statistics(norms):
+    """Lets batch norms compute again what they have counted already."""
+    kept = [(n, n.momentum, n.num_batches_tracked.clone()) for n in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, batches in kept:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)
 
 
 def _norm_valid(norm, x, lengths):
@@ -456,6 +501,9 @@ class GreedyEncoder(nn.Module):
         Batch norm after each convolution.
     initial_log_var : float
         Where the log-variances begin, see `ConvModule`.
+    activation_checkpointing : list of str
+        Modules whose convolutions backward computes again, for less memory;
+        the first one dominates it. Changes no number.
 
     Example
     -------
@@ -478,9 +526,10 @@ class GreedyEncoder(nn.Module):
         probabilistic=True,
         batch_norm=False,
         initial_log_var=0.0,
+        activation_checkpointing=(),
     ):
         super().__init__()
-        #: the constructor's arguments, as a checkpoint needs them
+        #: the constructor's arguments that shape the encoder
         self.config = {
             "channels": channels,
             "context_channels": context_channels,
@@ -512,6 +561,9 @@ class GreedyEncoder(nn.Module):
             in_channels = channels
         if context_channels:
             self.layers[CONTEXT] = ContextModule(in_channels, context_channels)
+        for name in activation_checkpointing:
+            self.check_layer(name)
+            self.layers[name].activation_checkpointing = True
 
     @property
     def layer_names(self):

@@ -36,6 +36,7 @@ def key_seed(*key):
     return int.from_bytes(digest, "little") >> 1
 
 
+@torch.compiler.disable  # a generator is made, not computed
 def keyed_generator(*key, device="cpu"):
     """Makes a generator that is seeded by a key.
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from functools import partial
 
 import pytest
 import speechbrain as sb
@@ -159,6 +160,39 @@ def test_gradients_are_dropped_before_the_next_forward(tmp_path):
         module.register_forward_pre_hook(count)
     fit(brain, make_loader(2))
     assert seen == [0] * 8 and brain.optimizer_step == 2
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_activation_checkpointing_changes_no_number(tmp_path, batch_norm):
+    brains = [
+        make_brain(
+            tmp_path / str(len(names)),
+            batch_norm=batch_norm,
+            activation_checkpointing=names,
+        )
+        for names in ([], ["module1", "module2"])
+    ]
+    held = [max(live_tensors_at_each_forward(brain)) for brain in brains]
+    assert held == [0, 0]
+    plain, checkpointed = map(weights, brains)  # batch norm's counts, too
+    assert same(plain, checkpointed)
+
+
+def test_compiled_modules_give_the_same_numbers(tmp_path, monkeypatch):
+    # traced and differentiated as always, but run without a C++ compiler
+    monkeypatch.setattr(
+        torch, "compile", partial(torch.compile, backend="aot_eager")
+    )
+    plain, compiled = (
+        make_brain(tmp_path / str(chosen), run_opts={"compile": chosen})
+        for chosen in (False, True)
+    )
+    for brain in (plain, compiled):
+        fit(brain, make_loader(2))
+    assert "OptimizedModule" in type(compiled.modules["module1"]).__name__
+    for name, state in weights(plain).items():
+        for key, value in weights(compiled)[name].items():
+            torch.testing.assert_close(value, state[key], atol=1e-5, rtol=1e-4)
 
 
 def test_every_module_has_its_own_optimizer(tmp_path):

@@ -1,0 +1,123 @@
+"""What the bench says is true of what it measures."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import bench
+from benchmarks.floor import step_flops
+from benchmarks.measure import (
+    SavedTensors,
+    in_turn,
+    peak_memory,
+    quotient,
+    row,
+)
+from benchmarks.reference import train_step
+from benchmarks.systems import TRAIN, Ours, Plain, make_batch, must_agree
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"channels": 16, "context_channels": 8}
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("reduction", ["time", "channel"])
+@pytest.mark.parametrize("model", ["sim", "gim"])
+def test_the_plain_way_gives_the_same_numbers(model, reduction, batch_norm):
+    changes = {"batch_norm": batch_norm, "kl_reduction": reduction}
+    ours = Ours(model, make_batch(2, 10240), **SMALL, **changes)
+    plain = Plain(ours)
+    for _ in range(3):  # the second and third: after a step of each
+        ours()
+        plain()
+        must_agree(ours, plain)
+    with pytest.raises(AssertionError, match="module1"):
+        ours()  # one step more
+        must_agree(ours, plain, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("model", ["sim", "gim"])
+def test_floor_is_what_a_counter_counts(model):
+    shape = (3, 10240)
+    ours = Ours(model, make_batch(*shape), channels=24, context_channels=12)
+    plain = Plain(ours)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        train_step(
+            plain.model,
+            plain.optimizer,
+            plain.wavs,
+            lambda name: ours.brain.key(name, TRAIN),
+        )
+    floor = step_flops(ours.model.encoder, ours.model.modules, *shape)
+    # the counter misses nothing but the positives, which are no product
+    assert counter.get_total_flops() == pytest.approx(floor, rel=0.01)
+
+
+def test_floor_of_the_paper():
+    ours = Ours("sim", None)
+    flops = step_flops(ours.model.encoder, ours.model.modules, 8, 10240)
+    assert round(flops / 1e9) == 133  # system description: 133 GFLOP
+
+
+def test_peak_memory_sees_what_was_freed():
+    def use(mebibytes):
+        torch.ones(mebibytes * 2**18).sum()
+
+    use(8)
+    small, large = (peak_memory(lambda m=m: use(m)) for m in (64, 256))
+    assert small / 2**20 == pytest.approx(64, rel=0.2)
+    assert large / 2**20 == pytest.approx(256, rel=0.1)
+
+
+def test_saved_tensors_count_a_storage_once():
+    x = torch.ones(1000, requires_grad=True)
+    with SavedTensors([x]) as saved:
+        y = x.exp()  # saves y
+        z = y * y  # saves y twice more
+    assert saved.now == saved.peak == 4000
+    z.sum().backward()
+    assert saved.now == 0
+
+
+def test_turns_and_quotients():
+    timings = in_turn(
+        {"one": lambda: time.sleep(0.02), "two": lambda: time.sleep(0.06)}, 3
+    )
+    assert 2 < quotient(timings, "two", "one") < 4
+    assert len(timings["one"].wall) == 3
+
+
+@pytest.mark.parametrize(
+    "ratio, target, met",
+    [
+        (2.0, "≥ 2.0", True),
+        (1.9, "≥ 2.0", False),
+        (0.5, "≤ 0.5", True),
+        (0.6, "≤ 0.5", False),
+        (1.0, "", None),
+    ],
+)
+def test_a_row_is_met_or_not(ratio, target, met):
+    assert row("x", "s", 1.0, 2.0, ratio, target)["met"] is met
+
+
+def test_the_readme_shows_the_last_published_bench():
+    published = json.loads((ROOT / "docs/bench.json").read_text())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    start, end = bench.MARKS
+    shown = readme.split(start)[1].split(end)[0]
+    assert shown.strip() == bench.markdown(published).strip()
+    for line in published["rows"]:
+        assert set(line) >= {
+            "name",
+            "ours",
+            "reference",
+            "ratio",
+            "target",
+            "met",
+        }
