@@ -26,6 +26,7 @@ from benchmarks.measure import (
     matrix_product,
     median,
 )
+from benchmarks.profile import profile
 from speechbrain_sim.figures import plot_lines, plot_pairs
 from speechbrain_sim.report import machine
 
@@ -43,10 +44,18 @@ KEEP = {
 #: glibc gives every tensor back at once: what is resident is what is alive
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
+
+def _write_profile():
+    """Writes profile.md; there is no row to be met."""
+    (RESULTS / "profile.md").write_text(profile(), encoding="utf-8")
+    return []
+
+
 #: name: what to call, and the process's environment
 GROUPS = {
     "steps": (lambda _: training.speed(AS_INSTALLED), {}),
     "steps_kept": (lambda _: training.speed(MEMORY_KEPT), KEEP),
+    "profile": (lambda _: _write_profile(), KEEP),
     "precision": (lambda _: training.precision(), KEEP),
     "memory": (lambda _: training.memory(), GIVE_BACK),
     "checkpointing": (lambda _: training.checkpointing(), GIVE_BACK),
@@ -104,20 +113,35 @@ def table(rows):
     return "\n".join(lines) + "\n"
 
 
-def markdown(bench):
-    """The whole result as markdown."""
+def summary(rows):
+    """The rows as a short markdown table, a family in each line."""
+    families = {}
+    for line in rows:
+        families.setdefault(line["family"], []).append(line)
+    lines = ["| what | measured | asked | met |", "|---|---|---|---|"]
+    for family, cases in families.items():
+        ratios = sorted(case["ratio"] for case in cases)
+        ends = dict.fromkeys(f"{end:.3g}" for end in (ratios[0], ratios[-1]))
+        targets = dict.fromkeys(case["target"] for case in cases)
+        asked = " / ".join(targets) + (" (goal)" if cases[0]["goal"] else "")
+        met = [case["met"] for case in cases if case["target"]]
+        met = f"{sum(met)} of {len(met)}" if met else ""
+        lines.append(f"| {family} | {' – '.join(ends)} | {asked} | {met} |")
+    return "\n".join(lines) + "\n"
+
+
+def markdown(bench, shape=table):
+    """The whole result as markdown, with `table` or `summary`."""
     at = bench["machine"]
     loads = [group["load"] for group in bench["groups"].values()]
     rates = [group["gflop_per_second"] for group in bench["groups"].values()]
-    lines = [
+    return (
         f"Measured {bench['date']} with `make bench` on {at['cores']} cores "
         f"({at['threads']} threads, {at['processor']}, torch {at['torch']}), "
         f"load {min(loads):.1f} to {max(loads):.1f} before each group; fp32 "
         f"product {min(rates):.0f} to {max(rates):.0f} GFLOP/s; medians of "
-        f"repetitions taken in turn.\n",
-        table(bench["rows"]),
-    ]
-    return "\n".join(lines)
+        f"repetitions taken in turn.\n\n{shape(bench['rows'])}"
+    )
 
 
 def plot(rows, folder):
@@ -153,13 +177,17 @@ def plot(rows, folder):
         )
 
 
-def publish(text):
-    """Puts the last result into docs/ and the README."""
-    for name in ("bench.json", "steps.svg", "depth.svg"):
+PUBLISHED = ["bench.json", "bench.md", "profile.md", "steps.svg", "depth.svg"]
+
+
+def publish(bench):
+    """Puts the last result into docs/ and a summary into the README."""
+    for name in PUBLISHED:
         shutil.copy(RESULTS / name, DOCS / name)
     readme = ROOT / "README.md"
     before, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
     after = rest.split(MARKS[1])[1]
+    text = markdown(bench, summary)
     readme.write_text(
         f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}", encoding="utf-8"
     )
@@ -190,7 +218,7 @@ def main(argv=None):
         out.write_text(json.dumps(result, indent=2), encoding="utf-8")
         return
     if options.publish:
-        publish(markdown(json.loads(done.read_text(encoding="utf-8"))))
+        publish(json.loads(done.read_text(encoding="utf-8")))
         return
     groups = {
         path.stem: json.loads(path.read_text(encoding="utf-8"))

@@ -46,6 +46,7 @@ def speed(repetitions=5):
                 )
             rows.append(
                 row(
+                    "Features: times faster than wav2vec2-base",
                     f"Features of {batch} × {seconds} s against wav2vec2-base",
                     "s",
                     median(timings["ours"].wall),
@@ -101,6 +102,7 @@ def streaming(minutes=10):
                 worst = max(worst, difference)
     return [
         row(
+            "Encoding a long file: memory against 1 min",
             f"Encoding {minutes} min from a file: peak memory against 1 min",
             "MiB",
             peaks[minutes] / 2**20,
@@ -110,6 +112,7 @@ def streaming(minutes=10):
             real_time_factor=seconds[minutes] / (60 * minutes),
         ),
         row(
+            "Encoding in pieces: largest difference, in tolerances of 1e-5",
             "Encoding 60 s in pieces: largest difference to the whole",
             "of max(1, largest value)",
             worst,
@@ -174,6 +177,7 @@ def probes(utterances=192, epochs=5):
         every_time = epoch + median(timings["extract"].wall)
         rows.append(
             row(
+                "Probe epoch on kept features: times faster",
                 f"Epoch of 13 probes of {name}, features kept, against "
                 f"extracting them",
                 "s",
@@ -220,6 +224,7 @@ def loading(files=96, epochs=3):
                 total += time.perf_counter() - started
     return [
         row(
+            "Data loading: share of a training epoch that waits",
             "Data loading: share of a training epoch that waits (1 worker)",
             "s",
             waited,

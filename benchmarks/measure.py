@@ -145,13 +145,14 @@ class _Held:
             self.count.now -= self.size
 
 
-def row(name, unit, ours, reference, ratio, target, goal=False, **more):
+def row(family, name, unit, ours, reference, ratio, target, goal=False, **more):
     """One line of the result.
 
     Arguments
     ---------
-    name, unit : str
-        What was measured, and the unit of `ours` and `reference`.
+    family, name, unit : str
+        What was measured, in which case, and the unit of `ours` and
+        `reference`.
     ours, reference, ratio : float
         The measurements, and what is compared with the target.
     target : str
@@ -169,6 +170,7 @@ def row(name, unit, ours, reference, ratio, target, goal=False, **more):
         above = relation == "≥"
         met = ratio >= float(limit) if above else ratio <= float(limit)
     return {
+        "family": family,
         "name": name,
         "unit": unit,
         "ours": ours,

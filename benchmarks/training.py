@@ -44,6 +44,7 @@ def speed(regime, repetitions=7):
         for clock, label in (("wall", "seconds"), ("cpu", "CPU seconds")):
             rows.append(
                 row(
+                    f"Training step, {regime}: times faster than the plain way",
                     f"{title}: {label} against the plain way",
                     "s",
                     median(getattr(timings["ours"], clock)),
@@ -57,6 +58,7 @@ def speed(regime, repetitions=7):
         for name, target in (("ours", goal), ("plain", "≤ 2.86")):
             rows.append(
                 row(
+                    f"Training step, {regime}: {name} in floors",
                     f"{title}: {name} in floors",
                     "s",
                     median(timings[name].wall),
@@ -80,6 +82,7 @@ def precision(repetitions=7):
     timings = in_turn(systems, repetitions, warm_up=2)
     return [
         row(
+            "`--precision bf16`: times faster than fp32",
             f"{_title('sim', PAPER, False)}, --precision bf16 against fp32",
             "s",
             median(timings["bf16"].wall),
@@ -111,6 +114,7 @@ def memory():
         for label, of in (("peak memory", peaks), ("saved tensors", saved)):
             rows.append(
                 row(
+                    "Memory of a training step, share of the plain way's",
                     f"{_title(model, shape, batch_norm)}: {label}",
                     "MiB",
                     of["ours"] / 2**20,
@@ -137,6 +141,7 @@ def checkpointing():
     title = f"{_title('sim', PAPER, False)}, module 1 checkpointed"
     return [
         row(
+            "Activation checkpointing in module 1: share of the memory",
             f"{title}: peak memory",
             "MiB",
             peaks["with"] / 2**20,
@@ -145,6 +150,7 @@ def checkpointing():
             "",
         ),
         row(
+            "Activation checkpointing in module 1: times slower",
             f"{title}: seconds",
             "s",
             median(timings["with"].wall),
@@ -180,6 +186,7 @@ def depth():
         for label, of in (("peak memory", peaks), ("saved tensors", saved)):
             rows.append(
                 row(
+                    f"Memory of 12 modules against 3, {model}",
                     f"{model}: {label} of 12 modules at 200 Hz against 3",
                     "MiB",
                     of[12] / 2**20,
@@ -218,6 +225,7 @@ def growth(repetitions=9):
     pairs = [(name, "base") for name in DOUBLED] + [("6 modules", "3 modules")]
     return [
         row(
+            "Time of a step when one size is doubled",
             f"Growth: twice the {name.removeprefix('6 ')}",
             "s",
             median(timings[name].wall),
