@@ -77,8 +77,11 @@ class BlockConv1d(nn.Conv1d):
         if self.in_channels == 1:  # unfolding a waveform costs nothing
             x = torch.relu(x) if relu else x
             x = nn.functional.pad(x[..., 0], (padding, padding))
-            x = x.unfold(1, kernel_size, stride).contiguous()
-            return nn.functional.linear(x, weight, self.bias)
+            x = x.unfold(1, kernel_size, stride)
+            # the bias is the weight of a further tap, which is always one
+            x = nn.functional.pad(x, (0, 1), value=1.0)
+            weight = torch.cat([weight, self.bias[:, None]], dim=1)
+            return (x.flatten(0, 1) @ weight.t()).unflatten(0, x.shape[:2])
         bias = self.bias
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)

@@ -1,0 +1,155 @@
+"""Decoders: what a layer's latents sound like.
+
+Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 4.1.3,
+https://arxiv.org/abs/2408.12936
+"""
+
+import torch
+from torch import nn
+
+from speechbrain_sim.encoders import absolute_lengths, zero_padding
+
+
+class ConvDecoder(nn.Module):
+    """The convolutions of an encoder, mirrored: latents -> waveform.
+
+    One transposed convolution for each convolution below the latents, topmost
+    first, with ReLU between. Lengths are retraced exactly: whatever length the
+    encoder was given, the decoder gives back.
+
+    Arguments
+    ---------
+    in_channels : int
+        Channels of the latents.
+    channels : int
+        Channels inside.
+    kernel_sizes, strides, paddings : list of int
+        Of the encoder's convolutions, waveform first.
+    refinements : int
+        Further transposed convolutions (kernel 3, stride 1) after each one.
+        The authors' release has two in the decoder of the first module.
+
+    Example
+    -------
+    >>> decoder = ConvDecoder(16, 16, [10, 8], [5, 4], [2, 2], refinements=2)
+    >>> decoder(torch.randn(2, 511, 16), samples=10240).shape
+    torch.Size([2, 10240])
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        channels,
+        kernel_sizes,
+        strides,
+        paddings,
+        refinements=0,
+    ):
+        super().__init__()
+        #: (kernel size, stride, padding), waveform first
+        self.shapes = list(zip(kernel_sizes, strides, paddings, strict=True))
+        widths = [1] + [channels] * (len(self.shapes) - 1) + [in_channels]
+        self.stages = nn.ModuleList()
+        for i, (kernel, stride, padding) in reversed(
+            list(enumerate(self.shapes))
+        ):
+            inner = channels if refinements else widths[i]
+            convs = [
+                nn.ConvTranspose1d(
+                    widths[i + 1], inner, kernel, stride, padding
+                )
+            ]
+            for r in range(refinements):
+                outer = widths[i] if r == refinements - 1 else channels
+                convs.append(nn.ConvTranspose1d(channels, outer, 3, 1, 1))
+            self.stages.append(nn.ModuleList(convs))
+
+    def frames(self, samples):
+        """Lengths from the waveform up to the latents: list of int or tensor."""
+        lengths = [samples]
+        for kernel, stride, padding in self.shapes:
+            lengths.append((lengths[-1] + 2 * padding - kernel) // stride + 1)
+        return lengths
+
+    def forward(self, z, samples, wav_lens=None):
+        """Decodes a padded batch.
+
+        Arguments
+        ---------
+        z : torch.Tensor
+            Latents, (batch, time, in_channels).
+        samples : int
+            Length of the longest waveform.
+        wav_lens : torch.Tensor, optional
+            (batch,): relative lengths (floating) or samples (integer).
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, samples), zero beyond each utterance.
+
+        Raises
+        ------
+        ValueError
+            If the latents are not as many as `samples` encode to.
+        """
+        padded = self.frames(samples)
+        if z.shape[1] != padded[-1]:
+            raise ValueError(
+                f"{z.shape[1]} frames to decode, but {samples} samples encode "
+                f"to {padded[-1]}."
+            )
+        wavs = z.new_empty(len(z), samples)
+        valid = self.frames(absolute_lengths(wavs, wav_lens))
+        x = zero_padding(z, valid[-1]).transpose(1, 2)
+        for at, stage in zip(
+            reversed(range(len(self.shapes))), self.stages, strict=True
+        ):
+            for i, conv in enumerate(stage):
+                size = [padded[at]] if i == 0 else None
+                x = conv(x, output_size=size)
+                x = zero_padding(x.transpose(1, 2), valid[at]).transpose(1, 2)
+                last = at == 0 and i == len(stage) - 1
+                x = x if last else torch.relu(x)
+        return x[:, 0]
+
+
+def mirror(encoder, layer, refinements=None):
+    """Makes the decoder of a layer from the encoder's own hyper-parameters.
+
+    Arguments
+    ---------
+    encoder : GreedyEncoder
+        The encoder.
+    layer : str
+        The layer to decode.
+    refinements : int, optional
+        See `ConvDecoder`; by default the release's: 2 for the first module,
+        else none.
+
+    Returns
+    -------
+    ConvDecoder
+
+    Example
+    -------
+    >>> from speechbrain_sim.encoders import GreedyEncoder
+    >>> encoder = GreedyEncoder(channels=8, context_channels=4).eval()
+    >>> wavs = torch.randn(2, 8821)
+    >>> z = encoder(wavs)["module3"].mean
+    >>> mirror(encoder, "module3")(z, wavs.shape[1]).shape
+    torch.Size([2, 8821])
+    """
+    convs = []
+    for name in encoder.layers_up_to([layer]):
+        convs += getattr(encoder.layers[name], "convs", [])
+    if refinements is None:
+        refinements = 2 if layer == encoder.layer_names[0] else 0
+    return ConvDecoder(
+        encoder.layers[layer].out_channels,
+        convs[-1].out_channels,
+        [conv.kernel_size[0] for conv in convs],
+        [conv.stride[0] for conv in convs],
+        [conv.padding[0] for conv in convs],
+        refinements,
+    )
