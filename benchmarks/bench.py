@@ -18,13 +18,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 from benchmarks import extraction, training
 from benchmarks.measure import (
     PRODUCT_FLOPS,
     in_turn,
     matrix_product,
-    median,
 )
 from benchmarks.profile import profile
 from speechbrain_sim.figures import plot_lines, plot_pairs
@@ -72,11 +72,12 @@ MARKS = "<!-- bench -->", "<!-- /bench -->"
 
 def measure(group, minutes):
     """Runs one group here: its rows, and the machine's load and rate."""
-    load = os.getloadavg()[0]
+    load, started = os.getloadavg()[0], time.perf_counter()
     rates = in_turn({"product": matrix_product()}, 9)["product"].wall
     rate = PRODUCT_FLOPS / median(rates) / 1e9
     return {
         "rows": GROUPS[group][0](minutes),
+        "seconds": time.perf_counter() - started,
         "load": load,
         "gflop_per_second": rate,
         "environment": GROUPS[group][1],
@@ -106,6 +107,8 @@ def table(rows):
         ours, reference = (
             f"{line[side]:.3g} {line['unit']}" for side in ("ours", "reference")
         )
+        if "real_time_factor" in line:
+            ours += f" ({line['real_time_factor']:.3f} × real time)"
         lines.append(
             f"| {line['name']} | {ours} | {reference} | {line['ratio']:.2f} | "
             f"{target} | {met} |"
@@ -139,7 +142,8 @@ def markdown(bench, shape=table):
         f"Measured {bench['date']} with `make bench` on {at['cores']} cores "
         f"({at['threads']} threads, {at['processor']}, torch {at['torch']}), "
         f"load {min(loads):.1f} to {max(loads):.1f} before each group; fp32 "
-        f"product {min(rates):.0f} to {max(rates):.0f} GFLOP/s; medians of "
+        f"product {min(rates):.0f} to {max(rates):.0f} GFLOP/s; "
+        f"{bench['seconds'] / 60:.0f} minutes in all. Times are medians of "
         f"repetitions taken in turn.\n\n{shape(bench['rows'])}"
     )
 
@@ -180,8 +184,18 @@ def plot(rows, folder):
 PUBLISHED = ["bench.json", "bench.md", "profile.md", "steps.svg", "depth.svg"]
 
 
+def _commit():
+    """What was measured; None outside a git checkout."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return got.stdout.strip() or None
+
+
 def publish(bench):
     """Puts the last result into docs/ and a summary into the README."""
+    missing = set(GROUPS) - set(bench["groups"])
+    if missing:
+        raise SystemExit(f"Not measured yet: {', '.join(sorted(missing))}.")
     for name in PUBLISHED:
         shutil.copy(RESULTS / name, DOCS / name)
     readme = ROOT / "README.md"
@@ -227,13 +241,14 @@ def main(argv=None):
     }
     for number, group in enumerate(options.only, 1):
         print(f"[{number}/{len(options.only)}] {group} ...", flush=True)
-        started = time.perf_counter()
         groups[group] = run(group, options.minutes)
         print(table(groups[group]["rows"]), flush=True)
-        print(f"{time.perf_counter() - started:.0f} s", flush=True)
+        print(f"{groups[group]['seconds']:.0f} s", flush=True)
         ordered = {name: groups[name] for name in GROUPS if name in groups}
         bench = {
             "date": time.strftime("%Y-%m-%d"),
+            "commit": _commit(),
+            "seconds": sum(of["seconds"] for of in ordered.values()),
             "machine": machine(),
             "groups": {
                 name: {k: v for k, v in of.items() if k != "rows"}
@@ -241,10 +256,9 @@ def main(argv=None):
             },
             "rows": [line for of in ordered.values() for line in of["rows"]],
         }
-
         done.write_text(json.dumps(bench, indent=2), encoding="utf-8")
-    (RESULTS / "bench.md").write_text(markdown(bench), encoding="utf-8")
-    plot(bench["rows"], RESULTS)
+        (RESULTS / "bench.md").write_text(markdown(bench), encoding="utf-8")
+        plot(bench["rows"], RESULTS)
     print(f"Written: {RESULTS}/bench.json, bench.md, *.png")
 
 

@@ -4,6 +4,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import soundfile
@@ -12,7 +13,7 @@ import torchaudio
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from benchmarks.measure import in_turn, median, peak_memory, quotient, row
+from benchmarks.measure import in_turn, peak_memory, quotient, row
 from benchmarks.systems import Ours, make_batch
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
 from speechbrain_sim.data.audio import SAMPLE_RATE
@@ -196,9 +197,8 @@ def loading(files=96, epochs=3):
     ours = Ours("sim", make_batch(8, 10240))
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(
-            files
-        ):  # as the artificial set: 44.1 kHz, resampled
+        # as the artificial set: 44.1 kHz, to be resampled
+        for number in range(files):
             noise = 0.1 * generator.standard_normal(44100)
             soundfile.write(f"{folder}/{number}.wav", noise, 44100)
         prepare_folder(folder, f"{folder}/save", min_samples=10240)

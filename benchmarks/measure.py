@@ -59,11 +59,6 @@ def quotient(timings, name, other, clock="wall"):
     return statistics.median(one / two for one, two in pairs)
 
 
-def median(seconds):
-    """Median of a list of seconds."""
-    return statistics.median(seconds)
-
-
 SIZE = 2048
 #: floating point operations of `matrix_product`
 PRODUCT_FLOPS = 2 * SIZE**3

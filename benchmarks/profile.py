@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from statistics import median
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -10,7 +11,6 @@ from benchmarks.measure import (
     PRODUCT_FLOPS,
     in_turn,
     matrix_product,
-    median,
 )
 from benchmarks.systems import Ours, Plain, make_batch
 

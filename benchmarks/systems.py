@@ -30,7 +30,8 @@ class Ours:
     def __init__(self, name, batch, run_opts=None, **changes):
         torch.manual_seed(0)
         self.model, self.batch = build_model(name, **changes), batch
-        folder = tempfile.mkdtemp()
+        self.folder = tempfile.TemporaryDirectory()  # goes with this object
+        folder = self.folder.name
         counter = EpochCounter(1)
         counter.current = 1
         self.brain = GreedyBrain(

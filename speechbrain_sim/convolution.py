@@ -26,7 +26,7 @@ class BlockConv1d(nn.Conv1d):
     Arguments
     ---------
     in_channels, out_channels, kernel_size, stride, padding : int
-        As of `torch.nn.Conv1d`; the padding is zeros.
+        As of `torch.nn.Conv1d`; the padding is zeros, and there is a bias.
 
     Example
     -------
@@ -35,14 +35,28 @@ class BlockConv1d(nn.Conv1d):
     torch.Size([2, 25, 8])
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, in_channels, out_channels, kernel_size, stride=1, padding=0
+    ):
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding
+        )
         self.weight.data = (
             self.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
         )
 
     def output_lengths(self, lengths):
-        """Frames out from frames in (int or tensor)."""
+        """Computes frames out from frames in.
+
+        Arguments
+        ---------
+        lengths : int or torch.Tensor
+            Frames in.
+
+        Returns
+        -------
+        int or torch.Tensor
+        """
         padded = lengths + 2 * self.padding[0]
         return (padded - self.kernel_size[0]) // self.stride[0] + 1
 
@@ -126,7 +140,10 @@ class _SumOfProducts(torch.autograd.Function):
     def backward(ctx, grad_y):
         weight, *saved = ctx.saved_tensors
         layout, wants_x = ctx.layout, ctx.needs_input_grad[0]
-        grad_weight = torch.zeros_like(weight)
+        # in fp32 also where the products are not: it is summed over the parts
+        grad_weight = torch.zeros_like(
+            weight, dtype=torch.promote_types(weight.dtype, torch.float32)
+        )
         grad_x = None
         if wants_x:
             grad_x = grad_y.new_empty(len(grad_y), layout.time, ctx.channels)
@@ -135,7 +152,10 @@ class _SumOfProducts(torch.autograd.Function):
             grad = rows.new_zeros(len(rows), len(weight))
             layout.frames_of(grad).copy_(grad_part)
             for _, shifted, w in layout.shifts(rows, grad_weight):
-                w.addmm_(grad[: len(shifted)].t(), shifted)
+                if w.dtype == grad.dtype:
+                    w.addmm_(grad[: len(shifted)].t(), shifted)
+                else:
+                    w += grad[: len(shifted)].t() @ shifted
             if not wants_x:
                 continue
             grad_rows = torch.empty_like(rows)
@@ -153,6 +173,7 @@ class _SumOfProducts(torch.autograd.Function):
                 )
             else:
                 out.copy_(inside)
+        grad_weight = grad_weight.to(weight.dtype)
         return grad_x, grad_weight, grad_y.sum((0, 1)), None, None, None
 
 

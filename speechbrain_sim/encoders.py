@@ -68,7 +68,18 @@ class Latent(NamedTuple):
         return torch.addcmul(self.mean, torch.exp(0.5 * self.log_var), noise)
 
     def window(self, start, frames):
-        """Cuts `start : start + frames` out; the lengths stay the sequence's."""
+        """Cuts a window of frames out of mean, log-variance and sample.
+
+        Arguments
+        ---------
+        start, frames : int
+            The window is `start : start + frames`.
+
+        Returns
+        -------
+        Latent
+            (batch, frames, channel); `lengths` are still the sequence's.
+        """
         end = start + frames
         log_var = self.log_var
         if log_var is not None:
@@ -311,18 +322,8 @@ class ConvModule(nn.Module):
                 f"the module's convolutions give it no output frame."
             )
         if torch.is_grad_enabled() and self.activation_checkpointing:
-            x = checkpoint(
-                self._convolve,
-                x,
-                lengths,
-                use_reentrant=False,
-                preserve_rng_state=False,
-                context_fn=lambda: (
-                    nullcontext(),
-                    _keep_statistics(self.norms),
-                ),
-            )
-        elif torch.is_grad_enabled() or self.training:
+            x = self._convolve_again_in_backward(x, lengths)
+        elif torch.is_grad_enabled() or self.training or x.device.type != "cpu":
             x = self._convolve(x, lengths)
         else:  # a part of the batch at a time, so that it stays in the cache
             wide = self.convs[0].output_lengths(x.shape[1]) * self.out_channels
@@ -331,6 +332,18 @@ class ConvModule(nn.Module):
             x = torch.cat([self._convolve(*part) for part in parts])
         lengths = self.output_lengths(lengths)
         return self._posterior(x, lengths, sample, generator)
+
+    @torch.compiler.disable  # cannot trace the batch norms' context
+    def _convolve_again_in_backward(self, x, lengths):
+        """Convolutions that remember their input only."""
+        return checkpoint(
+            self._convolve,
+            x,
+            lengths,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), _keep_statistics(self.norms)),
+        )
 
     def _convolve(self, x, lengths):
         """All convolutions of a padded batch."""
@@ -471,7 +484,19 @@ class ContextModule(nn.Module):
     def encode_next(
         self, x, state=None, last=False, sample=None, generator=None
     ):
-        """Goes on where the piece before ended; see `ConvModule.encode_next`."""
+        """Goes on where the piece before ended.
+
+        Arguments
+        ---------
+        x, last, sample, generator :
+            See `ConvModule.encode_next`.
+        state : torch.Tensor, optional
+            The GRU's.
+
+        Returns
+        -------
+        latent, state : (Latent, torch.Tensor)
+        """
         if not x.shape[1]:
             context = x.new_zeros(len(x), 0, self.out_channels)
         else:
@@ -563,6 +588,11 @@ class GreedyEncoder(nn.Module):
             self.layers[CONTEXT] = ContextModule(in_channels, context_channels)
         for name in activation_checkpointing:
             self.check_layer(name)
+            if name == CONTEXT:
+                raise ValueError(
+                    "activation_checkpointing is for convolutions: context "
+                    "has none."
+                )
             self.layers[name].activation_checkpointing = True
 
     @property
@@ -679,12 +709,14 @@ class GreedyEncoder(nn.Module):
             x, lengths = latent.sample, latent.lengths
         return latents
 
+    @torch.no_grad()
     def stream(self, chunks, layers=None, sample=None, generator=None):
         """Encodes a signal of any length, piece by piece.
 
         The pieces of each layer, one after the other, are what `forward` gives
         for the whole signal: every convolution keeps the frames that it has to
-        read again, the GRU its state. Memory does not grow with the length.
+        read again, the GRU its state. Memory does not grow with the length,
+        and there are no gradients.
 
         Arguments
         ---------

@@ -181,6 +181,12 @@ def encode_file(encoder, path, folder, layers=None, chunk_seconds=10.0):
             arrays[layer][done[layer] : done[layer] + len(x)] = x.cpu().numpy()
             done[layer] += len(x)
     for layer, array in arrays.items():
+        if done[layer] < len(array):
+            raise BadAudio(
+                path,
+                f"It ends early: {done[layer]} of {len(array)} frames of "
+                f"{layer} could be encoded.",
+            )
         array.flush()
         os.replace(folder / f"{layer}.part.npy", folder / f"{layer}.npy")
     return {

@@ -212,18 +212,24 @@ class _Scores(torch.autograd.Function):
         frames, steps = predicted.shape[1:3]
         grad_positive, grad_negative = grad[..., :1], grad[..., 1:]
         grad_predicted = grad_negative @ _gather(z, negatives)
+        positives = range(1, min(steps, frames - 1) + 1)
+        window = z[:, ctx.start : ctx.start + frames]
+        for k in positives:
+            grad_predicted[:, :-k, k - 1].addcmul_(
+                grad_positive[:, :-k, k - 1], window[:, k:]
+            )
+        if not ctx.needs_input_grad[1]:
+            return grad_predicted, None, None, None
         grad_candidates = grad_negative.transpose(-1, -2) @ predicted
         grad_z = torch.zeros_like(z)
         grad_z.flatten(0, 1).index_add_(
             0, negatives.flatten(), grad_candidates.flatten(0, 2)
         )
-        window, grad_window = (
-            x[:, ctx.start : ctx.start + frames] for x in (z, grad_z)
-        )
-        for k in range(1, min(steps, frames - 1) + 1):
-            grad_k = grad_positive[:, :-k, k - 1]
-            grad_window[:, k:].addcmul_(grad_k, predicted[:, :-k, k - 1])
-            grad_predicted[:, :-k, k - 1].addcmul_(grad_k, window[:, k:])
+        grad_window = grad_z[:, ctx.start : ctx.start + frames]
+        for k in positives:
+            grad_window[:, k:].addcmul_(
+                grad_positive[:, :-k, k - 1], predicted[:, :-k, k - 1]
+            )
         return grad_predicted, grad_z, None, None
 
 

@@ -55,7 +55,7 @@ def most_different(start, target):
     tensor([1, 2, 0])
     """
     distance = (start.mean(-2) - target.mean(-2)).abs()
-    return distance.argsort(-1, descending=True, stable=True)
+    return distance.argsort(dim=-1, descending=True, stable=True)
 
 
 def swap(start, target, dimensions):

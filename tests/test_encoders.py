@@ -223,14 +223,41 @@ def test_a_minute_in_odd_pieces():
         assert (pieces[name] - latent.mean).abs().max() <= tolerance
 
 
-def test_the_last_frame_comes_with_the_end():
+def test_no_frame_comes_before_its_samples_and_none_is_missing():
     encoder = encoder_with()
     wavs = torch.randn(1, 1600)
     counts = [
         piece["module3"].mean.shape[1] for piece in encoder.stream([wavs, wavs])
     ]
+    complete = 1600  # frames for which no zero is needed on the right
+    for kernel, stride, padding in CONVOLUTIONS["module3"]:
+        complete = (complete + padding - kernel) // stride + 1
+    assert counts[0] == complete < encoder.output_lengths(1600, "module3")
     assert sum(counts) == encoder.output_lengths(3200, "module3")
-    assert counts[0] <= encoder.output_lengths(1600, "module3")
+
+
+def test_a_stream_keeps_no_graph():
+    for piece in encoder_with().stream([torch.randn(1, 2000)] * 2):
+        assert not any(z.mean.requires_grad for z in piece.values())
+
+
+@pytest.mark.parametrize("part", [1, 1000, 1 << 30])
+def test_parts_of_a_batch_are_the_batch(monkeypatch, part):
+    monkeypatch.setattr("speechbrain_sim.encoders.PART", part)
+    encoder = encoder_with(torch.float64)
+    wavs = torch.randn(5, 3000, dtype=torch.float64)
+    lengths = torch.tensor([3000, 1000, 2999, 700, 3000])
+    with_graph = encoder(wavs, lengths)
+    with torch.no_grad():
+        without = encoder(wavs, lengths)
+    for name, latent in without.items():
+        for row, length in enumerate(latent.lengths):
+            torch.testing.assert_close(
+                latent.mean[row, :length],
+                with_graph[name].mean[row, :length],
+                atol=1e-12,
+                rtol=0,
+            )
 
 
 def test_a_stream_can_be_asked_for_samples_and_for_some_layers():

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -172,8 +173,23 @@ def test_activation_checkpointing_changes_no_number(tmp_path, batch_norm):
         )
         for names in ([], ["module1", "module2"])
     ]
-    held = [max(live_tensors_at_each_forward(brain)) for brain in brains]
-    assert held == [0, 0]
+    calls = []
+    for brain in brains:
+        for name, module in brain.modules.items():
+            layer = module.layers[name]
+            if name != "context":
+                layer._convolve = partial(
+                    lambda again, brain, name, *args: (
+                        calls.append((brain, name)) or again(*args)
+                    ),
+                    layer._convolve,
+                    brain,
+                    name,
+                )
+        fit(brain, make_loader(2))
+    times = Counter((brains.index(brain), name) for brain, name in calls)
+    twice = {(1, "module1"), (1, "module2")}
+    assert all(n == (4 if at in twice else 2) for at, n in times.items())
     plain, checkpointed = map(weights, brains)  # batch norm's counts, too
     assert same(plain, checkpointed)
 
@@ -193,6 +209,27 @@ def test_compiled_modules_give_the_same_numbers(tmp_path, monkeypatch):
     for name, state in weights(plain).items():
         for key, value in weights(compiled)[name].items():
             torch.testing.assert_close(value, state[key], atol=1e-5, rtol=1e-4)
+
+
+def test_a_bad_gradient_costs_no_other_module_its_own(tmp_path):
+    options = {"grad_accumulation_factor": 2, "skip_nonfinite_grads": True}
+    brain = make_brain(tmp_path, run_opts=options)
+    brain.on_fit_start()
+    brain.hparams.epoch_counter.current = 1
+    brain.step = 1  # of 2: gradients, but no step yet
+    brain.fit_batch(next(iter(make_loader(1))))
+    before = weights(brain)
+    for weight in brain.modules["module2"].parameters():
+        weight.grad.fill_(torch.nan)
+    brain.step_module("module1")
+    assert all(
+        weight.grad.isnan().all()
+        for weight in brain.modules["module2"].parameters()
+    )
+    brain.step_module("module2")
+    after = weights(brain)
+    assert not same(after["module1"], before["module1"])
+    assert same(after["module2"], before["module2"])
 
 
 def test_every_module_has_its_own_optimizer(tmp_path):

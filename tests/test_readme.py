@@ -3,19 +3,31 @@
 import re
 from pathlib import Path
 
+import numpy as np
+import soundfile
+
 from speechbrain_sim.figures import draw_modules
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_python_snippet_prints_what_it_says(capsys):
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.S)
+def test_python_snippets_print_what_they_say(capsys, tmp_path, monkeypatch):
+    snippet, long_files = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(snippet.strip().splitlines()) <= 9  # eight, and a blank one
-    exec(snippet, {})
+    names = {}
+    exec(snippet, names)
     printed = capsys.readouterr().out
     assert "torch.Size([2, 64, 512]) torch.Size([2, 64, 512])" in printed
     assert "[64, 51] False" in printed
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, 15 * 16000)
+    soundfile.write("lecture.flac", noise, 16000)
+    exec(long_files, names)
+    assert names["arrays"]["context"].shape == (1500, 256)
+    # ten seconds, less the frame that still waits for its last samples
+    printed = capsys.readouterr().out
+    assert printed.startswith("torch.Size([999, 512])\ntorch.Size([501, 512])")
 
 
 def test_commands_name_what_exists():

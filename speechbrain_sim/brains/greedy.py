@@ -192,7 +192,11 @@ class GreedyBrain(sb.Brain):
                 self.modules[name].parameters(), self.max_grad_norm
             )
         if self.skip_nonfinite_grads and not self.scaler.is_enabled():
-            self.check_gradients()
+            # of this module alone: the others may still be accumulating
+            for weight in self.modules[name].parameters():
+                if weight.grad is not None and not weight.grad.isfinite().all():
+                    weight.grad = None
+                    logger.warning(f"{name}: a gradient with NaN is left out.")
         self.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
 
