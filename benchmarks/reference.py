@@ -1,9 +1,8 @@
 """The plain way to train SIM and GIM: what the bench measures against.
 
 Textbook PyTorch, written from the equations: `torch.nn.Conv1d` modules,
-negatives copied out for the full sequence, one matrix product per k (which
-copies the window's negatives again, as `@` does with a slice), the losses of all
-modules added up, one backward, one step of one optimizer. It shares the
+negatives copied out for the full sequence, one matrix product per k, the losses
+of all modules added up, one backward, one step of one optimizer. It shares the
 random choices with the library (`draw_negatives` and the keyed noise), so that
 both must give the same numbers.
 """
@@ -70,7 +69,7 @@ class PlainInfoNCE(nn.Module):
         c, positives, candidates = (
             c[:, window],
             z[:, window],
-            candidates[:, window],
+            candidates[:, window].contiguous(),
         )
         losses = []
         for k, weight in enumerate(self.weights, 1):
