@@ -155,6 +155,7 @@ def plot(rows, folder):
         match = re.match(r"(.*): (ours|plain) in floors", line["name"])
         if match and match[1].endswith(MEMORY_KEPT):
             case = match[1].removesuffix(f", {MEMORY_KEPT}")
+            case = case.replace(" step ", ", ")
             floors.setdefault(case, {})[match[2]] = line["ratio"]
     if floors:
         plot_pairs(

@@ -273,7 +273,7 @@ def plot_pairs(pairs, labels, title, ylabel, path, line=None):
         )
         axes.set_ylabel(ylabel)
         axes.set_title(title, loc="left")
-        axes.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.2))
+        axes.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.25))
         _save(figure, path)
 
 
