@@ -1,7 +1,6 @@
 """What the bench says is true of what it measures."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -128,12 +127,22 @@ def test_saved_tensors_count_a_storage_once():
     assert saved.now == 0
 
 
-def test_turns_and_quotients():
-    timings = in_turn(
-        {"one": lambda: time.sleep(0.02), "two": lambda: time.sleep(0.06)}, 3
-    )
-    assert 2 < quotient(timings, "two", "one") < 4
-    assert len(timings["one"].wall) == 3
+def test_turns_and_quotients(monkeypatch):
+    now, order = [0.0], []
+
+    def takes(name, seconds):
+        def function():
+            order.append(name)
+            now[0] += seconds
+
+        return function
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("time.process_time", lambda: 2 * now[0])
+    timings = in_turn({"one": takes("one", 2), "two": takes("two", 6)}, 3)
+    assert order == ["one", "two"] * 4  # a round to warm up
+    assert timings["one"].wall == [2] * 3 and timings["two"].cpu == [12] * 3
+    assert quotient(timings, "two", "one") == 3
 
 
 @pytest.mark.parametrize(
