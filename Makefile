@@ -1,7 +1,7 @@
 # make demo: SIM learns from speech, in about ten minutes on two cores
 # make test: everything that is tested
 # make bench: speed and memory, in about ten minutes on two cores
-# Each sets up .venv with all they need (a CUDA build of torch: some 5 GB).
+# Each sets up .venv with all it needs (a CUDA build of torch: some 5 GB).
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -13,7 +13,13 @@ import torchaudio
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from benchmarks.measure import in_turn, peak_memory, quotient, row
+from benchmarks.measure import (
+    in_turn,
+    memory_row,
+    peak_memory,
+    row,
+    time_row,
+)
 from benchmarks.systems import Ours, make_batch
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
 from speechbrain_sim.data.audio import SAMPLE_RATE
@@ -46,13 +52,12 @@ def speed(repetitions=5):
                     repetitions if batch * seconds < 50 else 3,
                 )
             rows.append(
-                row(
+                time_row(
                     "Features: times faster than wav2vec2-base",
                     f"Features of {batch} × {seconds} s against wav2vec2-base",
-                    "s",
-                    median(timings["ours"].wall),
-                    median(timings["other"].wall),
-                    quotient(timings, "other", "ours"),
+                    timings,
+                    "ours",
+                    "other",
                     "≥ 2.3",
                     real_time_factor=median(timings["ours"].wall)
                     / (batch * seconds),
@@ -102,13 +107,11 @@ def streaming(minutes=10):
                 difference = float((got - latent.mean[0]).abs().max()) / scale
                 worst = max(worst, difference)
     return [
-        row(
+        memory_row(
             "Encoding a long file: memory against 1 min",
             f"Encoding {minutes} min from a file: peak memory against 1 min",
-            "MiB",
-            peaks[minutes] / 2**20,
-            peaks[1] / 2**20,
-            peaks[minutes] / peaks[1],
+            peaks[minutes],
+            peaks[1],
             "≤ 1.1",
             real_time_factor=seconds[minutes] / (60 * minutes),
         ),

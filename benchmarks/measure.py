@@ -176,3 +176,60 @@ def row(family, name, unit, ours, reference, ratio, target, goal=False, **more):
         "met": met,
         **more,
     }
+
+
+def time_row(
+    family,
+    name,
+    timings,
+    ours,
+    reference,
+    target,
+    faster=True,
+    clock="wall",
+    **more,
+):
+    """A row of two timings.
+
+    Arguments
+    ---------
+    family, name, target :
+        See `row`.
+    timings : dict of str to Timing
+        From `in_turn`.
+    ours, reference : str
+        Whose times to compare.
+    faster : bool
+        Whether the ratio says how many times faster ours is, or slower.
+    clock : str
+        "wall" or "cpu".
+
+    Returns
+    -------
+    dict
+    """
+    pair = (reference, ours) if faster else (ours, reference)
+    return row(
+        family,
+        name,
+        "s",
+        statistics.median(getattr(timings[ours], clock)),
+        statistics.median(getattr(timings[reference], clock)),
+        quotient(timings, *pair, clock),
+        target,
+        **more,
+    )
+
+
+def memory_row(family, name, ours, reference, target, **more):
+    """A row of two numbers of bytes, shown in MiB; see `row`."""
+    return row(
+        family,
+        name,
+        "MiB",
+        ours / 2**20,
+        reference / 2**20,
+        ours / reference,
+        target,
+        **more,
+    )

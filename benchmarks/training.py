@@ -8,9 +8,11 @@ from benchmarks.measure import (
     SavedTensors,
     in_turn,
     matrix_product,
+    memory_row,
     peak_memory,
     quotient,
     row,
+    time_row,
 )
 from benchmarks.systems import Ours, Plain, make_batch, must_agree
 
@@ -44,14 +46,14 @@ def speed(regime, repetitions=7):
         title = f"{_title(model, shape, batch_norm)}, {regime}"
         for clock, label in (("wall", "seconds"), ("cpu", "CPU seconds")):
             rows.append(
-                row(
+                time_row(
                     f"Training step, {regime}: times faster than the plain way",
                     f"{title}: {label} against the plain way",
-                    "s",
-                    median(getattr(timings["ours"], clock)),
-                    median(getattr(timings["plain"], clock)),
-                    quotient(timings, "plain", "ours", clock),
+                    timings,
+                    "ours",
+                    "plain",
                     least,
+                    clock=clock,
                 )
             )
         flops = step_flops(ours.model.encoder, ours.model.modules, *shape)
@@ -82,13 +84,12 @@ def precision(repetitions=7):
     }
     timings = in_turn(systems, repetitions, warm_up=2)
     return [
-        row(
+        time_row(
             "`--precision bf16`: times faster than fp32",
             f"{_title('sim', PAPER, False)}, --precision bf16 against fp32",
-            "s",
-            median(timings["bf16"].wall),
-            median(timings["fp32"].wall),
-            quotient(timings, "fp32", "bf16"),
+            timings,
+            "bf16",
+            "fp32",
             "",
         )
     ]
@@ -114,13 +115,11 @@ def memory():
         must_agree(ours, plain)
         for label, of in (("peak memory", peaks), ("saved tensors", saved)):
             rows.append(
-                row(
+                memory_row(
                     f"Training step: {label}, share of the plain way's",
                     f"{_title(model, shape, batch_norm)}: {label}",
-                    "MiB",
-                    of["ours"] / 2**20,
-                    of["plain"] / 2**20,
-                    of["ours"] / of["plain"],
+                    of["ours"],
+                    of["plain"],
                     "≤ 0.5",
                 )
             )
@@ -141,23 +140,21 @@ def checkpointing():
     }
     title = f"{_title('sim', PAPER, False)}, module 1 checkpointed"
     return [
-        row(
+        memory_row(
             "Activation checkpointing in module 1: share of the memory",
             f"{title}: peak memory",
-            "MiB",
-            peaks["with"] / 2**20,
-            peaks["without"] / 2**20,
-            peaks["with"] / peaks["without"],
+            peaks["with"],
+            peaks["without"],
             "",
         ),
-        row(
+        time_row(
             "Activation checkpointing in module 1: times slower",
             f"{title}: seconds",
-            "s",
-            median(timings["with"].wall),
-            median(timings["without"].wall),
-            quotient(timings, "with", "without"),
+            timings,
+            "with",
+            "without",
             "",
+            faster=False,
         ),
     ]
 
@@ -186,13 +183,11 @@ def depth():
             saved[modules] = tensors.peak
         for label, of in (("peak memory", peaks), ("saved tensors", saved)):
             rows.append(
-                row(
+                memory_row(
                     f"Memory of 12 modules against 3, {model}",
                     f"{model}: {label} of 12 modules at 200 Hz against 3",
-                    "MiB",
-                    of[12] / 2**20,
-                    of[3] / 2**20,
-                    of[12] / of[3],
+                    of[12],
+                    of[3],
                     target,
                     modules=list(depths),
                     values=[of[modules] / 2**20 for modules in depths],
@@ -225,14 +220,14 @@ def growth(repetitions=9):
     timings = in_turn(systems, repetitions, warm_up=2)
     pairs = [(name, "base") for name in DOUBLED] + [("6 modules", "3 modules")]
     return [
-        row(
+        time_row(
             "Time of a step when one size is doubled",
             f"Growth: twice the {name.removeprefix('6 ')}",
-            "s",
-            median(timings[name].wall),
-            median(timings[base].wall),
-            quotient(timings, name, base),
+            timings,
+            name,
+            base,
             "≤ 4.0" if name == "channels" else "≤ 2.0",
+            faster=False,
         )
         for name, base in pairs
     ]

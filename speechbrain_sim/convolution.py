@@ -17,6 +17,29 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
+def conv_lengths(lengths, kernel_size, stride, padding):
+    """Computes the frames out of a convolution from the frames in.
+
+    Arguments
+    ---------
+    lengths : int or torch.Tensor
+        Frames in.
+    kernel_size, stride, padding : int
+        Of the convolution.
+
+    Returns
+    -------
+    int or torch.Tensor
+        Frames out; zero or less where the input is too short.
+
+    Example
+    -------
+    >>> conv_lengths(10240, kernel_size=10, stride=5, padding=2)
+    2047
+    """
+    return (lengths + 2 * padding - kernel_size) // stride + 1
+
+
 class BlockConv1d(nn.Conv1d):
     """A convolution over (batch, time, channel).
 
@@ -57,8 +80,9 @@ class BlockConv1d(nn.Conv1d):
         -------
         int or torch.Tensor
         """
-        padded = lengths + 2 * self.padding[0]
-        return (padded - self.kernel_size[0]) // self.stride[0] + 1
+        return conv_lengths(
+            lengths, self.kernel_size[0], self.stride[0], self.padding[0]
+        )
 
     def forward(self, x, relu=False, padding=None):
         """Convolves.
@@ -191,7 +215,7 @@ class _Layout(NamedTuple):
         time, channels = x.shape[1:]
         width = stride * channels
         shifts = weight.shape[1] // width  # m
-        frames = (time + 2 * padding) // stride - shifts + 1
+        frames = conv_lengths(time, shifts * stride, stride, padding)
         blocks = max(frames + shifts - 1, -(-(padding + time) // stride))
         return cls(time, padding, blocks, frames, width)
 

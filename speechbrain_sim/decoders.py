@@ -7,6 +7,7 @@ https://arxiv.org/abs/2408.12936
 import torch
 from torch import nn
 
+from speechbrain_sim.convolution import conv_lengths
 from speechbrain_sim.encoders import absolute_lengths, zero_padding
 
 
@@ -67,8 +68,8 @@ class ConvDecoder(nn.Module):
     def frames(self, samples):
         """Lengths from the waveform up to the latents: list of int or tensor."""
         lengths = [samples]
-        for kernel, stride, padding in self.shapes:
-            lengths.append((lengths[-1] + 2 * padding - kernel) // stride + 1)
+        for shape in self.shapes:
+            lengths.append(conv_lengths(lengths[-1], *shape))
         return lengths
 
     def forward(self, z, samples, wav_lens=None):

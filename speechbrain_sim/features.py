@@ -88,7 +88,6 @@ def load_front_end(source):
     return front_end.eval().requires_grad_(False), description
 
 
-@torch.no_grad()
 def stream_file(encoder, path, layers=None, chunk_seconds=10.0):
     """Encodes a file of any length in bounded memory.
 
