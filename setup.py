@@ -12,15 +12,21 @@ HERE = Path(__file__).parent
 VERSION = (HERE / "speechbrain_sim/version.txt").read_text().strip()
 
 EXTRAS = {
+    "analysis": ["scikit-learn>=1.3"],
+    "huggingface": ["transformers>=4.57"],
     "synthetic": ["espeakng-loader==0.2.4"],
     "tensorboard": ["tensorboard"],
 }
 EXTRAS["test"] = [
+    *EXTRAS["analysis"],
+    *EXTRAS["huggingface"],
     *EXTRAS["synthetic"],
     *EXTRAS["tensorboard"],
     "pytest>=8",
     "ruff==0.12.4",
+    "captum",
     "codespell",
+    "selenium",
 ]
 
 setup(
@@ -39,7 +45,7 @@ setup(
     ],
     package_dir={"speechbrain_sim.hparams_models": "hparams/models"},
     package_data={
-        "speechbrain_sim": ["version.txt"],
+        "speechbrain_sim": ["version.txt", "page.html"],
         "speechbrain_sim.hparams_models": ["*.yaml"],
     },
     install_requires=[
@@ -54,6 +60,8 @@ setup(
         "soundfile>=0.12",
         "scipy",
         "matplotlib",
+        "pillow",
+        "jinja2",
         "tqdm",
     ],
     extras_require=EXTRAS,

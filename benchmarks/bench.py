@@ -28,7 +28,7 @@ from benchmarks.measure import (
 )
 from benchmarks.profile import profile
 from speechbrain_sim.figures import plot_lines, plot_pairs
-from speechbrain_sim.report import machine
+from speechbrain_sim.scores import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCS = ROOT / "results/bench", ROOT / "docs"

@@ -18,11 +18,7 @@ from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.checkpoints import save_encoder
-from speechbrain_sim.data.pipeline import (
-    KeyedCrop,
-    classes_of,
-    make_dataset,
-)
+from speechbrain_sim.data.pipeline import classes_of, training_sets
 from speechbrain_sim.experiment import load_experiment
 
 #: what may differ when a run goes on
@@ -30,30 +26,23 @@ MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
 MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder"]
 
 
-def make_datasets(hparams):
-    """Returns the training and the validation set."""
+def check_label(hparams):
+    """Returns the classes of a supervised run; None without a label."""
     label = hparams["label"]
-    data_folder = hparams["data_folder"]
-    classes = None
-    if label is not None:
-        classes = classes_of(hparams["train_csv"], data_folder, label)
-        if len(classes) > hparams["classes"]:
-            raise ValueError(
-                f"{hparams['train_csv']} has {len(classes)} classes of "
-                f"'{label}'; the option --classes says {hparams['classes']}."
-            )
-        if hparams["per_frame"] != (label == "phones"):
-            raise ValueError(
-                f"per_frame is {hparams['per_frame']} for the label '{label}': "
-                f"phones have a label per frame, all others one per utterance."
-            )
-    crop = hparams["crop"]
-    still = KeyedCrop(crop.samples, crop.random, crop.seed)  # the same always
-    parts = [(hparams["train_csv"], crop), (hparams["valid_csv"], still)]
-    return [
-        make_dataset(manifest, data_folder, chosen, label, classes)
-        for manifest, chosen in parts
-    ]
+    if label is None:
+        return None
+    classes = classes_of(hparams["train_csv"], hparams["data_folder"], label)
+    if len(classes) > hparams["classes"]:
+        raise ValueError(
+            f"{hparams['train_csv']} has {len(classes)} classes of "
+            f"'{label}'; the option --classes says {hparams['classes']}."
+        )
+    if hparams["per_frame"] != (label == "phones"):
+        raise ValueError(
+            f"per_frame is {hparams['per_frame']} for the label '{label}': "
+            f"phones have a label per frame, all others one per utterance."
+        )
+    return classes
 
 
 def main(argv):
@@ -82,12 +71,15 @@ def main(argv):
                 **hparams["about"],
             )
         return
-    train_set, valid_set = make_datasets(hparams)
-    if len(train_set) < hparams["batch_size"]:
-        raise ValueError(
-            f"{hparams['train_csv']} lists {len(train_set)} utterances, fewer "
-            f"than a batch: use a batch_size below {hparams['batch_size']}."
-        )
+    train_set, valid_set = training_sets(
+        hparams["train_csv"],
+        hparams["valid_csv"],
+        hparams["data_folder"],
+        hparams["crop"],
+        hparams["batch_size"],
+        hparams["label"],
+        check_label(hparams),
+    )
     brain.fit(
         hparams["epoch_counter"],
         train_set,

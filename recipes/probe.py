@@ -23,7 +23,7 @@ from speechbrain_sim.checkpoints import sha256
 from speechbrain_sim.data.pipeline import classes_of
 from speechbrain_sim.experiment import load_experiment
 from speechbrain_sim.features import compute_features, load_front_end
-from speechbrain_sim.report import (
+from speechbrain_sim.scores import (
     is_written,
     score_probes,
     write_probe_results,
@@ -56,20 +56,31 @@ def load_features(hparams, run_opts, front_end, description):
 
 
 def as_tensors(parts, standardize):
-    """Turns features into tensors: {part: {layer: x}} and {part: y}."""
+    """Turns features into tensors: {part: {layer: x}}, {part: y}, and units."""
     x = {
         part: {n: torch.from_numpy(np.array(f.x)) for n, f in layers.items()}
         for part, layers in parts.items()
     }
+    units = {}
     if standardize:  # in the training part's units
         for layer, train in x["train"].items():
             mean, std = train.mean(0), train.std(0)
             std = std.where(std > 0, 1)
+            units.update({f"{layer}.mean": mean, f"{layer}.std": std})
             for part in x:
                 x[part][layer] = (x[part][layer] - mean) / std
     any_layer = next(iter(x["train"]))
     y = {p: torch.from_numpy(f[any_layer].y) for p, f in parts.items()}
-    return x, y
+    return x, y, units
+
+
+def trained_weights(brain, seeds):
+    """Returns the weights of the real probes, the controls' left out."""
+    return {
+        f"{layer}.{name}": weight[:seeds].detach().cpu()
+        for layer, probe in brain.modules.items()
+        for name, weight in probe.named_parameters()
+    }
 
 
 def train_probes(hparams, run_opts, x, y, classes, controls):
@@ -104,7 +115,7 @@ def main(argv):
     if is_written(hparams["output_folder"], **about):
         return
     parts, classes = load_features(hparams, run_opts, front_end, description)
-    x, y = as_tensors(parts, hparams["standardize"])
+    x, y, units = as_tensors(parts, hparams["standardize"])
 
     # on the training part, to choose a layer on the validation part
     chooser = train_probes(
@@ -125,7 +136,12 @@ def main(argv):
         len(hparams["seeds"]),
     )
     write_probe_results(
-        hparams["output_folder"], scores, classes=len(classes), **about
+        hparams["output_folder"],
+        scores,
+        {**trained_weights(brain, len(hparams["seeds"])), **units},
+        classes=len(classes),
+        class_names=classes,
+        **about,
     )
 
 

@@ -1,4 +1,4 @@
-"""Trains and probes the systems of a table, and writes its report.
+"""Trains and probes the systems of a table, and writes their scores.
 
     python recipes/table.py hparams/Synthetic/table.yaml
 
@@ -14,23 +14,12 @@ from pathlib import Path
 import pretrain
 import probe
 
-from speechbrain_sim.experiment import load_experiment
-from speechbrain_sim.report import write_report
-
-
-def options(**values):
-    """Writes options as a command line has them."""
-    written = {n: "null" if v is None else str(v) for n, v in values.items()}
-    return [text for n, v in written.items() for text in (f"--{n}", v)]
-
-
-def typed_run_options(run_opts):
-    """Returns SpeechBrain's own options, such as --device, as they were typed."""
-    argv = []
-    for name in sorted(run_opts.overridden_args - {"param_file"}):
-        value = run_opts[name]
-        argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return argv
+from speechbrain_sim.experiment import (
+    as_arguments,
+    load_experiment,
+    typed_run_options,
+)
+from speechbrain_sim.scores import write_table
 
 
 def run_system(hparams, run_options, name, label, seed):
@@ -62,7 +51,7 @@ def run_system(hparams, run_options, name, label, seed):
         )
         pretrain.main(
             [f"{hparams['folder']}/{system['yaml']}", *run_options]
-            + options(
+            + as_arguments(
                 **corpus,
                 output_folder=folder,
                 seed=seed,
@@ -73,7 +62,7 @@ def run_system(hparams, run_options, name, label, seed):
     print(f"\n=== {name} (seed {seed}): probes for {label}", flush=True)
     probe.main(
         [f"{hparams['folder']}/probe.yaml", *run_options]
-        + options(
+        + as_arguments(
             **corpus,
             output_folder=f"{folder}/probe",
             encoder=encoder,
@@ -89,7 +78,7 @@ def run_system(hparams, run_options, name, label, seed):
 
 
 def main(argv):
-    """Runs every system for every label, then writes the report."""
+    """Runs every system for every label, then writes the table."""
     hparams, run_opts = load_experiment(argv)
     run_options = typed_run_options(run_opts)
     probed = {label: {} for label in hparams["labels"]}
@@ -104,7 +93,7 @@ def main(argv):
                 log = Path(folder, "train_log.txt")
                 if log.exists() and not system.get("per_label"):
                     logs[name] = str(log)
-    report = write_report(
+    report = write_table(
         hparams["output_folder"],
         hparams["title"],
         hparams["note"],
@@ -112,7 +101,7 @@ def main(argv):
         hparams["baseline"],
         logs,
     )
-    print(f"\n{report}\nWritten to {hparams['output_folder']}/report.md")
+    print(f"\n{report}\nWritten to {hparams['output_folder']}/table.md")
 
 
 if __name__ == "__main__":

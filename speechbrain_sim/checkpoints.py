@@ -28,13 +28,14 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import FileTrainLogger
 
 from speechbrain_sim import __version__
+from speechbrain_sim.decoders import ConvDecoder
 from speechbrain_sim.encoders import GreedyEncoder
 
 logger = get_logger(__name__)
 
 INCOMPLETE = "incomplete+"
 HASHES = "SHA256.json"
-WEIGHTS, DESCRIPTION = "encoder.ckpt", "encoder.json"
+ENCODER, DECODER = "encoder", "decoder"
 
 
 def sha256(path):
@@ -69,6 +70,48 @@ def write_json(path, content):
     partial = path.with_name(path.name + ".part")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def remembered(path, made_of, compute):
+    """Computes a result, or finds that it was computed from the same before.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        A json file that keeps the result.
+    made_of : dict
+        What it depends on: hashes and settings.
+    compute : callable
+        Returns the result, of json values.
+
+    Returns
+    -------
+    dict or list
+        The result as json gives it back.
+
+    Raises
+    ------
+    ValueError
+        If the result holds NaN or infinity.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "result.json"
+    >>> remembered(path, {"seed": 1}, lambda: [1])
+    [1]
+    >>> remembered(path, {"seed": 1}, lambda: [2])
+    [1]
+    >>> remembered(path, {"seed": 2}, lambda: [2])
+    [2]
+    """
+    path, made_of = pathlib.Path(path), json.loads(json.dumps(made_of))
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known["made_of"] == made_of:
+            return known["result"]
+    result = json.loads(json.dumps(compute(), allow_nan=False))
+    write_json(path, {"made_of": made_of, "result": result})
+    return result
 
 
 class AtomicCheckpointer(sb_checkpoints.Checkpointer):
@@ -245,38 +288,105 @@ def versions():
     }
 
 
-def save_encoder(encoder, folder, **about):
-    """Saves an encoder that explains itself.
+def save_model(model, folder, stem, /, **about):
+    """Saves a model that explains itself.
 
-    Writes `encoder.ckpt` (a state dict, as SpeechBrain's Pretrainer loads it)
-    and `encoder.json` (architecture, layers, versions, hash and `about`).
+    Writes `<stem>.ckpt` (a state dict, as SpeechBrain's Pretrainer loads it)
+    and `<stem>.json` (architecture, versions, hash and `about`).
 
     Arguments
     ---------
-    encoder : GreedyEncoder
-        What to save.
+    model : nn.Module
+        With a dict `config`, the arguments that construct it.
     folder : str or pathlib.Path
         Where to; made if needed.
+    stem : str
+        Name of the files.
     **about : json values
         What else to say: how it was trained, with which results.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {n: t.detach().cpu() for n, t in encoder.state_dict().items()}
-    partial = folder / (WEIGHTS + ".part")
+    state = {n: t.detach().cpu() for n, t in model.state_dict().items()}
+    partial = folder / f"{stem}.ckpt.part"
     torch.save(state, partial)
     digest = sha256(partial)
-    os.replace(partial, folder / WEIGHTS)
+    os.replace(partial, folder / f"{stem}.ckpt")
     write_json(
-        folder / DESCRIPTION,
+        folder / f"{stem}.json",
         {
-            "architecture": encoder.config,
-            "layers": encoder.layer_names,
+            "architecture": model.config,
             "sha256": digest,
             "versions": versions(),
             **about,
         },
     )
+
+
+def load_model(make, folder, stem, recipe):
+    """Loads what `save_model` wrote, in eval mode.
+
+    Arguments
+    ---------
+    make : callable
+        Makes the model from its architecture.
+    folder : str or pathlib.Path
+        Where it was saved.
+    stem : str
+        Name of the files.
+    recipe : str
+        Which recipe writes them, for the error.
+
+    Returns
+    -------
+    model, description : (nn.Module, dict)
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not hold the two files.
+    ValueError
+        If weights and description do not belong together, or the weights do
+        not fit the architecture.
+    """
+    folder = pathlib.Path(folder)
+    weights, described = folder / f"{stem}.ckpt", folder / f"{stem}.json"
+    for path in (described, weights):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{folder} holds no {path.name}: give the folder '{stem}' that "
+                f"{recipe} wrote into its output_folder."
+            )
+    description = json.loads(described.read_text("utf-8"))
+    if sha256(weights) != description["sha256"]:
+        raise ValueError(
+            f"{weights} does not have the hash that {described.name} states: "
+            f"it is damaged or belongs to another run. Copy both files again, "
+            f"or train again."
+        )
+    model = make(**description["architecture"])
+    state = torch.load(weights, weights_only=True)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{weights} does not fit the architecture in {described.name}: "
+            f"{error}"
+        ) from error
+    return model.eval(), description
+
+
+def save_encoder(encoder, folder, **about):
+    """Saves an encoder: see `save_model`; also names its layers.
+
+    Arguments
+    ---------
+    encoder : GreedyEncoder
+        What to save.
+    folder, **about :
+        See `save_model`.
+    """
+    save_model(encoder, folder, ENCODER, layers=encoder.layer_names, **about)
 
 
 def load_encoder(folder):
@@ -293,11 +403,8 @@ def load_encoder(folder):
 
     Raises
     ------
-    FileNotFoundError
-        If the folder holds no encoder.
-    ValueError
-        If weights and description do not belong together, or the weights do
-        not fit the architecture.
+    FileNotFoundError, ValueError
+        See `load_model`.
 
     Example
     -------
@@ -307,27 +414,41 @@ def load_encoder(folder):
     >>> description["architecture"]["channels"]
     4
     """
-    folder = pathlib.Path(folder)
-    for name in (DESCRIPTION, WEIGHTS):
-        if not (folder / name).exists():
-            raise FileNotFoundError(
-                f"{folder} holds no {name}: give the folder 'encoder' that "
-                f"recipes/pretrain.py wrote into its output_folder."
+    return load_model(GreedyEncoder, folder, ENCODER, "recipes/pretrain.py")
+
+
+def load_decoder(folder, encoder, layer):
+    """Loads the decoder that `recipes/decode.py` trained for a layer.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        The folder of `decoder.json` and `decoder.ckpt`.
+    encoder : dict
+        Description of the encoder whose latents it shall decode.
+    layer : str
+        The layer.
+
+    Returns
+    -------
+    decoder, description : (ConvDecoder, dict)
+        Frozen, in eval mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no decoder.
+    ValueError
+        If it decodes another layer or another encoder, or is damaged.
+    """
+    decoder, description = load_model(
+        ConvDecoder, folder, DECODER, "recipes/decode.py"
+    )
+    wanted = {"layer": layer, "encoder": encoder["sha256"]}
+    for name, value in wanted.items():
+        if description[name] != value:
+            raise ValueError(
+                f"{folder} decodes the {name} {description[name]}, not "
+                f"{value}: train a decoder for this one with recipes/decode.py."
             )
-    description = json.loads((folder / DESCRIPTION).read_text("utf-8"))
-    if sha256(folder / WEIGHTS) != description["sha256"]:
-        raise ValueError(
-            f"{folder / WEIGHTS} does not have the hash that {DESCRIPTION} "
-            f"states: it is damaged or belongs to another run. Copy both "
-            f"files again, or train again."
-        )
-    encoder = GreedyEncoder(**description["architecture"])
-    state = torch.load(folder / WEIGHTS, weights_only=True)
-    try:
-        encoder.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{folder / WEIGHTS} does not fit the architecture in "
-            f"{DESCRIPTION}: {error}"
-        ) from error
-    return encoder.eval(), description
+    return decoder.requires_grad_(False), description

@@ -47,6 +47,15 @@ class ConvDecoder(nn.Module):
         refinements=0,
     ):
         super().__init__()
+        #: the constructor's arguments
+        self.config = {
+            "in_channels": in_channels,
+            "channels": channels,
+            "kernel_sizes": list(kernel_sizes),
+            "strides": list(strides),
+            "paddings": list(paddings),
+            "refinements": refinements,
+        }
         #: (kernel size, stride, padding), waveform first
         self.shapes = list(zip(kernel_sizes, strides, paddings, strict=True))
         widths = [1] + [channels] * (len(self.shapes) - 1) + [in_channels]
@@ -120,13 +129,13 @@ def mirror(encoder, layer, refinements=None):
 
     Arguments
     ---------
-    encoder : GreedyEncoder
+    encoder : GreedyEncoder or HiddenStates
         The encoder.
     layer : str
         The layer to decode.
     refinements : int, optional
-        See `ConvDecoder`; by default the release's: 2 for the first module,
-        else none.
+        See `ConvDecoder`; by default the release's: 2 for `module1`, else
+        none.
 
     Returns
     -------
@@ -141,16 +150,11 @@ def mirror(encoder, layer, refinements=None):
     >>> mirror(encoder, "module3")(z, wavs.shape[1]).shape
     torch.Size([2, 8821])
     """
-    convs = []
-    for name in encoder.layers_up_to([layer]):
-        convs += getattr(encoder.layers[name], "convs", [])
     if refinements is None:
-        refinements = 2 if layer == encoder.layer_names[0] else 0
+        refinements = 2 if layer == "module1" else 0
     return ConvDecoder(
-        encoder.layers[layer].out_channels,
-        convs[-1].out_channels,
-        [conv.kernel_size[0] for conv in convs],
-        [conv.stride[0] for conv in convs],
-        [conv.padding[0] for conv in convs],
+        encoder.channels_of(layer),
+        encoder.conv_channels,
+        *zip(*encoder.convolutions(layer), strict=True),
         refinements,
     )

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from speechbrain_sim.convolution import BlockConv1d
+from speechbrain_sim.convolution import BlockConv1d, conv_lengths
 
 CONTEXT = "context"
 
@@ -504,7 +504,94 @@ class ContextModule(nn.Module):
         return Latent(context, None, context, absolute_lengths(x), False), state
 
 
-class GreedyEncoder(nn.Module):
+class Encoder(nn.Module):
+    """What can be asked of the layers of an encoder, whatever it is made of.
+
+    A subclass has `layer_names`, bottom first, and knows the convolutions
+    below a layer, `convolutions(layer)`, how wide they are, `conv_channels`,
+    and how wide a layer is, `channels_of(layer)`.
+    """
+
+    def check_layer(self, layer):
+        """Raises a ValueError naming the layers there are, if `layer` is not."""
+        if layer not in self.layer_names:
+            raise ValueError(
+                f"There is no layer '{layer}'; this encoder has "
+                f"{', '.join(self.layer_names)}."
+            )
+
+    def output_lengths(self, samples, layer):
+        """Computes the frames of a layer for a number of samples.
+
+        Arguments
+        ---------
+        samples : int or torch.Tensor
+            Samples at 16 kHz.
+        layer : str
+            Name of the layer.
+
+        Returns
+        -------
+        int or torch.Tensor
+
+        Example
+        -------
+        >>> encoder = GreedyEncoder(channels=4, context_channels=2)
+        >>> [encoder.output_lengths(10240, n) for n in encoder.layer_names]
+        [511, 129, 64, 64]
+        """
+        for conv in self.convolutions(layer):
+            samples = conv_lengths(samples, *conv)
+        return samples
+
+    def frame_geometry(self, layer):
+        """Tells where the frames of a layer lie on the time axis.
+
+        Arguments
+        ---------
+        layer : str
+            Name of the layer.
+
+        Returns
+        -------
+        hop, center : (int, float)
+            Frame i is centred at sample `center + hop * i` of the input. (The
+            GRU of `context` looks back from there.)
+
+        Example
+        -------
+        >>> encoder = GreedyEncoder(channels=4, context_channels=2)
+        >>> [encoder.frame_geometry(name) for name in encoder.layer_names]
+        [(20, 10.0), (80, -20.0), (160, 20.0), (160, 20.0)]
+        """
+        hop, center = 1, 0.0
+        for kernel_size, stride, padding in self.convolutions(layer):
+            center += hop * ((kernel_size - 1) / 2 - padding)
+            hop *= stride
+        return hop, center
+
+    def layers_up_to(self, layers=None):
+        """Tells of each layer that must be computed whether it is wanted.
+
+        Arguments
+        ---------
+        layers : list of str, optional
+            The layers that are wanted; all by default.
+
+        Returns
+        -------
+        dict of str to bool
+            Bottom first, up to the highest that is wanted.
+        """
+        names = self.layer_names
+        layers = names if layers is None else list(layers)
+        for layer in layers:
+            self.check_layer(layer)
+        top = max(names.index(layer) for layer in layers)
+        return {name: name in layers for name in names[: top + 1]}
+
+
+class GreedyEncoder(Encoder):
     """The stack of modules, as one feature extractor.
 
     Layers are named `module1`, `module2`, ..., and `context` if there is one.
@@ -600,42 +687,18 @@ class GreedyEncoder(nn.Module):
         """Names of the layers, bottom first."""
         return list(self.layers)
 
-    def check_layer(self, layer):
-        """Raises a ValueError naming the layers there are, if `layer` is not."""
-        if layer not in self.layers:
-            raise ValueError(
-                f"There is no layer '{layer}'; this encoder has "
-                f"{', '.join(self.layer_names)}."
-            )
+    @property
+    def conv_channels(self):
+        """Channels of the convolutions."""
+        return self.config["channels"]
 
-    def output_lengths(self, samples, layer):
-        """Computes the frames of a layer for a number of samples.
-
-        Arguments
-        ---------
-        samples : int or torch.Tensor
-            Samples at 16 kHz.
-        layer : str
-            Name of the layer.
-
-        Returns
-        -------
-        int or torch.Tensor
-
-        Example
-        -------
-        >>> encoder = GreedyEncoder(channels=4, context_channels=2)
-        >>> [encoder.output_lengths(10240, n) for n in encoder.layer_names]
-        [511, 129, 64, 64]
-        """
+    def channels_of(self, layer):
+        """Tells the channels of a layer."""
         self.check_layer(layer)
-        for name in self.layer_names:
-            samples = self.layers[name].output_lengths(samples)
-            if name == layer:
-                return samples
+        return self.layers[layer].out_channels
 
-    def frame_geometry(self, layer):
-        """Tells where the frames of a layer lie on the time axis.
+    def convolutions(self, layer):
+        """Lists the convolutions between the waveform and a layer.
 
         Arguments
         ---------
@@ -644,26 +707,18 @@ class GreedyEncoder(nn.Module):
 
         Returns
         -------
-        hop, center : (int, float)
-            Frame i is centred at sample `center + hop * i` of the input. (The
-            GRU of `context` looks back from there.)
+        list of (int, int, int)
+            Kernel size, stride and padding, waveform first.
 
         Example
         -------
-        >>> encoder = GreedyEncoder(channels=4, context_channels=2)
-        >>> [encoder.frame_geometry(name) for name in encoder.layer_names]
-        [(20, 10.0), (80, -20.0), (160, 20.0), (160, 20.0)]
+        >>> GreedyEncoder(channels=4).convolutions("module2")
+        [(10, 5, 2), (8, 4, 2), (4, 2, 2), (4, 2, 2)]
         """
-        self.check_layer(layer)
-        hop, center = 1, 0.0
-        for name in self.layer_names:
-            for conv in getattr(self.layers[name], "convs", ()):
-                center += hop * (
-                    (conv.kernel_size[0] - 1) / 2 - conv.padding[0]
-                )
-                hop *= conv.stride[0]
-            if name == layer:
-                return hop, center
+        convs = []
+        for name in self.layers_up_to([layer]):
+            convs += getattr(self.layers[name], "convs", [])
+        return [(c.kernel_size[0], c.stride[0], c.padding[0]) for c in convs]
 
     def forward(
         self, wavs, wav_lens=None, layers=None, sample=None, generator=None
@@ -769,23 +824,3 @@ class GreedyEncoder(nn.Module):
             raise ValueError(
                 f"The signal is too short for a frame of {list(wanted)[-1]}."
             )
-
-    def layers_up_to(self, layers=None):
-        """Tells of each layer that must be computed whether it is wanted.
-
-        Arguments
-        ---------
-        layers : list of str, optional
-            The layers that are wanted; all by default.
-
-        Returns
-        -------
-        dict of str to bool
-            Bottom first, up to the highest that is wanted.
-        """
-        names = self.layer_names
-        layers = names if layers is None else list(layers)
-        for layer in layers:
-            self.check_layer(layer)
-        top = max(names.index(layer) for layer in layers)
-        return {name: name in layers for name in names[: top + 1]}

@@ -97,8 +97,8 @@ def build_model(name="sim", **changes):
     Arguments
     ---------
     name : str
-        `sim`, `gim`, `sim_beta0`, `cpc`, `sim_end_to_end`, `supervised` or
-        `random`.
+        `sim`, `gim`, `sim_beta0`, `sim_kl_only`, `cpc`, `sim_end_to_end`,
+        `supervised` or `random`.
     **changes : any
         Other values for keys of `hparams/models/sim.yaml`.
 
@@ -192,16 +192,57 @@ def load_experiment(argv, may_change=None):
     return hparams, run_opts
 
 
+def as_arguments(**values):
+    """Writes options as a command line has them.
+
+    Arguments
+    ---------
+    **values : any
+        Plain values, by the options' names.
+
+    Returns
+    -------
+    list of str
+
+    Example
+    -------
+    >>> as_arguments(channels=64, label=None)
+    ['--channels', '64', '--label', 'null']
+    """
+    written = {n: "null" if v is None else str(v) for n, v in values.items()}
+    return [text for n, v in written.items() for text in (f"--{n}", v)]
+
+
+def typed_run_options(run_opts):
+    """Returns SpeechBrain's own options, such as --device, as they were typed.
+
+    Arguments
+    ---------
+    run_opts : RunOptions
+        From `load_experiment`.
+
+    Returns
+    -------
+    list of str
+    """
+    argv = []
+    for name in sorted(run_opts.overridden_args - {"param_file"}):
+        value = run_opts[name]
+        argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return argv
+
+
 def _check_same_run(written, settings, may_change):
     """Raises a ValueError if plain settings differ from those of a run."""
     before = _read_yaml(written.read_text(encoding="utf-8"))
     plain = (str, int, float, bool, list, type(None))
     changed = [
-        f"{key} ({before.get(key)} before, {value} now)"
+        f"{key} ({before[key]} before, {value} now)"
         for key, value in settings.items()
         if key not in may_change
         and isinstance(value, plain)
-        and before.get(key) != value
+        and key in before  # else: an option that the run did not know yet
+        and before[key] != value
     ]
     if changed:
         raise ValueError(

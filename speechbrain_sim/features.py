@@ -26,6 +26,11 @@ from speechbrain_sim.encoders import (
     masked_mean,
     valid_frames,
 )
+from speechbrain_sim.hidden_states import (
+    MODEL_TYPES,
+    load_hidden_states,
+    model_type,
+)
 from speechbrain_sim.probes import frames_of_labels
 
 LOGMEL = "logmel"
@@ -74,17 +79,31 @@ def load_front_end(source):
     Arguments
     ---------
     source : str
-        The folder `encoder` of a pretraining run, or "logmel".
+        The folder `encoder` of a pretraining run, the folder of a Hugging Face
+        model (see `load_hidden_states`), or "logmel".
 
     Returns
     -------
     front_end, description : (nn.Module, dict)
         Frozen, in eval mode; what it is, for the results.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds neither.
     """
     if source == LOGMEL:
         front_end, description = LogMel(), {"model": LOGMEL, "sha256": LOGMEL}
+    elif model_type(source) in MODEL_TYPES:
+        front_end, description = load_hidden_states(source)
     else:
-        front_end, description = load_encoder(source)
+        try:
+            front_end, description = load_encoder(source)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error} Or give the folder of a Hugging Face model, whose "
+                f"config.json has the model_type wav2vec2, hubert or wavlm."
+            ) from error
     return front_end.eval().requires_grad_(False), description
 
 
@@ -281,10 +300,25 @@ def compute_features(
         )
         _encode(front_end, dataset, label, layers, folder, batch_size, device)
         write_json(done, {**made_of, "layers": list(layers)})
-    labels = np.load(folder / "labels.npz")
+    return read_features(folder, layers)
+
+
+def read_features(folder, layers):
+    """Opens what `compute_features` left in its cache.
+
+    Arguments
+    ---------
+    folder, layers :
+        See `compute_features`.
+
+    Returns
+    -------
+    dict of str to Features
+    """
+    labels = np.load(Path(folder, "labels.npz"))
     return {
         layer: Features(
-            np.load(folder / f"{layer}.npy", mmap_mode="r"),
+            np.load(Path(folder, f"{layer}.npy"), mmap_mode="r"),
             labels["y"],
             labels["utterance"],
             labels["ids"].tolist(),

@@ -1,4 +1,4 @@
-"""How sure a probe's accuracy is: intervals over utterances, and controls.
+"""How sure a number is: intervals over utterances, and controls.
 
 Frames of one utterance are not independent, so every interval resamples whole
 utterances.
@@ -83,6 +83,65 @@ def bootstrap_interval(hits, total, confidence=0.95, resamples=5000, seed=0):
     )
     low, high = result.confidence_interval
     return float(low), float(high)
+
+
+def bootstrap_pairs(
+    numerator, denominator, pairs, confidence=0.95, resamples=2000, seed=0
+):
+    """Bootstraps a ratio of sums over pairs, resampling the clips.
+
+    Pairs that share a clip are not independent, so it is clips that are drawn;
+    a pair then counts as often as both of its clips were drawn together. A draw
+    that leaves no denominator counts for nothing.
+
+    Arguments
+    ---------
+    numerator : numpy.ndarray
+        Of each pair, (pairs, values).
+    denominator : numpy.ndarray or float
+        Of each pair, (pairs,); 1 for the means of the numerators.
+    pairs : numpy.ndarray
+        The two clips of each pair, (pairs, 2), int.
+    confidence : float
+        Share of the distribution inside the interval.
+    resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    value, low, high : numpy.ndarray
+        (values,) each.
+
+    Raises
+    ------
+    ValueError
+        If an input is not a number, or the denominators add up to nothing.
+
+    Example
+    -------
+    >>> pairs = np.array([[0, 1], [1, 2], [2, 0]])
+    >>> value, low, high = bootstrap_pairs(np.array([[2.0]] * 3), 1, pairs)
+    >>> value.tolist(), low.tolist(), high.tolist()
+    ([2.0], [2.0], [2.0])
+    """
+    numerator = np.asarray(numerator, float)
+    denominator = np.broadcast_to(np.float64(denominator), len(pairs))
+    if not (np.isfinite(numerator).all() and np.isfinite(denominator).all()):
+        raise ValueError("A value of a pair is NaN or infinite.")
+    if not denominator.sum() > 0:
+        raise ValueError("The denominators of the pairs add up to nothing.")
+    clips, pairs = np.unique(pairs, return_inverse=True)
+    pairs, size = pairs.reshape(-1, 2), len(clips)
+    rng = np.random.default_rng(seed)
+    often = rng.multinomial(size, np.full(size, 1 / size), resamples)
+    ratios = []
+    for part in np.array_split(often.astype(float), -(-resamples // 100)):
+        weights = part[:, pairs[:, 0]] * part[:, pairs[:, 1]]
+        weights = weights[weights @ denominator > 0]
+        ratios.append(weights @ numerator / (weights @ denominator)[:, None])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail], axis=0)
+    return numerator.sum(0) / denominator.sum(), low, high
 
 
 def chance_level(train_labels, test_labels):

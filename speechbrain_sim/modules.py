@@ -48,13 +48,16 @@ class GreedyModule(nn.Module):
         Name in the log, and part of the key of every random draw.
     layers : dict of str to nn.Module
         The layers, shared with the encoder.
+    sample : bool, optional
+        Whether posteriors are drawn from; by default in training only.
 
     Subclasses define `objective`.
     """
 
-    def __init__(self, name, layers):
+    def __init__(self, name, layers, sample=None):
         super().__init__()
         self.name = name
+        self.sample = sample
         self.layers = nn.ModuleDict(layers)
 
     def forward(self, x, lengths, key=None, targets=None):
@@ -82,7 +85,7 @@ class GreedyModule(nn.Module):
         latents = {}
         for name, layer in self.layers.items():
             below = x
-            latents[name] = layer(x, lengths, generator=noise)
+            latents[name] = layer(x, lengths, self.sample, noise)
             x, lengths = latents[name].sample, latents[name].lengths
         loss, stats = self.objective(latents, below, noise, choices, targets)
         stats = {"loss": loss, **stats}
@@ -108,10 +111,15 @@ class ContrastiveModule(GreedyModule):
         Beta of each layer that has a posterior.
     draws : int
         L, Monte-Carlo draws of (c, z).
+    noise : bool
+        Whether training draws from posteriors; without, means are scored, and
+        the KL alone keeps them near N(0, I).
     """
 
-    def __init__(self, name, layers, smooth_info_nce, kl_weights, draws=1):
-        super().__init__(name, layers)
+    def __init__(
+        self, name, layers, smooth_info_nce, kl_weights, draws=1, noise=True
+    ):
+        super().__init__(name, layers, None if noise else False)
         self.smooth_info_nce = smooth_info_nce
         self.kl_weights = kl_weights
         self.draws = draws
@@ -195,6 +203,7 @@ def training_modules(
     greedy=True,
     kl_weight=0.0,
     draws=1,
+    noise=True,
     classes=0,
     per_frame=False,
     **smooth_info_nce,
@@ -214,6 +223,8 @@ def training_modules(
         Beta; a list gives one for each layer with a posterior, bottom first.
     draws : int
         L, Monte-Carlo draws of (c, z).
+    noise : bool
+        Contrastive: whether training draws from posteriors.
     classes : int
         Supervised: number of classes.
     per_frame : bool
@@ -280,6 +291,7 @@ def training_modules(
             ),
             kl_weights,
             draws,
+            noise,
         )
 
     if greedy:

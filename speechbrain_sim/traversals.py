@@ -111,3 +111,52 @@ def traverse(z, dimension, values):
     stops = z.expand(len(values), *z.shape).clone()
     stops[..., dimension] = torch.as_tensor(values).to(z)[:, None]
     return stops
+
+
+def deviations(steps, mean=0.0, std=1.0, reach=3.0):
+    """Lists the stops of a traversal: mean - reach std ... mean + reach std.
+
+    Arguments
+    ---------
+    steps : int
+        How many; odd, to pass through the mean.
+    mean, std : float
+        Of the dimension: 0 and 1 are the prior's, or the posterior's own.
+    reach : float
+        How far to go, in deviations.
+
+    Returns
+    -------
+    list of float
+
+    Example
+    -------
+    >>> deviations(3, mean=1.0, std=2.0)
+    [-5.0, 1.0, 7.0]
+    """
+    return torch.linspace(
+        mean - reach * std, mean + reach * std, steps, dtype=torch.float64
+    ).tolist()
+
+
+def draw_prior(frames, channels, generator=None):
+    """Draws latents from the prior N(0, I), every frame by itself.
+
+    Arguments
+    ---------
+    frames, channels : int
+        Shape.
+    generator : torch.Generator, optional
+        Source of the noise.
+
+    Returns
+    -------
+    torch.Tensor
+        (frames, channels).
+
+    Example
+    -------
+    >>> draw_prior(64, 8).shape
+    torch.Size([64, 8])
+    """
+    return torch.randn(frames, channels, generator=generator)

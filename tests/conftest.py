@@ -1,6 +1,7 @@
 """A tiny corpus, tiny brains, and recipes in processes of their own."""
 
 import csv
+import importlib
 import os
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from torch.utils.data import DataLoader
 
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.checkpoints import AtomicCheckpointer, RewindingTrainLogger
+from speechbrain_sim.data.synthetic import make_synthetic_corpus
 from speechbrain_sim.experiment import build_model
 
 ROOT = Path(__file__).parents[1]
+HPARAMS = ROOT / "hparams"
 #: a model that trains a step in milliseconds
 TINY = {
     "channels": 6,
@@ -176,3 +179,63 @@ def same(state, other):
     if isinstance(state, (list, tuple)):
         return len(state) == len(other) and all(map(same, state, other))
     return state == other
+
+
+@pytest.fixture(scope="session")
+def recipes():
+    """The recipes as modules."""
+    sys.path.insert(0, str(ROOT / "recipes"))
+    names = ["pretrain", "probe", "table", "decode", "analyse", "sweep"]
+    yield {name: importlib.import_module(name) for name in names}
+    sys.path.remove(str(ROOT / "recipes"))
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory):
+    """A tiny corpus of each kind, made here, by folder of `hparams`."""
+    folder = tmp_path_factory.mktemp("corpora")
+    make_synthetic_corpus(
+        folder / "Synthetic", speakers=3, sentences=9, test_sentences=3
+    )
+    rng = np.random.default_rng(0)
+    words = ["bababi", "badagu", "bidugi", "bubiba", "dadigu", "gagagi"]
+    words += ["gidabu", "dubigu", "gugidi", "digabu", "bagudi", "dubaga"]
+    layout = {
+        "reshuffledv2/train": (
+            [f"{w}_{t}" for w in words for t in (1, 2)],
+            33075,
+        ),
+        "reshuffledv2/test": ([f"{w}_1" for w in words], 33075),
+        "split up data padded/train": (syllables(words), 12156),
+        "split up data padded/test": (syllables(words), 12156),
+    }
+    for place, (names, samples) in layout.items():
+        (folder / "ArtificialSpeech" / place).mkdir(parents=True)
+        rate = 44100 if samples > 20000 else 22050
+        for name in names:
+            noise = 0.1 * rng.standard_normal(samples).cumsum() / samples**0.5
+            path = folder / "ArtificialSpeech" / place / f"{name}.wav"
+            sf.write(path, noise, rate)
+    for speaker, rate in {"ann": 16000, "bob": 22050, "eve": 48000}.items():
+        (folder / "Folder" / speaker).mkdir(parents=True)
+        for number, kind in enumerate(["wav", "flac", "ogg", "wav"] * 3):
+            stereo = 0.1 * rng.standard_normal((3 * rate // 2, 2))
+            path = folder / "Folder" / speaker / f"{number}.{kind}"
+            sf.write(path, stereo, rate)
+    return folder
+
+
+def syllables(words):
+    return [
+        f"{word}_1_{i + 1}_{word[2 * i : 2 * i + 2]}"
+        for word in words
+        for i in range(3)
+    ]
+
+
+def options_for(yaml, corpora):
+    options = ["--data_folder", str(corpora / yaml.parent.name)]
+    if yaml.parent.name == "Synthetic":
+        options += ["--speakers", "3", "--sentences", "9"]
+        options += ["--test_sentences", "3"]
+    return options

@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from speechbrain_sim.checkpoints import (
-    DESCRIPTION,
     HASHES,
     INCOMPLETE,
-    WEIGHTS,
     AtomicCheckpointer,
     Averages,
     RewindingTrainLogger,
@@ -242,7 +240,7 @@ def test_an_encoder_comes_back(tmp_path, encoder):
     assert description["valid"] == {"loss": 1.5}
     assert torch.__version__.startswith(description["versions"]["torch"])
     files = {path.name for path in (tmp_path / "a/b").iterdir()}
-    assert files == {WEIGHTS, DESCRIPTION}
+    assert files == {"encoder.ckpt", "encoder.json"}
 
 
 def test_weights_of_another_run_are_refused(tmp_path, encoder):
@@ -250,7 +248,9 @@ def test_weights_of_another_run_are_refused(tmp_path, encoder):
     with torch.no_grad():
         encoder.layers["module1"].mean.bias += 1
     save_encoder(encoder, tmp_path / "two")
-    shutil.copy(tmp_path / "one" / WEIGHTS, tmp_path / "two" / WEIGHTS)
+    shutil.copy(
+        tmp_path / "one" / "encoder.ckpt", tmp_path / "two" / "encoder.ckpt"
+    )
     with pytest.raises(ValueError, match="does not have the hash"):
         load_encoder(tmp_path / "two")
 
@@ -261,14 +261,14 @@ def test_weights_of_another_run_are_refused(tmp_path, encoder):
 )
 def test_weights_must_fit_the_architecture(tmp_path, encoder, change):
     save_encoder(encoder, tmp_path)
-    description = json.loads((tmp_path / DESCRIPTION).read_text())
+    description = json.loads((tmp_path / "encoder.json").read_text())
     description["architecture"].update(change)
-    write_json(tmp_path / DESCRIPTION, description)
+    write_json(tmp_path / "encoder.json", description)
     with pytest.raises(ValueError, match="does not fit the architecture"):
         load_encoder(tmp_path)
 
 
-@pytest.mark.parametrize("missing", [WEIGHTS, DESCRIPTION])
+@pytest.mark.parametrize("missing", ["encoder.ckpt", "encoder.json"])
 def test_a_missing_file_is_named(tmp_path, encoder, missing):
     save_encoder(encoder, tmp_path)
     (tmp_path / missing).unlink()

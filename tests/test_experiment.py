@@ -223,27 +223,39 @@ def test_the_papers_training():
 # no dead keys ---------------------------------------------------------------
 
 
-def test_every_key_is_used():
+READERS = {
+    "pretrain.yaml": ["recipes/pretrain.py", "brains/greedy.py"],
+    "decode.yaml": ["recipes/decode.py", "brains/decoder.py"],
+    "analyse.yaml": ["recipes/analyse.py"],
+    "ArtificialSpeech/sweep.yaml": ["recipes/sweep.py", "recipes/analyse.py"],
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_key_is_used(name):
+    yaml = ROOT / "hparams" / name
     yamls = "".join(
         path.read_text()
-        for path in [SHARED, *(ROOT / "hparams").glob("*/*.yaml")]
-        if path.parent != MODELS
+        for path in [yaml, *(ROOT / "hparams").glob(f"*/{yaml.name}")]
     )
     code = "".join(
         (ROOT / path).read_text()
-        for path in ("recipes/pretrain.py", "speechbrain_sim/brains/greedy.py")
+        if path.startswith("recipes")
+        else (ROOT / "speechbrain_sim" / path).read_text()
+        for path in [*READERS[name], "brains/resumable.py"]
     )
 
     def used(key):
         return (
             re.search(rf"<{key}[\[>]", yamls)
             or f'hparams["{key}"]' in code
+            or f"hparams['{key}']" in code
+            or f'"{key}"' in code
             or re.search(rf"self\.hparams\.{key}\b", code)
-            or re.search(rf'getattr\(self\.hparams, "{key}"', code)
             or key in RunOptions().as_dict()
         )
 
-    keys = [key for key in keys_of(SHARED) if key != "__set_seed"]
+    keys = [key for key in keys_of(yaml) if key not in ("__set_seed", "base")]
     assert [key for key in keys if not used(key)] == []
     assert not used("chanels")
 

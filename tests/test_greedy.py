@@ -23,7 +23,9 @@ from tests.conftest import TINY, make_brain, make_loader, same, weights
 
 TRAIN = sb.Stage.TRAIN
 LAYERS = ["module1", "module2", "module3", "context"]
-FAMILY = "sim gim sim_beta0 cpc sim_end_to_end supervised random".split()
+FAMILY = (
+    "sim gim sim_beta0 sim_kl_only cpc sim_end_to_end supervised random".split()
+)
 
 
 def batch_of(loader):
@@ -446,7 +448,7 @@ def test_debug_mode_is_short_and_touches_no_log(tmp_path, monkeypatch):
 # the family -----------------------------------------------------------------
 
 ONE_FOR_ALL = {"cpc", "sim_end_to_end", "supervised"}
-POSTERIORS = {"sim", "sim_beta0", "sim_end_to_end", "random"}
+POSTERIORS = {"sim", "sim_beta0", "sim_kl_only", "sim_end_to_end", "random"}
 
 
 @pytest.mark.parametrize("model", FAMILY)
@@ -511,6 +513,20 @@ def test_sim_without_kl_is_sim_beta0(tmp_path):
     beta0 = weights(fit(make_brain(tmp_path / "1", "sim_beta0")))
     assert same(sim, beta0)
     assert not same(sim, weights(fit(make_brain(tmp_path / "2", "sim"))))
+
+
+def test_kl_only_has_a_kl_and_no_noise(tmp_path):
+    brain = make_brain(tmp_path, "sim_kl_only")
+    batch = batch_of(make_loader())
+    brain.modules.train()
+    module = brain.modules["module1"]
+    x, lengths = batch.sig[0][..., None], torch.tensor([2400, 2100])
+    one, two = (module(x, lengths, (seed,)) for seed in (1, 2))
+    assert torch.equal(one.x, two.x)  # the seeds choose negatives only
+    assert one.stats["module1_kl"] == two.stats["module1_kl"] > 0
+    latent = brain.hparams.encoder.layers["module1"](x, lengths, sample=False)
+    assert torch.equal(one.x, latent.mean)
+    assert not latent.sampled
 
 
 def test_random_is_sim_at_birth(tmp_path):

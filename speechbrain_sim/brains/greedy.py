@@ -8,7 +8,8 @@ import torch
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
-from speechbrain_sim.checkpoints import Averages, save_encoder
+from speechbrain_sim.brains.resumable import ResumableBrain
+from speechbrain_sim.checkpoints import save_encoder
 from speechbrain_sim.encoders import absolute_lengths, valid_frames
 from speechbrain_sim.probes import NO_LABEL
 
@@ -18,7 +19,7 @@ logger = get_logger(__name__)
 COLLAPSED_NCE, COLLAPSED_KL = 0.95, 1.0
 
 
-class GreedyBrain(sb.Brain):
+class GreedyBrain(ResumableBrain):
     """Trains greedy modules: forward, backward, step and free, one by one.
 
     `modules` are `GreedyModule`s in order, bottom first; `opt_class` makes one
@@ -29,16 +30,13 @@ class GreedyBrain(sb.Brain):
     `kl_warmup_epochs`, `crop` (told the epoch), `tensorboard_logger`, `about`
     (what the saved encoder says of itself).
 
-    All randomness is keyed by (seed, rank, module, epoch, step); a checkpoint
-    holds modules, optimizers, running means and the length of the log, so a
-    resumed run ends as one that was never killed.
+    All randomness is keyed by (seed, rank, module, epoch, step).
     """
 
     def __init__(
         self, modules, opt_class, hparams, run_opts=None, checkpointer=None
     ):
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
-        self.rank = getattr(self, "rank", 0)
         frozen = getattr(self.hparams, "frozen", None) or []
         if isinstance(frozen, str):
             frozen = list(self.modules) if frozen == "all" else [frozen]
@@ -49,64 +47,16 @@ class GreedyBrain(sb.Brain):
                 f"frozen names {sorted(unknown)}; the modules are "
                 f"{', '.join(self.modules)}."
             )
-        if self.max_grad_norm <= 0:
-            raise ValueError(
-                f"max_grad_norm is {self.max_grad_norm}: SpeechBrain would "
-                f"stop or reverse the gradient. Use .inf for no clipping."
-            )
         on_cpus = self.distributed_launch and self.device_type == "cpu"
         if on_cpus and any(map(_is_batch_norm, self.modules.modules())):
             raise ValueError(
                 "Batch norm cannot be shared by several processes on CPUs: "
                 "use --batch_norm False, one process, or GPUs."
             )
-        self.raw = dict(self.modules.items())  # never wrapped by DDP
-        self.averages = {stage: Averages() for stage in sb.Stage}
-        if checkpointer is not None:
-            for name, module in self.raw.items():
-                checkpointer.add_recoverable(name, module)
-            checkpointer.add_recoverable(
-                "averages", self.averages[sb.Stage.TRAIN]
-            )
-            checkpointer.add_recoverable(
-                "train_logger", self.hparams.train_logger
-            )
-
-    def on_fit_start(self):
-        """Wraps, makes optimizers, resumes; a run without past has no log."""
-        super().on_fit_start()
-        begins = self.hparams.epoch_counter.current == 0
-        if self.checkpointer is not None and begins and not self.debug:
-            self.hparams.train_logger.rewind()
-
-    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
-        if self.step % self.grad_accumulation_factor:
-            return False  # a checkpoint cannot hold half-summed gradients
-        return super()._should_save_intra_epoch_ckpt(
-            last_ckpt_time, steps_since_ckpt
-        )
-
-    def init_optimizers(self):
-        """Gives every module its own optimizer, named as the module."""
-        self.optimizers_dict = {}
-        for name, module in self.modules.items():
-            optimizer = self.opt_class(module.parameters())
-            self.optimizers_dict[name] = optimizer
-            if self.checkpointer is not None:
-                self.checkpointer.add_recoverable(
-                    f"{name}_optimizer", optimizer
-                )
 
     def freeze_optimizers(self, optimizers):
         """Leaves out the modules that `frozen` names."""
         return {n: o for n, o in optimizers.items() if n not in self.frozen}
-
-    def key(self, name, stage):
-        """Names the draws of one module in this step."""
-        if stage == sb.Stage.TRAIN:
-            epoch = self.hparams.epoch_counter.current
-            return (self.hparams.seed, self.rank, name, epoch, self.step)
-        return (self.hparams.seed, stage.name, name, self.step)
 
     def targets(self, batch):
         """Returns the labels, (batch, labels) with NO_LABEL in the padding."""
@@ -212,43 +162,16 @@ class GreedyBrain(sb.Brain):
         self.record(stats, stage)
         return sum(output.loss for output in predictions.values())
 
-    def record(self, stats, stage):
-        """Adds one step's stats to the stage's averages."""
-        values = torch.stack([value.float() for value in stats.values()])
-        named = dict(zip(stats, values.tolist(), strict=True))
-        self.averages[stage].update(named)
-
     def on_stage_start(self, stage, epoch=None):
         """Tells crops and KL warm-up the epoch; starts the averages anew."""
-        if stage != sb.Stage.TRAIN or self.step == 0:  # else: resumed
-            self.averages[stage].clear()
+        super().on_stage_start(stage, epoch)
         if stage == sb.Stage.TRAIN:
-            crop = getattr(self.hparams, "crop", None)
-            if crop is not None:
-                crop.set_epoch(epoch)
             warmup = getattr(self.hparams, "kl_warmup_epochs", 0)
             for module in self.raw.values():
                 module.kl_scale = min(1.0, epoch / warmup) if warmup else 1.0
 
-    def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Logs the test stage; `end_epoch` logs the others together."""
-        if stage == sb.Stage.TEST:
-            self.hparams.train_logger.log_stats(
-                {"Epoch loaded": self.hparams.epoch_counter.current},
-                test_stats=self.averages[stage].means(),
-            )
-
-    def _fit_valid(self, valid_set, epoch, enable):
-        super()._fit_valid(valid_set, epoch, enable)
-        self.end_epoch(epoch, validated=valid_set is not None)
-
-    def end_epoch(self, epoch, validated):
-        """Logs the epoch, warns of collapse, saves encoder and checkpoint."""
-        train = self.averages[sb.Stage.TRAIN].means()
-        valid = self.averages[sb.Stage.VALID].means() if validated else None
-        meta = {"epoch": epoch}
-        self.hparams.train_logger.log_stats(meta, train, valid)
-        self.log_tensorboard(epoch, train, valid)
+    def save_result(self, epoch, train, valid):
+        """Warns of collapse, saves the encoder."""
         for name in self.raw:
             self.warn_of_collapse(name, train)
         if sb.utils.distributed.if_main_process():
@@ -261,26 +184,6 @@ class GreedyBrain(sb.Brain):
                 valid=valid,
                 **(getattr(self.hparams, "about", None) or {}),
             )
-        # last: a run that is killed before this point repeats the epoch
-        if self.checkpointer is not None:
-            self.checkpointer.save_and_keep_only(
-                meta={"epoch": epoch, **(valid or train)},
-                num_to_keep=2,  # one to fall back to
-                importance_keys=[],
-            )
-
-    def log_tensorboard(self, epoch, train, valid):
-        """Logs to TensorBoard if asked, at the epoch's place."""
-        board = getattr(self.hparams, "tensorboard_logger", None)
-        if board is not None:
-            steps = dict.fromkeys([*train, *(valid or ())], epoch - 1)
-            board.global_step = {
-                "train": dict(steps),
-                "valid": dict(steps),
-                "test": {},
-                "meta": epoch - 1,
-            }
-            board.log_stats({}, train, valid)
 
     def warn_of_collapse(self, name, stats):
         """Warns when a posterior of a module carries nothing any more."""

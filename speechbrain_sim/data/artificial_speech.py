@@ -209,6 +209,32 @@ def syllable_labels(name, side):
     }
 
 
+def word_factors(row):
+    """What a word is made of, for `speechbrain_sim.analysis.factors`.
+
+    Arguments
+    ---------
+    row : dict
+        Row of `pretrain.csv` or `pretrain_valid.csv`.
+
+    Returns
+    -------
+    dict of str to str
+        The consonant and the vowel of each position.
+
+    Example
+    -------
+    >>> word_factors({"consonants": "bdg", "vowels": "iau"})
+    {'consonant 1': 'b', 'vowel 1': 'i', 'consonant 2': 'd', 'vowel 2': 'a',
+     'consonant 3': 'g', 'vowel 3': 'u'}
+    """
+    return {
+        f"{kind} {i + 1}": row[f"{kind}s"][i]
+        for i in range(3)
+        for kind in ("consonant", "vowel")
+    }
+
+
 def _rows(data_folder, part, side, labels):
     """Rows of one folder of the set, sorted by name."""
     folder = data_folder / part / side

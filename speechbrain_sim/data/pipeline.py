@@ -139,6 +139,50 @@ def make_dataset(manifest, data_folder, crop=None, label=None, classes=None):
     return dataset
 
 
+def training_sets(
+    train_csv,
+    valid_csv,
+    data_folder,
+    crop,
+    batch_size,
+    label=None,
+    classes=None,
+):
+    """Opens what a run trains on, and what it is validated on.
+
+    Arguments
+    ---------
+    train_csv, valid_csv : str
+        Manifests.
+    crop : KeyedCrop
+        Of the training set; validation hears the same crops in every epoch.
+    batch_size : int
+        Utterances of a batch.
+    data_folder, label, classes :
+        See `make_dataset`.
+
+    Returns
+    -------
+    train, valid : (DynamicItemDataset, DynamicItemDataset)
+
+    Raises
+    ------
+    ValueError
+        If the training set is smaller than a batch.
+    """
+    still = KeyedCrop(crop.samples, crop.random, crop.seed)
+    train, valid = (
+        make_dataset(manifest, data_folder, chosen, label, classes)
+        for manifest, chosen in ((train_csv, crop), (valid_csv, still))
+    )
+    if len(train) < batch_size:
+        raise ValueError(
+            f"{train_csv} lists {len(train)} utterances, fewer than a batch: "
+            f"use a batch_size below {batch_size}."
+        )
+    return train, valid
+
+
 def labelled(dataset, manifest, label, classes):
     """Leaves out what has no label; see `make_dataset` for what is raised."""
     names = {item: row[label] for item, row in dataset.data.items()}

@@ -278,6 +278,39 @@ def prepare_synthetic(
     )
 
 
+def voice_factors(row, data_folder):
+    """What is known of a voice, for `speechbrain_sim.analysis.factors`.
+
+    Arguments
+    ---------
+    row : dict
+        Row of a manifest.
+    data_folder : str or Path
+        The corpus.
+
+    Returns
+    -------
+    dict
+        `speaker`, `pitch` (octaves above that of espeak-ng's variant) and
+        `rate` (words per minute), the shift of the formants taken back. Pitch
+        and rate belong to the speaker, and do not vary within one.
+    """
+    voice = _voices(str(data_folder))[row["speaker"]]
+    return {
+        "speaker": row["speaker"],
+        "pitch": float(
+            (voice["pitch"] - 50) / 70 + np.log2(voice["warp"] / 441)
+        ),
+        "rate": voice["rate"] * voice["warp"] / 441,
+    }
+
+
+@functools.lru_cache
+def _voices(data_folder):
+    record = json.loads(Path(data_folder, RECORD).read_text())
+    return {str(voice["id"]): voice for voice in record["speakers"]}
+
+
 def _draw_voice(index, seed):
     """The voice of a speaker, whatever the number of speakers.
 

@@ -1,4 +1,4 @@
-"""Scores -> report.json and report.md: every number with its uncertainty."""
+"""Scores of probes -> table.json and table.md: every number with its uncertainty."""
 
 import json
 import os
@@ -88,8 +88,8 @@ def percent(score):
     )
 
 
-def write_probe_results(folder, scores, **about):
-    """Writes `probe_<label>.json`, `.md` and `.npz`, and prints the rows.
+def write_probe_results(folder, scores, weights, **about):
+    """Writes `probe_<label>.json`, `.md` and two `.npz`, and prints the rows.
 
     Arguments
     ---------
@@ -97,6 +97,9 @@ def write_probe_results(folder, scores, **about):
         Where to.
     scores : (dict, dict)
         From `score_probes`.
+    weights : dict of str to numpy.ndarray
+        The probes: `<layer>.weight`, (seeds, channels, classes), and what else
+        belongs to them; written to `probe_<label>_weights.npz`.
     **about : json values
         `label`, `classes`, `encoder` and `settings`.
 
@@ -111,6 +114,7 @@ def write_probe_results(folder, scores, **about):
     best = best_layer(layers)
     result = {**about, "best_layer": best, "sampled": False, "layers": layers}
     np.savez(stem.with_suffix(".npz"), **outcomes)
+    np.savez(f"{stem}_weights.npz", **weights)
     write_json(stem.with_suffix(".json"), result)
     rows = [
         f"| {about['label']} | test accuracy (%) | chance | shuffled labels |",
@@ -266,8 +270,8 @@ def machine():
     }
 
 
-def write_report(folder, title, note, systems, baseline, logs):
-    """Writes report.json, report.md and their figures.
+def write_table(folder, title, note, systems, baseline, logs):
+    """Writes table.json, table.md and their figures.
 
     Arguments
     ---------
@@ -285,7 +289,7 @@ def write_report(folder, title, note, systems, baseline, logs):
     Returns
     -------
     str
-        The report in markdown.
+        The table in markdown.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -306,8 +310,8 @@ def write_report(folder, title, note, systems, baseline, logs):
         figures.plot_training(logs, folder / "training")
         lines += ["", "## Training", "", "![training](training.svg)"]
     text = "\n".join([*lines, "", _legend(report), ""])
-    write_json(folder / "report.json", report)
-    (folder / "report.md").write_text(text, encoding="utf-8")
+    write_json(folder / "table.json", report)
+    (folder / "table.md").write_text(text, encoding="utf-8")
     return text
 
 

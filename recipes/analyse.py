@@ -1,0 +1,337 @@
+"""Looks inside encoders: decoders, traversals, numbers, and a report to hear.
+
+    python recipes/analyse.py hparams/Synthetic/analyse.yaml
+
+Each encoder of the yaml gets a decoder per layer (recipes/decode.py) and probes
+without bias (recipes/probe.py), then every tool of `speechbrain_sim.analysis`.
+The results are written as report.html, report.md and report.json. Stopped and
+started again, an analysis goes on where it was.
+
+To read the code, begin at the bottom.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import decode
+import numpy as np
+import probe
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import infer_device, run_on_main
+
+from speechbrain_sim.analysis import latents, measures, story
+from speechbrain_sim.analysis.delta import draw_pairs
+from speechbrain_sim.analysis.listening import explore
+from speechbrain_sim.checkpoints import (
+    load_decoder,
+    remembered,
+    sha256,
+    write_json,
+)
+from speechbrain_sim.encoders import CONTEXT, GreedyEncoder
+from speechbrain_sim.experiment import (
+    as_arguments,
+    load_experiment,
+    typed_run_options,
+)
+from speechbrain_sim.features import load_front_end, read_features
+from speechbrain_sim.page import Section, write_page
+from speechbrain_sim.scores import machine, read_system
+
+
+def chosen_layers(hparams, front_end):
+    """Names the layers that are analysed: all that have a decoder to mirror."""
+    names = hparams["layers"] or front_end.layer_names
+    return [name for name in names if hparams["layers"] or name != CONTEXT]
+
+
+def corpus_options(hparams):
+    """Options that every run on this corpus gets."""
+    return {"data_folder": hparams["data_folder"], **hparams["corpus_options"]}
+
+
+def train_decoder(hparams, run_options, name, layer, description):
+    """Trains the decoder of one layer, or finds it done."""
+    folder = f"{hparams['output_folder']}/{name}/decoder_{layer}"
+    print(f"\n=== {name}: decoder of {layer}", flush=True)
+    epochs = hparams["decoder_epochs"]
+    decode.main(
+        [f"{hparams['folder']}/decode.yaml", *run_options]
+        + as_arguments(
+            **corpus_options(hparams),
+            encoder=hparams["systems"][name],
+            layer=layer,
+            output_folder=folder,
+            **({"number_of_epochs": epochs[layer]} if layer in epochs else {}),
+            **hparams["decode_options"],
+        )
+    )
+    return load_decoder(f"{folder}/decoder", description, layer)
+
+
+def open_system(hparams, run_options, name, clips, device):
+    """Loads an encoder, trains its decoders, and encodes the clips.
+
+    Returns the System, and what its results are made of.
+    """
+    front_end, description = load_front_end(hparams["systems"][name])
+    layers, decoders, hashes = chosen_layers(hparams, front_end), {}, {}
+    for layer in layers:
+        decoder, about = train_decoder(
+            hparams, run_options, name, layer, description
+        )
+        decoders[layer], hashes[layer] = decoder.to(device), about["sha256"]
+    wavs = clips.wavs.to(device)
+    front_end = front_end.to(device)
+    batch_size = hparams["encoding_batch_size"]
+    encoded = latents.encode_clips(front_end, wavs, layers, batch_size)
+    system = measures.System(name, front_end, decoders, wavs, encoded)
+    return system, {"encoder": description["sha256"], "decoders": hashes}
+
+
+def train_probes(hparams, run_options, name, layers):
+    """Trains bias-free probes, or finds them done: returns their scores' path."""
+    label = hparams["weights_label"]
+    folder = f"{hparams['output_folder']}/{name}/probe"
+    print(f"\n=== {name}: probes without bias for {label}", flush=True)
+    probe.main(
+        [f"{hparams['folder']}/probe.yaml", *run_options]
+        + as_arguments(
+            **corpus_options(hparams),
+            encoder=hparams["systems"][name],
+            label=label,
+            layers=layers,
+            output_folder=folder,
+            bias=False,
+            standardize=False,
+            **hparams["probe_options"],
+        )
+    )
+    return Path(folder, f"probe_{label}.json")
+
+
+def weigh(system, path, label):
+    """Where the information of the probes sits."""
+    layers = list(system.latents)
+    scores = json.loads(path.read_text(encoding="utf-8"))["layers"]
+    arrays = np.load(f"{path.with_suffix('')}_weights.npz")
+    features = [
+        read_features(path.parent / f"features/{label}/{part}", layers)
+        for part in ("train", "test")
+    ]
+    return measures.measure_weights(
+        system,
+        {layer: arrays[f"{layer}.weight"] for layer in layers},
+        *features,
+        scores,
+    )
+
+
+def untrained(front_end, seed, device):
+    """Returns an encoder of the same shape that was never trained, or None."""
+    if not isinstance(front_end, GreedyEncoder):
+        return None
+    torch.manual_seed(seed)
+    return GreedyEncoder(**front_end.config).eval().to(device)
+
+
+def read_codes(hparams, front_end, layers):
+    """Codes of the training and of the test part, with their factors."""
+    factors_of, segments = hparams["factors"], hparams["factor_segments"]
+    return [
+        latents.segment_codes(*part, factors_of, segments)
+        if segments
+        else latents.frame_codes(*part, factors_of)
+        for part in (
+            (front_end, hparams[key], hparams["data_folder"], layers)
+            for key in ("factors_train_csv", "factors_test_csv")
+        )
+    ]
+
+
+def disentangle(hparams, system, device):
+    """Scores every layer against the factors that the corpus names."""
+    if hparams["factors"] is None:
+        return {}
+    layers = list(system.latents)
+    codes = read_codes(hparams, system.front_end, layers)
+    control = untrained(system.front_end, hparams["seed"], device)
+    control = control and read_codes(hparams, control, layers)
+    return measures.measure_factors(system, *codes, control, hparams["seed"])
+
+
+def measure(hparams, run_options, name, clips, device):
+    """Measures one encoder, or finds it measured.
+
+    Returns the System, and its results by tool.
+    """
+    system, made_of = open_system(hparams, run_options, name, clips, device)
+    layers, seed = list(system.latents), hparams["seed"]
+    probes = train_probes(hparams, run_options, name, layers)
+    batch_size = hparams["encoding_batch_size"]
+    made_of |= {"clips": clips.ids, "probes": sha256(probes), "seed": seed}
+    pairs = [
+        draw_pairs(len(clips.ids), hparams[key], seed)
+        for key in ("pairs", "smooth_pairs")
+    ]
+    steps = hparams["smooth_steps"], hparams["directions"]
+    label = hparams["weights_label"]
+    tools = {
+        "delta": (
+            {"pairs": hparams["pairs"]},
+            lambda: measures.measure_delta(system, pairs[0], batch_size),
+        ),
+        "shape": ({}, lambda: measures.measure_shape(system, seed)),
+        "smoothness": (
+            {"pairs": hparams["smooth_pairs"], "steps": steps},
+            lambda: measures.measure_smoothness(
+                system, pairs[1], *steps, batch_size, seed
+            ),
+        ),
+        "weights": ({}, lambda: weigh(system, probes, label)),
+        "factors": (
+            {
+                "segments": hparams["factor_segments"],
+                **{
+                    key: sha256(hparams[key])
+                    for key in ("factors_train_csv", "factors_test_csv")
+                },
+            },
+            lambda: disentangle(hparams, system, device),
+        ),
+        "attribution": (
+            {"walk": hparams["walk"]},
+            lambda: attribute(hparams, system, clips, probes),
+        ),
+    }
+    results = {}
+    for tool, (settings, compute) in tools.items():
+        print(f"\n=== {name}: {tool}", flush=True)
+        path = f"{hparams['output_folder']}/{name}/{tool}.json"
+        results[tool] = remembered(path, {**made_of, **settings}, compute)
+    return system, results
+
+
+def ends_of_walk(hparams, clips):
+    """Finds the two clips that the sliders move between."""
+    if hparams["walk"] is None:
+        return [0, 1]
+    found = []
+    for beginning in hparams["walk"]:
+        at = [i for i, n in enumerate(clips.ids) if n.startswith(beginning)]
+        if not at:
+            raise ValueError(
+                f"No clip's name begins with '{beginning}' (--walk); they are "
+                f"{', '.join(clips.ids[:5])}, ..."
+            )
+        found.append(at[0])
+    return found
+
+
+def attribute(hparams, system, clips, probes):
+    """Attributes one clip's strongest class and dimension to its samples."""
+    label = hparams["weights_label"]
+    arrays = np.load(f"{probes.with_suffix('')}_weights.npz")
+    classes = json.loads(probes.read_text(encoding="utf-8"))["class_names"]
+    clip = ends_of_walk(hparams, clips)[0]
+    return measures.measure_attribution(
+        system,
+        clip,
+        {n: torch.from_numpy(arrays[f"{n}.weight"]) for n in system.latents},
+        [f"{label} {name}" for name in classes],
+    )
+
+
+def read_probes(hparams):
+    """Scores of the probes that recipes/table.py has trained before."""
+    keys = ("accuracy", "deviation", "interval", "chance")
+    return {
+        system: {
+            label: {
+                layer: {key: score[key] for key in keys}
+                for layer, score in read_system(folders, label)[
+                    "layers"
+                ].items()
+            }
+            for label in hparams["labels"]
+        }
+        for system, folders in hparams["probes"].items()
+    }
+
+
+def listen(hparams, systems, clips):
+    """Decodes what the report's sliders move through."""
+    start, target = ends_of_walk(hparams, clips)
+    names = (clips.ids[start], clips.ids[target])
+    sounds = [
+        explorer
+        for system in systems
+        for layer in system.latents
+        for explorer in explore(
+            system, layer, start, target, names, hparams["seed"]
+        )
+    ]
+    return Section(
+        "listen",
+        "Listen",
+        "Move the sliders: a smooth space changes evenly, and stays speech "
+        "between two recordings.",
+        sounds,
+    )
+
+
+def main(argv):
+    """Measures every encoder, then writes the report."""
+    hparams, run_opts = load_experiment(argv)
+    sb.create_experiment_directory(hparams["output_folder"])
+    run_on_main(hparams["prepare"])
+    run_options = typed_run_options(run_opts)
+    device = run_opts["device"] or infer_device()
+    clips = latents.read_clips(
+        hparams["clips_csv"],
+        hparams["data_folder"],
+        hparams["clip_samples"],
+        hparams["clips"],
+        hparams["seed"],
+    )
+    systems, results = [], {"probes": read_probes(hparams)}
+    for name in hparams["systems"]:
+        system, found = measure(hparams, run_options, name, clips, device)
+        systems.append(system)
+        for tool, numbers in found.items():
+            results.setdefault(tool, {})[name] = numbers
+    folder = Path(hparams["report_folder"])
+    start, _ = ends_of_walk(hparams, clips)
+    sections = [
+        listen(hparams, systems, clips),
+        *story.tell(
+            results,
+            hparams["paper"],
+            folder,
+            clips.wavs[start].numpy(),
+            clips.ids[start],
+        ),
+    ]
+    summary = story.summarise(results)
+    where = {"machine": machine(), "clips": len(clips.ids)}
+    about = {"title": hparams["title"], "note": hparams["note"], **where}
+    about["settings"] = {
+        key: hparams[key]
+        for key in ("clip_samples", "pairs", "smooth_pairs", "weights_label")
+    }
+    write_json(folder / "report.json", {**about, **results})
+    write_page(
+        folder,
+        hparams["title"],
+        hparams["note"],
+        summary,
+        sections,
+        list(hparams["systems"]),
+    )
+    print(f"\nWritten to {folder}/report.html, report.md and report.json")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,71 @@
+"""Trains a decoder for one layer of a frozen encoder: latents -> waveform.
+
+    python recipes/decode.py hparams/Synthetic/decode.yaml \
+        --encoder results/Synthetic/sim_1/encoder --layer module3
+
+The decoder mirrors the encoder's own convolutions. The run's folder gets
+checkpoints, a log, the decoder for recipes/analyse.py and, after each epoch,
+what it makes of a few validation recordings. Started again, a run goes on
+where it was.
+
+To read the code, begin at the bottom.
+"""
+
+import sys
+
+import speechbrain as sb
+from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.train_logger import TensorboardLogger
+
+from speechbrain_sim.brains.decoder import DecoderBrain
+from speechbrain_sim.data.pipeline import training_sets
+from speechbrain_sim.decoders import mirror
+from speechbrain_sim.experiment import load_experiment
+from speechbrain_sim.features import load_front_end
+
+#: what may differ when a run goes on
+MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
+MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder", "encoder"]
+
+
+def main(argv):
+    """Prepares the data and trains."""
+    hparams, run_opts = load_experiment(argv, may_change=MAY_CHANGE)
+    sb.create_experiment_directory(hparams["output_folder"])
+    front_end, description = load_front_end(hparams["encoder"])
+    decoder = mirror(front_end, hparams["layer"])
+    run_on_main(hparams["prepare"])
+    if hparams["tensorboard"]:
+        hparams["tensorboard_logger"] = TensorboardLogger(
+            hparams["output_folder"] + "/tensorboard"
+        )
+    hparams["front_end"] = front_end
+    hparams["about"] = {
+        "encoder": description["sha256"],
+        "reconstruction": hparams["reconstruction"].weights,
+    }
+    brain = DecoderBrain(
+        modules={"decoder": decoder},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    train_set, valid_set = training_sets(
+        hparams["train_csv"],
+        hparams["valid_csv"],
+        hparams["data_folder"],
+        hparams["crop"],
+        hparams["batch_size"],
+    )
+    brain.fit(
+        hparams["epoch_counter"],
+        train_set,
+        valid_set,
+        train_loader_kwargs=hparams["train_loader_kwargs"],
+        valid_loader_kwargs=hparams["valid_loader_kwargs"],
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,147 @@
+"""Trains variants of an encoder and shows what each gives up, and gains.
+
+    python recipes/sweep.py hparams/ArtificialSpeech/sweep.yaml --data_folder DATA
+
+Each variant is a run of recipes/pretrain.py with its own options: other beta,
+beta of one module only, no KL, no noise. Its layers are probed and decoded, and
+accuracy is plotted against delta. Stopped and started again, a sweep goes on
+where it was.
+
+To read the code, begin at the bottom.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import analyse
+import pretrain
+import probe
+import speechbrain as sb
+from speechbrain.utils.distributed import infer_device, run_on_main
+
+from speechbrain_sim import figures
+from speechbrain_sim.analysis import latents, measures
+from speechbrain_sim.analysis.delta import draw_pairs
+from speechbrain_sim.analysis.story import delta_at, with_interval
+from speechbrain_sim.checkpoints import remembered, write_json
+from speechbrain_sim.experiment import (
+    as_arguments,
+    load_experiment,
+    typed_run_options,
+)
+from speechbrain_sim.scores import machine, percent
+
+
+def train(hparams, run_options, name):
+    """Trains and probes one variant; returns the scores of its layers."""
+    folder = Path(hparams["output_folder"], name)
+    corpus = analyse.corpus_options(hparams)
+    print(f"\n=== {name}: training, or finding it done", flush=True)
+    pretrain.main(
+        [hparams["pretrain_yaml"], *run_options]
+        + as_arguments(
+            **corpus,
+            output_folder=folder,
+            seed=hparams["seed"],
+            **hparams["pretrain_options"],
+            **hparams["variants"][name],
+        )
+    )
+    hparams["systems"][name] = f"{folder}/encoder"
+    label = hparams["weights_label"]
+    probe.main(
+        [f"{hparams['folder']}/probe.yaml", *run_options]
+        + as_arguments(
+            **corpus,
+            encoder=hparams["systems"][name],
+            label=label,
+            output_folder=folder / "probe",
+            **hparams["probe_options"],
+        )
+    )
+    scores = folder / f"probe/probe_{label}.json"
+    return json.loads(scores.read_text(encoding="utf-8"))["layers"]
+
+
+def decode(hparams, run_options, name, clips, device):
+    """Decodes one variant; returns delta of its layers."""
+    system, made_of = analyse.open_system(
+        hparams, run_options, name, clips, device
+    )
+    made_of |= {"clips": clips.ids, "pairs": hparams["pairs"]}
+    pairs = draw_pairs(len(clips.ids), hparams["pairs"], hparams["seed"])
+    return remembered(
+        f"{hparams['output_folder']}/{name}/delta.json",
+        made_of,
+        lambda: measures.measure_delta(system, pairs),
+    )
+
+
+def write_sweep(hparams, results):
+    """Writes sweep.json, sweep.md and the picture of the trade-off."""
+    folder, share = Path(hparams["output_folder"]), hparams["share"]
+    layers = list(next(iter(results.values()))["delta"])
+    lines = [
+        f"# {hparams['title']}",
+        "",
+        hparams["note"],
+        "",
+        f"| variant | layer | {hparams['weights_label']} accuracy (%) | "
+        f"δ(N/D = {share:g}) (%) | decoded (%) |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in results.items():
+        for layer in layers:
+            score, delta = found["probe"][layer], found["delta"][layer]
+            lines.append(
+                f"| {name} | {layer} | {percent(score)} | "
+                f"{with_interval(delta_at(delta, share), 100, 1)} | "
+                f"{100 * delta['explained']:.0f} |"
+            )
+    points = {
+        layer: {
+            name: (
+                found["probe"][layer],
+                delta_at(found["delta"][layer], share),
+            )
+            for name, found in results.items()
+        }
+        for layer in layers
+    }
+    figures.plot_trade_off(points, hparams["weights_label"], folder / "sweep")
+    text = "\n".join([*lines, "", "![trade-off](sweep.svg)", ""])
+    (folder / "sweep.md").write_text(text, encoding="utf-8")
+    write_json(
+        folder / "sweep.json",
+        {"variants": hparams["variants"], "machine": machine(), **results},
+    )
+    print(f"\n{text}\nWritten to {folder}/sweep.md, .json and .svg")
+
+
+def main(argv):
+    """Runs every variant, then writes the table and the picture."""
+    hparams, run_opts = load_experiment(argv)
+    sb.create_experiment_directory(hparams["output_folder"])
+    run_on_main(hparams["prepare"])
+    run_options = typed_run_options(run_opts)
+    device = run_opts["device"] or infer_device()
+    clips = latents.read_clips(
+        hparams["clips_csv"],
+        hparams["data_folder"],
+        hparams["clip_samples"],
+        hparams["clips"],
+        hparams["seed"],
+    )
+    results = {}
+    for name in hparams["variants"]:
+        scores = train(hparams, run_options, name)
+        results[name] = {
+            "probe": scores,
+            "delta": decode(hparams, run_options, name, clips, device),
+        }
+    write_sweep(hparams, results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

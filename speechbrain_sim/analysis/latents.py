@@ -1,0 +1,227 @@
+"""Test recordings of one length, and what each layer makes of them."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from speechbrain.utils.logger import get_logger
+from tqdm import tqdm
+
+from speechbrain_sim.data.pipeline import KeyedCrop, make_dataset
+from speechbrain_sim.encoders import Latent
+from speechbrain_sim.probes import frames_of_labels
+from speechbrain_sim.randomness import keyed_generator
+
+logger = get_logger(__name__)
+
+
+class Clips(NamedTuple):
+    """Recordings that are analysed.
+
+    Arguments
+    ---------
+    ids : list of str
+        Their names.
+    wavs : torch.Tensor
+        (clips, samples) at 16 kHz.
+    short : int
+        Recordings of the manifest that were left out, being shorter.
+    """
+
+    ids: list
+    wavs: torch.Tensor
+    short: int
+
+
+def read_clips(manifest, data_folder, samples, clips=200, seed=0):
+    """Reads the beginning of some recordings.
+
+    Arguments
+    ---------
+    manifest, data_folder : str
+        A csv from `speechbrain_sim.data`, and its `$data_root`.
+    samples : int
+        Length of all clips at 16 kHz; shorter recordings are left out.
+    clips : int
+        How many are wanted; if there are more, they are drawn.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    Clips
+        As many as there are, in the manifest's order; a warning tells if these
+        are fewer.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two.
+    """
+    dataset = make_dataset(manifest, data_folder, KeyedCrop(samples))
+    found = [
+        item
+        for item in dataset.data_ids
+        if int(dataset.data[item]["num_samples"]) >= samples
+    ]
+    short = len(dataset.data_ids) - len(found)
+    if len(found) < 2:
+        raise ValueError(
+            f"{manifest} has {len(found)} recordings of {samples} samples or "
+            f"more; an analysis needs two. Lower --clip_samples."
+        )
+    if len(found) < clips:
+        logger.warning(
+            f"{manifest} has {len(found)} recordings of {samples} samples, "
+            f"fewer than the {clips} asked for; {short} are shorter."
+        )
+    order = torch.randperm(len(found), generator=keyed_generator(seed, "clips"))
+    chosen = order[:clips].sort().values.tolist()
+    dataset.data_ids = [found[i] for i in chosen]
+    wavs = torch.stack([item["sig"] for item in dataset])
+    return Clips(dataset.data_ids, wavs, short)
+
+
+@torch.no_grad()
+def encode_clips(front_end, wavs, layers, batch_size=8):
+    """Encodes clips; means travel upwards.
+
+    Arguments
+    ---------
+    front_end : nn.Module
+        From `speechbrain_sim.features.load_front_end`.
+    wavs : torch.Tensor
+        (clips, samples).
+    layers : list of str
+        The layers to keep.
+    batch_size : int
+        Clips at once.
+
+    Returns
+    -------
+    dict of str to Latent
+        On the clips' device; `sample` is the mean.
+
+    Example
+    -------
+    >>> from speechbrain_sim.encoders import GreedyEncoder
+    >>> encoder = GreedyEncoder(channels=4, context_channels=2).eval()
+    >>> latents = encode_clips(encoder, torch.randn(3, 3200), ["module2"], 2)
+    >>> latents["module2"].mean.shape, latents["module2"].sampled
+    (torch.Size([3, 41, 4]), False)
+    """
+    parts = [
+        front_end(part, layers=layers, sample=False)
+        for part in wavs.split(batch_size)
+    ]
+    return {layer: _join([part[layer] for part in parts]) for layer in layers}
+
+
+def _join(latents):
+    mean = torch.cat([z.mean for z in latents])
+    log_var = None
+    if latents[0].log_var is not None:
+        log_var = torch.cat([z.log_var for z in latents])
+    lengths = torch.cat([z.lengths for z in latents])
+    return Latent(mean, log_var, mean, lengths, False)
+
+
+class Codes(NamedTuple):
+    """Examples whose factors are known.
+
+    Arguments
+    ---------
+    x : dict of str to numpy.ndarray
+        Code of each layer, (examples, dimensions), float32.
+    factors : dict of str to numpy.ndarray
+        Value of each factor, (examples,): names, or floats.
+    utterance : numpy.ndarray
+        Index of each example's recording, (examples,).
+    """
+
+    x: dict
+    factors: dict
+    utterance: np.ndarray
+
+
+def segment_codes(
+    front_end, manifest, data_folder, layers, factors_of, segments=1
+):
+    """One example per recording: means of its first, second, ... part.
+
+    Arguments
+    ---------
+    front_end, layers :
+        See `encode_clips`.
+    manifest, data_folder : str
+        A csv from `speechbrain_sim.data`, and its `$data_root`.
+    factors_of : callable
+        Row of the manifest -> dict of factors.
+    segments : int
+        Into how many equal parts each recording is divided; the code is their
+        means side by side.
+
+    Returns
+    -------
+    Codes
+    """
+    x, rows = {layer: [] for layer in layers}, []
+    for row, latents in _encode_rows(front_end, manifest, data_folder, layers):
+        for layer, latent in latents.items():
+            parts = torch.tensor_split(latent.mean[0], segments)
+            x[layer].append(torch.cat([part.mean(0) for part in parts]))
+        rows.append(factors_of(row))
+    return _codes(x, rows, np.arange(len(rows)))
+
+
+def frame_codes(
+    front_end, manifest, data_folder, layers, factors_of, frames=10, seed=0
+):
+    """Several examples per recording: frames whose phone is known.
+
+    Arguments
+    ---------
+    front_end, layers, manifest, data_folder, factors_of :
+        See `segment_codes`; the manifest has a column `phones`.
+    frames : int
+        How many labels of each recording are drawn.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    Codes
+        With the further factor `phone`.
+    """
+    x, rows, utterance = {layer: [] for layer in layers}, [], []
+    encoded = _encode_rows(front_end, manifest, data_folder, layers)
+    for number, (row, latents) in enumerate(encoded):
+        phones = row["phones"].split()
+        generator = keyed_generator(seed, row["ID"], "frames")
+        drawn = torch.randperm(len(phones), generator=generator)[:frames]
+        for layer, latent in latents.items():
+            geometry = front_end.frame_geometry(layer)
+            at = frames_of_labels(len(phones), *geometry)[drawn]
+            at = at.clamp(max=int(latent.lengths[0]) - 1)
+            x[layer] += latent.mean[0, at.to(latent.mean.device)]
+        rows += [{**factors_of(row), "phone": phones[i]} for i in drawn]
+        utterance += [number] * len(drawn)
+    return _codes(x, rows, np.array(utterance))
+
+
+@torch.no_grad()
+def _encode_rows(front_end, manifest, data_folder, layers):
+    dataset = make_dataset(manifest, data_folder)
+    device = next(front_end.parameters()).device
+    for item in tqdm(dataset, desc="codes", unit="recording", disable=None):
+        row = {"ID": item["id"], **dataset.data[item["id"]]}
+        wavs = item["sig"][None].to(device)
+        yield row, front_end(wavs, layers=layers, sample=False)
+
+
+def _codes(x, rows, utterance):
+    return Codes(
+        {layer: torch.stack(codes).cpu().numpy() for layer, codes in x.items()},
+        {name: np.array([row[name] for row in rows]) for name in rows[0]},
+        utterance,
+    )

@@ -1,0 +1,94 @@
+"""Training of a decoder: what a frozen layer remembers of the waveform."""
+
+from pathlib import Path
+
+import soundfile
+import speechbrain as sb
+import torch
+
+from speechbrain_sim.brains.resumable import ResumableBrain
+from speechbrain_sim.checkpoints import DECODER, save_model
+from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.encoders import absolute_lengths
+from speechbrain_sim.randomness import keyed_generator
+from speechbrain_sim.reconstruction import mean_squared_error
+
+#: validation recordings that are kept as audio, every epoch
+AUDIO_SAMPLES = 3
+
+
+class DecoderBrain(ResumableBrain):
+    """Trains a decoder on the latents of one layer of a frozen encoder.
+
+    `modules` is {"decoder": ConvDecoder}. Hyper-parameters read from `hparams`
+    beside those of `ResumableBrain`: `seed`, `front_end` (the encoder),
+    `layer`, `sampled` (decode draws from the posteriors, or means),
+    `reconstruction` (the loss), `decoder_folder`, `audio_folder`, `about`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.front_end = self.hparams.front_end.to(self.device)
+        self.reconstruction = self.hparams.reconstruction.to(self.device)
+        self.heard = {}
+
+    def compute_forward(self, batch, stage):
+        """Encodes and decodes a batch: waveforms, (batch, samples)."""
+        wavs, wav_lens = batch.sig
+        wavs, wav_lens = wavs.to(self.device), wav_lens.to(self.device)
+        layer, sampled = self.hparams.layer, self.hparams.sampled
+        noise = keyed_generator(*self.key("noise", stage), device=self.device)
+        with torch.no_grad():
+            latents = self.front_end(wavs, wav_lens, [layer], sampled, noise)
+        return self.modules["decoder"](
+            latents[layer].sample, wavs.shape[1], wav_lens
+        )
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Compares with what was recorded; the first validation clips are kept."""
+        wavs, wav_lens = batch.sig
+        wavs = wavs.to(self.device)
+        lengths = absolute_lengths(wavs, wav_lens.to(self.device))
+        loss = self.reconstruction(predictions, wavs, lengths)
+        with torch.no_grad():
+            error = mean_squared_error(predictions, wavs, lengths)
+            power = mean_squared_error(torch.zeros_like(wavs), wavs, lengths)
+        stats = {
+            "loss": loss.detach(),
+            "mse": error,
+            "explained": 1 - error / power,
+        }
+        self.record(stats, stage)
+        if stage == sb.Stage.VALID and self.step == 1:
+            kept = zip(batch.id, wavs, predictions, lengths, strict=True)
+            self.heard = {
+                name: (wav[:end].cpu(), decoded[:end].detach().float().cpu())
+                for name, wav, decoded, end in list(kept)[:AUDIO_SAMPLES]
+            }
+        return loss
+
+    def save_result(self, epoch, train, valid):
+        """Saves the decoder, and what it makes of a few recordings."""
+        if not sb.utils.distributed.if_main_process():
+            return
+        save_model(
+            self.raw["decoder"],
+            self.hparams.decoder_folder,
+            DECODER,
+            layer=self.hparams.layer,
+            sampled=self.hparams.sampled,
+            epochs=epoch,
+            seed=self.hparams.seed,
+            train=train,
+            valid=valid,
+            **self.hparams.about,
+        )
+        board = getattr(self.hparams, "tensorboard_logger", None)
+        for name, (wav, decoded) in self.heard.items():
+            folder = Path(self.hparams.audio_folder, name)
+            folder.mkdir(parents=True, exist_ok=True)
+            for stem, x in ("recorded", wav), (f"epoch_{epoch:04}", decoded):
+                path = folder / f"{stem}.wav"
+                soundfile.write(path, x.clamp(-1, 1).numpy(), SAMPLE_RATE)
+            if board is not None:
+                board.log_audio(name, decoded[None], SAMPLE_RATE)

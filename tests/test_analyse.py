@@ -1,0 +1,189 @@
+"""From two tiny encoders to a report: recipes/analyse.py and recipes/sweep.py."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from speechbrain_sim.analysis.latents import read_clips
+from tests.conftest import HPARAMS, options_for
+
+SILENT = "All clips decode to the same waveform: no walk."
+TOOLS = "probes delta weights shape smoothness factors attribution".split()
+SYSTEMS = ["SIM", "GIM"]
+SMALL = ["--channels", "8", "--context_channels", "8", "--device", "cpu"]
+SMALL += [
+    "--batch_norm",
+    "True",
+    "--number_of_epochs",
+    "1",
+    "--num_workers",
+    "0",
+    "--noprogressbar",
+]
+
+
+def analyse_argv(corpus, data_folder, folder):
+    """Options that make an analysis of a tiny corpus take seconds."""
+    yaml = HPARAMS / corpus / "analyse.yaml"
+    systems = {name: str(folder / name / "encoder") for name in SYSTEMS}
+    argv = [str(yaml), "--output_folder", str(folder / "analysis")]
+    argv += ["--report_folder", str(folder / "report"), "--device", "cpu"]
+    argv += ["--data_folder", str(data_folder), "--systems", str(systems)]
+    argv += ["--probes", "{}", "--labels", "[]", "--clips", "4"]
+    argv += ["--pairs", "6", "--smooth_pairs", "4", "--smooth_steps", "3"]
+    argv += ["--directions", "2", "--decoder_epochs", "{}", "--noprogressbar"]
+    argv += ["--decode_options", "{number_of_epochs: 1, num_workers: 0}"]
+    argv += ["--probe_options", "{number_of_epochs: 1}"]
+    if corpus == "Synthetic":
+        small = "{speakers: 3, sentences: 9, test_sentences: 3}"
+        argv += ["--corpus_options", small, "--speakers", "3"]
+        argv += ["--sentences", "9", "--test_sentences", "3"]
+    else:
+        argv += ["--walk", "null"]
+    return argv
+
+
+@pytest.fixture(scope="session")
+def analysed(recipes, corpora, tmp_path_factory):
+    """The folder of an analysis, of both corpora."""
+    folders = {}
+    for corpus in ("Synthetic", "ArtificialSpeech"):
+        folder = folders[corpus] = tmp_path_factory.mktemp(corpus)
+        yaml = HPARAMS / corpus / "pretrain.yaml"
+        for name in SYSTEMS:
+            recipes["pretrain"].main(
+                [str(yaml), "--model", name.lower()]
+                + ["--output_folder", str(folder / name), *SMALL]
+                + options_for(yaml, corpora)
+            )
+        argv = analyse_argv(corpus, corpora / corpus, folder)
+        recipes["analyse"].main(argv)
+    return folders
+
+
+def numbers(tree):
+    """All numbers in nested dicts and lists."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for branch in tree:
+            yield from numbers(branch)
+    elif isinstance(tree, float):
+        yield tree
+
+
+@pytest.mark.parametrize("corpus", ["Synthetic", "ArtificialSpeech"])
+def test_report_has_every_tool_for_every_system(analysed, corpus):
+    folder = analysed[corpus] / "report"
+    report = json.loads((folder / "report.json").read_text())
+    for tool in TOOLS[1:]:
+        assert list(report[tool]) == SYSTEMS, tool
+        for layers in report[tool].values():
+            assert list(layers) == ["module1", "module2", "module3"], tool
+            gaps = [f["gap"] for f in layers.values() if "gap" in f]
+            # two seconds of training leave some posteriors silent
+            assert set(gaps) <= {SILENT} and len(gaps) < 3, tool
+    assert all(map(math.isfinite, numbers(report)))
+    assert report["machine"]["cores"] and report["settings"]["pairs"] == 6
+    html = (folder / "report.html").read_text()
+    text = (folder / "report.md").read_text()
+    for page in (html, text):
+        assert "SIM module2" in page and "nan" not in page.lower().split()
+    assert "GIM: no KL" in text and "SIM: no KL" not in text
+    assert ("as published" in text) == (corpus == "ArtificialSpeech")
+    drawn = {path.stem for path in (folder / "figures").glob("*.svg")}
+    assert drawn == {path.stem for path in (folder / "figures").glob("*.png")}
+    assert {"delta", "weights", "top_n", "smoothness"} < drawn
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_brackets_hold_in_the_report(analysed, system):
+    folder = analysed["Synthetic"] / "report"
+    report = json.loads((folder / "report.json").read_text())
+    for found in report["delta"][system].values():
+        for distance in ("mae", "mse"):
+            scores = found[distance]
+            assert scores["counts"] == [2, 4, 8]
+            assert scores["delta"][-1] == pytest.approx(0, abs=1e-5)
+            low, high = np.transpose(scores["interval"])
+            assert (low <= np.array(scores["delta"]) + 1e-9).all()
+            assert (np.array(scores["delta"]) <= high + 1e-9).all()
+    for found in report["smoothness"][system].values():
+        walks = found.get("walks", {"path_ratio": {"value": 1.0}})
+        assert walks["path_ratio"]["value"] >= 1 - 1e-6
+    for found in report["shape"][system].values():
+        assert (found["rate"] is None) == (system == "GIM")
+    codes = report["factors"][system]["module1"]
+    assert list(codes) == ["encoder", "untrained", "pca", "rotation"]
+    assert set(codes["encoder"]["factors"]) == {
+        "speaker",
+        "pitch",
+        "rate",
+        "phone",
+    }
+    for found in report["attribution"][system].values():
+        for target in found["targets"]:
+            assert len(target["envelope"]) == 64 and target["gap"] >= 0
+
+
+def test_analysis_is_found_done(recipes, corpora, analysed):
+    folder = analysed["Synthetic"]
+    results = sorted((folder / "analysis").glob("*/*.json"))
+    written = {path: path.stat().st_mtime_ns for path in results}
+    assert len(written) >= 12
+    page = (folder / "report/report.html").read_bytes()
+    argv = analyse_argv("Synthetic", corpora / "Synthetic", folder)
+    recipes["analyse"].main(argv)
+    assert written == {p: p.stat().st_mtime_ns for p in written}
+    assert page == (folder / "report/report.html").read_bytes()
+
+
+def test_a_decoder_of_another_encoder_is_refused(
+    recipes, corpora, analysed, tmp_path
+):
+    folder = analysed["Synthetic"]
+    argv = analyse_argv("Synthetic", corpora / "Synthetic", folder)
+    swapped = {name: str(folder / "GIM/encoder") for name in SYSTEMS}
+    argv[argv.index("--systems") + 1] = str(swapped)
+    with pytest.raises(ValueError, match="decodes the encoder .*, not "):
+        recipes["analyse"].main(argv)
+
+
+def test_unknown_clips_are_named(recipes, corpora, analysed):
+    folder = analysed["Synthetic"]
+    argv = analyse_argv("Synthetic", corpora / "Synthetic", folder)
+    with pytest.raises(ValueError, match="begins with 'xyz'"):
+        recipes["analyse"].main([*argv, "--walk", "[xyz, xyz]"])
+
+
+def test_too_few_and_too_short_clips(corpus, caplog):
+    clips = read_clips(corpus.train, corpus.folder, 10000, 200)
+    assert len(clips.ids) == 20 and clips.short == 0
+    assert "fewer than the 200 asked for" in caplog.text
+    longer = read_clips(corpus.train, corpus.folder, 10000 + 157 * 10, 5)
+    assert len(longer.ids) == 5 and longer.short == 10
+    assert longer.wavs.shape == (5, 11570)
+    with pytest.raises(ValueError, match="has 0 recordings of 99999"):
+        read_clips(corpus.train, corpus.folder, 99999)
+
+
+def test_sweep(recipes, corpora, tmp_path):
+    argv = [str(HPARAMS / "ArtificialSpeech/sweep.yaml"), "--device", "cpu"]
+    argv += ["--output_folder", str(tmp_path), "--noprogressbar"]
+    argv += ["--data_folder", str(corpora / "ArtificialSpeech")]
+    argv += ["--clips", "4", "--pairs", "6", "--decoder_epochs", "{}"]
+    argv += ["--decode_options", "{number_of_epochs: 1, num_workers: 0}"]
+    argv += ["--probe_options", "{number_of_epochs: 1}"]
+    argv += ["--variants", "{GIM: {model: gim}, strong: {kl_weight: 1.0}}"]
+    sizes = "channels: 8, context_channels: 8, num_workers: 0"
+    argv += ["--pretrain_options", f"{{number_of_epochs: 1, {sizes}}}"]
+    recipes["sweep"].main(argv)
+    found = json.loads((tmp_path / "sweep.json").read_text())
+    for name in ("GIM", "strong"):
+        assert list(found[name]["delta"]) == ["module1", "module2", "module3"]
+        assert "context" in found[name]["probe"]
+    text = (tmp_path / "sweep.md").read_text()
+    assert text.count("| strong |") == 3 and "δ(N/D = 0.125)" in text
+    assert (tmp_path / "sweep.svg").stat().st_size > 1000
