@@ -1,7 +1,8 @@
 """Packaging of speechbrain_sim.
 
-`pip install .`, or `.[synthetic]` for the
-synthetic corpus, `.[test]` for everything that `make test` runs.
+`pip install .`; `.[synthetic]` for the synthetic corpus, `.[analysis]` for
+recipes/analyse.py, `.[spectral]` and `.[huggingface]` for some of its options,
+`.[test]` for everything that `make test` runs.
 """
 
 from pathlib import Path
@@ -14,12 +15,14 @@ VERSION = (HERE / "speechbrain_sim/version.txt").read_text().strip()
 EXTRAS = {
     "analysis": ["scikit-learn>=1.3"],
     "huggingface": ["transformers>=4.57"],
+    "spectral": ["auraloss>=0.4"],
     "synthetic": ["espeakng-loader==0.2.4"],
     "tensorboard": ["tensorboard"],
 }
 EXTRAS["test"] = [
     *EXTRAS["analysis"],
     *EXTRAS["huggingface"],
+    *EXTRAS["spectral"],
     *EXTRAS["synthetic"],
     *EXTRAS["tensorboard"],
     "pytest>=8",

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks import extraction, training
+from benchmarks import analysis, extraction, training
 from benchmarks.measure import (
     PRODUCT_FLOPS,
     in_turn,
@@ -65,6 +65,7 @@ GROUPS = {
     "streaming": (lambda minutes: extraction.streaming(minutes), GIVE_BACK),
     "probes": (lambda _: extraction.probes(), {}),
     "loading": (lambda _: extraction.loading(), {}),
+    "delta": (lambda _: analysis.delta(), {}),
 }
 
 MARKS = "<!-- bench -->", "<!-- /bench -->"

@@ -13,6 +13,7 @@ To read the code, begin at the bottom.
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import decode
 import numpy as np
@@ -91,9 +92,20 @@ def open_system(hparams, run_options, name, clips, device):
     return system, {"encoder": description["sha256"], "decoders": hashes}
 
 
+class Probes(NamedTuple):
+    """Bias-free probes of one encoder: their scores' file, and their weights."""
+
+    path: Path
+    scores: dict
+    classes: list
+    weights: dict
+
+
 def train_probes(hparams, run_options, name, layers):
-    """Trains bias-free probes, or finds them done: returns their scores' path."""
+    """Trains bias-free probes, or finds them done; None without a label."""
     label = hparams["weights_label"]
+    if label is None:
+        return None
     folder = f"{hparams['output_folder']}/{name}/probe"
     print(f"\n=== {name}: probes without bias for {label}", flush=True)
     probe.main(
@@ -109,23 +121,29 @@ def train_probes(hparams, run_options, name, layers):
             **hparams["probe_options"],
         )
     )
-    return Path(folder, f"probe_{label}.json")
+    path = Path(folder, f"probe_{label}.json")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    weights = np.load(f"{folder}/probe_{label}_weights.npz")
+    return Probes(
+        path,
+        found["layers"],
+        [f"{label} {name}" for name in found["class_names"]],
+        {layer: weights[f"{layer}.weight"] for layer in layers},
+    )
 
 
-def weigh(system, path, label):
+def weigh(system, probes, label):
     """Where the information of the probes sits."""
-    layers = list(system.latents)
-    scores = json.loads(path.read_text(encoding="utf-8"))["layers"]
-    arrays = np.load(f"{path.with_suffix('')}_weights.npz")
-    features = [
-        read_features(path.parent / f"features/{label}/{part}", layers)
+    if probes is None:
+        reason = "No label to probe for (--weights_label)."
+        return {layer: {"gap": reason} for layer in system.latents}
+    folder = probes.path.parent / f"features/{label}"
+    train, test = (
+        read_features(folder / part, list(system.latents))
         for part in ("train", "test")
-    ]
+    )
     return measures.measure_weights(
-        system,
-        {layer: arrays[f"{layer}.weight"] for layer in layers},
-        *features,
-        scores,
+        system, probes.weights, train, test, probes.scores
     )
 
 
@@ -171,7 +189,9 @@ def measure(hparams, run_options, name, clips, device):
     layers, seed = list(system.latents), hparams["seed"]
     probes = train_probes(hparams, run_options, name, layers)
     batch_size = hparams["encoding_batch_size"]
-    made_of |= {"clips": clips.ids, "probes": sha256(probes), "seed": seed}
+    made_of |= {"clips": clips.ids, "seed": seed}
+    if probes is not None:
+        made_of["probes"] = sha256(probes.path)
     pairs = [
         draw_pairs(len(clips.ids), hparams[key], seed)
         for key in ("pairs", "smooth_pairs")
@@ -203,7 +223,9 @@ def measure(hparams, run_options, name, clips, device):
         ),
         "attribution": (
             {"walk": hparams["walk"]},
-            lambda: attribute(hparams, system, clips, probes),
+            lambda: measures.measure_attribution(
+                system, ends_of_walk(hparams, clips)[0], probes
+            ),
         ),
     }
     results = {}
@@ -228,20 +250,6 @@ def ends_of_walk(hparams, clips):
             )
         found.append(at[0])
     return found
-
-
-def attribute(hparams, system, clips, probes):
-    """Attributes one clip's strongest class and dimension to its samples."""
-    label = hparams["weights_label"]
-    arrays = np.load(f"{probes.with_suffix('')}_weights.npz")
-    classes = json.loads(probes.read_text(encoding="utf-8"))["class_names"]
-    clip = ends_of_walk(hparams, clips)[0]
-    return measures.measure_attribution(
-        system,
-        clip,
-        {n: torch.from_numpy(arrays[f"{n}.weight"]) for n in system.latents},
-        [f"{label} {name}" for name in classes],
-    )
 
 
 def read_probes(hparams):

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from speechbrain_sim.analysis.latents import read_clips
-from tests.conftest import HPARAMS, options_for
+from speechbrain_sim.analysis.listening import WALK_STOPS
+from tests.conftest import HPARAMS, opened, options_for
+from tests.test_hidden_states import save_model
+from tests.test_page import stops, visible
 
 SILENT = "All clips decode to the same waveform: no walk."
 TOOLS = "probes delta weights shape smoothness factors attribution".split()
@@ -128,6 +131,25 @@ def test_brackets_hold_in_the_report(analysed, system):
             assert len(target["envelope"]) == 64 and target["gap"] >= 0
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_sliders_of_the_report_move_sounds(analysed, browser, width):
+    path = analysed["Synthetic"] / "report/report.html"
+    with opened(browser, path, width) as page:
+        titles = {
+            heading.text.split("\n")[0].strip(): heading
+            for heading in visible(page, ".explorer h3")
+        }
+        walk = next(t for name, t in titles.items() if "Interpol" in name)
+        explorer = walk.find_element(
+            "xpath", "ancestor::*[contains(@class, 'explorer')]"
+        )
+        sounds = {stop.audio: stop.label for stop in stops(explorer)}
+        assert len(sounds) == WALK_STOPS
+        assert "α = 0.500" in sounds.values()
+        for figure in visible(page, "figure img"):
+            assert figure.get_property("naturalWidth") > 0
+
+
 def test_analysis_is_found_done(recipes, corpora, analysed):
     folder = analysed["Synthetic"]
     results = sorted((folder / "analysis").glob("*/*.json"))
@@ -167,6 +189,30 @@ def test_too_few_and_too_short_clips(corpus, caplog):
     assert longer.wavs.shape == (5, 11570)
     with pytest.raises(ValueError, match="has 0 recordings of 99999"):
         read_clips(corpus.train, corpus.folder, 99999)
+
+
+def test_hidden_states_from_elsewhere_without_labels(
+    recipes, corpora, tmp_path
+):
+    model = save_model(tmp_path / "hubert", "hubert", "base")
+    yaml = HPARAMS / "Folder/analyse.yaml"
+    argv = [str(yaml), "--output_folder", str(tmp_path / "analysis")]
+    argv += ["--data_folder", str(corpora / "Folder"), "--device", "cpu"]
+    argv += ["--systems", f"{{HuBERT: {model}}}", "--layers", "[hidden0]"]
+    argv += ["--weights_label", "null", "--clips", "3", "--pairs", "4"]
+    argv += ["--smooth_pairs", "2", "--smooth_steps", "2", "--noprogressbar"]
+    argv += ["--decode_options", "{number_of_epochs: 1, num_workers: 0}"]
+    recipes["analyse"].main(argv)
+    report = json.loads((tmp_path / "analysis/report.json").read_text())
+    assert report["delta"]["HuBERT"]["hidden0"]["dimensions"] == 8
+    assert report["shape"]["HuBERT"]["hidden0"]["rate"] is None
+    assert "No label" in report["weights"]["HuBERT"]["hidden0"]["gap"]
+    targets = report["attribution"]["HuBERT"]["hidden0"]["targets"]
+    assert [t["target"].split()[0] for t in targets] == ["dimension"]
+    text = (tmp_path / "analysis/report.md").read_text()
+    assert "No label to probe for" in text
+    assert "This corpus names none" in text
+    assert "nan" not in text.lower().replace("|", " ").split()
 
 
 def test_sweep(recipes, corpora, tmp_path):

@@ -15,7 +15,7 @@ def test_wheel_builds_models_from_its_own_yamls(tmp_path):
         (sources / name).write_bytes((ROOT / name).read_bytes())
     for folder in ("speechbrain_sim", "hparams", "recipes", "tests"):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".yaml", ".txt"):
+            if path.suffix in (".py", ".yaml", ".txt", ".html"):
                 target = sources / path.relative_to(ROOT)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
@@ -25,7 +25,9 @@ def test_wheel_builds_models_from_its_own_yamls(tmp_path):
     )
     (wheel,) = tmp_path.glob("speechbrain_sim-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        folders = {name.split("/")[0] for name in archive.namelist()}
+        names = archive.namelist()
+        assert "speechbrain_sim/page.html" in names
+        folders = {name.split("/")[0] for name in names}
         archive.extractall(tmp_path / "installed")
     assert {f for f in folders if "dist-info" not in f} == {"speechbrain_sim"}
     code = (

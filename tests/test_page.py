@@ -3,9 +3,7 @@
 import base64
 import hashlib
 import io
-import json
 import re
-import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,8 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -30,6 +26,7 @@ from speechbrain_sim.page import (
     Table,
     write_page,
 )
+from tests.conftest import opened
 
 SYSTEMS = ["SIM", "GIM"]
 LAYERS = ["module1", "module2"]
@@ -91,58 +88,10 @@ def report(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    chromium, driver = map(shutil.which, ("chromium", "chromedriver"))
-    if not chromium or not driver:
-        pytest.fail("There is no chromium to test with: `make test` gets it.")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(f"--{argument}")
-    logs = {"browser": "ALL", "performance": "ALL"}
-    options.set_capability("goog:loggingPrefs", logs)
-    browser = webdriver.Chrome(options, Service(driver))
-    yield browser
-    browser.quit()
-
-
-def resize(browser, width):
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1}
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {**size, "mobile": width < 500}
-    )
-
-
 @pytest.fixture(params=[360, 1280])
 def page(browser, report, request):
-    """The page in a browser; afterwards, that nothing went wrong in it."""
-    resize(browser, request.param)
-    browser.get_log("browser")
-    browser.get_log("performance")
-    browser.get((report / "report.html").as_uri())
-    yield browser
-    assert browser.get_log("browser") == []
-    messages = [
-        json.loads(entry["message"])["message"]
-        for entry in browser.get_log("performance")
-    ]
-    urls = [
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
-    ]
-    assert urls
-    assert {url.split(":")[0] for url in urls} <= {"file", "data", "blob"}
+    with opened(browser, report / "report.html", request.param):
+        yield browser
 
 
 def find(page, selector):

@@ -286,7 +286,7 @@ def measure_factors(system, train, test, untrained=None, seed=0):
     return each_layer(system, measure)
 
 
-def measure_attribution(system, clip, probes, names, steps=128):
+def measure_attribution(system, clip, probes=None, steps=128):
     """Which samples of a clip drive a probe's class, and a dimension.
 
     Of each layer: the class that its bias-free probe answers, against the
@@ -298,11 +298,9 @@ def measure_attribution(system, clip, probes, names, steps=128):
         The encoder.
     clip : int
         Which clip.
-    probes : dict of str to torch.Tensor
-        Weights of bias-free probes, (seeds, channels, classes); the first seed
-        is explained.
-    names : list of str
-        What the classes are called.
+    probes : object, optional
+        With `weights`, of each layer (seeds, channels, classes), the first seed
+        of which is explained, and the names of the `classes`.
     steps : int
         Points of the integral.
 
@@ -312,22 +310,22 @@ def measure_attribution(system, clip, probes, names, steps=128):
         Of each layer `targets`, a list of dicts: `target`, `envelope` (sum of
         absolute attributions per 10 ms) and the completeness `gap`.
     """
-    wav = system.wavs[clip : clip + 1]
+    wav, encoder = system.wavs[clip : clip + 1], system.front_end
 
     def measure(layer, latent):
-        weight = probes[layer][0].to(wav)
-        answer = int((latent.mean[clip].mean(0) @ weight).argmax())
-        weight = weight - weight.mean(1, keepdim=True)
         dimension = int(latent.mean.flatten(0, 1).std(0).argmax())
-        encoder = system.front_end
         targets = {
-            names[answer]: attribution.class_function(
-                encoder, layer, weight, answer
-            ),
             f"dimension {dimension}": attribution.dimension_function(
                 encoder, layer, dimension
-            ),
+            )
         }
+        if probes is not None:
+            weight = torch.from_numpy(probes.weights[layer][0]).to(wav)
+            answer = int((latent.mean[clip].mean(0) @ weight).argmax())
+            weight = weight - weight.mean(1, keepdim=True)
+            targets[probes.classes[answer]] = attribution.class_function(
+                encoder, layer, weight, answer
+            )
         found = []
         for target, function in targets.items():
             values, _, gap = attribution.integrated_gradients(
