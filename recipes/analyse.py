@@ -290,13 +290,11 @@ def listen(hparams, systems, clips):
     )
 
 
-def main(argv):
-    """Measures every encoder, then writes the report."""
+def prepare(argv):
+    """Reads options, prepares the corpus, reads the clips."""
     hparams, run_opts = load_experiment(argv)
     sb.create_experiment_directory(hparams["output_folder"])
     run_on_main(hparams["prepare"])
-    run_options = typed_run_options(run_opts)
-    device = run_opts["device"] or infer_device()
     clips = latents.read_clips(
         hparams["clips_csv"],
         hparams["data_folder"],
@@ -304,6 +302,13 @@ def main(argv):
         hparams["clips"],
         hparams["seed"],
     )
+    device = run_opts["device"] or infer_device()
+    return hparams, typed_run_options(run_opts), clips, device
+
+
+def main(argv):
+    """Measures every encoder, then writes the report."""
+    hparams, run_options, clips, device = prepare(argv)
     systems, results = [], {"probes": read_probes(hparams)}
     for name in hparams["systems"]:
         system, found = measure(hparams, run_options, name, clips, device)

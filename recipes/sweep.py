@@ -17,19 +17,13 @@ from pathlib import Path
 import analyse
 import pretrain
 import probe
-import speechbrain as sb
-from speechbrain.utils.distributed import infer_device, run_on_main
 
 from speechbrain_sim import figures
-from speechbrain_sim.analysis import latents, measures
+from speechbrain_sim.analysis import measures
 from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.story import delta_at, with_interval
 from speechbrain_sim.checkpoints import remembered, write_json
-from speechbrain_sim.experiment import (
-    as_arguments,
-    load_experiment,
-    typed_run_options,
-)
+from speechbrain_sim.experiment import as_arguments
 from speechbrain_sim.scores import machine, percent
 
 
@@ -121,18 +115,7 @@ def write_sweep(hparams, results):
 
 def main(argv):
     """Runs every variant, then writes the table and the picture."""
-    hparams, run_opts = load_experiment(argv)
-    sb.create_experiment_directory(hparams["output_folder"])
-    run_on_main(hparams["prepare"])
-    run_options = typed_run_options(run_opts)
-    device = run_opts["device"] or infer_device()
-    clips = latents.read_clips(
-        hparams["clips_csv"],
-        hparams["data_folder"],
-        hparams["clip_samples"],
-        hparams["clips"],
-        hparams["seed"],
-    )
+    hparams, run_options, clips, device = analyse.prepare(argv)
     results = {}
     for name in hparams["variants"]:
         scores = train(hparams, run_options, name)
