@@ -170,7 +170,7 @@ def measure_distances(decode, latents, pairs, counts, batch_size=8):
     """Measures how far mixtures of two clips are from their target.
 
     Every start and target is decoded once, every mixture once for both
-    distances. Pairs that decode to the `same_sound` have the distance 0.
+    distances; all dimensions make no mixture, but the target. Pairs that decode to the `same_sound` have the distance 0.
 
     Arguments
     ---------
@@ -220,8 +220,10 @@ def measure_distances(decode, latents, pairs, counts, batch_size=8):
         ranked = most_different(latents[start], latents[target])
         gaps = []
         for count in counts:
-            mixed = swap(latents[start], latents[target], ranked[:, :count])
-            got = decode_finite(decode, mixed)
+            got = decoded[target]  # of all dimensions; else of a mixture
+            if count < channels:
+                mixed = swap(latents[start], latents[target], ranked[:, :count])
+                got = decode_finite(decode, mixed)
             gaps.append(between(got, decoded[target]))
         gaps = torch.stack(gaps, dim=-1)
         whole = between(decoded[start], decoded[target])
