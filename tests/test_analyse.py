@@ -104,7 +104,9 @@ def test_report_has_every_tool_for_every_system(analysed, corpus):
             assert list(layers) == ["module1", "module2", "module3"], tool
             gaps = [f["gap"] for f in layers.values() if "gap" in f]
             # two seconds of training leave some posteriors silent
-            assert all(gap.startswith((SILENT, "Pairs of")) for gap in gaps), tool
+            assert all(gap.startswith((SILENT, "Pairs of")) for gap in gaps), (
+                tool
+            )
             assert not gaps or layers is not report[tool]["GIM"], tool
     assert all(map(math.isfinite, numbers(report)))
     assert report["machine"]["cores"] and report["settings"]["pairs"] == 6
