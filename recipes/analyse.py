@@ -92,7 +92,13 @@ def open_system(hparams, run_options, name, clips, device):
     batch_size = hparams["encoding_batch_size"]
     encoded = latents.encode_clips(front_end, wavs, layers, batch_size)
     system = measures.System(name, front_end, decoders, wavs, encoded)
-    return system, {"encoder": description["sha256"], "decoders": hashes}
+    return system, {
+        "encoder": description["sha256"],
+        "decoders": hashes,
+        "clips": hashlib.sha256(clips.wavs.numpy().tobytes()).hexdigest(),
+        "versions": versions(),
+        "seed": hparams["seed"],
+    }
 
 
 class Probes(NamedTuple):
@@ -192,11 +198,6 @@ def measure(hparams, run_options, name, clips, device):
     layers, seed = list(system.latents), hparams["seed"]
     probes = train_probes(hparams, run_options, name, layers)
     batch_size = hparams["encoding_batch_size"]
-    made_of |= {
-        "clips": hashlib.sha256(clips.wavs.numpy().tobytes()).hexdigest(),
-        "versions": versions(),
-        "seed": seed,
-    }
     if probes is not None:
         made_of["probes"] = sha256(probes.path)
     pairs = [

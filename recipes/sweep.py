@@ -22,7 +22,7 @@ from speechbrain_sim import figures
 from speechbrain_sim.analysis import measures
 from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.story import delta_at_eighth, with_interval
-from speechbrain_sim.checkpoints import remembered, versions, write_json
+from speechbrain_sim.checkpoints import remembered, write_json
 from speechbrain_sim.experiment import as_arguments
 from speechbrain_sim.scores import machine, percent
 
@@ -63,15 +63,10 @@ def decode(hparams, run_options, name, clips, device):
     system, made_of = analyse.open_system(
         hparams, run_options, name, clips, device
     )
-    made_of |= {
-        "clips": clips.ids,
-        "pairs": hparams["pairs"],
-        "versions": versions(),
-    }
     pairs = draw_pairs(len(clips.ids), hparams["pairs"], hparams["seed"])
     return remembered(
         f"{hparams['output_folder']}/{name}/delta.json",
-        made_of,
+        {**made_of, "pairs": hparams["pairs"]},
         lambda: measures.measure_delta(system, pairs),
     )
 

@@ -722,7 +722,7 @@ def plot_trade_off(layers, label, path):
     ---------
     layers : dict
         By layer, then by variant: a score with `accuracy` and `interval`, and a
-        delta with `n`, `value` and `interval`.
+        delta with `value` and `interval`. A layer may have no variant.
     label : str
         What was probed.
     path : str or Path
@@ -757,7 +757,7 @@ def plot_trade_off(layers, label, path):
                     label=name,
                 )
             panel.set_title(layer, loc="left")
-            panel.set_xlabel(f"δ at N = {delta['n']} (%)")
+            panel.set_xlabel("δ at N/D = 1/8 (%)")
         axes[0, 0].set_ylabel(f"{label} accuracy (%)")
         _legend_below(figure)
         _save(figure, path)

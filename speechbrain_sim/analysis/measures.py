@@ -244,8 +244,8 @@ def compare(results, baseline, pairs):
     dict
         System -> layer -> `value` and `interval` of system - baseline: of
         delta at `SHARE`, or of path length / distance, as ratios of means over
-        pairs. Layers that either does not have, or of other widths, are left
-        out.
+        pairs. Layers that either does not have, and deltas of other widths,
+        are left out.
     """
     found = {}
     for system, layers in results.items():
