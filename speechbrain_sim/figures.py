@@ -379,7 +379,7 @@ def _plot_counts(systems, quantity, unit=None):
             )
             panel.set_xscale("log", base=2)
             panel.set_xlabel("dimensions")
-            panel.set_ylim(0, 105)
+            panel.set_ylim(0, max(105, *high, panel.get_ylim()[1]))
     return figure, axes
 
 
