@@ -89,6 +89,4 @@ def test_a_layout_like_timit_trains_and_is_probed(tmp_path):
         finish(start_process([*command, "--number_of_epochs", "1"]))
     result = json.loads((tmp_path / "probe/probe_phones.json").read_text())
     assert result["class_names"] == ["0", "1", "2"]
-    assert (
-        rows_of(tmp_path / "probe/save/test.csv")[0]["phones"][:3] == "0 0"
-    )
+    assert rows_of(tmp_path / "probe/save/test.csv")[0]["phones"][:3] == "0 0"
