@@ -27,7 +27,13 @@ from speechbrain_sim.features import load_front_end
 
 #: what may differ when a run goes on
 MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
-MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder", "encoder"]
+MAY_CHANGE += [
+    "tensorboard",
+    "on_bad_audio",
+    "data_folder",
+    "download",
+    "encoder",
+]
 
 
 def check_encoder(folder, description):
