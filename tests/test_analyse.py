@@ -16,7 +16,11 @@ from tests.test_page import stops, visible
 SILENT = "All clips decode to the same waveform"
 TOOLS = "probes delta weights shape smoothness factors attribution".split()
 SYSTEMS = ["SIM", "GIM"]
-LABELS = {"Synthetic": "speaker", "ArtificialSpeech": "vowel"}
+LABELS = {
+    "Synthetic": "speaker",
+    "ArtificialSpeech": "vowel",
+    "LibriSpeech": "speaker",
+}
 SMALL = ["--channels", "8", "--context_channels", "8", "--device", "cpu"]
 SMALL += [
     "--batch_norm",
@@ -270,6 +274,23 @@ def test_hidden_states_from_elsewhere_without_labels(
     assert "No label to probe for" in text
     assert "This corpus names none" in text
     assert "nan" not in text.lower().replace("|", " ").split()
+
+
+def test_librispeech(recipes, corpora, tmp_path):
+    yaml = HPARAMS / "LibriSpeech/pretrain.yaml"
+    recipes["pretrain"].main(
+        [str(yaml), "--output_folder", str(tmp_path / "SIM"), *SMALL]
+        + options_for(yaml, corpora)
+    )
+    argv = analyse_argv("LibriSpeech", corpora / "LibriSpeech", tmp_path)
+    argv += ["--systems", str({"SIM": str(tmp_path / "SIM/encoder")})]
+    argv += ["--probes", "{}", "--layers", "[module3]"]
+    recipes["analyse"].main(argv)
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    assert report["delta"]["SIM"]["module3"]["dimensions"] == 8
+    assert report["weights"]["SIM"]["module3"]
+    text = (tmp_path / "report/report.md").read_text()
+    assert "| 94.32 |" in text and "| 86.76 |" in text  # as published
 
 
 def test_sweep(recipes, corpora, tmp_path):
