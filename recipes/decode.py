@@ -32,6 +32,8 @@ MAY_CHANGE += [
     "on_bad_audio",
     "data_folder",
     "download",
+    "download_from",
+    "download_checksum",
     "encoder",
 ]
 

@@ -260,7 +260,7 @@ class HalfFeatures:
     stored : numpy.ndarray
         (examples, channels), float16.
     offset, scale : numpy.ndarray
-        (channels,) and (), float32.
+        (channels,), float32.
 
     Example
     -------
@@ -486,7 +486,9 @@ class _Store:
     def create(self, first, total, half):
         """Makes the file; half precision is relative to the first batch."""
         if half:
-            scale = first.std(0).max() or np.float32(1)
+            scale = first.std(0)
+            # a channel that is quiet in the first batch may be loud later
+            scale = np.maximum(scale, 1e-3 * scale.max()) + (not scale.any())
             np.savez(self.units, offset=first.mean(0), scale=scale)
         np.lib.format.open_memmap(
             self.partial,
@@ -592,6 +594,7 @@ def _encode(
             for layer, latent in latents.items()
         }
         if not done:
+            record.unlink(missing_ok=True)  # of something else
             first = {layer: np.concatenate(rows) for layer, rows in x.items()}
             _check_disk(first, total, folder, alignment is not None)
             for layer, store in stores.items():

@@ -256,17 +256,30 @@ def test_a_killed_encoding_goes_on(encoder, corpus, tmp_path, monkeypatch):
 def test_a_killed_encoding_of_something_else_begins_anew(
     encoder, corpus, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("speechbrain_sim.features.SAVE_SECONDS", 0)
-    monkeypatch.setattr(
-        "speechbrain_sim.features._write_labels", lambda *_: 1 / 0
-    )
-    with pytest.raises(ZeroDivisionError):
-        computed(encoder, corpus, tmp_path / "other", alignment="end")
-    monkeypatch.undo()
-    other = computed(encoder, corpus, tmp_path / "other")
-    fresh = computed(encoder, corpus, tmp_path / "fresh")
+    """Not on the file that yet another one has begun, either."""
+    forward, folder, heard = encoder.forward, tmp_path / "killed", []
+
+    def killed(alignment, batches, seconds):
+        def counts(*args, **options):
+            heard.append(alignment)
+            if heard.count(alignment) > batches:
+                raise KeyboardInterrupt
+            return forward(*args, **options)
+
+        monkeypatch.setattr("speechbrain_sim.features.SAVE_SECONDS", seconds)
+        monkeypatch.setattr(encoder, "forward", counts)
+        with pytest.raises(KeyboardInterrupt):
+            computed(
+                encoder, corpus, folder, max_seconds=3, alignment=alignment
+            )
+        monkeypatch.undo()
+
+    killed("centre", 3, seconds=0)
+    killed("end", 2, seconds=1000)
+    again = computed(encoder, corpus, folder, max_seconds=3)
+    fresh = computed(encoder, corpus, tmp_path / "fresh", max_seconds=3)
     for layer, found in fresh.items():
-        assert np.array_equal(found.x, other[layer].x)
+        assert np.array_equal(found.x, again[layer].x)
 
 
 def test_features_that_hardly_vary_are_not_rounded_away(corpus, tmp_path):

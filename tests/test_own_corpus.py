@@ -15,14 +15,14 @@ from tests.conftest import HPARAMS, ROOT, TINY, finish, start_process
 TEXT = (ROOT / "recipes/LibriSpeech/README.md").read_text(encoding="utf-8")
 
 
-def block(language):
-    return re.search(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)[1]
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.fixture
 def prepare():
     names = {}
-    exec(block("python"), names)
+    exec(blocks("python")[0], names)
     return names
 
 
@@ -41,7 +41,7 @@ def make_timit(folder):
     for side in ("TRAIN", "TEST"):
         for speaker in ("FCJF0", "MDAC0"):
             for number, name in enumerate(["SA1", "SI648", "SX37"]):
-                samples = 21000 + 160 * number
+                samples = 15000 if name == "SX37" else 21000 + 160 * number
                 path = folder / side / "DR1" / speaker / f"{name}.WAV"
                 noise(path, samples, number)
                 lines = [(0, 3000, "h#"), (3000, 9000, "sh")]
@@ -56,9 +56,11 @@ def test_a_layout_like_common_voice(prepare, tmp_path):
         lines = ["client_id\tpath\tsentence"]
         for i in range(count):
             noise(tmp_path / "clips" / f"{name}{i}.mp3", 24000, i)
-            lines.append(f"speaker{i % 2}\t{name}{i}.mp3\twords")
+            lines.append(f'speaker{i % 2}\t{name}{i}.mp3\t"words')
         (tmp_path / f"{name}.tsv").write_text("\n".join(lines))
-    prepare["prepare_like_common_voice"](tmp_path, tmp_path / "save")
+    prepare["prepare_like_common_voice"](
+        tmp_path, tmp_path / "save", min_samples=1600
+    )
     rows = rows_of(tmp_path / "save/train.csv")
     assert [row["ID"] for row in rows] == [f"train{i}" for i in range(4)]
     assert rows[1]["speaker"] == "speaker1"
@@ -66,16 +68,12 @@ def test_a_layout_like_common_voice(prepare, tmp_path):
 
 def test_a_layout_like_timit_trains_and_is_probed(tmp_path):
     make_timit(tmp_path / "TIMIT")
-    (tmp_path / "mine.py").write_text(block("python"))
+    (tmp_path / "mine.py").write_text(blocks("python")[0])
     hparams = tmp_path / "hparams"
     shutil.copytree(HPARAMS, hparams)
     (hparams / "Mine").mkdir()
-    yaml = block("yaml")
-    (hparams / "Mine/pretrain.yaml").write_text(yaml)
-    probe = yaml.replace("pretrain.yaml", "probe.yaml").split("crop_samples: 2")
-    (hparams / "Mine/probe.yaml").write_text(
-        probe[0].replace("!ref <crop_samples>", "1600")
-    )
+    for name, yaml in zip(("pretrain", "probe"), blocks("yaml"), strict=True):
+        (hparams / f"Mine/{name}.yaml").write_text(yaml)
     tiny = [text for k, v in TINY.items() for text in (f"--{k}", str(v))]
     for recipe, options in {
         "pretrain": [*tiny, "--batch_size", "2", "--num_workers", "0"],
@@ -87,6 +85,8 @@ def test_a_layout_like_timit_trains_and_is_probed(tmp_path):
         command += ["--data_folder", tmp_path / "TIMIT"]
         command += ["--output_folder", tmp_path / recipe]
         finish(start_process([*command, "--number_of_epochs", "1"]))
+    skipped = rows_of(tmp_path / "pretrain/save/bad_audio.csv")
+    assert len(skipped) == 4 and "15000 samples" in str(skipped)
     result = json.loads((tmp_path / "probe/probe_phones.json").read_text())
     assert result["class_names"] == ["0", "1", "2"]
     assert rows_of(tmp_path / "probe/save/test.csv")[0]["phones"][:3] == "0 0"

@@ -32,22 +32,22 @@ class ProbeBatches(torch.utils.data.Dataset):
         names = [("probe", seed) for seed in seeds]
         names += [("control", number) for number in range(controls)]
         self.x, self.names, self.batch_size = x, names, batch_size
-        labels = [y] * len(seeds)
-        for name in names[len(seeds) :]:
+        # narrow: with 100 hours, these are what memory is needed for
+        shape = (len(names), len(y))
+        self.order, self.y = torch.empty((2, *shape), dtype=torch.int32)
+        self.y[:] = y
+        for row, name in enumerate(names[len(seeds) :], start=len(seeds)):
             generator = keyed_generator(*name, "labels")
-            labels.append(y[torch.randperm(len(y), generator=generator)])
-        self.y = torch.stack(labels)  # (probes, examples)
+            self.y[row] = y[torch.randperm(len(y), generator=generator)]
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
         """Draws the orders of an epoch."""
-        orders = [
-            torch.randperm(
-                self.y.shape[1], generator=keyed_generator(*name, epoch)
+        for row, name in enumerate(self.names):
+            generator = keyed_generator(*name, epoch)
+            self.order[row] = torch.randperm(
+                self.y.shape[1], generator=generator
             )
-            for name in self.names
-        ]
-        self.order = torch.stack(orders)
 
     def __len__(self):
         return -(-self.y.shape[1] // self.batch_size)
@@ -57,9 +57,9 @@ class ProbeBatches(torch.utils.data.Dataset):
         if batch >= len(self):
             raise IndexError(batch)
         first = batch * self.batch_size
-        chosen = self.order[:, first : first + self.batch_size]
+        chosen = self.order[:, first : first + self.batch_size].long()
         x = {layer: features[chosen] for layer, features in self.x.items()}
-        return {"x": x, "y": self.y.gather(1, chosen)}
+        return {"x": x, "y": self.y.gather(1, chosen).long()}
 
 
 class ProbeBrain(sb.Brain):

@@ -26,8 +26,9 @@ def prepare_folder(
     """Write ``train.csv``, ``valid.csv`` and ``test.csv`` for a folder.
 
     A file's side depends on ``seed`` and on the paths of the files it is
-    divided with: all, or, with speakers, those of its speaker, so that every speaker with three files or more is on all sides; one with
-    fewer is in ``train.csv``. Hidden files are left out.
+    divided with: all, or, with speakers, those of its speaker, so that every
+    speaker with three files or more is on all sides; one with fewer is in
+    ``train.csv``. Hidden files are left out.
 
     Arguments
     ---------
