@@ -96,6 +96,7 @@ def recipe(yaml, folder, *options):
 
 def test_the_recipe_runs_and_resumes_under_torchrun(tiny_yaml, tmp_path):
     options = ["--num_workers", "1", "--ckpt_interval_steps", "2"]
+    options += ["--precision", "bf16", "--grad_accumulation_factor", "2"]
     finish(recipe(tiny_yaml, tmp_path, *options, "--number_of_epochs", "1"))
     one, description = load_encoder(tmp_path / "encoder")
     assert description["epochs"] == 1
