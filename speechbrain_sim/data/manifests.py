@@ -76,6 +76,30 @@ def refuse(problems, save_folder):
     )
 
 
+def read_text(path):
+    r"""Text of a file in UTF-8, with or without a byte order mark.
+
+    Raises
+    ------
+    ValueError
+        If it is not UTF-8; names the file.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.txt"
+    >>> _ = path.write_bytes(b"\xef\xbb\xbfThis")
+    >>> read_text(path)
+    'This'
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 (byte {error.object[error.start]:#x} at "
+            f"{error.start}): convert it, or get it again."
+        ) from error
+
+
 def hash_share(name, seed=0):
     """Place of a name in [0, 1), uniform over names and always the same.
 
