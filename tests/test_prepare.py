@@ -649,6 +649,52 @@ def test_librispeech_names_of_classes_are_those_of_the_labels(libri, tmp_path):
     assert names.exists()
 
 
+def test_librispeech_is_not_read_again(libri, tmp_path, monkeypatch):
+    intervals = tmp_path / "phones.csv"
+    intervals.write_text("ID,start,end,phone\n19-7-0000,0,0.25,AA\n")
+    read = []
+    monkeypatch.setattr(
+        "speechbrain_sim.data.librispeech._length",
+        lambda path: read.append(path) or 4000,
+    )
+
+    def reads(**changes):
+        read.clear()
+        prepare_libri(libri, tmp_path / "a", phones=intervals, **changes)
+        return bool(read)
+
+    assert reads() and not reads() and not reads()
+    assert reads(seed=2) and not reads(seed=2) and reads() and not reads()
+    with pytest.raises(FileNotFoundError):
+        prepare_libri(libri, tmp_path / "a", phones="nowhere")
+    subset = libri / "LibriSpeech" / "train-clean-100"
+    labels = libri / "LibriSpeech100_labels_split"
+    for path in (
+        subset / "19/7/19-7-0000.flac",
+        subset / "19/7/19-7.trans.txt",
+        subset.parent / "SPEAKERS.TXT",
+        labels / "test_split.txt",
+        intervals,
+    ):
+        path.write_bytes(path.read_bytes() + b"\n")
+        assert reads() and not reads()
+    (tmp_path / "a/train.csv").unlink()
+    assert reads() and not reads()
+    (subset / "19/7/19-7-0009.flac").unlink()  # on no list
+    with pytest.raises(ValueError, match="1 problems"):
+        reads()
+    make(subset / "19/7/19-7-0009.flac", 4000)
+    make(subset / "19/7/19-7-0010.flac", 4000)
+    assert reads(incomplete="allow") and not reads(incomplete="allow")
+    (subset / "19/8").mkdir()
+    with pytest.raises(ValueError, match="This chapter has no audio"):
+        reads(incomplete="allow")
+    (subset / "19/8").rmdir()
+    assert (tmp_path / "a/problems.csv").exists()
+    assert not reads(incomplete="allow")
+    assert not (tmp_path / "a/problems.csv").exists()
+
+
 def test_librispeech_unknown_speakers(libri, tmp_path):
     speakers = libri / "LibriSpeech" / "SPEAKERS.TXT"
     lines = speakers.read_text().splitlines()

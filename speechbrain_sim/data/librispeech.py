@@ -1,5 +1,6 @@
 """LibriSpeech in its published layout → manifests with speakers and phones."""
 
+import hashlib
 import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -7,11 +8,13 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_sim import __version__
 from speechbrain_sim.data.audio import BadAudio, inspect_audio
 from speechbrain_sim.data.download import fetch, unpack
 from speechbrain_sim.data.manifests import (
     Problem,
     hash_split,
+    is_prepared,
     read_text,
     refuse,
     write_manifests,
@@ -138,6 +141,11 @@ def prepare_librispeech(
     source = phones
     if phones is None and (lists / PHONES).is_file():
         source = lists / PHONES
+    arguments["inputs"] = _fingerprint(root, subset, lists, source)
+    if is_prepared(save_folder, arguments):
+        refuse([], save_folder)
+        write_names(save_folder, source)
+        return
     listed = _read_lists(lists)
     if not labels_folder and not listed.keys() & wavs:
         listed = {}  # those of another subset
@@ -235,6 +243,24 @@ def _find_root(data_folder, subset):
     ):
         return folder
     return folder / "LibriSpeech"
+
+
+def _fingerprint(root, subset, lists, source):
+    """Hash of paths, sizes and times of all that manifests are made of."""
+    paths = [
+        root / "SPEAKERS.TXT",
+        *(root / subset).glob("*/*"),
+        *(root / subset).glob("*/*/*"),
+        *lists.glob("*_split.txt"),
+    ]
+    if source is not None:
+        paths += [Path(source), *Path(source).rglob("*.TextGrid")]
+    digest = hashlib.sha256(__version__.encode())
+    for path in sorted(path for path in paths if path.exists()):
+        stat = path.stat()
+        line = f"{path} {stat.st_size} {stat.st_mtime_ns}\n"
+        digest.update(os.fsencode(line))
+    return digest.hexdigest()
 
 
 def _find_audio(root, subset):
