@@ -1,7 +1,12 @@
 """Downloads against a server of our own, which misbehaves when asked to."""
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import io
+import os
+import random
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +30,13 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             self.send_error(404)
             return
+        if server.errors:
+            error = server.errors.pop(0)
+            if isinstance(error, int):
+                self.send_error(error)
+            else:
+                self.wfile.write(error)
+            return
         start = int(asked[6:-1]) if asked and server.resumes else 0
         if start >= len(content):
             self.send_response(416)
@@ -42,11 +54,19 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+    """Seconds that were to be waited; nobody waits."""
+    seconds = []
+    monkeypatch.setattr("time.sleep", seconds.append)
+    return seconds
+
+
 @pytest.fixture
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.cuts, server.ranges = {"/a.bin": CONTENT}, [], []
-    server.resumes = True
+    server.resumes, server.errors = True, []
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -118,12 +138,65 @@ def test_an_unchecked_file_is_warned_of(server, tmp_path, caplog):
 def test_what_is_not_there_is_not_asked_for_again(server, tmp_path):
     with pytest.raises(FileNotFoundError, match="--download_from"):
         fetch(f"{server.url}/b.bin", tmp_path / "b.bin")
-    assert server.ranges == [None]
+    assert server.ranges == [None] and not list(tmp_path.iterdir())
 
 
-def test_nobody_answers(tmp_path):
+@pytest.mark.parametrize("code", [400, 401, 403, 451])
+def test_a_server_that_refuses_is_not_asked_again(server, tmp_path, code):
+    server.errors = [code]
+    with pytest.raises(ConnectionError, match=f"{code}.*address") as caught:
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin")
+    assert "Start again" not in str(caught.value)
+    assert len(server.ranges) == 1
+
+
+def test_troubles_that_pass(server, tmp_path, pauses):
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    server.errors = [
+        *(408, 429, 500, 503),
+        *(b"garbage\r\n", chunked + b"5\r\nabcde\r\n100\r\nxx"),
+    ]
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", attempts=7)
+    assert pauses == [2, 4, 8, 16, 32, 64]
+    assert len(server.ranges) == 7
+
+
+def test_nobody_answers(tmp_path, pauses):
     with pytest.raises(ConnectionError, match="Start again"):
-        fetch("http://127.0.0.1:9/a", tmp_path / "a", attempts=2)
+        fetch("http://127.0.0.1:9/a", tmp_path / "a", attempts=3)
+    assert pauses == [2, 4]
+
+
+def test_two_runs_do_not_write_one_file(server, tmp_path):
+    part = tmp_path / "a.bin.part"
+    with open(part, "wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match=f"Another run .* {part}"):
+            fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+        assert server.ranges == []
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+    archive = pack(tmp_path / "sub.tar.gz", {"L/S.TXT": b"s"})
+    with open(archive, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="Another run"):
+            unpack(archive, tmp_path / "out")
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_said_at_once(server, tmp_path, monkeypatch, pauses):
+    archive = pack(tmp_path / "sub.tar.gz", {"L/S.TXT": CONTENT})
+    monkeypatch.setattr("tarfile.TarFile.extract", full_disk)
+    with pytest.raises(OSError, match="No space left .* takes more than") as e:
+        unpack(archive, tmp_path / "out")
+    assert e.value.errno == errno.ENOSPC
+    assert not list((tmp_path / "out").iterdir())
+    monkeypatch.setattr("speechbrain_sim.data.download._receive", full_disk)
+    with pytest.raises(ConnectionError, match="No space left .* Start again"):
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin")
+    assert pauses == []
 
 
 # --- archives ----------------------------------------------------------------
@@ -155,6 +228,21 @@ def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path):
     assert found == {"S.TXT", "a.flac"}
     assert (tmp_path / "out/L/S.TXT").read_text() == "mine"
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["L"]
+
+
+def test_a_flipped_byte_is_found(tmp_path):
+    noise = random.Random(0).randbytes(400_000)
+    content = pack(tmp_path / "a.tar.gz", {"L/sub/1/a.flac": noise})
+    content = content.read_bytes()
+    whole = []
+    for place in range(20, len(content), 20_000):
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        (tmp_path / "x.tar.gz").write_bytes(damaged)
+        with contextlib.suppress(ValueError):
+            unpack(tmp_path / "x.tar.gz", tmp_path / "out")
+            whole.append(place)
+        assert whole == [] and not list((tmp_path / "out").iterdir())
 
 
 def test_an_archive_writes_nothing_outside(tmp_path):

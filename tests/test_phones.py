@@ -133,33 +133,68 @@ def test_textgrids_are_found_at_any_depth(tmp_path):
     assert labels == {"19-7-0000": expected}
     assert set(expected.split()) == {"0", "1", str(IDS["DH"]), str(IDS["AH"])}
     told = {str(p.path)[-18:] + p.problem for p in problems}
-    for words in ("0001.TextGrid", "0002.TextGrid", "0003.TextGrid", "'Q' is"):
+    for words in (
+        "0001.TextGrid",
+        "0002.TextGrid",
+        "0003.TextGrid",
+        "'Q' from 0",
+    ):
         assert sum(words in text for text in told) == 1
+    assert all(str(p.path).endswith(".TextGrid") for p in problems)
     assert len(problems) == 4
-    with pytest.raises(FileNotFoundError, match="no TextGrid of any"):
-        read_phones(tmp_path, {"another": 400})
+    assert read_phones(tmp_path, {"another": 400}) == ({}, [])
+
+
+def test_two_textgrids_of_an_utterance_are_a_problem(tmp_path):
+    write_grid(tmp_path / "a.TextGrid")
+    write_grid(tmp_path / "old/a.TextGrid", [(0, 0.4, "AA")])
+    for name in ("b.TextGrid", "old/b.TextGrid"):  # nobody needs them
+        write_grid(tmp_path / name)
+    _, (problem,) = read_phones(tmp_path, {"a": SAMPLES})
+    assert problem.path == tmp_path / "old/a.TextGrid"
+    assert f"{tmp_path / 'a.TextGrid'} is of the same" in problem.problem
 
 
 def test_a_csv_says_the_same(tmp_path):
     lines = [f"a,{start},{end},{phone}" for start, end, phone in SAID]
     lines += ["b,0,0.1,AA", "b,0.05,0.2,B", "c,0,x,AA", "z,0,9,AA"]
+    lines += ["d,0,0.1", "d"]
     path = tmp_path / "phones.csv"
     path.write_text("\n".join(["ID,start,end,phone", *lines]))
     samples = dict.fromkeys("abcd", SAMPLES)
     labels, problems = read_phones(path, samples)
     assert labels["a"].split() == [str(i) for i in slow_labels(SAID, SAMPLES)]
     assert set(labels) == {"a"}
-    assert [str(p.path).rpartition(":")[2] for p in problems][:1] == ["9"]
-    assert "b: 'B' from 0.05" in problems[1].problem
+    places = [f"{path}:{line}" for line in (9, 11, 12, 7)]
+    assert [p.path for p in problems] == places
+    assert "b: 'B' from 0.05" in problems[3].problem
     path.write_text("ID,start,end\n")
     with pytest.raises(ValueError, match="lacks phone"):
         read_phones(path, samples)
 
 
-def test_names_are_written(tmp_path):
-    write_names(tmp_path)
-    lines = (tmp_path / "phones.txt").read_text().splitlines()
-    assert lines[0] == "0 SIL" and lines[40] == "40 ZH"
+def test_a_mark_at_the_beginning_is_no_letter(tmp_path):
+    for name, text in (
+        ("phones.csv", "ID,start,end,phone\na,0,0.02,AA\n"),
+        ("phones.txt", "a 2\n"),
+    ):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8-sig")
+        assert read_phones(path, {"a": 400}) == ({"a": "2"}, [])
+        path.write_bytes(b"a\xff")
+        with pytest.raises(ValueError, match=f"{path} .* 0xff at 1"):
+            read_phones(path, {"a": 400})
+
+
+def test_names_are_written_for_what_has_names(tmp_path):
+    path = tmp_path / "phones.txt"
+    for source in (tmp_path, "phones.csv", "phones.CSV"):
+        write_names(tmp_path, source)
+        lines = path.read_text().splitlines()
+        assert lines[0] == "0 SIL" and lines[40] == "40 ZH"
+        for none in ("phones.txt", "phones.lst", None):
+            write_names(tmp_path, none)
+            assert not path.exists()
 
 
 @pytest.mark.data

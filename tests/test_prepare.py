@@ -518,12 +518,17 @@ def test_librispeech_errors(libri, tmp_path):
         prepare_libri(libri, tmp_path / "a", incomplete="skip")
     train = labels / "train_split.txt"
     listed = train.read_text()
-    train.write_text(listed + "\n19-7-0099")
-    with pytest.raises(FileNotFoundError, match="1 IDs .*19-7-0099"):
-        prepare_libri(libri, tmp_path / "a")
     train.write_text(listed + "\n19-7-0007")
     with pytest.raises(ValueError, match="19-7-0007 is on both lists"):
         prepare_libri(libri, tmp_path / "a")
+    script = "LibriSpeech/train-clean-100/19/7/19-7.trans.txt"
+    train.write_text(listed)
+    for path in (train, libri / "LibriSpeech/SPEAKERS.TXT", libri / script):
+        whole = path.read_bytes()
+        path.write_bytes(whole + b"\xe9")
+        with pytest.raises(ValueError, match=f"{path} is not UTF-8 .* 0xe9"):
+            prepare_libri(libri, tmp_path / "a")
+        path.write_bytes(whole)
     assert not (tmp_path / "a").exists()
 
 
@@ -558,6 +563,135 @@ def test_librispeech_gaps_are_listed_or_allowed(libri, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         prepare_libri(libri, tmp_path / "a", incomplete="allow")
     assert "10 without transcript" in caplog.text and "3 gaps" in caplog.text
+    assert not (tmp_path / "a/problems.csv").exists()
+
+
+def test_librispeech_listed_audio_that_is_missing(libri, tmp_path, caplog):
+    """With lists, a half-extracted archive is described as without."""
+    subset = libri / "LibriSpeech" / "train-clean-100"
+    (subset / "19/7/19-7-0001.flac").unlink()  # listed, with a transcript
+    for path in (subset / "1034/7").iterdir():
+        path.unlink()
+    found = problems_of(libri, tmp_path / "a")
+    assert found[0] == (str(subset / "1034/7"), "This chapter has no audio.")
+    audio = dict(found[1:-1])
+    assert audio.pop(str(subset / "19/7/19-7-0001.flac")).startswith("It has")
+    assert audio == {
+        str(subset / f"1034/7/1034-7-{i:04d}.flac"): (
+            "It is on a list, but the audio is missing."
+        )
+        for i in range(10)
+    }
+    assert found[-1][1].startswith("SPEAKERS.TXT lists the speaker")
+    (subset / "1034/7").rmdir()
+    with caplog.at_level(logging.INFO):
+        prepare_libri(libri, tmp_path / "a", incomplete="allow")
+    assert "12 gaps" in caplog.text
+    names = [name for split in SPLITS for name in ids(tmp_path / "a", split)]
+    assert len(names) == 8 and "19-7-0001" not in names
+
+
+def test_librispeech_lists_of_another_subset(libri, tmp_path, caplog):
+    """Those beside the corpus are not for all of it; those asked for are."""
+    root = libri / "LibriSpeech"
+    for i in range(10):
+        make(root / "dev-clean/14/1" / f"14-1-{i:04d}.flac", 4000)
+    (root / "dev-clean/14/1/14-1.trans.txt").write_text(
+        "".join(f"14-1-{i:04d} WORD\n" for i in range(10))
+    )
+    with caplog.at_level(logging.INFO):
+        prepare_libri(libri, tmp_path / "a", subset="dev-clean")
+    assert "Split: no lists of this subset" in caplog.text
+    assert len(ids(tmp_path / "a", "test")) == 2
+    asked = {
+        "subset": "dev-clean",
+        "labels_folder": libri / "LibriSpeech100_labels_split",
+    }
+    found = problems_of(libri, tmp_path / "b", **asked)
+    assert len([p for _, p in found if p.startswith("It is on a list")]) == 19
+    found = problems_of(libri, tmp_path / "b", **asked, incomplete="allow")
+    assert [problem for _, problem in found] == [
+        f"No utterance is left for {split}.csv." for split in SPLITS
+    ]
+
+
+def test_librispeech_labels_of_no_utterance(libri, tmp_path):
+    source = tmp_path / "mine"
+    source.mkdir()
+    of_no = [(str(source), "no labels of any utterance of train-clean-100")]
+
+    def found():
+        problems = problems_of(libri, tmp_path / "a", phones=source)
+        return [(path, text[7:-1]) for path, text in problems]
+
+    assert found() == of_no
+    source.rmdir()
+    source.write_text("14-1-0000 4 4\n")
+    assert found() == of_no
+    source = source.rename(tmp_path / "mine.csv")
+    source.write_text("ID,start,end,phone\n14-1-0000,0,0.1,AA\n")
+    of_no = [(str(source), of_no[0][1])]
+    assert found() == of_no
+
+
+def test_librispeech_names_of_classes_are_those_of_the_labels(libri, tmp_path):
+    intervals = tmp_path / "phones.csv"
+    intervals.write_text("ID,start,end,phone\n19-7-0000,0,0.25,AA\n")
+    lines = tmp_path / "phones.lst"
+    lines.write_text(f"19-7-0000 {'4 ' * 23}\n")
+    names = tmp_path / "a" / "phones.txt"
+    for source, has_names in ((intervals, True), (lines, False)) * 2:
+        prepare_libri(libri, tmp_path / "a", phones=source)
+        assert names.exists() is has_names
+    prepare_libri(libri, tmp_path / "a", phones=intervals)
+    names.unlink()  # as of a run killed before it wrote them
+    prepare_libri(libri, tmp_path / "a", phones=intervals)
+    assert names.exists()
+
+
+def test_librispeech_is_not_read_again(libri, tmp_path, monkeypatch):
+    intervals = tmp_path / "phones.csv"
+    intervals.write_text("ID,start,end,phone\n19-7-0000,0,0.25,AA\n")
+    read = []
+    monkeypatch.setattr(
+        "speechbrain_sim.data.librispeech._length",
+        lambda path: read.append(path) or 4000,
+    )
+
+    def reads(**changes):
+        read.clear()
+        prepare_libri(libri, tmp_path / "a", phones=intervals, **changes)
+        return bool(read)
+
+    assert reads() and not reads() and not reads()
+    assert reads(seed=2) and not reads(seed=2) and reads() and not reads()
+    with pytest.raises(FileNotFoundError):
+        prepare_libri(libri, tmp_path / "a", phones="nowhere")
+    subset = libri / "LibriSpeech" / "train-clean-100"
+    labels = libri / "LibriSpeech100_labels_split"
+    for path in (
+        subset / "19/7/19-7-0000.flac",
+        subset / "19/7/19-7.trans.txt",
+        subset.parent / "SPEAKERS.TXT",
+        labels / "test_split.txt",
+        intervals,
+    ):
+        path.write_bytes(path.read_bytes() + b"\n")
+        assert reads() and not reads()
+    (tmp_path / "a/train.csv").unlink()
+    assert reads() and not reads()
+    (subset / "19/7/19-7-0009.flac").unlink()  # on no list
+    with pytest.raises(ValueError, match="1 problems"):
+        reads()
+    make(subset / "19/7/19-7-0009.flac", 4000)
+    make(subset / "19/7/19-7-0010.flac", 4000)
+    assert reads(incomplete="allow") and not reads(incomplete="allow")
+    (subset / "19/8").mkdir()
+    with pytest.raises(ValueError, match="This chapter has no audio"):
+        reads(incomplete="allow")
+    (subset / "19/8").rmdir()
+    assert (tmp_path / "a/problems.csv").exists()
+    assert not reads(incomplete="allow")
     assert not (tmp_path / "a/problems.csv").exists()
 
 
@@ -670,6 +804,14 @@ def test_librispeech_is_downloaded_if_asked(libri, tmp_path, caplog):
     assert len(ids(tmp_path / "a", "train")) > 10
     (archives / "train-clean-100.tar.gz").unlink()  # it is not needed again
     prepare_libri(tmp_path / "new", tmp_path / "a", **options)
+    prepare_libri(tmp_path / "new/LibriSpeech", tmp_path / "b", **options)
+    (tmp_path / "new/LibriSpeech/train-clean-100").rename(tmp_path / "gone")
+    inner = tmp_path / "new/LibriSpeech"  # the archive is beside it
+    prepare_libri(inner, tmp_path / "c", **options)
+    assert sorted(path.name for path in inner.iterdir()) == [
+        "SPEAKERS.TXT",
+        "train-clean-100",
+    ]
 
 
 @pytest.mark.data

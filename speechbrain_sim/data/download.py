@@ -1,11 +1,17 @@
 """Downloads that go on where they stopped, checked, and unpacked whole."""
 
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import tarfile
+import time
 import urllib.error
 import urllib.request
+import zlib
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
@@ -14,6 +20,10 @@ from tqdm import tqdm
 logger = get_logger(__name__)
 
 BLOCK = 1 << 20
+#: seconds before a connection is tried again, doubled with each failure
+PAUSE = 1
+#: HTTP errors that pass: timeout, a range of another file, too many requests
+PASSING = (408, 416, 429)
 
 
 def fetch(url, path, checksum=None, attempts=5, timeout=60):
@@ -41,7 +51,10 @@ def fetch(url, path, checksum=None, attempts=5, timeout=60):
     FileNotFoundError
         If the server has no such file.
     ConnectionError
-        If the connection keeps breaking; started again, it goes on.
+        If the server refuses; or if the connection keeps breaking or the disk
+        is full: started again, it goes on.
+    BlockingIOError
+        If another run downloads it.
     ValueError
         If the checksum is another. The file is deleted.
     """
@@ -50,32 +63,57 @@ def fetch(url, path, checksum=None, attempts=5, timeout=60):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
+    with _lock(part, "ab"):
+        _receive_all(url, part, attempts, timeout)
+        _check(part, checksum, url)
+        os.replace(part, path)
+
+
+@contextmanager
+def _lock(path, mode):
+    """Keeps other runs from a file, until this process ends at the latest."""
+    with open(path, mode) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"Another run works on {path}: wait until it is done, or end "
+                "it; then start again."
+            ) from error
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s)", path, error)
+        yield
+
+
+def _receive_all(url, part, attempts, timeout):
+    """Appends to a file until it is whole, over as many connections."""
     left = attempts
     while True:
-        have = part.stat().st_size if part.exists() else 0
+        have = part.stat().st_size
         try:
             if _receive(url, part, have, timeout):
-                break
+                return
             trouble = "it ended early"
-        except urllib.error.HTTPError as error:
-            if error.code in (404, 410):
-                raise FileNotFoundError(
-                    f"{url} is not there (HTTP {error.code}): check the "
-                    "address (--download_from) and the subset."
+        except (OSError, HTTPException) as error:
+            trouble = error
+            code = getattr(error, "code", 0)
+            if 400 <= code < 500 and code not in PASSING:
+                if not have:
+                    part.unlink()
+                absent = code in (404, 410)
+                raise (FileNotFoundError if absent else ConnectionError)(
+                    f"{url} cannot be downloaded ({error}): check the address "
+                    "(--download_from) and the subset."
                 ) from error
-            trouble = error
-        except OSError as error:
-            trouble = error
-        arrived = part.stat().st_size if part.exists() else 0
+        arrived = part.stat().st_size
         left = attempts if arrived > have else left - 1
         logger.warning("%s: %s, after %d bytes", url, trouble, arrived)
-        if not left:
+        if not left or getattr(trouble, "errno", None) == errno.ENOSPC:
             raise ConnectionError(
                 f"{url} cannot be downloaded ({trouble}). Start again to go on "
                 f"after the {arrived} bytes in {part}."
             )
-    _check(part, checksum, url)
-    os.replace(part, path)
+        time.sleep(PAUSE * 2 ** (attempts - left))
 
 
 def _receive(url, part, have, timeout):
@@ -89,7 +127,7 @@ def _receive(url, part, have, timeout):
         if error.code == 416 and total == str(have):
             return True  # all of it was there
         if error.code == 416:
-            part.unlink()  # of another file
+            os.truncate(part, 0)  # of another file
         raise
     with response:
         resumed = response.status == 206
@@ -141,7 +179,7 @@ def unpack(archive, folder):
     Arguments
     ---------
     archive : str or Path
-        A tar file, compressed or not.
+        A tar file, plain or compressed by gzip.
     folder : str or Path
         Where its content goes.
 
@@ -149,18 +187,35 @@ def unpack(archive, folder):
     ------
     ValueError
         If the archive is damaged. Nothing of it is left.
+    BlockingIOError
+        If another run unpacks it.
+    OSError
+        If the disk is full, or cannot be written. Nothing of it is left.
     """
-    folder = Path(folder)
-    partial = folder / f".{Path(archive).name}.partial"
+    with _lock(archive, "rb"):
+        _unpack(Path(archive), Path(folder))
+
+
+def _unpack(archive, folder):
+    """Unpacks an archive that nobody else unpacks."""
+    partial = folder / f".{archive.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # of a killed run
     partial.mkdir(parents=True)
     try:
         with tarfile.open(archive) as tar:
-            bar = tqdm(tar, f"Unpacking {Path(archive).name}", disable=None)
+            bar = tqdm(tar, f"Unpacking {archive.name}", disable=None)
             for member in bar:
                 tar.extract(member, partial, filter="data")
-    except (tarfile.TarError, EOFError, OSError) as error:
+            while tar.fileobj.read(BLOCK):
+                pass  # to the end, where gzip compares its checksum
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         shutil.rmtree(partial)
+        if getattr(error, "errno", None):  # of the disk, not of the archive
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: {archive} takes more than "
+                f"{archive.stat().st_size / 1e9:.3g} GB in {folder}",
+            ) from error
         raise ValueError(
             f"{archive} cannot be unpacked ({error}): delete it, and download "
             "it again."

@@ -1,5 +1,6 @@
 """LibriSpeech in its published layout → manifests with speakers and phones."""
 
+import hashlib
 import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -7,11 +8,14 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_sim import __version__
 from speechbrain_sim.data.audio import BadAudio, inspect_audio
 from speechbrain_sim.data.download import fetch, unpack
 from speechbrain_sim.data.manifests import (
     Problem,
     hash_split,
+    is_prepared,
+    read_text,
     refuse,
     write_manifests,
 )
@@ -72,7 +76,8 @@ def prepare_librispeech(
         Holds ``train_split.txt`` and ``test_split.txt`` (one ID per line;
         without both, 20 % of each speaker's utterances are the test set) and
         ``converted_aligned_phones.txt`` (an ID and its phones per line). By
-        default ``LibriSpeech100_labels_split`` beside ``LibriSpeech``.
+        default ``LibriSpeech100_labels_split`` beside ``LibriSpeech``, its
+        lists only if they list any utterance of the subset.
     phones : str, Path or None
         Where phone labels come from, see `read_phones`: a list, a csv of
         intervals, or a folder of TextGrids. By default the list of
@@ -102,12 +107,12 @@ def prepare_librispeech(
     ------
     FileNotFoundError
         If the corpus, the subset, a labels folder that was asked for, phone
-        labels that were asked for, one of the two lists, or the audio of a
-        listed ID is missing.
+        labels that were asked for, or one of the two lists is missing.
     ValueError
-        If an ID is on both lists; for what ``problems.csv`` then lists: gaps
-        in the corpus, labels that do not fit, a side without utterances; and
-        as ``write_manifests``.
+        If an ID is on both lists, or a text is not UTF-8; for what
+        ``problems.csv`` then lists: gaps in the corpus, listed IDs without
+        audio, labels that do not fit, a side without utterances; and as
+        ``write_manifests``.
 
     Example
     -------
@@ -120,39 +125,53 @@ def prepare_librispeech(
         raise ValueError(
             f"incomplete must be 'fail' or 'allow', got {incomplete!r}"
         )
-    root = Path(data_folder, "LibriSpeech")
+    root = _find_root(data_folder, subset)
     if download and not (root / subset).is_dir():
-        archive = Path(data_folder, f"{subset}.tar.gz")
+        archive = root.parent / f"{subset}.tar.gz"
         fetch(
             f"{download_from.rstrip('/')}/{archive.name}",
             archive,
             checksum or CHECKSUMS.get(subset),
         )
-        unpack(archive, data_folder)
-    root = root if root.is_dir() else Path(data_folder)
+        unpack(archive, root.parent)
     wavs = _find_audio(root, subset)
-    if labels_folder is None:
-        labels_folder = root.parent / LABELS
-    elif not Path(labels_folder).is_dir():
+    lists = Path(labels_folder or root.parent / LABELS)
+    if labels_folder and not lists.is_dir():
         raise FileNotFoundError(f"There is no folder {labels_folder}")
-    labels_folder = Path(labels_folder)
-    sides = _divide(labels_folder, wavs, valid_share, seed)
+    source = phones
+    if phones is None and (lists / PHONES).is_file():
+        source = lists / PHONES
+    arguments["inputs"] = _fingerprint(root, subset, lists, source)
+    if is_prepared(save_folder, arguments):
+        refuse([], save_folder)
+        write_names(save_folder, source)
+        return
+    listed = _read_lists(lists)
+    if not labels_folder and not listed.keys() & wavs:
+        listed = {}  # those of another subset
+    sides = _divide(listed, lists, wavs, valid_share, seed)
 
     problems = _check_folders(root / subset)
     transcripts, repeated = _read_transcripts(root / subset)
     problems += repeated
     sexes = _read_sexes(root / "SPEAKERS.TXT", subset)
-    gaps = _find_gaps(root, subset, wavs, transcripts, sexes)
+    gaps = _find_gaps(root, subset, wavs, transcripts, sexes, listed)
     if incomplete == "fail":
         problems += gaps
     samples = _measure(wavs, sides)
-    if phones is None and (labels_folder / PHONES).is_file():
-        phones = labels_folder / PHONES
     labels = {}
-    if phones is not None:
+    if source is not None:
         whole = {name: n for name, n in samples.items() if n}
-        labels, wrong = read_phones(phones, whole)
+        labels, wrong = read_phones(source, whole)
         problems += wrong
+        if phones is not None and not labels and not wrong:
+            problems.append(
+                Problem(
+                    phones,
+                    f"It has no labels of any utterance of {subset}.",
+                    "Take those of this subset, or leave --phones out.",
+                )
+            )
 
     splits = {"train": [], **({"valid": []} if valid_share else {}), "test": []}
     short = {name for name, n in samples.items() if 0 < n < min_samples}
@@ -192,7 +211,7 @@ def prepare_librispeech(
             sum(not row[key] for row in rows)
             for key in ("sex", "transcript", "phones")
         ),
-        phones or "no source",
+        source or "no source",
         len(gaps),
     )
     write_manifests(
@@ -203,13 +222,45 @@ def prepare_librispeech(
         on_bad_audio,
         arguments=arguments,
     )
-    if phones is not None and Path(phones).suffix != ".txt":
-        write_names(save_folder)
+    write_names(save_folder, source)
 
 
 def _speaker(name):
     """Speaker of an utterance: the first field of its ID."""
     return name.split("-")[0]
+
+
+def _place(folder, name):
+    """Where the audio of an ID belongs."""
+    return Path(folder, *name.split("-")[:2], f"{name}.flac")
+
+
+def _find_root(data_folder, subset):
+    """The folder `LibriSpeech`, there or not: the data folder or within it."""
+    folder = Path(os.path.abspath(data_folder))
+    if (folder / subset).is_dir() or (
+        folder.name == "LibriSpeech" and (folder / "SPEAKERS.TXT").is_file()
+    ):
+        return folder
+    return folder / "LibriSpeech"
+
+
+def _fingerprint(root, subset, lists, source):
+    """Hash of paths, sizes and times of all that manifests are made of."""
+    paths = [
+        root / "SPEAKERS.TXT",
+        *(root / subset).glob("*/*"),
+        *(root / subset).glob("*/*/*"),
+        *lists.glob("*_split.txt"),
+    ]
+    if source is not None:
+        paths += [Path(source), *Path(source).rglob("*.TextGrid")]
+    digest = hashlib.sha256(__version__.encode())
+    for path in sorted(path for path in paths if path.exists()):
+        stat = path.stat()
+        line = f"{path} {stat.st_size} {stat.st_mtime_ns}\n"
+        digest.update(os.fsencode(line))
+    return digest.hexdigest()
 
 
 def _find_audio(root, subset):
@@ -230,43 +281,36 @@ def _find_audio(root, subset):
     return wavs
 
 
-def _divide(labels_folder, wavs, valid_share, seed):
+def _divide(listed, lists, wavs, valid_share, seed):
     """ID to split, by the two lists or by hash; says which."""
-    sides = _read_lists(labels_folder, wavs)
-    if sides is None:
+    if listed:
+        logger.info("Split: the two lists of %s", lists)
+        sides = {name: listed[name] for name in listed if name in wavs}
+    else:
         logger.info(
-            "Split: no train_split.txt in %s, so %d %% of each speaker's "
+            "Split: no lists of this subset in %s, so %d %% of each speaker's "
             "utterances are the test set, by hash",
-            labels_folder,
+            lists,
             100 * TEST_SHARE,
         )
         sides = _split_speakers(wavs, {"test": TEST_SHARE}, seed)
-    else:
-        logger.info("Split: the two lists of %s", labels_folder)
     trained = [name for name, side in sides.items() if side == "train"]
     return sides | _split_speakers(trained, {"valid": valid_share}, seed)
 
 
-def _read_lists(folder, wavs):
-    """ID to "train" or "test" from the two lists; None without lists."""
+def _read_lists(folder):
+    """ID to "train" or "test" from the two lists; {} without lists."""
     lists = {side: folder / f"{side}_split.txt" for side in ("train", "test")}
     absent = [str(path) for path in lists.values() if not path.is_file()]
     if len(absent) == 2:
-        return None
+        return {}
     if absent:
         raise FileNotFoundError(f"There is no {absent[0]}, only the other list")
     sides = {}
     for side, path in lists.items():
-        for name in path.read_text(encoding="utf-8").split():
+        for name in read_text(path).split():
             if sides.setdefault(name, side) != side:
                 raise ValueError(f"{name} is on both lists of {folder}")
-    missing = [name for name in sides if name not in wavs]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} IDs listed in {folder} have no audio in the "
-            f"subset, such as {', '.join(missing[:3])}. {AGAIN}, or take the "
-            "lists of this subset."
-        )
     return sides
 
 
@@ -312,7 +356,7 @@ def _read_transcripts(folder):
     """ID to transcript, and the problems of IDs that have two."""
     transcripts, problems = {}, []
     for path in sorted(folder.glob("*/*/*.trans.txt")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in read_text(path).splitlines():
             name, _, text = line.strip().partition(" ")
             if name in transcripts:
                 problems.append(
@@ -331,16 +375,15 @@ def _read_sexes(path, subset):
     """Speaker to (F or M, whether of this subset); {} without the file."""
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
     fields = [
         [field.strip() for field in line.split("|")]
-        for line in lines
+        for line in read_text(path).splitlines()
         if not line.startswith(";")
     ]
     return {f[0]: (f[1], f[2] == subset) for f in fields if len(f) > 2}
 
 
-def _find_gaps(root, subset, wavs, transcripts, sexes):
+def _find_gaps(root, subset, wavs, transcripts, sexes, listed):
     """Problems of what an archive that was extracted whole would have."""
     folder, gaps = root / subset, []
     by_chapter = defaultdict(list)
@@ -359,12 +402,20 @@ def _find_gaps(root, subset, wavs, transcripts, sexes):
             )
         )
     for name in sorted(set(transcripts) - set(wavs)):
-        place = "/".join(name.split("-")[:2])
         gaps.append(
             Problem(
-                folder / place / f"{name}.flac",
+                _place(folder, name),
                 "It has a transcript, but the audio is missing.",
                 f"{AGAIN}, or --incomplete allow.",
+            )
+        )
+    for name in sorted(set(listed) - set(transcripts) - set(wavs)):
+        gaps.append(
+            Problem(
+                _place(folder, name),
+                "It is on a list, but the audio is missing.",
+                f"{AGAIN}, take the lists of this subset, or --incomplete "
+                "allow.",
             )
         )
     heard = {path.parents[1].name for path in wavs.values()}

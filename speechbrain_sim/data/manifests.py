@@ -76,6 +76,30 @@ def refuse(problems, save_folder):
     )
 
 
+def read_text(path):
+    r"""Text of a file in UTF-8, with or without a byte order mark.
+
+    Raises
+    ------
+    ValueError
+        If it is not UTF-8; names the file.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.txt"
+    >>> _ = path.write_bytes(b"\xef\xbb\xbfThis")
+    >>> read_text(path)
+    'This'
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 (byte {error.object[error.start]:#x} at "
+            f"{error.start}): convert it, or get it again."
+        ) from error
+
+
 def hash_share(name, seed=0):
     """Place of a name in [0, 1), uniform over names and always the same.
 
@@ -229,11 +253,9 @@ def write_manifests(
         },
         "listing": _listing(splits, data_folder),
     }
-    prepared = json.loads(json.dumps(prepared, default=str))
+    prepared = _as_json(prepared)
     before = _read_json(save_folder / "prepare.json")
-    if prepared.items() <= before.items() and all(
-        (save_folder / f"{name}.csv").is_file() for name in before["splits"]
-    ):
+    if prepared.items() <= before.items() and _are_there(save_folder, before):
         _log_summary("Already prepared", save_folder, before)
         return {name: s["files"] for name, s in before["splits"].items()}
 
@@ -280,6 +302,41 @@ def write_manifests(
     _replace(save_folder / "prepare.json", json.dumps(prepared, indent=1))
     _log_summary("Prepared", save_folder, prepared)
     return {name: s["files"] for name, s in summary.items()}
+
+
+def is_prepared(save_folder, arguments):
+    """Whether manifests were written with these arguments; if so, logs them.
+
+    Arguments
+    ---------
+    save_folder : str or Path
+        Where manifests are.
+    arguments : dict
+        As given to ``write_manifests``, with what tells that files changed.
+
+    Returns
+    -------
+    bool
+
+    Example
+    -------
+    >>> is_prepared("nowhere", {"seed": 1})
+    False
+    """
+    before = _read_json(Path(save_folder, "prepare.json"))
+    same = _as_json(arguments).items() <= before.get("arguments", {}).items()
+    if not same or not _are_there(save_folder, before):
+        return False
+    _log_summary("Already prepared", save_folder, before)
+    return True
+
+
+def _are_there(save_folder, prepared):
+    """Whether the manifests of a `prepare.json` are there."""
+    return all(
+        Path(save_folder, f"{name}.csv").is_file()
+        for name in prepared["splits"]
+    )
 
 
 def _portable(row, data_folder):
@@ -377,6 +434,11 @@ def _replace(path, text):
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8", newline="")
     os.replace(temporary, path)
+
+
+def _as_json(value):
+    """A value as it is read from the json file that it was written to."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def _read_json(path):

@@ -5,6 +5,7 @@ Label i of an utterance is the phone at sample 160 i + 200, the centre of its
 """
 
 import csv
+import io
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
-from speechbrain_sim.data.manifests import Problem
+from speechbrain_sim.data.manifests import Problem, read_text
 
 #: samples at 16 kHz that a label covers, and between two labels
 WINDOW, HOP = 400, 160
@@ -100,8 +101,10 @@ def label_windows(intervals, num_samples, ids=phone_id):
         before = end
     classes = [ids(phone) for *_, phone in intervals]
     if None in classes:
-        strange = intervals[classes.index(None)][2]
-        raise ValueError(f"'{strange}' is no phone of the map.")
+        start, end, phone = intervals[classes.index(None)]
+        raise ValueError(
+            f"'{phone}' from {start} to {end} s is no phone of the map."
+        )
     centres = (HOP * np.arange(num_labels(num_samples)) + WINDOW / 2) / (
         SAMPLE_RATE
     )
@@ -134,7 +137,9 @@ def read_phones(source, samples):
     Raises
     ------
     FileNotFoundError
-        If there is no such file or folder, or no TextGrid in it.
+        If there is no such file or folder.
+    ValueError
+        If the file is not UTF-8, or the csv lacks a column.
     ImportError
         If TextGrids cannot be read without the extra.
 
@@ -146,39 +151,56 @@ def read_phones(source, samples):
     ({'a': '2 2 0'}, [])
     """
     source = Path(source)
-    if source.is_dir():
-        return _label(source, *_read_textgrids(source, samples), samples)
-    if not source.is_file():
+    if not source.exists():
         raise FileNotFoundError(f"There are no phone labels in {source}")
-    if source.suffix == ".csv":
-        return _label(source, *_read_intervals(source), samples)
-    return _read_list(source, samples)
+    if not has_names(source):
+        return _read_list(source, samples)
+    read = _read_textgrids if source.is_dir() else _read_intervals
+    return _label(*read(source, samples), samples)
 
 
-def write_names(folder):
-    """Writes `phones.txt`: the classes of TextGrids and csv files, by name.
+def has_names(source):
+    """Whether labels are names, numbered by `PHONES`, or a list's numbers.
+
+    Example
+    -------
+    >>> [has_names(source) for source in (None, "a.txt", "a.csv", ".")]
+    [False, False, True, True]
+    """
+    return source is not None and (
+        Path(source).is_dir() or Path(source).suffix.lower() == ".csv"
+    )
+
+
+def write_names(folder, source):
+    """Writes `phones.txt`, the names of classes, or removes an old one.
 
     Arguments
     ---------
     folder : str or Path
         Where it goes, in the format of the synthetic corpus.
+    source : str, Path or None
+        Of the labels; the numbers of a list have no names.
 
     Example
     -------
     >>> folder = getfixture("tmp_path")
-    >>> write_names(folder)
+    >>> write_names(folder, "intervals.csv")
     >>> (folder / "phones.txt").read_text().split()[:4]
     ['0', 'SIL', '1', 'SPN']
     """
+    path = Path(folder, "phones.txt")
+    if not has_names(source):
+        path.unlink(missing_ok=True)
+        return
     lines = [f"{number} {name}\n" for number, name in enumerate(PHONES)]
-    Path(folder, "phones.txt").write_text("".join(lines), encoding="utf-8")
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def _read_list(path, samples):
     """Labels from lines of an ID and its classes."""
     labels, problems = {}, []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         name, *phones = line.split() or [None]
         if name not in samples:
             continue
@@ -211,7 +233,7 @@ def _wrong_with(name, phones, num_samples):
 
 
 def _read_textgrids(folder, samples):
-    """Intervals of the tier "phones" of every utterance's TextGrid."""
+    """Files and intervals, of the tier "phones", of every utterance."""
     try:
         from praatio import textgrid
         from praatio.utilities.errors import PraatioException
@@ -220,13 +242,18 @@ def _read_textgrids(folder, samples):
             "TextGrids are read by praatio, which is not installed: "
             "pip install speechbrain-sim[textgrid]"
         ) from error
-    paths = {path.stem: path for path in folder.rglob("*.TextGrid")}
-    paths = {name: paths[name] for name in sorted(paths) if name in samples}
-    if not paths:
-        raise FileNotFoundError(
-            f"There is no TextGrid of any utterance in {folder}"
-        )
-    intervals, problems = {}, []
+    paths, intervals, problems = {}, {}, []
+    for path in sorted(folder.rglob("*.TextGrid")):
+        if path.stem in paths:
+            problems.append(
+                Problem(
+                    path,
+                    f"{paths[path.stem]} is of the same utterance.",
+                    "Remove one of them.",
+                )
+            )
+        elif path.stem in samples:
+            paths[path.stem] = path
     for name, path in tqdm(paths.items(), "TextGrids", disable=None):
         try:
             grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True)
@@ -251,48 +278,50 @@ def _read_textgrids(folder, samples):
             )
             continue
         intervals[name] = [(i.start, i.end, i.label.strip()) for i in tier]
-    return intervals, problems
+    return paths, intervals, problems
 
 
-def _read_intervals(path):
-    """Intervals of every utterance from a csv."""
-    intervals, problems = defaultdict(list), []
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        missing = {"ID", "start", "end", "phone"} - set(rows.fieldnames or ())
-        if missing:
-            raise ValueError(
-                f"{path} needs the columns ID,start,end,phone; it lacks "
-                f"{', '.join(sorted(missing))}."
-            )
-        for row in rows:
-            try:
-                place = float(row["start"]), float(row["end"])
-            except (TypeError, ValueError):
-                problems.append(
-                    Problem(
-                        f"{path}:{rows.line_num}",
-                        f"Its start or end is no number of seconds: {row}",
-                        "Correct the line.",
-                    )
+def _read_intervals(path, samples):
+    """First lines and intervals of every utterance from a csv."""
+    places, intervals, problems = {}, defaultdict(list), []
+    rows = csv.DictReader(io.StringIO(read_text(path)))
+    missing = {"ID", "start", "end", "phone"} - set(rows.fieldnames or ())
+    if missing:
+        raise ValueError(
+            f"{path} needs the columns ID,start,end,phone; it lacks "
+            f"{', '.join(sorted(missing))}."
+        )
+    for row in rows:
+        line = f"{path}:{rows.line_num}"
+        try:
+            times = float(row["start"]), float(row["end"])
+            said = (*times, row["phone"].strip())
+        except (AttributeError, TypeError, ValueError):
+            problems.append(
+                Problem(
+                    line,
+                    "It needs a start and an end in seconds, and a phone: "
+                    f"{row}",
+                    "Correct the line.",
                 )
-                continue
-            intervals[row["ID"]].append((*place, row["phone"].strip()))
-    return intervals, problems
+            )
+            continue
+        if row["ID"] in samples:
+            places.setdefault(row["ID"], line)
+            intervals[row["ID"]].append(said)
+    return places, intervals, problems
 
 
-def _label(source, intervals, problems, samples):
+def _label(places, intervals, problems, samples):
     """Labels from intervals; those that cannot be used become problems."""
     labels = {}
-    for name in samples:
-        if name not in intervals:
-            continue
+    for name, said in intervals.items():
         try:
-            windows = label_windows(intervals[name], samples[name])
+            windows = label_windows(said, samples[name])
         except ValueError as error:
             problems.append(
                 Problem(
-                    source,
+                    places[name],
                     f"{name}: {error}",
                     "Correct its intervals, or remove them.",
                 )
