@@ -1,7 +1,6 @@
 """Downloads that go on where they stopped, checked, and unpacked whole."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -16,6 +15,11 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 logger = get_logger(__name__)
 
@@ -74,7 +78,8 @@ def _lock(path, mode):
     """Keeps other runs from a file, until this process ends at the latest."""
     with open(path, mode) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(
                 f"Another run works on {path}: wait until it is done, or end "
