@@ -101,10 +101,10 @@ def trained_weights(brain, seeds):
 def progress(counter):
     """Goes through the epochs that are left, with a bar of all."""
     with tqdm(total=counter.limit, desc="probes", unit="epoch") as bar:
-        for epoch in counter:
-            bar.update(epoch - 1 - bar.n)
-            yield epoch
-        bar.update(counter.limit - bar.n)
+        bar.update(counter.current)  # of a run that was killed
+        for counter.current in range(counter.current + 1, counter.limit + 1):
+            yield counter.current
+            bar.update()
 
 
 def train_probes(hparams, run_opts, x, y, classes, controls, folder):

@@ -152,7 +152,7 @@ def test_killed_probes_end_the_same(corpora, tmp_path):
         killed_once([*argv, killed], reached)
     log = finish(start_recipe(*argv, killed))
     finish(uninterrupted)
-    assert "Going into epoch 1\n" not in log  # both stages went on
+    assert log.count("Loading a checkpoint") == 2  # both stages went on
     results = [(f / "probe_phones.md").read_text() for f in (whole, killed)]
     assert results[0] == results[1]
     probes = [np.load(f / "probe_phones_weights.npz") for f in (whole, killed)]

@@ -1,5 +1,7 @@
 """Training of linear probes on features that were computed before."""
 
+import logging
+
 import speechbrain as sb
 import torch
 from torch import nn
@@ -104,7 +106,7 @@ class ProbeBrain(sb.Brain):
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Keeps the epoch."""
         if stage == sb.Stage.TRAIN and self.checkpointer is not None:
-            self.checkpointer.save_and_keep_only()
+            self.checkpointer.save_and_keep_only(verbosity=logging.DEBUG)
 
     def train_probes(self, batches, epoch_counter):
         """Trains on `ProbeBatches` for as many epochs as the counter counts."""
