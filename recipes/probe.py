@@ -102,8 +102,9 @@ def progress(counter):
     """Goes through the epochs that are left, with a bar of all."""
     with tqdm(total=counter.limit, desc="probes", unit="epoch") as bar:
         bar.update(counter.current)  # of a run that was killed
-        for counter.current in range(counter.current + 1, counter.limit + 1):
-            yield counter.current
+        for epoch in range(counter.current + 1, counter.limit + 1):
+            counter.current = epoch
+            yield epoch
             bar.update()
 
 
