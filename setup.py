@@ -59,7 +59,8 @@ setup(
         "ruamel.yaml",
         "sentencepiece",
         "numpy",
-        "huggingface-hub",
+        "huggingface-hub>=0.30",
+        "safetensors>=0.4",
         "soundfile>=0.12",
         "scipy",
         "matplotlib",
@@ -67,5 +68,8 @@ setup(
         "jinja2",
         "tqdm",
     ],
+    entry_points={
+        "console_scripts": ["speechbrain-sim = speechbrain_sim.cli:main"]
+    },
     extras_require=EXTRAS,
 )

@@ -107,6 +107,36 @@ def load_front_end(source):
     return front_end.eval().requires_grad_(False), description
 
 
+def read_chunks(encoder, path, layers=None, chunk_seconds=10.0):
+    """Reads a file of any length for `encoder.stream`.
+
+    Arguments
+    ---------
+    encoder, path, layers, chunk_seconds :
+        See `stream_file`.
+
+    Returns
+    -------
+    iterator of torch.Tensor
+        (1, samples) at 16 kHz, on the encoder's device.
+
+    Raises
+    ------
+    BadAudio
+        If the file cannot be read, or is too short for a frame.
+    """
+    samples = inspect_audio(path, check_content=False).num_samples
+    top = list(encoder.layers_up_to(layers))[-1]
+    if encoder.output_lengths(samples, top) < 1:
+        raise BadAudio(path, f"{samples} samples are too few for a frame.")
+    device = next(encoder.parameters()).device
+    step = max(1, round(chunk_seconds * SAMPLE_RATE))
+    return (
+        read_audio(path, start, start + step)[None].to(device)
+        for start in range(0, samples, step)
+    )
+
+
 def stream_file(encoder, path, layers=None, chunk_seconds=10.0):
     """Encodes a file of any length in bounded memory.
 
@@ -141,16 +171,7 @@ def stream_file(encoder, path, layers=None, chunk_seconds=10.0):
     >>> [len(z["module3"]) for z in stream_file(encoder, path, None, 0.4)]
     [39, 40, 21]
     """
-    samples = inspect_audio(path, check_content=False).num_samples
-    top = list(encoder.layers_up_to(layers))[-1]
-    if encoder.output_lengths(samples, top) < 1:
-        raise BadAudio(path, f"{samples} samples are too few for a frame.")
-    device = next(encoder.parameters()).device
-    step = max(1, round(chunk_seconds * SAMPLE_RATE))
-    chunks = (
-        read_audio(path, start, start + step)[None].to(device)
-        for start in range(0, samples, step)
-    )
+    chunks = read_chunks(encoder, path, layers, chunk_seconds)
     for latents in encoder.stream(chunks, layers):
         yield {name: latent.mean[0] for name, latent in latents.items()}
 
