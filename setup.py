@@ -2,6 +2,7 @@
 
 `pip install .`; `.[synthetic]` for the synthetic corpus, `.[analysis]` for
 recipes/analyse.py, `.[spectral]` and `.[huggingface]` for some of its options,
+`.[onnx]` for encoders as ONNX files,
 `.[test]` for everything that `make test` runs.
 """
 
@@ -15,6 +16,7 @@ VERSION = (HERE / "speechbrain_sim/version.txt").read_text().strip()
 EXTRAS = {
     "analysis": ["scikit-learn>=1.3"],
     "huggingface": ["transformers>=4.57"],
+    "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
     "spectral": ["auraloss>=0.4"],
     "synthetic": ["espeakng-loader==0.2.4"],
     "tensorboard": ["tensorboard"],
@@ -22,6 +24,7 @@ EXTRAS = {
 EXTRAS["test"] = [
     *EXTRAS["analysis"],
     *EXTRAS["huggingface"],
+    *EXTRAS["onnx"],
     *EXTRAS["spectral"],
     *EXTRAS["synthetic"],
     *EXTRAS["tensorboard"],

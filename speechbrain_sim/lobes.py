@@ -91,27 +91,60 @@ class LatentFeatures(nn.Module):
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and not self.frozen
         ):
-            latents = self.encoder(wavs, wav_lens, self.layers, sample=False)
-        if self.weights is None:
-            (latent,) = latents.values()
-            return zero_padding(latent.mean, latent.lengths)
-        slowest = max(self.layers, key=self._hop)
-        lengths, time = latents[slowest].lengths, latents[slowest].mean.shape[1]
-        total = 0.0
-        for layer, weight in zip(
-            self.layers, self.weights.softmax(0), strict=True
-        ):
-            x = at_frames_of(
-                latents[layer],
-                self.encoder.frame_geometry(layer),
-                self.encoder.frame_geometry(slowest),
-                time,
+            states, lengths = hidden_states(
+                self.encoder, wavs, wav_lens, self.layers
             )
-            total = total + weight * nn.functional.layer_norm(x, x.shape[-1:])
+        if self.weights is None:
+            return states[0]
+        total = sum(
+            weight * nn.functional.layer_norm(x, x.shape[-1:])
+            for weight, x in zip(self.weights.softmax(0), states, strict=True)
+        )
         return zero_padding(total, lengths)
 
-    def _hop(self, layer):
-        return self.encoder.frame_geometry(layer)[0]
+
+def hidden_states(encoder, wavs, wav_lens=None, layers=None):
+    """Computes the means of several layers at one frame rate.
+
+    Like `hidden_states` of Hugging Face's encoders, a tuple with one tensor per
+    layer; here the layers may differ in width.
+
+    Arguments
+    ---------
+    encoder : GreedyEncoder
+        The encoder.
+    wavs : torch.Tensor
+        (batch, samples) at 16 kHz.
+    wav_lens : torch.Tensor, optional
+        Relative lengths (floating) or samples (integer), (batch,).
+    layers : list of str, optional
+        The layers, all by default.
+
+    Returns
+    -------
+    states, lengths : (tuple of torch.Tensor, torch.Tensor)
+        Of each layer, in the order asked for, (batch, time, channels), at the
+        frames of the slowest and zero beyond each utterance; valid frames,
+        (batch,).
+
+    Example
+    -------
+    >>> from speechbrain_sim.encoders import GreedyEncoder
+    >>> encoder = GreedyEncoder(channels=4, context_channels=2).eval()
+    >>> states, lengths = hidden_states(encoder, torch.randn(1, 10240))
+    >>> [tuple(x.shape) for x in states]
+    [(1, 64, 4), (1, 64, 4), (1, 64, 4), (1, 64, 2)]
+    """
+    layers = encoder.layer_names if layers is None else list(layers)
+    latents = encoder(wavs, wav_lens, layers, sample=False)
+    geometry = {name: encoder.frame_geometry(name) for name in layers}
+    slowest = max(layers, key=lambda name: geometry[name][0])
+    lengths, time = latents[slowest].lengths, latents[slowest].mean.shape[1]
+    states = (
+        at_frames_of(latents[name], geometry[name], geometry[slowest], time)
+        for name in layers
+    )
+    return tuple(zero_padding(x, lengths) for x in states), lengths
 
 
 def at_frames_of(latent, geometry, slower, time):

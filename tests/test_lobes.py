@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from speechbrain_sim.encoders import Latent
-from speechbrain_sim.lobes import LatentFeatures, at_frames_of
+from speechbrain_sim.lobes import LatentFeatures, at_frames_of, hidden_states
+from speechbrain_sim.s3prl import UpstreamExpert
 from tests.conftest import ROOT, finish, start_process
 
 MODULES = ["module1", "module2", "module3"]
@@ -133,3 +134,30 @@ def test_a_recipe_trains_with_them_by_yaml_alone(
     assert any(moved) != frozen
     if "," in layers:
         assert state["weights"].abs().sum() > 0
+
+
+def test_hidden_states_are_all_layers_at_one_rate(trained):
+    wavs, lens = torch.randn(2, 4000), torch.tensor([4000, 2600])
+    states, lengths = hidden_states(trained.encoder, wavs, lens)
+    latents = trained.encoder(wavs, lens)
+    assert len(states) == len(latents) == 4
+    assert {x.shape[:2] for x in states} == {(2, 25)}
+    assert torch.equal(lengths, latents["context"].lengths)
+    frames = lengths[1]
+    for layer, x in zip(latents, states, strict=True):
+        assert not x[1, frames:].any()
+        if layer in ("module3", "context"):
+            assert torch.equal(x[1, :frames], latents[layer].mean[1, :frames])
+
+
+def test_an_upstream_of_s3prl(trained):
+    upstream = UpstreamExpert(ckpt=str(trained.model), refresh=False)
+    wavs = [torch.randn(4000), torch.randn(2600)]
+    out = upstream(wavs)
+    rate = upstream.get_downsample_rates("hidden_states")
+    assert rate == 160 and len(out["hidden_states"]) == 3
+    assert {x.shape for x in out["hidden_states"]} == {(2, 25, 6)}
+    alone = upstream(wavs[1:])["last_hidden_state"]
+    torch.testing.assert_close(out["last_hidden_state"][1:, :16], alone[:, :16])
+    out["last_hidden_state"].sum().backward()  # s3prl may fine-tune
+    assert upstream.encoder.layers["module1"].convs[0].weight.grad is not None
