@@ -62,7 +62,7 @@ setup(
         "ruamel.yaml",
         "sentencepiece",
         "numpy",
-        "huggingface-hub>=0.30",
+        "huggingface-hub>=1.0",
         "safetensors>=0.4",
         "soundfile>=0.12",
         "scipy",

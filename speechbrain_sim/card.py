@@ -216,7 +216,7 @@ def _what(config):
 
 
 def _snippet(title, config):
-    layer = [name for name in config["encoder"]["layers"]][-1]
+    layer = config["encoder"]["layers"][-1]
     lines = [
         "With the package speechbrain-sim installed:",
         "",

@@ -12,7 +12,12 @@ from speechbrain.dataio.dataloader import make_dataloader
 from torch import nn
 from tqdm import tqdm
 
-from speechbrain_sim.checkpoints import load_encoder, sha256, write_json
+from speechbrain_sim.checkpoints import (
+    ENCODER,
+    load_encoder,
+    sha256,
+    write_json,
+)
 from speechbrain_sim.data.audio import (
     SAMPLE_RATE,
     BadAudio,
@@ -31,7 +36,9 @@ from speechbrain_sim.hidden_states import (
     load_hidden_states,
     model_type,
 )
+from speechbrain_sim.model_folder import MODEL_TYPE, load_parts
 from speechbrain_sim.probes import frames_of_labels
+from speechbrain_sim.sources import HUB, open_source
 
 LOGMEL = "logmel"
 
@@ -79,8 +86,10 @@ def load_front_end(source):
     Arguments
     ---------
     source : str
-        The folder `encoder` of a pretraining run, the folder of a Hugging Face
-        model (see `load_hidden_states`), or "logmel".
+        The folder `encoder` of a pretraining run, a model folder that
+        `speechbrain-sim export` wrote, or its name on the Hub as
+        `hf://user/model`; the folder of a Hugging Face model (see
+        `load_hidden_states`); or "logmel".
 
     Returns
     -------
@@ -92,8 +101,18 @@ def load_front_end(source):
     FileNotFoundError
         If the folder holds neither.
     """
+    source = str(source)
     if source == LOGMEL:
         front_end, description = LogMel(), {"model": LOGMEL, "sha256": LOGMEL}
+    elif source.startswith(HUB) or model_type(source) == MODEL_TYPE:
+        parts, config = load_parts(open_source(source))
+        front_end, about = parts[ENCODER], config["encoder"]
+        description = {
+            **config["training"],
+            "architecture": about["architecture"],
+            "layers": about["layers"],
+            "sha256": about["checkpoint_sha256"],  # what decoders refer to
+        }
     elif model_type(source) in MODEL_TYPES:
         front_end, description = load_hidden_states(source)
     else:

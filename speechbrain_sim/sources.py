@@ -254,7 +254,7 @@ def _refusal(error):
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is None:
         reason = str(error) or type(error).__name__
-        return f"the Hub cannot be reached ({reason.splitlines()[0]})"
+        return f"the connection to the Hub failed ({reason.splitlines()[0]})"
     if status == 401:
         return "the Hub does not know the token: log in with `hf auth login`"
     if status == 403:

@@ -13,11 +13,12 @@ import torch
 from huggingface_hub import ModelCard
 
 from speechbrain_sim import cli
-from speechbrain_sim.checkpoints import save_encoder
+from speechbrain_sim.checkpoints import load_decoder, save_encoder
 from speechbrain_sim.encoders import GreedyEncoder
+from speechbrain_sim.features import load_front_end
 from speechbrain_sim.hub import check_model, export_model, publish_model
 from speechbrain_sim.inference import SmoothInfoMax
-from tests.conftest import ROOT, finish, make_run, start_recipe
+from tests.conftest import ROOT, finish, make_run, same, start_recipe
 from tests.loopback_hub import LoopbackHub
 
 FILES = {
@@ -168,6 +169,18 @@ def test_any_recipe_s_output_is_exported(tmp_path, corpus, tiny_yaml, recipes):
         assert str(sim) not in (folder / "config.json").read_text()
 
 
+def test_recipes_read_model_folders(trained):
+    front_end, description = load_front_end(trained.model)
+    before, said = load_front_end(str(trained.run / "encoder"))
+    assert same(front_end.state_dict(), before.state_dict())
+    assert set(said) - set(description) == set()
+    assert all(description[name] == said[name] for name in said)
+    decoder, _ = load_decoder(
+        trained.decoder / "decoder", description, "module3"
+    )
+    assert not decoder.training
+
+
 # check ----------------------------------------------------------------------
 
 
@@ -249,7 +262,7 @@ def run(hub, tmp_path):
             [sys.executable, *start, *map(str, command)],
             env={
                 **kept,
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
                 "HF_ENDPOINT": hub.url,
                 "HF_HOME": str(tmp_path / "home"),
                 "HF_HUB_DISABLE_XET": "1",
@@ -409,7 +422,9 @@ def test_a_problem_that_passes_is_waited_for(hub, run, published):
 
 def test_an_unreachable_hub(hub, run, published):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert "cannot be reached" in run(LOAD, REPO, fails=True, **nowhere)
+    assert "connection to the Hub failed" in run(
+        LOAD, REPO, fails=True, **nowhere
+    )
     assert "(offline)" in run(LOAD, REPO, fails=True, HF_HUB_OFFLINE="1")
     assert "loaded" in run(LOAD, REPO)
     assert "loaded" in run(LOAD, REPO, **nowhere)  # from the cache

@@ -44,6 +44,22 @@ def test_another_runtime_gives_the_same(tmp_path, layer, batch_norm):
             assert not mean[row, end:].any()
 
 
+@pytest.mark.parametrize("layer", ["module1", "context"])
+def test_torchscript_gives_the_same(tmp_path, layer):
+    encoder = make_encoder()
+    example = torch.randn(2, 4000), torch.tensor([4000, 3000])
+    plain = PlainEncoder(encoder, layer).eval()
+    torch.jit.trace(plain, example).save(tmp_path / "encoder.pt")
+    traced = torch.jit.load(tmp_path / "encoder.pt")
+    for batch, samples in ((1, 1600), (3, 5003), (5, 20480)):
+        wavs = torch.randn(batch, samples)
+        lengths = torch.randint(samples // 2, samples + 1, (batch,))
+        for found, expected in zip(
+            traced(wavs, lengths), plain(wavs, lengths), strict=True
+        ):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
 def test_only_what_is_trained_is_exported(tmp_path):
     with pytest.raises(ValueError, match="in eval mode"):
         PlainEncoder(make_encoder().train(), "module1")
