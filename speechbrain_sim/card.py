@@ -133,7 +133,7 @@ def write_card(folder, config, card):
 
 
 def name_source(card, source):
-    """Lets the snippet of a card load another source; all else stays.
+    """Lets the snippets of a card load another source; all else stays.
 
     Arguments
     ---------
@@ -144,7 +144,8 @@ def name_source(card, source):
     """
     card = Path(card)
     text = card.read_text(encoding="utf-8")
-    text = re.sub(r'^source = ".*"', f'source = "{source}"', text, flags=re.M)
+    text = re.sub(r'^(source = )".*"', rf'\g<1>"{source}"', text, flags=re.M)
+    text = re.sub(r"^(    source: ).*", rf"\g<1>{source}", text, flags=re.M)
     card.write_text(text, encoding="utf-8")
 
 

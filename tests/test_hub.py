@@ -309,7 +309,8 @@ def test_round_trip(hub, run, trained, tmp_path):
     assert set(there) == FILES - {"decoder_module3.safetensors"}
     for name, content in there.items():
         assert content == (folder / name).read_bytes()
-    assert f'source = "{REPO}"'.encode() in there["README.md"]
+    card = there["README.md"].decode()
+    assert f'\nsource = "{REPO}"' in card and f"\n    source: {REPO}\n" in card
     assert hub.repos[REPO]["private"]
 
     assert run(EMBED, REPO, *doors) == here
