@@ -1,9 +1,12 @@
 """Models in use: what they give, and everything that they refuse."""
 
 import json
+import os
 import pickle
 import shutil
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from speechbrain_sim.experiment import build_model
 from speechbrain_sim.hub import export_model
 from speechbrain_sim.inference import SafetensorsPretrainer, SmoothInfoMax
 from speechbrain_sim.sources import open_source
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 
 DOORS = ["from_hparams", "from_pretrained"]
 
@@ -442,3 +445,38 @@ def test_savedirs_do_not_mix_models(trained, model_folder, tmp_path):
     torch.testing.assert_close(latents[0].mean + 1, latents[1].mean)
     shutil.rmtree(savedir)
     assert (model_folder / "encoder.safetensors").exists()
+
+
+LONG = """
+import resource, sys
+import numpy as np, soundfile
+from speechbrain_sim.inference import SmoothInfoMax
+
+model = SmoothInfoMax.from_pretrained(sys.argv[1])
+minute = np.random.default_rng(0).uniform(-0.1, 0.1, 60 * 16000)
+for minutes in (1, 61):
+    with soundfile.SoundFile("long.wav", "w", 16000, 1) as file:
+        for _ in range(minutes):
+            file.write(minute)
+    frames = sum(
+        piece.mean.shape[1] for piece in model.stream_file("long.wav", "context")
+    )
+    print(frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_an_hour_needs_no_more_memory_than_a_minute(trained, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LONG, str(trained.model)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (tmp_path / "long.wav").unlink()
+    (frames, minute), (more, hour) = (
+        map(int, line.split()) for line in done.stdout.splitlines()
+    )
+    assert (frames, more) == (6000, 61 * 6000)
+    assert hour - minute < 20_000  # kB; the waveform alone has 234,000
