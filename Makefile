@@ -1,4 +1,4 @@
-# make demo: SIM learns from speech and is looked into: twelve minutes, two cores
+# make demo: SIM learns from speech and is looked into: eight minutes, two cores
 # make test: everything that is tested
 # make bench: speed and memory, in about ten minutes on two cores
 # Each sets up .venv with all it needs (a CUDA build of torch: some 5 GB).

@@ -3,6 +3,7 @@
 `pip install .`; `.[synthetic]` for the synthetic corpus, `.[analysis]` for
 recipes/analyse.py, `.[spectral]` and `.[huggingface]` for some of its options,
 `.[onnx]` for encoders as ONNX files,
+`.[textgrid]` for phones of the Montreal Forced Aligner,
 `.[test]` for everything that `make test` runs.
 """
 
@@ -20,6 +21,7 @@ EXTRAS = {
     "spectral": ["auraloss>=0.4"],
     "synthetic": ["espeakng-loader==0.2.4"],
     "tensorboard": ["tensorboard"],
+    "textgrid": ["praatio>=6"],
 }
 EXTRAS["test"] = [
     *EXTRAS["analysis"],
@@ -28,6 +30,7 @@ EXTRAS["test"] = [
     *EXTRAS["spectral"],
     *EXTRAS["synthetic"],
     *EXTRAS["tensorboard"],
+    *EXTRAS["textgrid"],
     "pytest>=8",
     "ruff==0.12.4",
     "captum",

@@ -10,8 +10,10 @@ started again, an analysis goes on where it was.
 To read the code, begin at the bottom.
 """
 
+import hashlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +31,7 @@ from speechbrain_sim.checkpoints import (
     load_decoder,
     remembered,
     sha256,
+    versions,
     write_json,
 )
 from speechbrain_sim.encoders import CONTEXT, GreedyEncoder
@@ -89,7 +92,13 @@ def open_system(hparams, run_options, name, clips, device):
     batch_size = hparams["encoding_batch_size"]
     encoded = latents.encode_clips(front_end, wavs, layers, batch_size)
     system = measures.System(name, front_end, decoders, wavs, encoded)
-    return system, {"encoder": description["sha256"], "decoders": hashes}
+    return system, {
+        "encoder": description["sha256"],
+        "decoders": hashes,
+        "clips": hashlib.sha256(clips.wavs.numpy().tobytes()).hexdigest(),
+        "versions": versions(),
+        "seed": hparams["seed"],
+    }
 
 
 class Probes(NamedTuple):
@@ -138,12 +147,12 @@ def weigh(system, probes, label):
         reason = "No label to probe for (--weights_label)."
         return {layer: {"gap": reason} for layer in system.latents}
     folder = probes.path.parent / f"features/{label}"
-    train, test = (
+    *known, test = (
         read_features(folder / part, list(system.latents))
-        for part in ("train", "test")
+        for part in ("train", "valid", "test")
     )
     return measures.measure_weights(
-        system, probes.weights, train, test, probes.scores
+        system, probes.weights, known, test, probes.scores
     )
 
 
@@ -189,7 +198,6 @@ def measure(hparams, run_options, name, clips, device):
     layers, seed = list(system.latents), hparams["seed"]
     probes = train_probes(hparams, run_options, name, layers)
     batch_size = hparams["encoding_batch_size"]
-    made_of |= {"clips": clips.ids, "seed": seed}
     if probes is not None:
         made_of["probes"] = sha256(probes.path)
     pairs = [
@@ -213,6 +221,7 @@ def measure(hparams, run_options, name, clips, device):
         "weights": ({}, lambda: weigh(system, probes, label)),
         "factors": (
             {
+                "factors": name_of(hparams["factors"]),
                 "segments": hparams["factor_segments"],
                 **{
                     key: sha256(hparams[key])
@@ -222,10 +231,8 @@ def measure(hparams, run_options, name, clips, device):
             lambda: disentangle(hparams, system, device),
         ),
         "attribution": (
-            {"walk": hparams["walk"]},
-            lambda: measures.measure_attribution(
-                system, ends_of_walk(hparams, clips)[0], probes
-            ),
+            {"clip": clips.walk[0]},
+            lambda: measures.measure_attribution(system, clips.walk[0], probes),
         ),
     }
     results = {}
@@ -236,42 +243,47 @@ def measure(hparams, run_options, name, clips, device):
     return system, results
 
 
-def ends_of_walk(hparams, clips):
-    """Finds the two clips that the sliders move between."""
-    if hparams["walk"] is None:
-        return [0, 1]
-    found = []
-    for beginning in hparams["walk"]:
-        at = [i for i, n in enumerate(clips.ids) if n.startswith(beginning)]
-        if not at:
-            raise ValueError(
-                f"No clip's name begins with '{beginning}' (--walk); they are "
-                f"{', '.join(clips.ids[:5])}, ..."
-            )
-        found.append(at[0])
-    return found
-
-
 def read_probes(hparams):
-    """Scores of the probes that recipes/table.py has trained before."""
-    keys = ("accuracy", "deviation", "interval", "chance")
-    return {
-        system: {
-            label: {
-                layer: {key: score[key] for key in keys}
+    """Scores of the probes that recipes/table.py has trained before, if any."""
+    found = {}
+    for system, folders in hparams["probes"].items():
+        found[system] = {}
+        for label in hparams["labels"]:
+            paths = [Path(folder, f"probe_{label}.json") for folder in folders]
+            if not all(path.exists() for path in paths):
+                continue
+            found[system][label] = {
+                layer: {
+                    **{key: score[key] for key in measures.PROBE_KEYS},
+                    "control": score["control"]["accuracy"],
+                }
                 for layer, score in read_system(folders, label)[
                     "layers"
                 ].items()
             }
-            for label in hparams["labels"]
-        }
-        for system, folders in hparams["probes"].items()
-    }
+    return found
+
+
+def name_of(function):
+    """Names what a yaml's `!name:` refers to, with its arguments."""
+    if function is None:
+        return None
+    whole = partial(function)  # of a partial: the function, all arguments
+    name = f"{whole.func.__module__}.{whole.func.__qualname__}"
+    return [name, {key: str(v) for key, v in whole.keywords.items()}]
+
+
+def slim(results):
+    """Leaves out what is kept beside the report: single pairs, histograms."""
+    if not isinstance(results, dict):
+        return results
+    heavy = ("per_pair", "density")
+    return {k: slim(v) for k, v in results.items() if k not in heavy}
 
 
 def listen(hparams, systems, clips):
     """Decodes what the report's sliders move through."""
-    start, target = ends_of_walk(hparams, clips)
+    start, target = clips.walk
     names = (clips.ids[start], clips.ids[target])
     sounds = [
         explorer
@@ -300,6 +312,7 @@ def prepare(argv):
         hparams["data_folder"],
         hparams["clip_samples"],
         hparams["clips"],
+        hparams["walk"],
         hparams["seed"],
     )
     device = run_opts["device"] or infer_device()
@@ -315,8 +328,16 @@ def main(argv):
         systems.append(system)
         for tool, numbers in found.items():
             results.setdefault(tool, {})[name] = numbers
-    folder = Path(hparams["report_folder"])
-    start, _ = ends_of_walk(hparams, clips)
+    baseline = list(hparams["systems"])[-1]
+    results["differences"] = {
+        tool: measures.compare(
+            results[tool],
+            baseline,
+            draw_pairs(len(clips.ids), hparams[pairs], hparams["seed"]),
+        )
+        for tool, pairs in (("delta", "pairs"), ("smoothness", "smooth_pairs"))
+    }
+    folder, start = Path(hparams["report_folder"]), clips.walk[0]
     sections = [
         listen(hparams, systems, clips),
         *story.tell(
@@ -325,6 +346,7 @@ def main(argv):
             folder,
             clips.wavs[start].numpy(),
             clips.ids[start],
+            hparams["factors_note"],
         ),
     ]
     summary = story.summarise(results)
@@ -334,7 +356,7 @@ def main(argv):
         key: hparams[key]
         for key in ("clip_samples", "pairs", "smooth_pairs", "weights_label")
     }
-    write_json(folder / "report.json", {**about, **results})
+    write_json(folder / "report.json", {**about, **slim(results)})
     write_page(
         folder,
         hparams["title"],

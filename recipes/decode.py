@@ -12,12 +12,14 @@ To read the code, begin at the bottom.
 """
 
 import sys
+from pathlib import Path
 
 import speechbrain as sb
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_sim.brains.decoder import DecoderBrain
+from speechbrain_sim.checkpoints import remembered
 from speechbrain_sim.data.pipeline import training_sets
 from speechbrain_sim.decoders import mirror
 from speechbrain_sim.experiment import load_experiment
@@ -25,7 +27,25 @@ from speechbrain_sim.features import load_front_end
 
 #: what may differ when a run goes on
 MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
-MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder", "encoder"]
+MAY_CHANGE += [
+    "tensorboard",
+    "on_bad_audio",
+    "data_folder",
+    "download",
+    "encoder",
+]
+
+
+def check_encoder(folder, description):
+    """Refuses to go on with a decoder of another encoder."""
+    path = Path(folder, "encoder_of_this_run.json")
+    found = remembered(path, {}, lambda: description["sha256"])
+    if found != description["sha256"]:
+        raise ValueError(
+            f"{folder} holds a decoder of another encoder ({found}, not "
+            f"{description['sha256']}): delete it, or choose another "
+            f"--output_folder."
+        )
 
 
 def main(argv):
@@ -33,6 +53,7 @@ def main(argv):
     hparams, run_opts = load_experiment(argv, may_change=MAY_CHANGE)
     sb.create_experiment_directory(hparams["output_folder"])
     front_end, description = load_front_end(hparams["encoder"])
+    run_on_main(check_encoder, args=[hparams["output_folder"], description])
     decoder = mirror(front_end, hparams["layer"])
     run_on_main(hparams["prepare"])
     if hparams["tensorboard"]:

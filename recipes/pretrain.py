@@ -23,7 +23,7 @@ from speechbrain_sim.experiment import load_experiment
 
 #: what may differ when a run goes on
 MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
-MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder"]
+MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder", "download"]
 
 
 def check_label(hparams):

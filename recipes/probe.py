@@ -3,7 +3,7 @@
     python recipes/probe.py hparams/Synthetic/probe.yaml \
         --encoder results/Synthetic/sim_1/encoder --label phones
 
-Features are computed once. Probes of all layers and seeds, and controls with
+Features are computed once and stay on disk. Probes of all layers and seeds, and controls with
 shuffled labels, are trained side by side. The best layer is chosen on the
 validation part; every layer is then trained on all training data and tested.
 
@@ -12,7 +12,6 @@ To read the code, begin at the bottom.
 
 import sys
 
-import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import run_on_main
@@ -22,7 +21,12 @@ from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
 from speechbrain_sim.checkpoints import sha256
 from speechbrain_sim.data.pipeline import classes_of
 from speechbrain_sim.experiment import load_experiment
-from speechbrain_sim.features import compute_features, load_front_end
+from speechbrain_sim.features import (
+    Examples,
+    compute_features,
+    load_front_end,
+    moments,
+)
 from speechbrain_sim.scores import (
     is_written,
     score_probes,
@@ -47,30 +51,34 @@ def load_features(hparams, run_opts, front_end, description):
             classes,
             layers,
             f"{hparams['output_folder']}/features/{label}/{part}",
-            hparams["encoding_batch_size"],
+            hparams["encoding_seconds"],
             run_opts["device"] or sb.utils.distributed.infer_device(),
+            hparams["alignment"],
         )
         for part in PARTS
     }
     return parts, classes
 
 
-def as_tensors(parts, standardize):
-    """Turns features into tensors: {part: {layer: x}}, {part: y}, and units."""
-    x = {
-        part: {n: torch.from_numpy(np.array(f.x)) for n, f in layers.items()}
-        for part, layers in parts.items()
-    }
+def as_examples(parts, standardize):
+    """Opens features to draw from: {part: {layer: x}}, {part: y}, and units.
+
+    A part more, "both", is training and validation part together.
+    """
+    x = {part: {} for part in (*PARTS, "both")}
     units = {}
-    if standardize:  # in the training part's units
-        for layer, train in x["train"].items():
-            mean, std = train.mean(0), train.std(0)
-            std = std.where(std > 0, 1)
+    for layer, train in parts["train"].items():
+        mean, std = None, None
+        if standardize:  # in the training part's units
+            mean, std = moments(Examples([train.x]))
             units.update({f"{layer}.mean": mean, f"{layer}.std": std})
-            for part in x:
-                x[part][layer] = (x[part][layer] - mean) / std
+        stored = {part: [features[layer].x] for part, features in parts.items()}
+        stored["both"] = stored["train"] + stored["valid"]
+        for part, arrays in stored.items():
+            x[part][layer] = Examples(arrays, mean, std)
     any_layer = next(iter(x["train"]))
     y = {p: torch.from_numpy(f[any_layer].y) for p, f in parts.items()}
+    y["both"] = torch.cat([y["train"], y["valid"]])
     return x, y, units
 
 
@@ -115,24 +123,22 @@ def main(argv):
     if is_written(hparams["output_folder"], **about):
         return
     parts, classes = load_features(hparams, run_opts, front_end, description)
-    x, y, units = as_tensors(parts, hparams["standardize"])
+    x, y, units = as_examples(parts, hparams["standardize"])
 
     # on the training part, to choose a layer on the validation part
     chooser = train_probes(
         hparams, run_opts, x["train"], y["train"], classes, controls=0
     )
     # on both, to be tested
-    both = {n: torch.cat([x["train"][n], x["valid"][n]]) for n in x["train"]}
-    labels = torch.cat([y["train"], y["valid"]])
     brain = train_probes(
-        hparams, run_opts, both, labels, classes, hparams["controls"]
+        hparams, run_opts, x["both"], y["both"], classes, hparams["controls"]
     )
     scores = score_probes(
         chooser.predict(x["valid"]),
         y["valid"].numpy(),
         brain.predict(x["test"]),
         parts["test"],
-        labels.numpy(),
+        y["both"].numpy(),
         len(hparams["seeds"]),
     )
     write_probe_results(

@@ -21,7 +21,7 @@ import probe
 from speechbrain_sim import figures
 from speechbrain_sim.analysis import measures
 from speechbrain_sim.analysis.delta import draw_pairs
-from speechbrain_sim.analysis.story import delta_at, with_interval
+from speechbrain_sim.analysis.story import delta_at_eighth, with_interval
 from speechbrain_sim.checkpoints import remembered, write_json
 from speechbrain_sim.experiment import as_arguments
 from speechbrain_sim.scores import machine, percent
@@ -63,18 +63,17 @@ def decode(hparams, run_options, name, clips, device):
     system, made_of = analyse.open_system(
         hparams, run_options, name, clips, device
     )
-    made_of |= {"clips": clips.ids, "pairs": hparams["pairs"]}
     pairs = draw_pairs(len(clips.ids), hparams["pairs"], hparams["seed"])
     return remembered(
         f"{hparams['output_folder']}/{name}/delta.json",
-        made_of,
+        {**made_of, "pairs": hparams["pairs"]},
         lambda: measures.measure_delta(system, pairs),
     )
 
 
 def write_sweep(hparams, results):
     """Writes sweep.json, sweep.md and the picture of the trade-off."""
-    folder, share = Path(hparams["output_folder"]), hparams["share"]
+    folder = Path(hparams["output_folder"])
     layers = list(next(iter(results.values()))["delta"])
     lines = [
         f"# {hparams['title']}",
@@ -82,33 +81,34 @@ def write_sweep(hparams, results):
         hparams["note"],
         "",
         f"| variant | layer | {hparams['weights_label']} accuracy (%) | "
-        f"δ(N/D = {share:g}) (%) | decoded (%) |",
+        f"δ at N/D = 1/8 (%) | decoded (%) |",
         "|---|---|---|---|---|",
     ]
+    points = {layer: {} for layer in layers}
     for name, found in results.items():
         for layer in layers:
-            score, delta = found["probe"][layer], found["delta"][layer]
+            score, numbers = found["probe"][layer], found["delta"][layer]
+            cells = ["—", "—"]  # all its clips decode to the same sound
+            if "gap" not in numbers:
+                delta = delta_at_eighth(numbers)
+                points[layer][name] = (score, delta)
+                cells = [
+                    with_interval(delta, 100, 1),
+                    f"{100 * numbers['explained']:.0f}",
+                ]
             lines.append(
-                f"| {name} | {layer} | {percent(score)} | "
-                f"{with_interval(delta_at(delta, share), 100, 1)} | "
-                f"{100 * delta['explained']:.0f} |"
+                f"| {name} | {layer} | {percent(score)} | {' | '.join(cells)} |"
             )
-    points = {
-        layer: {
-            name: (
-                found["probe"][layer],
-                delta_at(found["delta"][layer], share),
-            )
-            for name, found in results.items()
-        }
-        for layer in layers
-    }
     figures.plot_trade_off(points, hparams["weights_label"], folder / "sweep")
     text = "\n".join([*lines, "", "![trade-off](sweep.svg)", ""])
     (folder / "sweep.md").write_text(text, encoding="utf-8")
     write_json(
         folder / "sweep.json",
-        {"variants": hparams["variants"], "machine": machine(), **results},
+        {
+            "variants": hparams["variants"],
+            "machine": machine(),
+            **analyse.slim(results),
+        },
     )
     print(f"\n{text}\nWritten to {folder}/sweep.md, .json and .svg")
 

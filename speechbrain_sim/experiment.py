@@ -164,6 +164,7 @@ def load_experiment(argv, may_change=None):
             f"no such option.{f' Did you mean {near[0]}?' if near else ''} The "
             f"keys are: {', '.join(sorted(document))}."
         )
+    defaults = dict(document)
     document.update({**(model_changes(model) if model else {}), **typed})
     missing = [
         f"--{key}"
@@ -187,7 +188,8 @@ def load_experiment(argv, may_change=None):
             and written.exists()
             and not run_opts["debug"]
         ):
-            _check_same_run(written, _read_yaml(resolved), may_change)
+            settings = _read_yaml(resolved)
+            _check_same_run(written, settings, defaults, may_change)
         written.write_text(resolved, encoding="utf-8")
     return hparams, run_opts
 
@@ -232,17 +234,19 @@ def typed_run_options(run_opts):
     return argv
 
 
-def _check_same_run(written, settings, may_change):
-    """Raises a ValueError if plain settings differ from those of a run."""
-    before = _read_yaml(written.read_text(encoding="utf-8"))
+def _check_same_run(written, settings, defaults, may_change):
+    """Raises a ValueError if plain settings differ from those of a run.
+
+    An option that the run did not know yet had the value of its yaml.
+    """
+    before = {**defaults, **_read_yaml(written.read_text(encoding="utf-8"))}
     plain = (str, int, float, bool, list, type(None))
     changed = [
-        f"{key} ({before[key]} before, {value} now)"
+        f"{key} ({before.get(key)} before, {value} now)"
         for key, value in settings.items()
         if key not in may_change
         and isinstance(value, plain)
-        and key in before  # else: an option that the run did not know yet
-        and before[key] != value
+        and before.get(key) != value
     ]
     if changed:
         raise ValueError(

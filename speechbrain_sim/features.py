@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 import torchaudio
 from speechbrain.dataio.dataloader import make_dataloader
+from speechbrain.dataio.sampler import DynamicBatchSampler
+from speechbrain.utils.logger import get_logger
 from torch import nn
 from tqdm import tqdm
 
@@ -24,6 +27,7 @@ from speechbrain_sim.data.audio import (
     inspect_audio,
     read_audio,
 )
+from speechbrain_sim.data.phones import num_labels
 from speechbrain_sim.data.pipeline import make_dataset
 from speechbrain_sim.encoders import (
     Latent,
@@ -40,7 +44,13 @@ from speechbrain_sim.model_folder import MODEL_TYPE, load_parts
 from speechbrain_sim.probes import frames_of_labels
 from speechbrain_sim.sources import HUB, open_source
 
+logger = get_logger(__name__)
+
 LOGMEL = "logmel"
+#: of lengths, within which utterances are batched
+BUCKETS = 20
+#: largest number that half precision holds, with some room
+LARGEST_HALF = 60000
 
 
 class LogMel(nn.Module):
@@ -258,7 +268,7 @@ class Features(NamedTuple):
 
     Arguments
     ---------
-    x : numpy.ndarray
+    x : numpy.ndarray or HalfFeatures
         (examples, channels), float32.
     y : numpy.ndarray
         Class of each example, int64.
@@ -275,6 +285,117 @@ class Features(NamedTuple):
     ids: list
 
 
+class HalfFeatures:
+    """Features on disk in half precision, read as float32.
+
+    Row i is `offset + scale * stored[i]`: without its offset, a feature that
+    varies little around a large mean, as an untrained encoder's do, would be
+    rounded away.
+
+    Arguments
+    ---------
+    stored : numpy.ndarray
+        (examples, channels), float16.
+    offset, scale : numpy.ndarray
+        (channels,) and (), float32.
+
+    Example
+    -------
+    >>> stored = np.ones((3, 2), np.float16)
+    >>> x = HalfFeatures(stored, np.float32([5, 6]), np.float32(0.25))
+    >>> x.shape, x[1:].tolist()
+    ((3, 2), [[5.25, 6.25], [5.25, 6.25]])
+    """
+
+    def __init__(self, stored, offset, scale):
+        self.stored, self.offset, self.scale = stored, offset, scale
+        self.shape = stored.shape
+
+    def __len__(self):
+        return len(self.stored)
+
+    def __getitem__(self, rows):
+        stored = np.asarray(self.stored[rows], np.float32)
+        return self.offset + self.scale * stored
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self[:], dtype)
+
+
+class Examples:
+    """Rows of one or several parts, read from disk as they are asked for.
+
+    Arguments
+    ---------
+    parts : list of numpy.ndarray or HalfFeatures
+        (examples, channels) each; counted through.
+    mean, std : torch.Tensor, optional
+        (channels,). Rows are given in these units.
+
+    Example
+    -------
+    >>> x = Examples([np.zeros((2, 3)), np.ones((4, 3))])
+    >>> x.shape, x[torch.tensor([[1, 2]])].tolist()
+    ((6, 3), [[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]])
+    """
+
+    def __init__(self, parts, mean=None, std=None):
+        self.parts, self.mean, self.std = parts, mean, std
+        self.bounds = np.cumsum([0, *map(len, parts)])
+        self.shape = (int(self.bounds[-1]), parts[0].shape[1])
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, chosen):
+        rows = chosen.flatten().numpy()
+        x = np.empty((len(rows), self.shape[1]), np.float32)
+        for number, part in enumerate(self.parts):
+            first, last = self.bounds[number : number + 2]
+            here = (rows >= first) & (rows < last)
+            x[here] = part[rows[here] - first]
+        x = torch.from_numpy(x).unflatten(0, chosen.shape)
+        return x if self.mean is None else (x - self.mean) / self.std
+
+    def split(self, size):
+        """Yields all rows in order, so many at a time."""
+        for rows in torch.arange(len(self)).split(size):
+            yield self[rows]
+
+
+def moments(x, chunk=65536):
+    """Mean and deviation of every channel, in one pass.
+
+    Arguments
+    ---------
+    x : Examples
+        Features.
+    chunk : int
+        Examples at once.
+
+    Returns
+    -------
+    mean, std : (torch.Tensor, torch.Tensor)
+        (channels,), float32; a channel that does not vary has deviation 1.
+
+    Example
+    -------
+    >>> moments(Examples([np.array([[1.0, 5.0], [3.0, 5.0]])]))
+    (tensor([2., 5.]), tensor([1.4142, 1.0000]))
+    """
+    count, mean, squares = 0, 0.0, 0.0
+    for part in x.split(chunk):
+        part = part.double()
+        shift = part.mean(0) - mean
+        total = count + len(part)
+        squares = squares + (part - part.mean(0)).square().sum(0)
+        squares = squares + shift.square() * (count * len(part) / total)
+        mean = mean + shift * (len(part) / total)
+        count = total
+    std = (squares / max(1, count - 1)).sqrt().float()
+    return mean.float(), std.where(std > 0, 1)
+
+
 def compute_features(
     front_end,
     description,
@@ -284,13 +405,15 @@ def compute_features(
     classes,
     layers,
     folder,
-    batch_size=8,
+    max_seconds=120.0,
     device="cpu",
+    alignment="centre",
 ):
     """Encodes a manifest once, or finds that it was done.
 
-    Utterance labels: one example each, the mean over time. Phones: one example
-    per label, the frame whose centre is nearest. Always means of posteriors.
+    Utterance labels: one example each, the mean over time, in float32. Phones:
+    one example per label, its frame of the whole utterance, in half precision.
+    Always means of posteriors.
 
     Arguments
     ---------
@@ -306,10 +429,13 @@ def compute_features(
         Layers to keep.
     folder : str or Path
         The cache: `<layer>.npy`, `labels.npz` and, last, `features.json`.
-    batch_size : int
-        Utterances encoded at once; they are sorted by length.
+    max_seconds : float
+        Audio encoded at once, with its padding; utterances of like lengths are
+        put together. Longer ones are encoded alone.
     device : str
         Where.
+    alignment : str
+        Which frame a phone's label belongs to, see `frames_of_labels`.
 
     Returns
     -------
@@ -319,6 +445,8 @@ def compute_features(
     ------
     ValueError
         If a label is not among the classes, or no utterance has a label.
+    OSError
+        If the disk is too small.
     """
     folder = Path(folder)
     made_of = {
@@ -327,6 +455,7 @@ def compute_features(
         "label": label,
         "classes": list(classes),
         "sampled": False,
+        "alignment": alignment if label == "phones" else None,
     }
     done = folder / "features.json"
     known = json.loads(done.read_text()) if done.exists() else {}
@@ -337,8 +466,16 @@ def compute_features(
         done.unlink(missing_ok=True)
         dataset = make_dataset(
             manifest, data_folder, label=label, classes=classes
+        ).filtered_sorted(sort_key="duration")
+        _encode(
+            front_end.to(device),
+            dataset,
+            None if label != "phones" else alignment,
+            layers,
+            folder,
+            max_seconds,
+            device,
         )
-        _encode(front_end, dataset, label, layers, folder, batch_size, device)
         write_json(done, {**made_of, "layers": list(layers)})
     return read_features(folder, layers)
 
@@ -358,7 +495,7 @@ def read_features(folder, layers):
     labels = np.load(Path(folder, "labels.npz"))
     return {
         layer: Features(
-            np.load(Path(folder, f"{layer}.npy"), mmap_mode="r"),
+            _open_stored(Path(folder, f"{layer}.npy")),
             labels["y"],
             labels["utterance"],
             labels["ids"].tolist(),
@@ -367,43 +504,139 @@ def read_features(folder, layers):
     }
 
 
-def _encode(front_end, dataset, label, layers, folder, batch_size, device):
-    front_end = front_end.to(device)
-    x, y, utterance, ids = {layer: [] for layer in layers}, [], [], {}
-    loader = make_dataloader(
-        dataset.filtered_sorted(sort_key="duration"), batch_size=batch_size
+def _open_stored(path):
+    stored = np.load(path, mmap_mode="r")
+    if stored.dtype != np.float16:
+        return stored
+    units = np.load(path.with_suffix(".units.npz"))
+    return HalfFeatures(stored, units["offset"], units["scale"])
+
+
+class _Store:
+    """Writes the features of one layer, anywhere; whole once it is closed."""
+
+    def __init__(self, path, first, total, half):
+        self.path, self.partial = path, path.with_suffix(".part.npy")
+        self.offset, self.scale = np.float32(0), np.float32(1)
+        self.half = half
+        if half:
+            self.offset = first.mean(0)
+            self.scale = first.std(0).max() or np.float32(1)
+        self.array = np.lib.format.open_memmap(
+            self.partial,
+            mode="w+",
+            dtype=np.float16 if half else np.float32,
+            shape=(total, first.shape[1]),
+        )
+
+    def write(self, place, x):
+        if self.half:
+            x = (x - self.offset) / self.scale
+            x = x.clip(-LARGEST_HALF, LARGEST_HALF)
+        self.array[place] = x
+
+    def close(self):
+        self.array.flush()
+        if self.half:
+            units = {"offset": self.offset, "scale": self.scale}
+            np.savez(self.path.with_suffix(".units.npz"), **units)
+        os.replace(self.partial, self.path)
+
+
+def _open_stores(first, total, folder, half):
+    """One store per layer, once it is clear that the disk can take them."""
+    width = sum(x.shape[1] for x in first.values())
+    need = width * total * (2 if half else 4)
+    free = shutil.disk_usage(folder).free
+    logger.info(
+        "Features: %d examples of %d channels take %.2f GB of disk in %s",
+        total,
+        width,
+        need / 1e9,
+        folder,
     )
-    for batch in tqdm(loader, desc="encoding", unit="batch"):
+    if need > free:
+        raise OSError(
+            f"The features need {need / 1e9:.1f} GB, but {folder} has "
+            f"{free / 1e9:.1f} GB: keep fewer --layers, or put the "
+            "--output_folder on a larger disk."
+        )
+    return {
+        layer: _Store(folder / f"{layer}.npy", x, total, half)
+        for layer, x in first.items()
+    }
+
+
+def _places(dataset, per_frame):
+    """Item to the slice of its examples, in the dataset's order."""
+    places, total = {}, 0
+    for item in dataset.data_ids:
+        row, count = dataset.data[item], 1
+        if per_frame:
+            count = len(row["phones"].split())
+            count = min(count, num_labels(int(row["num_samples"])))
+        places[item] = slice(total, total + count)
+        total += count
+    return places, total
+
+
+def _batches(dataset, max_seconds):
+    """Batches of utterances of like lengths, the longest first."""
+    sampler = DynamicBatchSampler(
+        dataset,
+        max_seconds,
+        num_buckets=BUCKETS,
+        shuffle=False,
+        batch_ordering="descending",
+    )
+    return make_dataloader(dataset, batch_sampler=sampler)
+
+
+@torch.no_grad()
+def _encode(front_end, dataset, alignment, layers, folder, max_seconds, device):
+    """Fills the cache; `alignment` is None for one example per utterance."""
+    places, total = _places(dataset, alignment is not None)
+    stores = {}
+    y, utterance = np.empty((2, total), np.int64)
+    for batch in tqdm(_batches(dataset, max_seconds), "encoding", unit="batch"):
         wavs, wav_lens = batch.sig
-        with torch.no_grad():
-            latents = front_end(
-                wavs.to(device), wav_lens.to(device), layers, sample=False
-            )
-        targets, lens = batch.target
-        counts = absolute_lengths(targets, lens)
-        if label != "phones":
-            for layer, latent in latents.items():
-                x[layer].append(masked_mean(latent.mean, latent.lengths).cpu())
-        for row, count in enumerate(counts.tolist()):
-            if label == "phones":
-                for layer, latent in latents.items():
-                    hop, center = front_end.frame_geometry(layer)
-                    frames = frames_of_labels(count, hop, center)
-                    last = int(latent.lengths[row]) - 1
-                    frames = frames.clamp(max=last).to(device)
-                    x[layer].append(latent.mean[row, frames].cpu())
-            y.append(targets[row, :count])
-            item = batch.id[row]
-            name = dataset.data[item].get("recording", item)
-            number = ids.setdefault(name, len(ids))
-            utterance.append(torch.full((count,), number))
-    for layer in layers:
-        partial = folder / f"{layer}.part.npy"
-        np.save(partial, torch.cat(x[layer]).numpy())
-        os.replace(partial, folder / f"{layer}.npy")
+        latents = front_end(
+            wavs.to(device), wav_lens.to(device), layers, sample=False
+        )
+        x = {
+            layer: _examples(front_end, layer, latent, alignment, batch, places)
+            for layer, latent in latents.items()
+        }
+        if not stores:
+            first = {layer: np.concatenate(rows) for layer, rows in x.items()}
+            stores = _open_stores(first, total, folder, alignment is not None)
+        for row, item in enumerate(batch.id):
+            place = places[item]
+            y[place] = batch.target.data[row, : place.stop - place.start]
+            for layer, store in stores.items():
+                store.write(place, x[layer][row])
+    ids = {}
+    for item, place in places.items():
+        name = dataset.data[item].get("recording", item)
+        utterance[place] = ids.setdefault(name, len(ids))
+    for store in stores.values():
+        store.close()
     np.savez(
-        folder / "labels.npz",
-        y=torch.cat(y).numpy(),
-        utterance=torch.cat(utterance).numpy(),
-        ids=np.array(list(ids)),
+        folder / "labels.npz", y=y, utterance=utterance, ids=np.array(list(ids))
     )
+
+
+def _examples(front_end, layer, latent, alignment, batch, places):
+    """Examples of every utterance of a batch: a list of (count, channels)."""
+    if alignment is None:
+        pooled = masked_mean(latent.mean, latent.lengths)[:, None]
+        return list(pooled.cpu().numpy())
+    hop, center = front_end.frame_geometry(layer)
+    examples = []
+    for row, item in enumerate(batch.id):
+        count = places[item].stop - places[item].start
+        frames = frames_of_labels(
+            count, hop, center, int(latent.lengths[row]), alignment
+        )
+        examples.append(latent.mean[row, frames.to(latent.mean.device)])
+    return [x.cpu().numpy() for x in examples]

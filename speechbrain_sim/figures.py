@@ -350,13 +350,17 @@ def _module_panels(systems, width=2.6, height=2.8):
     return figure, dict(zip(modules, axes[0], strict=True))
 
 
-def _plot_counts(systems, quantity):
-    """One panel per module, one line per system over counts of dimensions."""
+def _plot_counts(systems, quantity, unit=None):
+    """One panel per module, one line per system over counts of dimensions.
+
+    Counts are divided by `unit(numbers)`, if it is given.
+    """
     figure, axes = _module_panels(systems)
     for i, (name, modules) in enumerate(systems.items()):
         for module, found in modules.items():
+            of = unit(found) if unit else 1
             rows = [
-                (count, 100 * value, 100 * low, 100 * high)
+                (count / of, 100 * value, 100 * low, 100 * high)
                 for count, value, (low, high) in zip(
                     found["counts"],
                     found[quantity],
@@ -374,9 +378,8 @@ def _plot_counts(systems, quantity):
                 counts, low, high, color=colour, alpha=0.25, linewidth=0
             )
             panel.set_xscale("log", base=2)
-            panel.set_xticks(counts, counts, size=7)
             panel.set_xlabel("dimensions")
-            panel.set_ylim(0, 105)
+            panel.set_ylim(0, max(105, *high, panel.get_ylim()[1]))
     return figure, axes
 
 
@@ -399,31 +402,45 @@ def _legend_below(figure):
 
 
 def plot_delta(systems, path, paper=None):
-    """Plots the relative error delta(N) in each module.
+    """Plots the relative error delta in each module, over N / D.
 
     Arguments
     ---------
     systems : dict
-        By name, then by module, from `speechbrain_sim.analysis.delta.delta`.
+        By name, then by module, from `speechbrain_sim.analysis.delta.delta`,
+        with `dimensions`.
     path : str or Path
         Where to, without suffix: svg and png.
     paper : dict, optional
-        Published values to stand beside: by system, then by module, `counts`
-        and `delta`.
+        Published values to stand beside: by system, then by module, `counts`,
+        `delta` and `dimensions`.
     """
+
+    def dimensions(found):
+        return found["dimensions"]
+
     with plt.rc_context(STYLE):
-        figure, axes = _plot_counts(systems, "delta")
+        figure, axes = _plot_counts(systems, "delta", dimensions)
         for name, modules in (paper or {}).items():
             colour = COLOURS[list(systems).index(name) % len(COLOURS)]
             for module, found in modules.items():
+                if module not in axes:
+                    continue
                 axes[module].plot(
-                    found["counts"],
+                    [n / found["dimensions"] for n in found["counts"]],
                     [100 * value for value in found["delta"]],
                     linestyle="--",
                     linewidth=1,
                     label=f"{name}, paper",
                     color=colour,
                 )
+        for panel in axes.values():
+            low = panel.get_xlim()[0]
+            shares = [2**k for k in range(0, 12, 2) if 2.0**-k > low]
+            names = ["1", *(f"1/{share}" for share in shares[1:])]
+            panel.set_xticks([1 / share for share in shares], names, size=7)
+            panel.minorticks_off()
+            panel.set_xlabel("share of dimensions, N / D")
         figure.axes[0].set_ylabel("relative error δ (%)")
         _legend_below(figure)
         _save(figure, path)
@@ -445,6 +462,8 @@ def plot_top_n(systems, path, chance=None):
     with plt.rc_context(STYLE):
         figure, axes = _plot_counts(systems, "accuracy")
         for panel in axes.values():
+            counts = panel.lines[0].get_xdata().astype(int)
+            panel.set_xticks(counts, counts, size=7)
             if chance is not None:
                 panel.axhline(
                     100 * chance,
@@ -511,12 +530,11 @@ def plot_shape(systems, path):
             x = np.linspace(edges[0], edges[-1], 200)
             for panel in row[len(found["shown"]) :]:
                 panel.set_axis_off()
-            for at, dimension in enumerate(found["shown"]):
-                panel = row[at]
+            for panel, dimension in zip(row, found["shown"], strict=False):
                 for i, kind in enumerate(["means", "samples"]):
                     if found[kind] is not None:
                         panel.stairs(
-                            found[kind]["density"][at],
+                            found[kind]["density"][dimension],
                             edges,
                             label=kind,
                             fill=i == 0,
@@ -704,7 +722,7 @@ def plot_trade_off(layers, label, path):
     ---------
     layers : dict
         By layer, then by variant: a score with `accuracy` and `interval`, and a
-        delta with `n`, `value` and `interval`.
+        delta with `value` and `interval`. A layer may have no variant.
     label : str
         What was probed.
     path : str or Path
@@ -739,7 +757,7 @@ def plot_trade_off(layers, label, path):
                     label=name,
                 )
             panel.set_title(layer, loc="left")
-            panel.set_xlabel(f"δ at N = {delta['n']} (%)")
+            panel.set_xlabel("δ at N/D = 1/8 (%)")
         axes[0, 0].set_ylabel(f"{label} accuracy (%)")
         _legend_below(figure)
         _save(figure, path)

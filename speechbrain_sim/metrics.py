@@ -8,6 +8,10 @@ import numpy as np
 from scipy import stats
 
 
+class Unmeasurable(ValueError):
+    """What is asked of the data is not in them; the message says why."""
+
+
 def per_utterance(correct, utterance):
     """Counts the correct examples of each utterance.
 
@@ -63,7 +67,7 @@ def bootstrap_interval(hits, total, confidence=0.95, resamples=5000, seed=0):
     (1.0, 1.0)
     """
     if len(total) < 2:
-        raise ValueError(
+        raise Unmeasurable(
             f"{len(total)} utterance is too few for an interval; it needs 2."
         )
 
@@ -114,8 +118,9 @@ def bootstrap_pairs(
 
     Raises
     ------
-    ValueError
-        If an input is not a number, or the denominators add up to nothing.
+    Unmeasurable
+        If an input is not a number, the denominators add up to nothing, or
+        there are fewer than three clips: two are always drawn together.
 
     Example
     -------
@@ -124,24 +129,76 @@ def bootstrap_pairs(
     >>> value.tolist(), low.tolist(), high.tolist()
     ([2.0], [2.0], [2.0])
     """
+    value, resampled = _resample_pairs(
+        numerator, denominator, pairs, resamples, seed
+    )
+    return value, *_middle(resampled, confidence)
+
+
+def bootstrap_pairs_difference(
+    one, other, pairs, confidence=0.95, resamples=2000, seed=0
+):
+    """Bootstraps the difference of two such ratios, on the same draws of clips.
+
+    Arguments
+    ---------
+    one, other : (numpy.ndarray, numpy.ndarray or float)
+        Numerator and denominator of each, see `bootstrap_pairs`.
+    pairs, confidence, resamples, seed :
+        See `bootstrap_pairs`.
+
+    Returns
+    -------
+    value, low, high : numpy.ndarray
+        (values,) each: one - other.
+
+    Raises
+    ------
+    Unmeasurable
+        See `bootstrap_pairs`.
+
+    Example
+    -------
+    >>> pairs, far = np.array([[0, 1], [1, 2], [2, 0]]), np.ones(3)
+    >>> one, other = np.array([[0.25]] * 3), np.array([[0.75]] * 3)
+    >>> found = bootstrap_pairs_difference((one, far), (other, far), pairs)
+    >>> [float(x[0]) for x in found]
+    [-0.5, -0.5, -0.5]
+    """
+    (value, draws), (value_2, draws_2) = (
+        _resample_pairs(*ratio, pairs, resamples, seed)
+        for ratio in (one, other)
+    )
+    return value - value_2, *_middle(draws - draws_2, confidence)
+
+
+def _resample_pairs(numerator, denominator, pairs, resamples, seed):
+    """The ratio, and it resampled; NaN for a draw without a denominator."""
     numerator = np.asarray(numerator, float)
     denominator = np.broadcast_to(np.float64(denominator), len(pairs))
     if not (np.isfinite(numerator).all() and np.isfinite(denominator).all()):
-        raise ValueError("A value of a pair is NaN or infinite.")
+        raise Unmeasurable("A value of a pair is NaN or infinite.")
     if not denominator.sum() > 0:
-        raise ValueError("The denominators of the pairs add up to nothing.")
+        raise Unmeasurable("The denominators of the pairs add up to nothing.")
     clips, pairs = np.unique(pairs, return_inverse=True)
     pairs, size = pairs.reshape(-1, 2), len(clips)
+    if size < 3:
+        raise Unmeasurable(
+            f"Pairs of {size} clips are too few for an interval; it needs 3."
+        )
     rng = np.random.default_rng(seed)
     often = rng.multinomial(size, np.full(size, 1 / size), resamples)
     ratios = []
     for part in np.array_split(often.astype(float), -(-resamples // 100)):
         weights = part[:, pairs[:, 0]] * part[:, pairs[:, 1]]
-        weights = weights[weights @ denominator > 0]
-        ratios.append(weights @ numerator / (weights @ denominator)[:, None])
+        below = (weights @ denominator)[:, None]
+        ratios.append(weights @ numerator / np.where(below > 0, below, np.nan))
+    return numerator.sum(0) / denominator.sum(), np.concatenate(ratios)
+
+
+def _middle(resampled, confidence):
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail], axis=0)
-    return numerator.sum(0) / denominator.sum(), low, high
+    return np.nanquantile(resampled, [tail, 1 - tail], axis=0)
 
 
 def chance_level(train_labels, test_labels):

@@ -23,6 +23,7 @@ def mean_squared_error(decoded, wavs, lengths):
 
     Example
     -------
+    >>> import torch
     >>> wavs, lengths = torch.zeros(2, 4), torch.tensor([4, 2])
     >>> mean_squared_error(wavs + 3.0, wavs, lengths)
     tensor(9.)
@@ -77,6 +78,7 @@ class ReconstructionLoss(nn.Module):
 
     Example
     -------
+    >>> import torch
     >>> loss, wavs = ReconstructionLoss(mel=1.0), torch.randn(2, 4000)
     >>> loss(wavs, wavs, torch.tensor([4000, 3000])).item()
     0.0

@@ -212,6 +212,7 @@ def corpora(tmp_path_factory):
     make_synthetic_corpus(
         folder / "Synthetic", speakers=3, sentences=9, test_sentences=3
     )
+    (folder / "LibriSpeech").symlink_to(folder / "Synthetic")  # one layout
     rng = np.random.default_rng(0)
     words = ["bababi", "badagu", "bidugi", "bubiba", "dadigu", "gagagi"]
     words += ["gidabu", "dubigu", "gugidi", "digabu", "bagudi", "dubaga"]

@@ -8,13 +8,15 @@ import pytest
 
 from speechbrain_sim.analysis.latents import read_clips
 from speechbrain_sim.analysis.listening import WALK_STOPS
+from speechbrain_sim.analysis.story import delta_at_eighth
 from tests.conftest import HPARAMS, opened, options_for
 from tests.test_hidden_states import save_model
 from tests.test_page import stops, visible
 
-SILENT = "All clips decode to the same waveform: no walk."
+SILENT = "All clips decode to the same waveform"
 TOOLS = "probes delta weights shape smoothness factors attribution".split()
 SYSTEMS = ["SIM", "GIM"]
+LABELS = {"Synthetic": "speaker", "ArtificialSpeech": "vowel"}
 SMALL = ["--channels", "8", "--context_channels", "8", "--device", "cpu"]
 SMALL += [
     "--batch_norm",
@@ -34,7 +36,15 @@ def analyse_argv(corpus, data_folder, folder):
     argv = [str(yaml), "--output_folder", str(folder / "analysis")]
     argv += ["--report_folder", str(folder / "report"), "--device", "cpu"]
     argv += ["--data_folder", str(data_folder), "--systems", str(systems)]
-    argv += ["--probes", "{}", "--labels", "[]", "--clips", "4"]
+    probes = {name: [str(folder / name / "probe")] for name in SYSTEMS}
+    argv += [
+        "--probes",
+        str(probes),
+        "--labels",
+        f"[{LABELS[corpus]}]",
+        "--clips",
+        "4",
+    ]
     argv += ["--pairs", "6", "--smooth_pairs", "4", "--smooth_steps", "3"]
     argv += ["--directions", "2", "--decoder_epochs", "{}", "--noprogressbar"]
     argv += ["--decode_options", "{number_of_epochs: 1, num_workers: 0}"]
@@ -61,6 +71,13 @@ def analysed(recipes, corpora, tmp_path_factory):
                 + ["--output_folder", str(folder / name), *SMALL]
                 + options_for(yaml, corpora)
             )
+        yaml = yaml.with_name("probe.yaml")
+        recipes["probe"].main(  # of SIM only
+            [str(yaml), "--encoder", str(folder / "SIM/encoder")]
+            + ["--output_folder", str(folder / "SIM/probe")]
+            + ["--label", LABELS[corpus], "--number_of_epochs", "1"]
+            + options_for(yaml, corpora)
+        )
         argv = analyse_argv(corpus, corpora / corpus, folder)
         recipes["analyse"].main(argv)
     return folders
@@ -87,7 +104,10 @@ def test_report_has_every_tool_for_every_system(analysed, corpus):
             assert list(layers) == ["module1", "module2", "module3"], tool
             gaps = [f["gap"] for f in layers.values() if "gap" in f]
             # two seconds of training leave some posteriors silent
-            assert set(gaps) <= {SILENT} and len(gaps) < 3, tool
+            assert all(gap.startswith((SILENT, "Pairs of")) for gap in gaps), (
+                tool
+            )
+            assert not gaps or layers is not report[tool]["GIM"], tool
     assert all(map(math.isfinite, numbers(report)))
     assert report["machine"]["cores"] and report["settings"]["pairs"] == 6
     html = (folder / "report.html").read_text()
@@ -96,6 +116,20 @@ def test_report_has_every_tool_for_every_system(analysed, corpus):
         assert "SIM module2" in page and "nan" not in page.lower().split()
     assert "GIM: no KL" in text and "SIM: no KL" not in text
     assert ("as published" in text) == (corpus == "ArtificialSpeech")
+    assert ("| 92.58 |" in text) == (corpus == "ArtificialSpeech")
+    (probed,) = report["probes"]["SIM"].values()
+    assert list(probed) == ["module1", "module2", "module3", "context"]
+    assert all(0 <= score["control"] <= 1 for score in probed.values())
+    assert report["probes"]["GIM"] == {}
+    assert "GIM: no probes" in text and "SIM: no probes" not in text
+    differences = report["differences"]["delta"]["SIM"]
+    for layer, found in differences.items():
+        ours, theirs = (
+            delta_at_eighth(report["delta"][name][layer])["value"]
+            for name in SYSTEMS
+        )
+        assert found["value"] == pytest.approx(ours - theirs, abs=1e-6)
+    assert "per_pair" not in str(report) and "density" not in str(report)
     drawn = {path.stem for path in (folder / "figures").glob("*.svg")}
     assert drawn == {path.stem for path in (folder / "figures").glob("*.png")}
     assert {"delta", "weights", "top_n", "smoothness"} < drawn
@@ -106,16 +140,19 @@ def test_brackets_hold_in_the_report(analysed, system):
     folder = analysed["Synthetic"] / "report"
     report = json.loads((folder / "report.json").read_text())
     for found in report["delta"][system].values():
-        for distance in ("mae", "mse"):
+        for distance in ("mae", "mse") if "gap" not in found else ():
             scores = found[distance]
-            assert scores["counts"] == [2, 4, 8]
+            assert scores["counts"] == [1, 2, 4, 8]
             assert scores["delta"][-1] == pytest.approx(0, abs=1e-5)
             low, high = np.transpose(scores["interval"])
             assert (low <= np.array(scores["delta"]) + 1e-9).all()
             assert (np.array(scores["delta"]) <= high + 1e-9).all()
     for found in report["smoothness"][system].values():
-        walks = found.get("walks", {"path_ratio": {"value": 1.0}})
-        assert walks["path_ratio"]["value"] >= 1 - 1e-6
+        if "gap" not in found:
+            assert found["walks"]["path_ratio"]["value"] >= 1 - 1e-6
+    assert (
+        system == "SIM" or "gap" not in report["smoothness"][system]["module1"]
+    )
     for found in report["shape"][system].values():
         assert (found["rate"] is None) == (system == "GIM")
     codes = report["factors"][system]["module1"]
@@ -169,8 +206,21 @@ def test_a_decoder_of_another_encoder_is_refused(
     argv = analyse_argv("Synthetic", corpora / "Synthetic", folder)
     swapped = {name: str(folder / "GIM/encoder") for name in SYSTEMS}
     argv[argv.index("--systems") + 1] = str(swapped)
-    with pytest.raises(ValueError, match="decodes the encoder .*, not "):
+    with pytest.raises(ValueError, match="holds a decoder of another encoder"):
         recipes["analyse"].main(argv)
+
+
+def test_other_clips_are_measured_anew(recipes, corpora, analysed):
+    folder = analysed["ArtificialSpeech"]
+    delta = folder / "analysis/GIM/delta.json"
+    before = json.loads(delta.read_text())
+    argv = analyse_argv(
+        "ArtificialSpeech", corpora / "ArtificialSpeech", folder
+    )
+    recipes["analyse"].main([*argv, "--clip_samples", "9600"])
+    after = json.loads(delta.read_text())
+    assert before["made_of"]["clips"] != after["made_of"]["clips"]
+    assert before["result"] != after["result"]
 
 
 def test_unknown_clips_are_named(recipes, corpora, analysed):
@@ -178,15 +228,22 @@ def test_unknown_clips_are_named(recipes, corpora, analysed):
     argv = analyse_argv("Synthetic", corpora / "Synthetic", folder)
     with pytest.raises(ValueError, match="begins with 'xyz'"):
         recipes["analyse"].main([*argv, "--walk", "[xyz, xyz]"])
+    with pytest.raises(ValueError, match="--walk names 1 clips"):
+        recipes["analyse"].main([*argv, "--walk", "[1001]"])
 
 
 def test_too_few_and_too_short_clips(corpus, caplog):
     clips = read_clips(corpus.train, corpus.folder, 10000, 200)
-    assert len(clips.ids) == 20 and clips.short == 0
+    assert len(clips.ids) == 20 and clips.walk == (0, 1)
     assert "fewer than the 200 asked for" in caplog.text
-    longer = read_clips(corpus.train, corpus.folder, 10000 + 157 * 10, 5)
-    assert len(longer.ids) == 5 and longer.short == 10
+    walk = ["utterance19", "utterance1"]
+    longer = read_clips(corpus.train, corpus.folder, 11570, 5, walk)
+    assert "10 are shorter" not in caplog.text
     assert longer.wavs.shape == (5, 11570)
+    assert [longer.ids[at] for at in longer.walk] == [
+        "utterance19",
+        "utterance10",
+    ]
     with pytest.raises(ValueError, match="has 0 recordings of 99999"):
         read_clips(corpus.train, corpus.folder, 99999)
 
@@ -231,5 +288,5 @@ def test_sweep(recipes, corpora, tmp_path):
         assert list(found[name]["delta"]) == ["module1", "module2", "module3"]
         assert "context" in found[name]["probe"]
     text = (tmp_path / "sweep.md").read_text()
-    assert text.count("| strong |") == 3 and "δ(N/D = 0.125)" in text
+    assert text.count("| strong |") == 3 and "N/D = 1/8" in text
     assert (tmp_path / "sweep.svg").stat().st_size > 1000

@@ -12,7 +12,8 @@ from speechbrain_sim.analysis.delta import (
     draw_pairs,
     measure_distances,
 )
-from speechbrain_sim.metrics import bootstrap_pairs
+from speechbrain_sim.analysis.smoothness import measure_walks, summarise_walks
+from speechbrain_sim.metrics import Unmeasurable, bootstrap_pairs
 
 
 def flat(z):
@@ -73,10 +74,20 @@ def test_identity_leaves_the_share_of_the_other_dimensions():
     latents = torch.tensor([[0.0, 0, 0, 0], [4, -3, 2, -1]])[:, None]
     pairs = draw_pairs(2, 2)
     got = measure_distances(flat, latents, pairs, [0, 1, 2, 3, 4])
-    mae = delta(got["mae"], pairs)["delta"]
-    mse = delta(got["mse"], pairs)["delta"]
+    mae, mse = (d.mixtures.sum(0) / d.starts.sum() for d in got.values())
     np.testing.assert_allclose(mae, [1, 6 / 10, 3 / 10, 1 / 10, 0])
     np.testing.assert_allclose(mse, [1, 14 / 30, 5 / 30, 1 / 30, 0])
+
+
+def test_rounding_is_no_distance():
+    latents = torch.ones(4, 3, 5) + 1e-8 * torch.randn(4, 3, 5)
+    pairs = draw_pairs(4, 12)
+    got = measure_distances(lambda z: z.flatten(1) * 3, latents, pairs, [1])
+    with pytest.raises(Unmeasurable, match="same waveform"):
+        delta(got["mae"], pairs)
+    walks = measure_walks(lambda z: z.flatten(1) * 3, latents, pairs, 2)
+    with pytest.raises(Unmeasurable, match="same waveform"):
+        summarise_walks(walks, pairs)
 
 
 def test_order_of_the_dimensions_does_not_matter():
@@ -99,8 +110,8 @@ def test_start_and_target_are_decoded_once():
         return flat(z)
 
     latents, pairs = torch.randn(4, 3, 5), draw_pairs(4, 12)
-    measure_distances(counting, latents, pairs, [1, 2])
-    assert sum(decoded) == 4 + 12 * 2
+    measure_distances(counting, latents, pairs, [1, 2, 5])
+    assert sum(decoded) == 4 + 12 * 2  # all five dimensions are the target
 
 
 def test_the_interval_shrinks_with_more_clips():

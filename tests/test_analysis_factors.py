@@ -170,12 +170,24 @@ def test_the_interval_resamples_utterances():
         np.repeat(test, 2, axis=0),
         known,
         {name: np.repeat(values, 2) for name, values in wanted.items()},
-        groups=[f"utterance{i // 2}" for i in range(2 * TEST)],
+        test_groups=[f"utterance{i // 2}" for i in range(2 * TEST)],
     )
     for key in ("informativeness", "interval"):
         assert doubled[key] == pytest.approx(alone[key], abs=0.01)
     low, high = alone["interval"]
     assert low < alone["informativeness"] < high < low + 0.1
+
+
+def test_frames_of_one_recording_stay_in_one_fold():
+    """What only tells recordings apart is not learned about the factor."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(12), 40)
+    code = np.hstack([np.eye(12)[groups], rng.normal(size=(480, 4))])
+    code += 0.1 * rng.normal(size=code.shape)
+    factors = {"a": rng.normal(size=12)[groups], "b": rng.normal(size=480)}
+    alone = importances(code, factors).penalties
+    grouped = importances(code, factors, groups).penalties
+    assert alone[0] is not None and grouped[0] is None
 
 
 def test_a_permutation_is_disentangled_and_a_uniform_matrix_is_not():
@@ -326,7 +338,7 @@ def test_bad_codes_are_named():
     with pytest.raises(ValueError, match="1 factor is too few"):
         dci(code, code, {"vowel": GOOD["vowel"]}, {"vowel": GOOD["vowel"]})
     with pytest.raises(ValueError, match="1 utterance"):
-        dci(code, code, GOOD, GOOD, groups=[0] * 20)
+        dci(code, code, GOOD, GOOD, test_groups=[0] * 20)
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):

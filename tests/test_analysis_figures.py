@@ -28,6 +28,7 @@ def counted(quantity):
     """SIM has two modules, GIM one."""
     ends = {"interval": [[0.9, 1], [0.5, 0.7], [0, 0]]}
     found = {"counts": [0, 2, 4], quantity: [1, 0.6, 0], **ends}
+    found["dimensions"] = 4
     return {
         "SIM": {"module1": found, "module2": found},
         "GIM": {"module2": found},
@@ -35,8 +36,8 @@ def counted(quantity):
 
 
 def test_delta(drawn):
-    paper = {"SIM": {"module1": {"counts": [2, 4], "delta": [0.5, 0]}}}
-    plot_delta(counted("delta"), drawn, paper)
+    published = {"counts": [2, 4], "delta": [0.5, 0], "dimensions": 8}
+    plot_delta(counted("delta"), drawn, {"SIM": {"module1": published}})
 
 
 def test_top_n(drawn):

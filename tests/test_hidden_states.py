@@ -4,6 +4,7 @@ import json
 import socket
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -168,16 +169,15 @@ def test_features_for_a_probe(folder, corpus, tmp_path, label):
             label,
             classes,
             ["hidden0", "hidden2"],
-            tmp_path / str(batch_size),
-            batch_size,
+            tmp_path / str(max_seconds),
+            max_seconds,
         )["hidden2"]
-        for batch_size in (1, 4)
+        for max_seconds in (0.1, 4)
     ]
     alone, batch = features
     assert alone.x.shape == (len(alone.y), 8)
-    torch.testing.assert_close(
-        torch.tensor(alone.x), torch.tensor(batch.x), atol=1e-5, rtol=1e-5
-    )
+    atol = {"pitch": 1e-5, "phones": 5e-3}[label]  # phones: half precision
+    np.testing.assert_allclose(alone.x, batch.x, atol=atol, rtol=1e-5)
 
 
 @pytest.mark.parametrize("samples", [225, 226, 1000, 2999, 3004])

@@ -1,8 +1,10 @@
 """Preparation: manifests, a user's folder, and the two corpora."""
 
 import csv
+import hashlib
 import json
 import logging
+import tarfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from speechbrain_sim.data.audio import read_audio
 from speechbrain_sim.data.folder import prepare_folder
 from speechbrain_sim.data.librispeech import prepare_librispeech
 from speechbrain_sim.data.manifests import hash_split, write_manifests
+from speechbrain_sim.data.phones import num_labels
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 SPLITS = ("train", "valid", "test")
@@ -429,12 +432,13 @@ def libri(tmp_path):
             name = f"{speaker}-7-{i:04d}"
             make(subset / speaker / "7" / f"{name}.flac", 4000)
             names.append(name)
-        lines = [f"{name} WORD {name[-1]}" for name in names[-10:-1]]
+        lines = [f"{name} WORD {name[-1]}" for name in names[-10:]]
         (subset / speaker / "7" / f"{speaker}-7.trans.txt").write_text(
             "\n".join(lines)
         )
     (data / "LibriSpeech" / "SPEAKERS.TXT").write_text(
         "; a comment | F | x\n19   | F | train-clean-100 | 25.1 | A | B\n"
+        "1034 | M | train-clean-100 | 25.1 | C\n14 | F | dev-clean | 8 | D\n"
     )
     labels = data / "LibriSpeech100_labels_split"
     labels.mkdir()
@@ -452,10 +456,12 @@ def prepare_libri(data, save, **changes):
     prepare_librispeech(data, save, **{"min_samples": 4000, **changes})
 
 
-def test_librispeech_follows_the_lists(libri, tmp_path):
+def test_librispeech_follows_the_lists(libri, tmp_path, caplog):
     save = tmp_path / "save"
-    prepare_libri(libri, save)
+    with caplog.at_level(logging.INFO):
+        prepare_libri(libri, save)
     labels = libri / "LibriSpeech100_labels_split"
+    assert f"Split: the two lists of {labels}" in caplog.text
     listed = {
         side: set((labels / f"{side}_split.txt").read_text().split())
         for side in ("train", "test")
@@ -469,8 +475,9 @@ def test_librispeech_follows_the_lists(libri, tmp_path):
     assert (first["speaker"], first["sex"]) == ("19", "F")
     assert first["transcript"] == "WORD 0"
     assert first["phones"] == " ".join(["4"] * 23)
-    assert rows["1034-7-0009"]["transcript"] == ""
-    assert rows["1034-7-0009"]["sex"] == rows["1034-7-0009"]["phones"] == ""
+    assert rows["1034-7-0009"]["transcript"] == "WORD 9"
+    assert rows["1034-7-0009"]["sex"] == "M"
+    assert rows["1034-7-0009"]["phones"] == ""
 
     inner = tmp_path / "inner"
     prepare_libri(libri / "LibriSpeech", inner)
@@ -505,11 +512,10 @@ def test_librispeech_errors(libri, tmp_path):
         prepare_libri(libri, tmp_path / "a", subset="dev-clean")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         prepare_libri(libri, tmp_path / "a", labels_folder="nowhere")
-    phones = labels / "converted_aligned_phones.txt"
-    phones.write_text("19-7-0001 " + "4 " * 22)
-    with pytest.raises(ValueError, match="19-7-0001 has 22 .*make 23"):
-        prepare_libri(libri, tmp_path / "a")
-    phones.unlink()
+    with pytest.raises(FileNotFoundError, match="no phone labels in nowhere"):
+        prepare_libri(libri, tmp_path / "a", phones="nowhere")
+    with pytest.raises(ValueError, match="'fail' or 'allow', got 'skip'"):
+        prepare_libri(libri, tmp_path / "a", incomplete="skip")
     train = labels / "train_split.txt"
     listed = train.read_text()
     train.write_text(listed + "\n19-7-0099")
@@ -521,11 +527,160 @@ def test_librispeech_errors(libri, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def problems_of(data, save, **changes):
+    """Problems that preparation lists; no manifest is written with them."""
+    with pytest.raises(ValueError, match="problems in the corpus") as caught:
+        prepare_libri(data, save, **changes)
+    assert [path.name for path in save.iterdir()] == ["problems.csv"]
+    rows = rows_of(save / "problems.csv")
+    assert all(row["remedy"].endswith(".") for row in rows)
+    for row in rows[:5]:
+        assert row["path"] in str(caught.value)
+        assert row["remedy"] in str(caught.value)
+    return [(row["path"], row["problem"]) for row in rows]
+
+
+def test_librispeech_gaps_are_listed_or_allowed(libri, tmp_path, caplog):
+    """As a half-extracted archive leaves them."""
+    root = libri / "LibriSpeech"
+    chapter = root / "train-clean-100" / "19" / "7"
+    (chapter / "19-7-0009.flac").unlink()  # on no list
+    (root / "train-clean-100/1034/7/1034-7.trans.txt").unlink()
+    with open(root / "SPEAKERS.TXT", "a") as file:
+        file.write("26 | M | train-clean-100 | 25.1 | E\n")
+    found = dict(problems_of(libri, tmp_path / "a"))
+    subset = root / "train-clean-100"
+    assert {path: problem[:26] for path, problem in found.items()} == {
+        str(subset / "1034/7/1034-7.trans.txt"): "10 utterances have no tran",
+        str(chapter / "19-7-0009.flac"): "It has a transcript, but t",
+        str(subset / "26"): "SPEAKERS.TXT lists the spe",
+    }
+    with caplog.at_level(logging.INFO):
+        prepare_libri(libri, tmp_path / "a", incomplete="allow")
+    assert "10 without transcript" in caplog.text and "3 gaps" in caplog.text
+    assert not (tmp_path / "a/problems.csv").exists()
+
+
+def test_librispeech_unknown_speakers(libri, tmp_path):
+    speakers = libri / "LibriSpeech" / "SPEAKERS.TXT"
+    lines = speakers.read_text().splitlines()
+    speakers.write_text("\n".join(lines[:2]))
+    ((path, problem),) = problems_of(libri, tmp_path / "a")
+    assert path.endswith("train-clean-100/1034") and "unknown" in problem
+    speakers.unlink()
+    assert len(problems_of(libri, tmp_path / "a")) == 2
+    prepare_libri(libri, tmp_path / "a", incomplete="allow")
+    assert rows_of(tmp_path / "a/train.csv")[0]["sex"] == ""
+
+
+def test_librispeech_broken_folders(libri, tmp_path):
+    """Neither an excerpt nor the whole corpus looks like this."""
+    subset = libri / "LibriSpeech" / "train-clean-100"
+    (subset / "19" / "8").mkdir()
+    make(subset / "19" / "7" / "19-9-0000.flac")
+    script = subset / "1034" / "7" / "1034-7.trans.txt"
+    script.write_text(script.read_text() + "\n1034-7-0000 ANOTHER\n")
+    found = problems_of(libri, tmp_path / "a", incomplete="allow")
+    assert found == [
+        (
+            str(subset / "19/7/19-9-0000.flac"),
+            "Its name does not begin with 19-7-.",
+        ),
+        (str(subset / "19/8"), "This chapter has no audio."),
+        (str(script), "1034-7-0000 has two transcripts."),
+    ]
+
+
+def test_librispeech_label_lines_that_do_not_fit(libri, tmp_path):
+    path = libri / "LibriSpeech100_labels_split/converted_aligned_phones.txt"
+    lines = [
+        "19-7-0001 " + "4 " * 22,
+        "19-7-0002 " + "4 " * 22 + "41",
+        "19-7-0003 " + "4 " * 22 + "AA",
+        "19-7-0004 " + "40 " * 23,
+        "19-7-0004 " + "4 " * 23,
+        "19-7-0005",
+        "",
+        "elsewhere 4 4",
+    ]
+    path.write_text("\n".join(lines))
+    found = problems_of(libri, tmp_path / "a")
+    assert [place for place, _ in found] == [
+        f"{path}:{number}" for number in (1, 2, 3, 5, 6)
+    ]
+    for (_, problem), words in zip(
+        found,
+        [
+            "has 22 labels, but its 4000 samples make 23",
+            "the phone 41; they are 0 to 40",
+            "the phone AA",
+            "a second line",
+            "has 0 labels",
+        ],
+        strict=True,
+    ):
+        assert words in problem
+
+
+def test_librispeech_short_utterances_are_counted(libri, tmp_path, caplog):
+    subset = libri / "LibriSpeech" / "train-clean-100"
+    make(subset / "19/7/19-7-0001.flac", 20640)
+    make(subset / "19/7/19-7-0002.flac", 20641)
+    for i in (3, 6):
+        make(subset / f"19/7/19-7-000{i}.flac", 30000)
+    with caplog.at_level(logging.INFO):
+        prepare_librispeech(libri, tmp_path / "a", valid_share=0)
+    assert "16 left out for fewer than 20641 samples" in caplog.text
+    assert ids(tmp_path / "a", "train") == ["19-7-0002", "19-7-0003"]
+    assert ids(tmp_path / "a", "test") == ["19-7-0006"]
+    found = problems_of(libri, tmp_path / "b", min_samples=30001)
+    assert [problem for _, problem in found] == [
+        f"No utterance is left for {split}.csv." for split in SPLITS
+    ]
+
+
+def test_librispeech_a_cut_file_is_bad_audio(libri, tmp_path):
+    path = libri / "LibriSpeech/train-clean-100/19/7/19-7-0000.flac"
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(ValueError, match="1 audio files cannot be used"):
+        prepare_libri(libri, tmp_path / "a")
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="1 audio files cannot be used"):
+        prepare_libri(libri, tmp_path / "a")
+
+
+def test_librispeech_is_downloaded_if_asked(libri, tmp_path, caplog):
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    with tarfile.open(archives / "train-clean-100.tar.gz", "w:gz") as tar:
+        tar.add(libri / "LibriSpeech", "LibriSpeech")
+    content = (archives / "train-clean-100.tar.gz").read_bytes()
+    options = {
+        "download": True,
+        "download_from": archives.as_uri() + "/",
+        "checksum": "md5:" + hashlib.md5(content).hexdigest(),
+    }
+    with pytest.raises(FileNotFoundError, match="--download True gets it"):
+        prepare_libri(tmp_path / "new", tmp_path / "a")
+    with pytest.raises(ValueError, match="not 2a93770f6d5c6c964bc36631d331a"):
+        prepare_libri(
+            tmp_path / "new", tmp_path / "a", **{**options, "checksum": None}
+        )
+    prepare_libri(tmp_path / "new", tmp_path / "a", **options)
+    assert len(ids(tmp_path / "a", "train")) > 10
+    (archives / "train-clean-100.tar.gz").unlink()  # it is not needed again
+    prepare_libri(tmp_path / "new", tmp_path / "a", **options)
+
+
 @pytest.mark.data
-def test_real_librispeech_excerpt(tmp_path):
+def test_real_librispeech_excerpt(tmp_path, caplog):
     data = real("LibriSpeechExcerpt")
-    prepare_librispeech(data, tmp_path / "a")
-    prepare_librispeech(data, tmp_path / "b", valid_share=0)
+    with pytest.raises(ValueError, match="--incomplete allow"):
+        prepare_librispeech(data, tmp_path / "a")
+    with caplog.at_level(logging.INFO):
+        prepare_librispeech(data, tmp_path / "a", incomplete="allow")
+    assert "8 utterances of 5 speakers, 0 unlisted, 0 left out" in caplog.text
+    prepare_librispeech(data, tmp_path / "b", valid_share=0, incomplete="allow")
     assert not (tmp_path / "b" / "valid.csv").exists()
     rows = [r for s in SPLITS for r in rows_of(tmp_path / "a" / f"{s}.csv")]
     assert len(rows) == 8
@@ -533,6 +688,6 @@ def test_real_librispeech_excerpt(tmp_path):
     assert [row["ID"] for row in labelled] == ["4051-11218-0044"]
     assert labelled[0]["sex"] == "F"
     assert len(labelled[0]["phones"].split()) == 1119
-    assert 1 + (int(labelled[0]["num_samples"]) - 400) // 160 == 1119
+    assert num_labels(int(labelled[0]["num_samples"])) == 1119
     arguments = json.loads((tmp_path / "b" / "prepare.json").read_text())
     assert arguments["arguments"]["valid_share"] == 0

@@ -117,6 +117,20 @@ def test_labels_find_the_nearest_frame(hop, center):
         )
 
 
+@pytest.mark.parametrize("hop", [160, 80, 20])
+def test_labels_by_either_end(hop):
+    per_label = 160 // hop
+    frames = 52 * per_label - 1  # some fifty labels, and one or two to spare
+    front, end = (
+        frames_of_labels(50, hop, 20, frames, alignment).tolist()
+        for alignment in ("front", "end")
+    )
+    assert end == [per_label * i for i in range(50)]
+    assert front == [frames - 1 - per_label * i for i in range(49, -1, -1)]
+    few = frames_of_labels(50, hop, 20, 3, "front")
+    assert few.min() == 0 and few.max() == 2
+
+
 def test_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     covered = 0

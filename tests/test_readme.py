@@ -13,13 +13,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_python_snippets_print_what_they_say(capsys, tmp_path, monkeypatch):
-    snippet, long_files = re.findall(r"```python\n(.*?)```", README, re.S)
+    snippet, walk, long_files = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(snippet.strip().splitlines()) <= 9  # eight, and a blank one
     names = {}
     exec(snippet, names)
     printed = capsys.readouterr().out
     assert "torch.Size([2, 64, 512]) torch.Size([2, 64, 512])" in printed
     assert "[64, 51] False" in printed
+    exec(walk, names)
+    assert capsys.readouterr().out == "torch.Size([9, 10240])\n"
     monkeypatch.chdir(tmp_path)
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 15 * 16000)
     soundfile.write("lecture.flac", noise, 16000)

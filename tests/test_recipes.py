@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import soundfile
 
 from tests.conftest import HPARAMS, ROOT, options_for
 
@@ -182,16 +183,18 @@ def test_table(recipes, corpora, tmp_path, yaml):
         argv += ["--corpus_options", corpus]
     recipes["table"].main(argv)
     report = json.loads((tmp_path / "table.json").read_text())
-    for systems in report["tasks"].values():
+    for task, systems in report["tasks"].items():
         expected = ["SIM", "GIM", "supervised", "random", "log-mel"]
-        if yaml.parent.name == "ArtificialSpeech":
-            expected += ["SIM-raw", "GIM-raw", "random-raw"]
+        if yaml.parent.name != "Synthetic":
+            expected += ["SIM-raw", "GIM-raw"]
+            expected += ["random-raw"] * (yaml.parent.name != "LibriSpeech")
             raw = systems["SIM-raw"]
             assert raw["encoders"] == systems["SIM"]["encoders"]
             assert not raw["settings"]["standardize"]
         assert sorted(systems) == sorted(expected)
         assert len(systems["random"]["encoders"]) == 3
-        assert len(systems["SIM"]["layers"]) == 4
+        context_only = (yaml.parent.name, task) == ("LibriSpeech", "phones")
+        assert len(systems["SIM"]["layers"]) == (1 if context_only else 4)
         for name, system in systems.items():
             score = system["layers"][system["best_layer"]]
             assert 0 <= score["interval"][0] <= score["interval"][1] <= 1
@@ -218,3 +221,67 @@ def test_real_artificial_speech_trains(recipes, tmp_path):
     )
     log = (tmp_path / "train_log.txt").read_text()
     assert "valid context_nce" in log
+
+
+def cut_up(excerpt, folder, parts=10):
+    """The excerpt's labelled utterance as several, in LibriSpeech's layout.
+
+    A cut at sample 160 k is a cut before label k; a part of n samples has the
+    first 1 + (n - 400) // 160 labels of those that follow.
+    """
+    name = "4051-11218-0044"
+    labels = "LibriSpeech100_labels_split/converted_aligned_phones.txt"
+    lines = (excerpt / labels).read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(name))
+    phones = line.split()[1:]
+    chapter = "LibriSpeech/train-clean-100/4051/11218"
+    wav, rate = soundfile.read(
+        excerpt / chapter / f"{name}.flac", dtype="int16"
+    )
+    (folder / chapter).mkdir(parents=True)
+    (folder / labels).parent.mkdir()
+    length = len(wav) // parts // 160
+    lines = []
+    for part in range(parts):
+        first = part * length
+        piece = wav[160 * first : 160 * (first + length)]
+        count = 1 + (len(piece) - 400) // 160
+        name = f"4051-11218-{part:04d}"
+        soundfile.write(folder / chapter / f"{name}.flac", piece, rate)
+        lines.append(" ".join([name, *phones[first : first + count]]))
+    (folder / labels).write_text("\n".join(lines))
+
+
+@pytest.mark.data
+def test_real_librispeech_trains_and_is_probed(recipes, tmp_path, caplog):
+    excerpt = ROOT.parent / "shared/data/LibriSpeechExcerpt"
+    if not excerpt.is_dir():
+        pytest.skip("../shared/data/LibriSpeechExcerpt is absent")
+    recipes["pretrain"].main(
+        [
+            str(HPARAMS / "LibriSpeech/pretrain.yaml"),
+            *("--data_folder", str(excerpt), "--incomplete", "allow"),
+            *("--output_folder", str(tmp_path / "sim"), "--batch_size", "2"),
+            *TINY,
+        ]
+    )
+    log = (tmp_path / "sim/train_log.txt").read_text()
+    assert "valid context_nce" in log
+    cut_up(excerpt, tmp_path / "parts")
+    recipes["probe"].main(
+        [
+            str(HPARAMS / "LibriSpeech/probe.yaml"),
+            *("--data_folder", str(tmp_path / "parts")),
+            *("--incomplete", "allow"),
+            *("--encoder", str(tmp_path / "sim/encoder")),
+            *("--output_folder", str(tmp_path / "probe")),
+            *("--number_of_epochs", "1", "--controls", "2"),
+        ]
+    )
+    result = json.loads((tmp_path / "probe/probe_phones.json").read_text())
+    assert list(result["layers"]) == [
+        "module1",
+        "module2",
+        "module3",
+        "context",
+    ]

@@ -18,9 +18,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_sim.metrics import bootstrap_pairs
+from speechbrain_sim.metrics import Unmeasurable, bootstrap_pairs
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.traversals import most_different, swap
+
+#: waveforms that differ by less, relative to their size, are the same: the rest
+#: is rounding
+ROUNDING = 1e-6
 
 
 class Distances(NamedTuple):
@@ -105,7 +109,7 @@ def decode_finite(decode, z):
     """
     wavs = decode(z)
     if not wavs.isfinite().all():
-        raise ValueError("A decoded waveform holds NaN or infinity.")
+        raise Unmeasurable("A decoded waveform holds NaN or infinity.")
     return wavs
 
 
@@ -140,12 +144,33 @@ def decode_clips(decode, latents, batch_size):
     return torch.cat([decode_finite(decode, part) for part in parts])
 
 
+def same_sound(one, other):
+    """Tells which waveforms differ by no more than rounding.
+
+    Arguments
+    ---------
+    one, other : torch.Tensor
+        (batch, samples).
+
+    Returns
+    -------
+    torch.Tensor
+        (batch,), bool.
+
+    Example
+    -------
+    >>> same_sound(torch.ones(1, 9), torch.ones(1, 9) + 1e-7)
+    tensor([True])
+    """
+    return (one - other).norm(dim=-1) <= ROUNDING * (one + other).norm(dim=-1)
+
+
 @torch.no_grad()
 def measure_distances(decode, latents, pairs, counts, batch_size=8):
     """Measures how far mixtures of two clips are from their target.
 
     Every start and target is decoded once, every mixture once for both
-    distances.
+    distances; all dimensions make no mixture, but the target. Pairs that decode to the `same_sound` have the distance 0.
 
     Arguments
     ---------
@@ -195,11 +220,16 @@ def measure_distances(decode, latents, pairs, counts, batch_size=8):
         ranked = most_different(latents[start], latents[target])
         gaps = []
         for count in counts:
-            mixed = swap(latents[start], latents[target], ranked[:, :count])
-            got = decode_finite(decode, mixed)
+            got = decoded[target]  # of all dimensions; else of a mixture
+            if count < channels:
+                mixed = swap(latents[start], latents[target], ranked[:, :count])
+                got = decode_finite(decode, mixed)
             gaps.append(between(got, decoded[target]))
-        mixtures.append(torch.stack(gaps, dim=-1))
-        starts.append(between(decoded[start], decoded[target]))
+        gaps = torch.stack(gaps, dim=-1)
+        whole = between(decoded[start], decoded[target])
+        same = same_sound(decoded[start], decoded[target]).cpu()
+        mixtures.append(gaps.masked_fill(same[:, None], 0))
+        starts.append(whole.masked_fill(same, 0))
     mixtures = torch.cat(mixtures, dim=1).numpy()
     starts = torch.cat(starts, dim=1).numpy()
     return {
@@ -247,7 +277,7 @@ def delta(distances, pairs, confidence=0.95, resamples=2000, seed=0):
     pairs = np.asarray(pairs)
     counts, mixtures, starts = distances
     if not np.any(starts):
-        raise ValueError("All clips decode to the same waveform: no delta.")
+        raise Unmeasurable("All clips decode to the same waveform: no delta.")
     value, low, high = bootstrap_pairs(
         mixtures, starts, pairs, confidence, resamples, seed
     )

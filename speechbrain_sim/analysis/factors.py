@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speechbrain_sim.metrics import Unmeasurable
+
 #: strengths of the Lasso, strongest first, in units of a correlation; that of
 #: noise is about 1 / sqrt(examples), 0.014 for 5000
 PENALTIES = (0.3, 0.1, 0.03, 0.01)
@@ -48,7 +50,7 @@ class Fit(NamedTuple):
     penalties: list
 
 
-def importances(code, factors, seed=0):
+def importances(code, factors, groups=None, seed=0):
     """Fits each factor by an L1-penalised linear model of the code.
 
     Both are centred and scaled to a variance of one; a factor of several
@@ -91,7 +93,7 @@ def importances(code, factors, seed=0):
     _check_code(code, factors)
     factors = {name: _read(name, values) for name, values in factors.items()}
     targets = [_target(factor) for factor in factors.values()]
-    return _fit(_standardise(code)[0], targets, seed)
+    return _fit(_standardise(code)[0], targets, groups, seed)
 
 
 def disentanglement(importances):
@@ -198,7 +200,13 @@ def entropy(weights, axis):
 
 
 def dci(
-    train_code, test_code, train_factors, test_factors, groups=None, seed=0
+    train_code,
+    test_code,
+    train_factors,
+    test_factors,
+    train_groups=None,
+    test_groups=None,
+    seed=0,
 ):
     """Disentanglement, completeness, informativeness of a code.
 
@@ -212,7 +220,9 @@ def dci(
         (examples, dimensions).
     train_factors, test_factors : dict of str to array
         Two factors or more.
-    groups : array, optional
+    train_groups : array, optional
+        See `importances`.
+    test_groups : array, optional
         Utterance of each test example, which the interval resamples; every
         example is its own by default.
     seed : int
@@ -242,7 +252,8 @@ def dci(
         train_code, test_code, train_factors, test_factors
     )
     code, held_out = _standardise(train_code, test_code)
-    fit = _fit(code, [_target(factor) for factor in train.values()], seed)
+    known = [_target(factor) for factor in train.values()]
+    fit = _fit(code, known, train_groups, seed)
     targets = [_target(train[name], test[name]) for name in train]
     errors = [
         np.square(target - held_out @ coefficients).sum(1)
@@ -250,7 +261,7 @@ def dci(
     ]
     totals = [np.square(target).sum(1) for target in targets]
     value, low, high = _explained(
-        np.stack(errors, 1), np.stack(totals, 1), groups, seed
+        np.stack(errors, 1), np.stack(totals, 1), test_groups, seed
     )
     complete = completeness(fit.importances)
     dimensions = effective_dimensions(fit.importances)
@@ -472,13 +483,21 @@ def controls(train_code, test_code, seed=0):
 
 
 def factor_scores(
-    train_code, test_code, train_factors, test_factors, groups=None, seed=0
+    train_code,
+    test_code,
+    train_factors,
+    test_factors,
+    train_groups=None,
+    test_groups=None,
+    seed=0,
 ):
     """Scores a code by `dci`, `mig` (of the test part) and `sap`.
 
     Arguments
     ---------
-    train_code, test_code, train_factors, test_factors, groups, seed :
+    train_code, test_code, train_factors, test_factors :
+        See `dci`.
+    train_groups, test_groups, seed :
         See `dci`.
 
     Returns
@@ -503,7 +522,7 @@ def factor_scores(
     """
     parts = train_code, test_code, train_factors, test_factors
     scores = [
-        dci(*parts, groups, seed),
+        dci(*parts, train_groups, test_groups, seed),
         mig(test_code, test_factors, seed),
         sap(*parts),
     ]
@@ -544,15 +563,17 @@ def _sklearn(module):
 def _check_code(code, factors):
     """Raises a ValueError if the code does not fit its factors."""
     if code.ndim != 2 or code.shape[1] < 2:
-        raise ValueError(
+        raise Unmeasurable(
             f"A code has shape {code.shape}; expected (examples, dimensions) "
             f"with two dimensions or more."
         )
     if not np.isfinite(code).all():
-        raise ValueError("A code holds NaN or infinity; leave these rows out.")
+        raise Unmeasurable(
+            "A code holds NaN or infinity; leave these rows out."
+        )
     for name, values in factors.items():
         if len(values) != len(code):
-            raise ValueError(
+            raise Unmeasurable(
                 f"Factor '{name}' has {len(values)} values for {len(code)} "
                 f"examples of the code; it needs one for each."
             )
@@ -564,7 +585,7 @@ def _read(name, values, classes=None):
     if values.dtype.kind == "f":
         numbers = values.astype(float)
         if not np.isfinite(numbers).all():
-            raise ValueError(
+            raise Unmeasurable(
                 f"Factor '{name}' holds NaN or infinity; leave these examples "
                 f"out."
             )
@@ -574,19 +595,19 @@ def _read(name, values, classes=None):
         classes = distinct if classes is None else classes
         unseen = sorted(set(distinct.tolist()) - set(classes.tolist()))
         if unseen:
-            raise ValueError(
+            raise Unmeasurable(
                 f"Factor '{name}' has the value {unseen[0]!r} in the test part "
                 f"only; drop its examples there, or add some to train."
             )
         if len(values) < 2 * len(distinct):
-            raise ValueError(
+            raise Unmeasurable(
                 f"Factor '{name}' has {len(distinct)} classes in "
                 f"{len(values)} examples, fewer than two for each; leave the "
                 f"factor out, or add examples."
             )
         numbers = np.searchsorted(classes, values)
     if len(distinct) == 1:
-        raise ValueError(
+        raise Unmeasurable(
             f"Factor '{name}' has a single value, {distinct[0].item()!r}; "
             f"leave the factor out, or add examples of another value."
         )
@@ -651,17 +672,20 @@ def _columns(factor):
     return np.eye(len(factor.classes))[factor.numbers]
 
 
-def _fit(code, targets, seed):
+def _fit(code, targets, groups, seed):
     """Fits standardised targets; see `importances`."""
     if len(targets) < 2:
-        raise ValueError(
+        raise Unmeasurable(
             f"{len(targets)} factor is too few to tell factors apart; give 2."
         )
-    chosen = np.random.default_rng(seed).permutation(len(code))[:EXAMPLES]
+    random = np.random.default_rng(seed)
+    groups = np.arange(len(code)) if groups is None else np.asarray(groups)
+    chosen = random.permutation(len(code))[:EXAMPLES]
     code, targets = code[chosen], [target[chosen] for target in targets]
+    found, group = np.unique(groups[chosen], return_inverse=True)
+    fold = (random.permutation(len(found)) % FOLDS)[group]
     errors = [np.square(target).sum(1) for target in targets]
     errors = [np.tile(e, (1 + len(PENALTIES), 1)) for e in errors]
-    fold = np.arange(len(code)) % FOLDS
     counts = [len(PENALTIES)] * len(targets)
     for out in (fold == k for k in range(FOLDS)):
         rest = [target[~out] for target in targets]
@@ -671,7 +695,7 @@ def _fit(code, targets, seed):
             for row, coefficients in enumerate(path, 1):
                 missed = target[out] - code[out] @ coefficients
                 e[row, out] = np.square(missed).sum(1)
-    counts = [_strongest(e) for e in errors]
+    counts = [_strongest(e, group) for e in errors]
     paths = _paths(code, targets, counts)
     coefficients = [
         path[-1] if path else np.zeros((code.shape[1], target.shape[1]))
@@ -684,10 +708,15 @@ def _fit(code, targets, seed):
     )
 
 
-def _strongest(errors):
-    """First row of (penalties, examples) within two errors of the best."""
+def _strongest(errors, group):
+    """First row of (penalties, examples) within two errors of the best.
+
+    The error is that of the sum over independent groups.
+    """
     worse = errors - errors[errors.mean(1).argmin()]
-    error = worse.std(1) / np.sqrt(errors.shape[1])
+    centred = worse - worse.mean(1, keepdims=True)
+    sums = np.stack([np.bincount(group, weights=row) for row in centred])
+    error = np.sqrt(np.square(sums).sum(1)) / errors.shape[1]
     return int((worse.mean(1) <= 2 * error).argmax())
 
 
@@ -717,7 +746,7 @@ def _explained(errors, totals, groups, seed, resamples=1000):
     groups = np.arange(len(errors)) if groups is None else np.asarray(groups)
     found, group = np.unique(groups, return_inverse=True)
     if len(found) < 2:
-        raise ValueError(
+        raise Unmeasurable(
             f"{len(found)} utterance is too few for an interval; it needs 2."
         )
 

@@ -24,16 +24,16 @@ class Clips(NamedTuple):
         Their names.
     wavs : torch.Tensor
         (clips, samples) at 16 kHz.
-    short : int
-        Recordings of the manifest that were left out, being shorter.
+    walk : (int, int)
+        The two clips between which people listen.
     """
 
     ids: list
     wavs: torch.Tensor
-    short: int
+    walk: tuple
 
 
-def read_clips(manifest, data_folder, samples, clips=200, seed=0):
+def read_clips(manifest, data_folder, samples, clips=200, walk=None, seed=0):
     """Reads the beginning of some recordings.
 
     Arguments
@@ -44,6 +44,9 @@ def read_clips(manifest, data_folder, samples, clips=200, seed=0):
         Length of all clips at 16 kHz; shorter recordings are left out.
     clips : int
         How many are wanted; if there are more, they are drawn.
+    walk : (str, str), optional
+        How the names of two recordings begin that are always among them; by
+        default the first two.
     seed : int
         Of the draw.
 
@@ -56,7 +59,8 @@ def read_clips(manifest, data_folder, samples, clips=200, seed=0):
     Raises
     ------
     ValueError
-        If there are fewer than two.
+        If there are fewer than three, or not two different ones to walk
+        between.
     """
     dataset = make_dataset(manifest, data_folder, KeyedCrop(samples))
     found = [
@@ -64,22 +68,43 @@ def read_clips(manifest, data_folder, samples, clips=200, seed=0):
         for item in dataset.data_ids
         if int(dataset.data[item]["num_samples"]) >= samples
     ]
-    short = len(dataset.data_ids) - len(found)
-    if len(found) < 2:
+    if len(found) < 3:
         raise ValueError(
             f"{manifest} has {len(found)} recordings of {samples} samples or "
-            f"more; an analysis needs two. Lower --clip_samples."
+            f"more; an analysis needs three. Lower --clip_samples."
         )
     if len(found) < clips:
         logger.warning(
             f"{manifest} has {len(found)} recordings of {samples} samples, "
-            f"fewer than the {clips} asked for; {short} are shorter."
+            f"fewer than the {clips} asked for; "
+            f"{len(dataset.data_ids) - len(found)} are shorter."
         )
-    order = torch.randperm(len(found), generator=keyed_generator(seed, "clips"))
-    chosen = order[:clips].sort().values.tolist()
-    dataset.data_ids = [found[i] for i in chosen]
+    ends = found[:2] if walk is None else _ends(found, walk)
+    others = [item for item in found if item not in ends]
+    order = torch.randperm(
+        len(others), generator=keyed_generator(seed, "clips")
+    )
+    drawn = {others[i] for i in order[: max(1, clips - 2)].tolist()}
+    dataset.data_ids = [i for i in found if i in drawn or i in ends]
     wavs = torch.stack([item["sig"] for item in dataset])
-    return Clips(dataset.data_ids, wavs, short)
+    at = tuple(dataset.data_ids.index(end) for end in ends)
+    return Clips(dataset.data_ids, wavs, at)
+
+
+def _ends(names, walk):
+    """Finds two different recordings whose names begin as asked."""
+    if len(walk) != 2:
+        raise ValueError(f"--walk names {len(walk)} clips; it takes two.")
+    found = []
+    for beginning in walk:
+        fit = [n for n in names if n.startswith(beginning) and n not in found]
+        if not fit:
+            raise ValueError(
+                f"No further clip's name begins with '{beginning}' (--walk); "
+                f"they are {', '.join(names[:5])}, ..."
+            )
+        found.append(fit[0])
+    return found
 
 
 @torch.no_grad()

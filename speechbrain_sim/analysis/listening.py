@@ -110,18 +110,24 @@ def traversals(explorer, latent, z):
     """One dimension set to each of several values, at all times.
 
     The dimensions whose means vary most over the clips are chosen: over three
-    deviations of the prior, and over three of their own.
+    deviations of the prior, and over three of the aggregate posterior, which
+    has the variance of the means plus the mean variance.
     """
     means = latent.mean.flatten(0, 1)
-    std, mean = means.std(0), means.mean(0)
-    chosen = std.argsort(descending=True)[:TRAVERSED].tolist()
+    spread, mean = means.var(0), means.mean(0)
+    total = spread
+    if latent.log_var is not None:
+        total = spread + latent.log_var.exp().flatten(0, 1).mean(0)
+    std = total.sqrt()
+    chosen = spread.argsort(descending=True)[:TRAVERSED].tolist()
     found = []
     for rank, dimension in enumerate(chosen, 1):
-        kinds = {"its own": (float(mean[dimension]), float(std[dimension]))}
+        own = (float(mean[dimension]), float(std[dimension]))
+        kinds = {"its own": own}
         if latent.log_var is not None:
-            kinds = {"the prior's": (0.0, 1.0), **kinds}
-        for kind, (center, spread) in kinds.items():
-            values = deviations(TRAVERSAL_STOPS, center, spread)
+            kinds = {"the prior's": (0.0, 1.0), "the posterior's": own}
+        for kind, (center, scale) in kinds.items():
+            values = deviations(TRAVERSAL_STOPS, center, scale)
             sigmas = deviations(TRAVERSAL_STOPS)
             found.append(
                 explorer(

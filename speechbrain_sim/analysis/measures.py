@@ -18,10 +18,16 @@ from speechbrain_sim.analysis import (
     weights,
 )
 from speechbrain_sim.analysis.delta import delta, measure_distances
-from speechbrain_sim.metrics import bootstrap_interval
+from speechbrain_sim.metrics import (
+    Unmeasurable,
+    bootstrap_interval,
+    bootstrap_pairs_difference,
+)
 from speechbrain_sim.randomness import keyed_generator
 
-#: dimensions whose histograms are kept
+#: share of the dimensions at which delta is compared: the paper's 64 of 512
+SHARE = 1 / 8
+#: dimensions whose histograms are shown
 SHOWN = 6
 #: what is repeated of a probe's scores
 PROBE_KEYS = ("accuracy", "deviation", "interval", "chance")
@@ -56,6 +62,17 @@ class System(NamedTuple):
         return lambda z: self.decoders[layer](z, samples)
 
 
+def eighth(channels):
+    """The N that is `SHARE` of all dimensions, rounded; at least 1.
+
+    Example
+    -------
+    >>> eighth(512), eighth(100), eighth(4)
+    (64, 12, 1)
+    """
+    return max(1, round(SHARE * channels))
+
+
 def powers_of_two(largest):
     """Lists 2, 4, 8, ... up to a number, and the number itself.
 
@@ -76,7 +93,8 @@ def each_layer(system, measure):
     system : System
         The encoder.
     measure : callable
-        (layer, latent) -> dict; raises a ValueError if the layer does not fit.
+        (layer, latent) -> dict; raises `Unmeasurable` if the layer does not
+        fit.
 
     Returns
     -------
@@ -87,7 +105,7 @@ def each_layer(system, measure):
     for layer, latent in system.latents.items():
         try:
             found[layer] = measure(layer, latent)
-        except ValueError as error:
+        except Unmeasurable as error:
             found[layer] = {"gap": str(error)}
     return found
 
@@ -110,20 +128,24 @@ def measure_delta(system, pairs, batch_size=8):
     dict
         For each layer `mae` and `mse`, see `speechbrain_sim.analysis.delta`;
         `dimensions`, and `explained`, the share of the recorded energy that is
-        in the decoded means.
+        in the decoded means; `per_pair`, the mean absolute errors at `eighth`,
+        for paired comparisons.
     """
 
     def measure(layer, latent):
         decode, channels = system.decode(layer), latent.mean.shape[-1]
+        counts = sorted({*powers_of_two(channels), eighth(channels)})
         distances = measure_distances(
-            decode, latent.mean, pairs, powers_of_two(channels), batch_size
+            decode, latent.mean, pairs, counts, batch_size
         )
+        mae, at = distances["mae"], counts.index(eighth(channels))
         decoded = torch.cat([decode(z) for z in latent.mean.split(batch_size)])
         error = (decoded - system.wavs).square().sum()
         return {
             "dimensions": channels,
             "explained": float(1 - error / system.wavs.square().sum()),
             **{name: delta(d, pairs) for name, d in distances.items()},
+            "per_pair": [mae.mixtures[:, at].tolist(), mae.starts.tolist()],
         }
 
     return each_layer(system, measure)
@@ -142,9 +164,9 @@ def measure_shape(system, seed=0):
     Returns
     -------
     dict
-        Of each layer, from `speechbrain_sim.analysis.shape.shape`; with the
-        histograms of a few dimensions only, `shown`: from the one farthest from
-        N(0, 1) to the nearest.
+        Of each layer, from `speechbrain_sim.analysis.shape.shape`; and the
+        dimensions to be `shown`: from the one farthest from N(0, 1) to the
+        nearest.
     """
 
     def measure(layer, latent):
@@ -158,10 +180,6 @@ def measure_shape(system, seed=0):
         ranked = shape.worst(found["means"], found["dimensions"])
         at = np.linspace(0, len(ranked) - 1, min(SHOWN, len(ranked)))
         found["shown"] = [ranked[round(i)] for i in at]
-        for table in (found["means"], found["samples"]):
-            if table is not None:
-                density = table["density"]
-                table["density"] = [density[d] for d in found["shown"]]
         return found
 
     return each_layer(system, measure)
@@ -189,7 +207,8 @@ def measure_smoothness(system, pairs, steps, directions, batch_size=8, seed=0):
     -------
     dict
         Of each layer `walks` and `moves`, from
-        `speechbrain_sim.analysis.smoothness`.
+        `speechbrain_sim.analysis.smoothness`; and `per_pair`, path length and
+        distance of the ends, for paired comparisons.
     """
 
     def measure(layer, latent):
@@ -201,9 +220,55 @@ def measure_smoothness(system, pairs, steps, directions, batch_size=8, seed=0):
         return {
             "walks": smoothness.summarise_walks(walks, pairs),
             "moves": smoothness.summarise_moves(moves),
+            "per_pair": [walks.steps.sum(1).tolist(), walks.distances.tolist()],
         }
 
     return each_layer(system, measure)
+
+
+def compare(results, baseline, pairs):
+    """Compares every system with one of them, layer by layer, in pairs.
+
+    Arguments
+    ---------
+    results : dict
+        System -> layer -> numbers with `per_pair`, from `measure_delta` or
+        `measure_smoothness`.
+    baseline : str
+        The system that the others are compared with.
+    pairs : torch.Tensor
+        What they were measured on.
+
+    Returns
+    -------
+    dict
+        System -> layer -> `value` and `interval` of system - baseline: of
+        delta at `SHARE`, or of path length / distance, as ratios of means over
+        pairs. Layers that either does not have, and deltas of other widths,
+        are left out.
+    """
+    found = {}
+    for system, layers in results.items():
+        if system == baseline:
+            continue
+        for layer, numbers in layers.items():
+            other = results[baseline].get(layer, {"gap": ""})
+            if "gap" in numbers or "gap" in other:
+                continue
+            if numbers.get("dimensions") != other.get("dimensions"):
+                continue
+            value, low, high = bootstrap_pairs_difference(
+                *(
+                    (np.array(above)[:, None], np.array(below))
+                    for above, below in (numbers["per_pair"], other["per_pair"])
+                ),
+                pairs,
+            )
+            found.setdefault(system, {})[layer] = {
+                "value": float(value[0]),
+                "interval": [float(low[0]), float(high[0])],
+            }
+    return found
 
 
 def measure_weights(system, probes, train, test, scores):
@@ -215,8 +280,10 @@ def measure_weights(system, probes, train, test, scores):
         The encoder.
     probes : dict of str to numpy.ndarray
         Weights of bias-free probes of each layer, (seeds, channels, classes).
-    train, test : dict of str to Features
-        What they were trained and tested on.
+    train : list of dict of str to Features
+        The parts that they were trained on.
+    test : dict of str to Features
+        What they were tested on.
     scores : dict of str to dict
         Theirs, from `probe_<label>.json`.
 
@@ -230,10 +297,11 @@ def measure_weights(system, probes, train, test, scores):
 
     def measure(layer, latent):
         weight, part = probes[layer], test[layer]
-        std = np.std(train[layer].x, axis=0)
+        known = np.concatenate([features[layer].x for features in train])
+        mean, std = known.mean(0), known.std(0)
         counts = [1, *powers_of_two(weight.shape[1])]
         top = weights.top_n_accuracy(
-            weight, std, part.x, part.y, part.utterance, counts
+            weight, mean, std, part.x, part.y, part.utterance, counts
         )
         return {
             "probe": {key: scores[layer][key] for key in PROBE_KEYS},
@@ -268,8 +336,10 @@ def measure_factors(system, train, test, untrained=None, seed=0):
     -------
     dict
         Of each layer `encoder`, `untrained` (if given), `pca` and `rotation`,
-        each from `speechbrain_sim.analysis.factors.factor_scores`.
+        each from `speechbrain_sim.analysis.factors.factor_scores`, and the test
+        examples `left_out` for a class that no training example has.
     """
+    known = _known_classes(train.factors, test.factors)
 
     def measure(layer, latent):
         codes = {"encoder": (train.x[layer], test.x[layer])}
@@ -277,13 +347,31 @@ def measure_factors(system, train, test, untrained=None, seed=0):
             codes["untrained"] = tuple(part.x[layer] for part in untrained)
         codes |= factors.controls(*codes["encoder"], seed)
         return {
-            name: factors.factor_scores(
-                *code, train.factors, test.factors, test.utterance, seed
-            )
-            for name, code in codes.items()
+            name: {
+                **factors.factor_scores(
+                    code,
+                    test_code[known],
+                    train.factors,
+                    {n: values[known] for n, values in test.factors.items()},
+                    train.utterance,
+                    test.utterance[known],
+                    seed,
+                ),
+                "left_out": int((~known).sum()),
+            }
+            for name, (code, test_code) in codes.items()
         }
 
     return each_layer(system, measure)
+
+
+def _known_classes(train, test):
+    """Which test examples have only classes that training examples have."""
+    known = np.ones(len(next(iter(test.values()))), bool)
+    for name, values in test.items():
+        if values.dtype.kind != "f":
+            known &= np.isin(values, train[name])
+    return known
 
 
 def measure_attribution(system, clip, probes=None, steps=128):

@@ -13,6 +13,7 @@ import torch
 from scipy.special import ndtr, xlogy
 
 from speechbrain_sim.losses import active_units, kl_per_channel
+from speechbrain_sim.metrics import Unmeasurable
 from speechbrain_sim.randomness import key_seed
 
 
@@ -225,7 +226,7 @@ def shape(mean, log_var=None, sample=None, bins=100, seed=0):
     """
     parts = [x for x in (mean, log_var, sample) if x is not None]
     if not all(np.isfinite(x).all() for x in parts):
-        raise ValueError("A latent is NaN or infinite.")
+        raise Unmeasurable("A latent is NaN or infinite.")
     shown = [x for x in (mean, sample) if x is not None]
     edges = np.linspace(*common_range(*shown), bins + 1)
     tables = [describe(x, edges) for x in shown]

@@ -16,8 +16,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_sim.analysis.delta import decode_clips, decode_finite
-from speechbrain_sim.metrics import bootstrap_pairs
+from speechbrain_sim.analysis.delta import (
+    decode_clips,
+    decode_finite,
+    same_sound,
+)
+from speechbrain_sim.metrics import Unmeasurable, bootstrap_pairs
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.traversals import interpolate
 
@@ -97,8 +101,8 @@ def measure_walks(decode, latents, pairs, steps=10, batch_size=8):
         walk = torch.stack([decoded[start], *between, decoded[target]]).double()
         lengths.append(walk.diff(dim=0).norm(dim=-1).T.cpu())
         distance = (walk[-1] - walk[0]).norm(dim=-1)
-        rounding = 1e-6 * (walk[-1] + walk[0]).norm(dim=-1)
-        distances.append(distance.where(distance > rounding, 0).cpu())
+        same = same_sound(walk[0], walk[-1])
+        distances.append(distance.masked_fill(same, 0).cpu())
     return Walks(torch.cat(lengths).numpy(), torch.cat(distances).numpy())
 
 
@@ -135,15 +139,15 @@ def summarise_walks(walks, pairs, confidence=0.95, resamples=2000, seed=0):
 
     Example
     -------
-    >>> walks = Walks(np.array([[1.0, 3.0]] * 2), np.array([2.0, 2.0]))
-    >>> found = summarise_walks(walks, torch.tensor([[0, 1], [1, 0]]))
+    >>> walks = Walks(np.array([[1.0, 3.0]] * 3), np.array([2.0] * 3))
+    >>> found = summarise_walks(walks, torch.tensor([[0, 1], [1, 2], [2, 0]]))
     >>> found["path_ratio"], found["step_ratio"]
     ({'value': 2.0, 'interval': [2.0, 2.0]},
     {'value': 1.5, 'interval': [1.5, 1.5]})
     """
     differ = walks.distances > 0
     if not differ.any():
-        raise ValueError("All clips decode to the same waveform: no walk.")
+        raise Unmeasurable("All clips decode to the same waveform: no walk.")
     steps, distances = walks.steps[differ], walks.distances[differ]
     pairs = np.asarray(pairs)[differ]
     ratios = [steps.sum(1) / distances, steps.max(1) / steps.mean(1)]
@@ -263,11 +267,13 @@ def summarise_moves(moves, confidence=0.95, resamples=2000, seed=0):
     slopes, energy = moves
     clips = len(slopes)
     if clips < 2:
-        raise ValueError(
+        raise Unmeasurable(
             f"{clips} clip is too few for an interval; it needs 2."
         )
     if not (energy > 0).all():
-        raise ValueError("A decoded waveform is silent: slopes have no scale.")
+        raise Unmeasurable(
+            "A decoded waveform is silent: slopes have no scale."
+        )
 
     def measure(chosen):
         """Numbers of some clips, (..., clips) -> (..., 4)."""

@@ -7,6 +7,7 @@
 import numpy as np
 
 from speechbrain_sim import figures
+from speechbrain_sim.analysis.measures import eighth
 from speechbrain_sim.analysis.shape import worst
 from speechbrain_sim.page import Figure, Gap, Section, Table
 from speechbrain_sim.scores import percent
@@ -67,15 +68,13 @@ def with_interval(score, scale=1.0, digits=2):
     )
 
 
-def delta_at(found, share, distance="mae"):
-    """Looks up delta where a share of the dimensions is swapped.
+def delta_at_eighth(found, distance="mae"):
+    """Looks up delta where an eighth of the dimensions is swapped.
 
     Arguments
     ---------
     found : dict
         Of one layer, from `speechbrain_sim.analysis.measures.measure_delta`.
-    share : float
-        N / D; the nearest N is taken.
     distance : str
         "mae" or "mse".
 
@@ -86,15 +85,14 @@ def delta_at(found, share, distance="mae"):
 
     Example
     -------
-    >>> mae = {"counts": [1, 2], "delta": [0.5, 0.0], "interval": [[0, 1]] * 2}
-    >>> delta_at({"dimensions": 2, "mae": mae}, 0.5)
+    >>> mae = {"counts": [1, 8], "delta": [0.5, 0.0], "interval": [[0, 1]] * 2}
+    >>> delta_at_eighth({"dimensions": 8, "mae": mae})
     {'n': 1, 'value': 0.5, 'interval': [0, 1]}
     """
-    scores = found[distance]
-    wanted = share * found["dimensions"]
-    at = int(np.argmin([abs(n - wanted) for n in scores["counts"]]))
+    scores, n = found[distance], eighth(found["dimensions"])
+    at = scores["counts"].index(n)
     return {
-        "n": scores["counts"][at],
+        "n": n,
         "value": scores["delta"][at],
         "interval": scores["interval"][at],
     }
@@ -127,13 +125,13 @@ def summarise(results):
             )
             cells = {
                 "probe (%)": (weights, lambda w: percent(w["probe"])),
-                "δ(N/D = 1/8) (%)": (
+                "δ at N/D = 1/8 (%)": (
                     delta,
-                    lambda d: with_interval(delta_at(d, 1 / 8), 100, 1),
+                    lambda d: with_interval(delta_at_eighth(d), 100, 1),
                 ),
                 "dimensions read": (
                     weights,
-                    lambda w: f"{w['contribution']['effective_dimensions']:.0f}"
+                    lambda w: f"{w['contribution']['participation_ratio']:.0f}"
                     f" of {w['dimensions']}",
                 ),
                 "KS to N(0, 1)": (shape, lambda s: _median(s["means"]["ks"])),
@@ -168,47 +166,49 @@ def summarise(results):
 
 def tell_probes(results, paper):
     """Section of the linear probes on every layer (table 1)."""
-    items = []
-    labels = dict.fromkeys(
-        label for found in results["probes"].values() for label in found
-    )
-    for label in labels:
-        scores = {
-            system: found[label]
-            for system, found in results["probes"].items()
-            if label in found
-        }
+    found, items = results["probes"], []
+    for label in dict.fromkeys(n for scores in found.values() for n in scores):
+        scores = {s: of[label] for s, of in found.items() if label in of}
         layers = list(dict.fromkeys(n for s in scores.values() for n in s))
         published = paper.get("probes", {}).get(label, {})
         rows = [
             [system]
-            + [percent(found[n]) if n in found else "" for n in layers]
+            + [percent(of[n]) if n in of else "" for n in layers]
+            + [f"{100 * mean_control(of):.1f}"]
             + [str(published.get(system, ""))] * bool(published)
-            for system, found in scores.items()
+            for system, of in scores.items()
         ]
-        chance = next(iter(next(iter(scores.values())).values()))["chance"]
-        header = ["", *layers, *["paper"] * bool(published)]
+        one = next(iter(next(iter(scores.values())).values()))
+        header = ["", *layers, "shuffled labels"]
         caption = (
             "Test accuracy in percent: mean ± deviation over seeds, 95 % "
-            f"interval over recordings. Chance {100 * chance:.1f} %."
+            f"interval over recordings. Chance {100 * one['chance']:.1f} %; "
+            "mean over layers of probes trained on shuffled labels."
         )
         if published:
+            header.append("paper")
             caption += f" {paper['about']}"
         items.append(Table(label.capitalize(), caption, header, rows))
-    if not items:
-        items = [
-            Gap(
-                "No probes",
-                "recipes/probe.py has not been run for these encoders.",
-            )
-        ]
+    items += [
+        Gap(
+            f"{system}: no probes",
+            "They have not been trained: run recipes/table.py, or "
+            "recipes/probe.py, and name their folders in --probes.",
+        )
+        for system, of in found.items()
+        if not of
+    ]
     return Section(
         "probes",
         "What a linear layer reads",
-        "Higher is better; compare with chance, and SIM with GIM in the same "
-        "layer.",
-        items,
+        "Higher is better; compare with chance, and systems in the same layer.",
+        items or [Gap("No probes", "None are named in --probes.")],
     )
+
+
+def mean_control(layers):
+    """Mean accuracy over layers of the shuffled-label controls."""
+    return float(np.mean([score["control"] for score in layers.values()]))
 
 
 def tell_delta(results, paper, folder):
@@ -216,57 +216,27 @@ def tell_delta(results, paper, folder):
     found, gaps = split_gaps(results["delta"])
     if not found:
         return Section("delta", TITLES["delta"], "", gaps)
+    published = read_published(paper, found)
     curves = {
-        system: {layer: scores["mae"] for layer, scores in layers.items()}
+        system: {
+            layer: {**scores["mae"], "dimensions": scores["dimensions"]}
+            for layer, scores in layers.items()
+        }
         for system, layers in found.items()
     }
-    published = {
-        system: {
-            layer: {
-                "counts": paper["counts"],
-                "delta": [value / 100 for value in percents],
-            }
-            for layer, percents in layers.items()
-        }
-        for system, layers in paper.get("delta", {}).items()
-        if system in found
-    }
-    figures.plot_delta(curves, folder / "figures/delta", published or None)
-    items = [
-        Figure(
-            "Relative error δ over the number of swapped dimensions",
-            "Mean absolute error; bands: 95 % intervals over clips."
-            + (f" Dashed: {paper['about']}" if published else ""),
-            "figures/delta",
-            "One panel per layer; a falling curve for each system from 100 % "
-            "to 0.",
-        )
+    figures.plot_delta(curves, folder / "figures/delta", published)
+    figure = Figure(
+        "Relative error δ over the share of swapped dimensions",
+        "Mean absolute error; bands: 95 % intervals over clips."
+        + (f" Dashed: the paper's. {paper['about']}" if published else ""),
+        "figures/delta",
+        "One panel per layer, δ over the share of dimensions, a line for each "
+        "system.",
+    )
+    tables = [
+        _delta_table(found, distance, name)
+        for distance, name in (("mae", "absolute"), ("mse", "squared"))
     ]
-    first = first_of(found)["mae"]
-    for distance, name in ("mae", "absolute"), ("mse", "squared"):
-        rows = [
-            [f"{system} {layer}", f"{100 * scores['explained']:.0f}"]
-            + [
-                with_interval({"value": value, "interval": interval}, 100, 1)
-                for value, interval in zip(
-                    scores[distance]["delta"],
-                    scores[distance]["interval"],
-                    strict=True,
-                )
-            ]
-            for system, layers in found.items()
-            for layer, scores in layers.items()
-        ]
-        items.append(
-            Table(
-                f"δ(N) in percent, mean {name} error",
-                f"{first['pairs']} ordered pairs of {first['clips']} clips, "
-                f"means of posteriors; a ratio of means over pairs. Decoded: "
-                f"share of the recordings' energy that the decoder gives back.",
-                ["", "decoded (%)", *(f"N = {n}" for n in first["counts"])],
-                rows,
-            )
-        )
     if published:
         rows = [
             [f"{system} {layer}"]
@@ -274,20 +244,101 @@ def tell_delta(results, paper, folder):
             for system, layers in published.items()
             for layer, scores in layers.items()
         ]
-        items.append(
-            Table(
-                "δ(N) in percent, as published",
-                paper["about"],
-                ["", *(f"N = {n}" for n in paper["counts"])],
-                rows,
-            )
+        header = ["", *(f"N = {n}" for n in paper["counts"])]
+        tables.append(
+            Table("δ(N) in percent, as published", paper["about"], header, rows)
         )
     return Section(
         "delta",
         TITLES["delta"],
-        "Lower is better: a curve that falls early belongs to an encoder whose "
-        "sound sits in few dimensions.",
-        [*items, *gaps],
+        "Lower is better: where δ falls early, the sound sits in few "
+        "dimensions.",
+        [
+            _eighths_table(found, published, results["differences"]["delta"]),
+            figure,
+            *tables,
+            *gaps,
+        ],
+    )
+
+
+def read_published(paper, found):
+    """Published deltas of the systems that are shown, as fractions."""
+    return {
+        system: {
+            layer: {
+                "counts": paper["counts"],
+                "dimensions": paper["counts"][-1],
+                "delta": [value / 100 for value in percents],
+            }
+            for layer, percents in layers.items()
+        }
+        for system, layers in paper.get("delta", {}).items()
+        if system in found
+    }
+
+
+def _eighths_table(found, published, differences):
+    """Delta at an eighth of the dimensions, beside the paper's."""
+    rows = []
+    for system, layers in found.items():
+        for layer, scores in layers.items():
+            mae = delta_at_eighth(scores)
+            row = [f"{system} {layer}", f"{mae['n']} of {scores['dimensions']}"]
+            row.append(with_interval(mae, 100, 1))
+            row.append(with_interval(delta_at_eighth(scores, "mse"), 100, 1))
+            other = differences.get(system, {}).get(layer)
+            row.append(with_interval(other, 100, 1) if other else "")
+            if published:
+                theirs = published.get(system, {}).get(layer)
+                at = theirs and theirs["counts"].index(
+                    eighth(theirs["dimensions"])
+                )
+                row.append(f"{100 * theirs['delta'][at]:.2f}" if theirs else "")
+            rows.append(row)
+    return Table(
+        "δ in percent where an eighth of the dimensions is swapped",
+        "By mean absolute and mean squared error; difference to the last "
+        "system by mean absolute error, both on the same pairs. 95 % intervals "
+        "over clips." + (" Paper: N = 64 of 512." if published else ""),
+        ["", "N", "δ, absolute", "δ, squared", "difference"]
+        + ["paper"] * bool(published),
+        rows,
+    )
+
+
+def _delta_table(found, distance, name):
+    """Delta of every N; blank where a layer has not so many dimensions."""
+    every = [scores for layers in found.values() for scores in layers.values()]
+    counts = sorted({n for scores in every for n in scores[distance]["counts"]})
+    rows = []
+    for system, layers in found.items():
+        for layer, scores in layers.items():
+            known = dict(
+                zip(
+                    scores[distance]["counts"],
+                    zip(
+                        scores[distance]["delta"],
+                        scores[distance]["interval"],
+                        strict=True,
+                    ),
+                    strict=True,
+                )
+            )
+            row = [f"{system} {layer}", f"{100 * scores['explained']:.0f}"]
+            for n in counts:
+                value, interval = known.get(n, (None, None))
+                score = {"value": value, "interval": interval}
+                row.append(with_interval(score, 100, 1) if n in known else "")
+            rows.append(row)
+    one = every[0][distance]
+    return Table(
+        f"δ(N) in percent, mean {name} error",
+        f"{one['pairs']} ordered pairs of {one['clips']} clips, means of "
+        f"posteriors; a ratio of means over pairs. Decoded: share of the "
+        f"recordings' energy that the decoder gives back.",
+        ["", "decoded (%)", *(f"N = {n}" for n in counts)],
+        rows,
     )
 
 
@@ -313,17 +364,17 @@ def tell_weights(results, paper, folder):
                     f"{100 * scores['near_zero']['below_1_percent']:.1f}",
                     f"{100 * scores['near_zero']['below_10_percent']:.1f}",
                     f"{raw['gini']:.2f}",
-                    f"{raw['effective_dimensions']:.0f}",
+                    f"{raw['participation_ratio']:.0f}",
                     f"{given['gini']:.2f}",
-                    f"{given['effective_dimensions']:.0f}",
+                    f"{given['participation_ratio']:.0f}",
                 ]
                 if published:
                     value = published.get(system, {}).get(layer, "")
                     row.append(str(value))
                 rows.append(row)
         header = ["", "accuracy (%)", "weights < 1 % (%)", "< 10 % (%)"]
-        header += ["Gini", "dimensions", "Gini, × deviation"]
-        header += ["dimensions, × deviation", *["paper (%)"] * bool(published)]
+        header += ["Gini", "dimensions", "Gini, contribution"]
+        header += ["dimensions, contribution", *["paper (%)"] * bool(published)]
         items = [
             Figure(
                 "Weights of the probes",
@@ -336,19 +387,20 @@ def tell_weights(results, paper, folder):
                 "Concentration",
                 "Weights below 1 and 10 percent of the layer's largest; Gini "
                 "coefficient and effective number (participation ratio) of the "
-                "dimensions by the norm of their weights, as in the paper, and "
-                "times the deviation of the feature, which is what a dimension "
-                "contributes: a dimension with a small scale needs a large "
-                "weight.",
+                "dimensions, by the norm of their weights as in the paper, and "
+                "by what they contribute: weights less their mean over "
+                "classes, times the deviation of the feature (a dimension with "
+                "a small scale needs a large weight).",
                 header,
                 rows,
             ),
             Figure(
                 "Accuracy from the n most important dimensions",
-                "All others are zeroed; no retraining. Bands: 95 % intervals.",
+                "All others are held at their mean; no retraining. Bands: 95 % "
+                "intervals over recordings.",
                 "figures/top_n",
-                "Rising curves of accuracy over the number of dimensions kept, "
-                "one panel per layer.",
+                "Accuracy over the number of dimensions kept, one panel per "
+                "layer, one line per system.",
             ),
             *items,
         ]
@@ -381,7 +433,7 @@ def tell_shape(results, folder):
                 f"Some dimensions of {layer}",
                 "From the one farthest from N(0, 1) to the nearest, by the "
                 "Kolmogorov-Smirnov distance of the means; 100 bins. Samples "
-                "are means plus noise, and so always look more Gaussian.",
+                "are means plus the posterior's noise. Dashed: N(0, 1).",
                 stem,
                 "Histograms of means and samples against the normal curve, one "
                 "row per system.",
@@ -390,8 +442,9 @@ def tell_shape(results, folder):
     summary = Table(
         "Latent shape",
         "Medians over dimensions. Active: variance of the mean above 0.01. "
-        "KL: sum over dimensions, of each posterior (rate) and of the "
-        "aggregate over all clips, to N(0, I).",
+        "KL to N(0, 1), summed over dimensions: of each frame's posterior "
+        "(rate), and of each dimension's aggregate over 1000 frames (which "
+        "scarcity alone raises by up to 0.01 for each dimension).",
         ["", "active", "KS, means", "KS, samples", "mean", "std", "skew"]
         + ["excess kurtosis", "rate (nats)", "aggregate KL (nats)"],
         rows,
@@ -414,8 +467,8 @@ def tell_shape(results, folder):
     return Section(
         "shape",
         "The shape of the latent space",
-        "A layer whose every dimension follows the black curve tells an "
-        "analyst where to look; shifted, wide or lopsided ones do not.",
+        "Dimensions that follow the dashed curve of N(0, 1) tell an analyst "
+        "where to look; shifted, wide or lopsided ones do not.",
         [summary, *no_posterior, *items, table, *gaps],
     )
 
@@ -449,24 +502,32 @@ def _worst_row(name, table, dimension):
     return [name, *(_number(table["means"][k][dimension]) for k in keys)]
 
 
+def _maybe(score):
+    return with_interval(score) if score else ""
+
+
 def tell_smoothness(results, folder):
     """Section of smoothness as a number."""
     found, gaps = split_gaps(results["smoothness"])
     if not found:
         return Section("smoothness", TITLES["smoothness"], "", gaps)
     figures.plot_smoothness(found, folder / "figures/smoothness")
+    differences = results["differences"]["smoothness"]
     rows = [
         [
             f"{system} {layer}",
             with_interval(scores["walks"]["path_ratio"]),
+            _maybe(differences.get(system, {}).get(layer)),
             with_interval(scores["walks"]["step_ratio"]),
             with_interval(scores["moves"]["relative_mean"]),
             with_interval(scores["moves"]["relative_p95"]),
+            str(scores["walks"]["left_out"]),
         ]
         for system, layers in found.items()
         for layer, scores in layers.items()
     ]
     walks = first_of(found)["walks"]
+    pairs = walks["pairs"] + walks["left_out"]
     return Section(
         "smoothness",
         TITLES["smoothness"],
@@ -477,19 +538,21 @@ def tell_smoothness(results, folder):
                 "Decoded walks and moves",
                 "Left: length of the decoded path over the distance of its "
                 "ends. Middle: largest over mean step. Right: change of the "
-                "waveform when one frame moves by one deviation in a random "
-                "direction, over the loudness of a frame (a local Lipschitz "
-                "estimate).",
+                "waveform when one frame moves in a random direction, for each "
+                "deviation it moves (by moves of a tenth), over the loudness "
+                "of a frame: a local Lipschitz estimate.",
                 "figures/smoothness",
                 "Three panels of points with intervals, layers side by side, "
                 "one colour per system.",
             ),
             Table(
                 "Along interpolations, and around latents",
-                f"{walks['pairs']} pairs of {walks['clips']} clips, "
-                f"{walks['steps']} steps; 95 % intervals over clips.",
-                ["", "path / distance", "largest / mean step"]
-                + ["Lipschitz, mean", "Lipschitz, 95th percentile"],
+                f"{pairs} pairs of clips, {walks['steps']} steps; means over "
+                "pairs. Difference to the last system: of the ratio of mean "
+                "length to mean distance, on the same pairs. Left out: pairs "
+                "that decode to the same sound. 95 % intervals over clips.",
+                ["", "path / distance", "difference", "largest / mean step"]
+                + ["Lipschitz, mean", "Lipschitz, 95th percentile", "left out"],
                 rows,
             ),
             *gaps,
@@ -497,7 +560,7 @@ def tell_smoothness(results, folder):
     )
 
 
-def tell_factors(results, folder):
+def tell_factors(results, folder, note):
     """Section of disentanglement against known factors."""
     found, gaps = split_gaps(results["factors"])
     items = []
@@ -527,8 +590,9 @@ def tell_factors(results, folder):
         items += [
             Figure(
                 f"Factors of variation, {system}",
-                "Controls of the same width: an untrained encoder; the same "
-                "code's principal components; the same code rotated at random.",
+                "Beside controls of the same width: an untrained encoder (if "
+                "one can be made); the same code's principal components; the "
+                "same code rotated at random.",
                 stem,
                 "Grouped bars of five scores for the encoder and its controls, "
                 "one panel per layer.",
@@ -538,9 +602,10 @@ def tell_factors(results, folder):
                 f"Scores, {system}",
                 f"Mean over {', '.join(one['factors'])}. "
                 f"{one['examples']['train']} training and "
-                f"{one['examples']['test']} test examples of "
-                f"{one['width']} dimensions. SAP's maximum is 1 − 1/classes "
-                "for classes, 1 for quantities.",
+                f"{one['examples']['test']} test examples; "
+                f"{one['left_out']} were left out, being of a class that is "
+                "not in the training part. SAP's maximum is 1 − 1/classes for "
+                f"classes, 1 for quantities. {note}",
                 ["", "disentanglement", "completeness"]
                 + ["informativeness (R²)", "MIG", "SAP", "SAP / maximum"],
                 rows,
@@ -588,12 +653,12 @@ def tell_attribution(results, folder, wav, name):
     return Section(
         "attribution",
         "What in the waveform drives it",
-        "Dark stretches of the recording decide; light ones could be silence.",
+        "Dark: where the attribution to the samples is large.",
         [*items, *gaps],
     )
 
 
-def tell(results, paper, folder, wav, name):
+def tell(results, paper, folder, wav, name, note):
     """Tells all that was measured.
 
     Arguments
@@ -609,6 +674,8 @@ def tell(results, paper, folder, wav, name):
         The clip that the attributions are of.
     name : str
         What it is called.
+    note : str
+        What to know about the factors.
 
     Returns
     -------
@@ -619,7 +686,7 @@ def tell(results, paper, folder, wav, name):
         tell_weights(results, paper, folder),
         tell_shape(results, folder),
         tell_smoothness(results, folder),
-        tell_factors(results, folder),
+        tell_factors(results, folder, note),
         tell_probes(results, paper),
         tell_attribution(results, folder, wav, name),
     ]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_sim.metrics import per_utterance
+from speechbrain_sim.metrics import Unmeasurable, per_utterance
 
 
 class TopN(NamedTuple):
@@ -36,12 +36,35 @@ class TopN(NamedTuple):
     total: np.ndarray
 
 
-def importance(weight, std=1.0):
-    """How much each dimension matters to a probe.
+def importance(weight):
+    """How much each dimension matters to a probe by its weights: their norm.
 
-    Without `std`, the norm of its weights, as in the paper. That depends on the
-    dimension's scale: one that is ten times larger needs a tenth of the weight.
-    Times the feature's deviation, it is what the dimension contributes.
+    As in the paper. It depends on the dimension's scale: one that is ten times
+    larger needs a tenth of the weight.
+
+    Arguments
+    ---------
+    weight : numpy.ndarray
+        (probes, channels, classes).
+
+    Returns
+    -------
+    numpy.ndarray
+        (probes, channels).
+
+    Example
+    -------
+    >>> importance(np.array([[[3.0, 4.0], [0.0, 1.0]]]))
+    array([[5., 1.]])
+    """
+    return np.linalg.norm(weight, axis=-1)
+
+
+def contribution(weight, std):
+    """How much each dimension moves a probe's answers.
+
+    The norm of its weights, less their mean over classes, which moves all
+    logits alike, times the deviation of the feature.
 
     Arguments
     ---------
@@ -57,10 +80,11 @@ def importance(weight, std=1.0):
 
     Example
     -------
-    >>> importance(np.array([[[3.0, 4.0], [0.0, 1.0]]]), np.array([1.0, 9.0]))
-    array([[5., 9.]])
+    >>> weight = np.array([[[3.0, -3.0], [7.0, 7.0]]])
+    >>> contribution(weight, np.array([2.0, 9.0])).round(2)
+    array([[8.49, 0.  ]])
     """
-    return np.linalg.norm(weight, axis=-1) * std
+    return importance(weight - weight.mean(-1, keepdims=True)) * std
 
 
 def gini(share):
@@ -92,7 +116,7 @@ def gini(share):
     return share @ rank / (size * share.sum(-1))
 
 
-def effective_dimensions(share):
+def participation_ratio(share):
     """Participation ratio, (sum s)^2 / sum s^2: between 1 and D.
 
     Arguments
@@ -112,7 +136,7 @@ def effective_dimensions(share):
 
     Example
     -------
-    >>> float(effective_dimensions(np.array([0.0, 2.0, 0.0, 2.0])))
+    >>> float(participation_ratio(np.array([0.0, 2.0, 0.0, 2.0])))
     2.0
     """
     share = _checked(share)
@@ -122,9 +146,9 @@ def effective_dimensions(share):
 def _checked(share):
     share = np.asarray(share, float)
     if not np.isfinite(share).all():
-        raise ValueError("An importance is NaN or infinite.")
+        raise Unmeasurable("An importance is NaN or infinite.")
     if not (share.sum(-1) > 0).all():
-        raise ValueError("No dimension has any importance.")
+        raise Unmeasurable("No dimension has any importance.")
     return share
 
 
@@ -147,8 +171,7 @@ def concentration(weight, std, bins=100):
         weights of all probes, divided by the largest magnitude among them;
         `near_zero`, the share of weights `below_1_percent` and
         `below_10_percent` of that; and, of the `raw` importance (the paper's)
-        and of the `contribution` (raw times deviation), the means over probes
-        of `gini`, `effective_dimensions` and their `share` of D.
+        and of the `contribution`, the means over probes of `gini`, `participation_ratio` and their `share` of D.
 
     Raises
     ------
@@ -158,21 +181,24 @@ def concentration(weight, std, bins=100):
     Example
     -------
     >>> found = concentration(np.eye(4)[None], np.array([1.0, 1, 1, 0]))
-    >>> found["raw"]["effective_dimensions"]
+    >>> found["raw"]["participation_ratio"]
     4.0
-    >>> found["contribution"]["effective_dimensions"]
+    >>> round(found["contribution"]["participation_ratio"], 6)
     3.0
     >>> found["near_zero"]["below_1_percent"]
     0.75
     """
     weight = np.asarray(weight, float)
     found = {"dimensions": weight.shape[1]}
-    kinds = {"raw": importance(weight), "contribution": importance(weight, std)}
+    kinds = {
+        "raw": importance(weight),
+        "contribution": contribution(weight, std),
+    }
     for kind, share in kinds.items():
-        effective = effective_dimensions(share).mean()
+        effective = participation_ratio(share).mean()
         found[kind] = {
             "gini": float(gini(share).mean()),
-            "effective_dimensions": float(effective),
+            "participation_ratio": float(effective),
             "share": float(effective / weight.shape[1]),
         }
     scaled = weight / np.abs(weight).max()
@@ -188,18 +214,19 @@ def concentration(weight, std, bins=100):
     return found
 
 
-def top_n_accuracy(weight, std, x, y, utterance, counts):
-    """Accuracy that remains when all but the n top dimensions are zeroed.
+def top_n_accuracy(weight, mean, std, x, y, utterance, counts):
+    """Accuracy that remains when only the n top dimensions vary.
 
+    The others are held at their mean: zeroing them would also take away what
+    they add to every answer, which is all the bias that such a probe has.
     Dimensions are ranked by their contribution, for each probe on its own.
-    Classes that score equally share the credit, so n = 0 is chance.
 
     Arguments
     ---------
     weight : numpy.ndarray
         Of bias-free probes, (probes, channels, classes).
-    std : numpy.ndarray
-        Deviation of each feature the probes were trained on, (channels,).
+    mean, std : numpy.ndarray
+        Of the features that the probes were trained on, (channels,).
     x : numpy.ndarray
         Test features, (examples, channels).
     y : numpy.ndarray
@@ -220,10 +247,10 @@ def top_n_accuracy(weight, std, x, y, utterance, counts):
 
     Example
     -------
-    >>> y = np.array([0, 1, 1])
-    >>> weight, x = np.eye(2)[None], np.eye(2)[y]
-    >>> top_n_accuracy(weight, 1.0, x, y, y, [0, 2]).accuracy
-    [0.5, 1.0]
+    >>> y, half = np.array([0, 1, 1]), np.array([0.5, 0.5])
+    >>> x = np.eye(2)[y]
+    >>> top_n_accuracy(np.eye(2)[None], half, half, x, y, y, [2]).accuracy
+    [1.0]
     """
     steps = [0, *counts]
     if sorted(steps) != steps or steps[-1] > weight.shape[1]:
@@ -231,16 +258,14 @@ def top_n_accuracy(weight, std, x, y, utterance, counts):
             f"n is {counts}; it must rise from 0 or more to at most "
             f"{weight.shape[1]}, the number of dimensions."
         )
-    examples = np.arange(len(y))
     correct = np.zeros((len(counts), len(weight), len(y)))
-    order = np.argsort(-importance(weight, std), axis=-1, kind="stable")
+    order = np.argsort(-contribution(weight, std), axis=-1, kind="stable")
     for probe, (matrix, ranked) in enumerate(zip(weight, order, strict=True)):
-        logits = np.zeros((len(y), matrix.shape[1]))
+        logits = np.tile(mean @ matrix, (len(y), 1))
         for i in range(len(counts)):
             more = ranked[steps[i] : steps[i + 1]]
-            logits += x[:, more] @ matrix[more]
-            best = logits == logits.max(-1, keepdims=True)
-            correct[i, probe] = best[examples, y] / best.sum(-1)
+            logits += (x[:, more] - mean[more]) @ matrix[more]
+            correct[i, probe] = logits.argmax(-1) == y
     counted = [per_utterance(rows, utterance) for rows in correct]
     return TopN(
         list(counts),

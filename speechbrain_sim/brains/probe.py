@@ -16,7 +16,7 @@ class ProbeBatches(torch.utils.data.Dataset):
 
     Arguments
     ---------
-    x : dict of str to torch.Tensor
+    x : dict of str to torch.Tensor or Examples
         Features of each layer, (examples, channels).
     y : torch.Tensor
         Classes, (examples,).
@@ -102,7 +102,7 @@ class ProbeBrain(sb.Brain):
 
         Arguments
         ---------
-        x : dict of str to torch.Tensor
+        x : dict of str to torch.Tensor or Examples
             Features of each layer, (examples, channels).
         chunk : int
             Examples at once.

@@ -2,8 +2,20 @@
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
 
+from speechbrain_sim.brains.estimate import (
+    CHECKPOINTS,
+    Estimate,
+    Stopwatch,
+    checkpoint_bytes,
+    free_disk,
+    peak_memory,
+)
 from speechbrain_sim.checkpoints import Averages
+
+logger = get_logger(__name__)
 
 
 class ResumableBrain(sb.Brain):
@@ -12,7 +24,8 @@ class ResumableBrain(sb.Brain):
     Every entry of `modules` has its own optimizer and is checkpointed, with
     the running means and the length of the log. Hyper-parameters read from
     `hparams`: `epoch_counter`, `train_logger`; optional `crop` (told the
-    epoch), `tensorboard_logger`. Subclasses define `save_result`.
+    epoch), `tensorboard_logger`. Subclasses define `save_result`. After some
+    twenty steps the log says what the run will take, and so does `estimate`.
     """
 
     def __init__(
@@ -26,6 +39,7 @@ class ResumableBrain(sb.Brain):
                 f"stop or reverse the gradient. Use .inf for no clipping."
             )
         self.raw = dict(self.modules.items())  # never wrapped by DDP
+        self.stopwatch, self.estimate = Stopwatch(), None
         self.averages = {stage: Averages() for stage in sb.Stage}
         if checkpointer is not None:
             for name, module in self.raw.items():
@@ -90,6 +104,37 @@ class ResumableBrain(sb.Brain):
                 {"Epoch loaded": self.hparams.epoch_counter.current},
                 test_stats=self.averages[stage].means(),
             )
+
+    def _fit_train(self, train_set, epoch, enable):
+        self.steps_per_epoch = len(train_set)
+        self.stopwatch.begin()
+        super()._fit_train(train_set, epoch, enable)
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Says once what the run will take."""
+        seconds = self.stopwatch.lap()
+        if seconds is None or not if_main_process():
+            return
+        counter = self.hparams.epoch_counter
+        epochs = counter.limit - counter.current + 1
+        self.estimate = Estimate(
+            step=seconds,
+            epoch=seconds * self.steps_per_epoch,
+            left=seconds * (epochs * self.steps_per_epoch - self.step),
+            memory=peak_memory(self.device),
+            disk=CHECKPOINTS
+            * checkpoint_bytes(
+                self.raw.values(), self.optimizers_dict.values()
+            ),
+        )
+        logger.info(str(self.estimate))
+        if self.checkpointer is not None:
+            free = free_disk(self.checkpointer.checkpoints_dir)
+            if free < self.estimate.disk:
+                logger.warning(
+                    f"Only {free / 1e9:.2f} GB of disk are free for them: make "
+                    f"room, or put the --output_folder on a larger disk."
+                )
 
     def _fit_valid(self, valid_set, epoch, enable):
         super()._fit_valid(valid_set, epoch, enable)

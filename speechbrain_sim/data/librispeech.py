@@ -1,20 +1,39 @@
 """LibriSpeech in its published layout → manifests with speakers and phones."""
 
+import os
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_sim.data.manifests import hash_split, write_manifests
+from speechbrain_sim.data.audio import BadAudio, inspect_audio
+from speechbrain_sim.data.download import fetch, unpack
+from speechbrain_sim.data.manifests import (
+    Problem,
+    hash_split,
+    refuse,
+    write_manifests,
+)
+from speechbrain_sim.data.phones import read_phones, write_names
 
 logger = get_logger(__name__)
 
 LABELS = "LibriSpeech100_labels_split"
 PHONES = "converted_aligned_phones.txt"
 TEST_SHARE = 0.2
-
-PHONE_WINDOW, PHONE_HOP = 400, 160
-"""Samples at 16 kHz that one phone label covers, and between two labels."""
+AGAIN = "Extract the archive again"
+#: where the archives are, and the sums that are published beside them
+ARCHIVES = "https://www.openslr.org/resources/12"
+CHECKSUMS = {
+    "dev-clean": "md5:42e2234ba48799c1f50f24a7926300a1",
+    "dev-other": "md5:c8d0bcc9cca99d4f8b62fcc847357931",
+    "test-clean": "md5:32fa31d27d2e1cad72775fee3f4849a9",
+    "test-other": "md5:fb5a50374b501bb3bac4815ee91d3135",
+    "train-clean-100": "md5:2a93770f6d5c6c964bc36631d331a522",
+    "train-clean-360": "md5:c0e676e450a7ff2f54aeade5171606fa",
+    "train-other-500": "md5:d1a0fd59409feb2c614ce4d30c387708",
+}
 
 
 def prepare_librispeech(
@@ -22,9 +41,14 @@ def prepare_librispeech(
     save_folder,
     subset="train-clean-100",
     labels_folder=None,
+    phones=None,
     valid_share=0.1,
-    min_samples=20480,
+    min_samples=20641,
     on_bad_audio="fail",
+    incomplete="fail",
+    download=False,
+    download_from=ARCHIVES,
+    checksum=None,
     skip_prep=False,
     seed=1234,
 ):
@@ -42,19 +66,33 @@ def prepare_librispeech(
     save_folder : str or Path
         Where manifests go.
     subset : str
-        A folder of the corpus, such as "train-clean-100".
+        A folder of the corpus, such as "train-clean-100", or "train-clean-5"
+        of Mini LibriSpeech.
     labels_folder : str, Path or None
         Holds ``train_split.txt`` and ``test_split.txt`` (one ID per line;
         without both, 20 % of each speaker's utterances are the test set) and
         ``converted_aligned_phones.txt`` (an ID and its phones per line). By
         default ``LibriSpeech100_labels_split`` beside ``LibriSpeech``.
+    phones : str, Path or None
+        Where phone labels come from, see `read_phones`: a list, a csv of
+        intervals, or a folder of TextGrids. By default the list of
+        ``labels_folder``, if it is there.
     valid_share : float
         Share of each speaker's training utterances that becomes
         ``valid.csv``; zero writes none. A single utterance stays in train.
     min_samples : int
-        Shortest utterance allowed, in samples.
+        Shorter utterances are left out, and counted.
     on_bad_audio : str
         "fail" or "skip", see ``write_manifests``.
+    incomplete : str
+        "fail" if speakers, transcripts or audio are missing; "allow" for a
+        part of the corpus: what is missing is counted.
+    download : bool
+        Get the subset's archive if the subset is not there.
+    download_from : str
+        The address that holds ``<subset>.tar.gz``.
+    checksum : str or None
+        Of the archive, such as "md5:2a93..."; by default LibriSpeech's own.
     skip_prep : bool
         Do nothing: the manifests are there.
     seed : int
@@ -63,11 +101,13 @@ def prepare_librispeech(
     Raises
     ------
     FileNotFoundError
-        If the corpus, the subset, a labels folder that was asked for, one of
-        the two lists, or the audio of a listed ID is missing.
+        If the corpus, the subset, a labels folder that was asked for, phone
+        labels that were asked for, one of the two lists, or the audio of a
+        listed ID is missing.
     ValueError
-        If an ID is on both lists, if an utterance has not exactly ``1 +
-        (num_samples - 400) // 160`` phones, and as ``write_manifests``.
+        If an ID is on both lists; for what ``problems.csv`` then lists: gaps
+        in the corpus, labels that do not fit, a side without utterances; and
+        as ``write_manifests``.
 
     Example
     -------
@@ -76,7 +116,19 @@ def prepare_librispeech(
     if skip_prep:
         return
     arguments = dict(locals())
+    if incomplete not in ("fail", "allow"):
+        raise ValueError(
+            f"incomplete must be 'fail' or 'allow', got {incomplete!r}"
+        )
     root = Path(data_folder, "LibriSpeech")
+    if download and not (root / subset).is_dir():
+        archive = Path(data_folder, f"{subset}.tar.gz")
+        fetch(
+            f"{download_from.rstrip('/')}/{archive.name}",
+            archive,
+            checksum or CHECKSUMS.get(subset),
+        )
+        unpack(archive, data_folder)
     root = root if root.is_dir() else Path(data_folder)
     wavs = _find_audio(root, subset)
     if labels_folder is None:
@@ -84,67 +136,75 @@ def prepare_librispeech(
     elif not Path(labels_folder).is_dir():
         raise FileNotFoundError(f"There is no folder {labels_folder}")
     labels_folder = Path(labels_folder)
+    sides = _divide(labels_folder, wavs, valid_share, seed)
 
-    sides = _read_lists(labels_folder, wavs)
-    if sides is None:
-        logger.info(
-            "No train_split.txt in %s: %d %% of each speaker's utterances are "
-            "the test set, by hash",
-            labels_folder,
-            100 * TEST_SHARE,
-        )
-        sides = _split_speakers(wavs, {"test": TEST_SHARE}, seed)
-    trained = [name for name, side in sides.items() if side == "train"]
-    sides |= _split_speakers(trained, {"valid": valid_share}, seed)
+    problems = _check_folders(root / subset)
+    transcripts, repeated = _read_transcripts(root / subset)
+    problems += repeated
+    sexes = _read_sexes(root / "SPEAKERS.TXT", subset)
+    gaps = _find_gaps(root, subset, wavs, transcripts, sexes)
+    if incomplete == "fail":
+        problems += gaps
+    samples = _measure(wavs, sides)
+    if phones is None and (labels_folder / PHONES).is_file():
+        phones = labels_folder / PHONES
+    labels = {}
+    if phones is not None:
+        whole = {name: n for name, n in samples.items() if n}
+        labels, wrong = read_phones(phones, whole)
+        problems += wrong
 
-    sexes = _read_sexes(root / "SPEAKERS.TXT")
-    transcripts = _read_pairs((root / subset).glob("*/*/*.trans.txt"))
-    phones_file = labels_folder / PHONES
-    phones = _read_pairs([phones_file] if phones_file.is_file() else [])
     splits = {"train": [], **({"valid": []} if valid_share else {}), "test": []}
-    for name in sorted(sides):
+    short = {name for name, n in samples.items() if 0 < n < min_samples}
+    for name in sorted(set(sides) - short):
         row = {
             "ID": name,
             "wav": wavs[name],
             "speaker": _speaker(name),
-            "sex": sexes.get(_speaker(name), ""),
+            "sex": sexes.get(_speaker(name), ("",))[0],
             "transcript": transcripts.get(name, ""),
-            "phones": phones.get(name, ""),
+            "phones": labels.get(name, ""),
         }
         splits[sides[name]].append(row)
+    problems += [
+        Problem(
+            root / subset,
+            f"No utterance is left for {split}.csv.",
+            "Give more utterances per speaker, lists of them, or smaller "
+            "--min_samples.",
+        )
+        for split, rows in splits.items()
+        if not rows
+    ]
+    refuse(problems, save_folder)
     rows = [row for rows in splits.values() for row in rows]
     logger.info(
-        "%s: %d utterances of %d speakers, %d unlisted; %d without sex, %d "
-        "without transcript, %d without phones",
+        "%s: %d utterances of %d speakers, %d unlisted, %d left out for fewer "
+        "than %d samples; %d without sex, %d without transcript, %d without "
+        "phones (%s); %d gaps",
         subset,
         len(rows),
         len({row["speaker"] for row in rows}),
-        len(wavs) - len(rows),
+        len(wavs) - len(sides),
+        len(short),
+        min_samples,
         *(
             sum(not row[key] for row in rows)
             for key in ("sex", "transcript", "phones")
         ),
+        phones or "no source",
+        len(gaps),
     )
-
-    def check_phones(row, info):
-        expected = 1 + (info.num_samples - PHONE_WINDOW) // PHONE_HOP
-        found = len(row["phones"].split())
-        if found not in (0, expected):
-            raise ValueError(
-                f"{row['ID']} has {found} phones in {phones_file}, but "
-                f"{info.num_samples} samples make {expected}: these are "
-                "labels of other audio, or of another hop."
-            )
-
     write_manifests(
         splits,
         save_folder,
         data_folder,
-        min_samples,
+        1,  # the short ones are gone
         on_bad_audio,
-        check=check_phones,
         arguments=arguments,
     )
+    if phones is not None and Path(phones).suffix != ".txt":
+        write_names(save_folder)
 
 
 def _speaker(name):
@@ -160,14 +220,31 @@ def _find_audio(root, subset):
         )
         raise FileNotFoundError(
             f"There is no subset {subset} in {root}; present: "
-            f"{', '.join(present) or 'none'}."
+            f"{', '.join(present) or 'none'}. --download True gets it."
         )
     wavs = {path.stem: path for path in (root / subset).glob("*/*/*.flac")}
     if not wavs:
         raise FileNotFoundError(
-            f"No flac in {root / subset}/<speaker>/<chapter>"
+            f"No flac in {root / subset}/<speaker>/<chapter>. {AGAIN}."
         )
     return wavs
+
+
+def _divide(labels_folder, wavs, valid_share, seed):
+    """ID to split, by the two lists or by hash; says which."""
+    sides = _read_lists(labels_folder, wavs)
+    if sides is None:
+        logger.info(
+            "Split: no train_split.txt in %s, so %d %% of each speaker's "
+            "utterances are the test set, by hash",
+            labels_folder,
+            100 * TEST_SHARE,
+        )
+        sides = _split_speakers(wavs, {"test": TEST_SHARE}, seed)
+    else:
+        logger.info("Split: the two lists of %s", labels_folder)
+    trained = [name for name, side in sides.items() if side == "train"]
+    return sides | _split_speakers(trained, {"valid": valid_share}, seed)
 
 
 def _read_lists(folder, wavs):
@@ -187,7 +264,8 @@ def _read_lists(folder, wavs):
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} IDs listed in {folder} have no audio in the "
-            f"subset, such as {', '.join(missing[:3])}"
+            f"subset, such as {', '.join(missing[:3])}. {AGAIN}, or take the "
+            "lists of this subset."
         )
     return sides
 
@@ -202,20 +280,124 @@ def _split_speakers(names, shares, seed):
     return sides
 
 
-def _read_sexes(path):
-    """Speaker to F or M, from SPEAKERS.TXT; {} if it is absent."""
+def _check_folders(folder):
+    """Problems of chapters without audio, and of audio in another's folder."""
+    problems = []
+    for chapter in sorted(folder.glob("*/*")):
+        if not chapter.is_dir():
+            continue
+        place = f"{chapter.parent.name}-{chapter.name}-"
+        names = [path.name for path in sorted(chapter.glob("*.flac"))]
+        if not names:
+            problems.append(
+                Problem(
+                    chapter,
+                    "This chapter has no audio.",
+                    f"{AGAIN}, or delete the folder.",
+                )
+            )
+        problems += [
+            Problem(
+                chapter / name,
+                f"Its name does not begin with {place}.",
+                "Move it to the folder of its speaker and chapter.",
+            )
+            for name in names
+            if not name.startswith(place)
+        ]
+    return problems
+
+
+def _read_transcripts(folder):
+    """ID to transcript, and the problems of IDs that have two."""
+    transcripts, problems = {}, []
+    for path in sorted(folder.glob("*/*/*.trans.txt")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            name, _, text = line.strip().partition(" ")
+            if name in transcripts:
+                problems.append(
+                    Problem(
+                        path,
+                        f"{name} has two transcripts.",
+                        f"Delete one of them, or {AGAIN.lower()}.",
+                    )
+                )
+            if name:
+                transcripts[name] = text.strip()
+    return transcripts, problems
+
+
+def _read_sexes(path, subset):
+    """Speaker to (F or M, whether of this subset); {} without the file."""
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8").splitlines()
-    fields = [line.split("|") for line in lines if not line.startswith(";")]
-    return {f[0].strip(): f[1].strip() for f in fields if len(f) > 1}
+    fields = [
+        [field.strip() for field in line.split("|")]
+        for line in lines
+        if not line.startswith(";")
+    ]
+    return {f[0]: (f[1], f[2] == subset) for f in fields if len(f) > 2}
 
 
-def _read_pairs(paths):
-    """ID to the rest of its line, from files of such lines."""
-    pairs = {}
-    for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            name, _, rest = line.strip().partition(" ")
-            pairs[name] = rest.strip()
-    return pairs
+def _find_gaps(root, subset, wavs, transcripts, sexes):
+    """Problems of what an archive that was extracted whole would have."""
+    folder, gaps = root / subset, []
+    by_chapter = defaultdict(list)
+    for name in sorted(
+        set(wavs) - {n for n, text in transcripts.items() if text}
+    ):
+        by_chapter[wavs[name].parent].append(name)
+    for chapter, names in by_chapter.items():
+        path = chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
+        gaps.append(
+            Problem(
+                path,
+                f"{len(names)} utterances have no transcript in it, such as "
+                f"{names[0]}.",
+                f"{AGAIN}, or --incomplete allow.",
+            )
+        )
+    for name in sorted(set(transcripts) - set(wavs)):
+        place = "/".join(name.split("-")[:2])
+        gaps.append(
+            Problem(
+                folder / place / f"{name}.flac",
+                "It has a transcript, but the audio is missing.",
+                f"{AGAIN}, or --incomplete allow.",
+            )
+        )
+    heard = {path.parents[1].name for path in wavs.values()}
+    for speaker in sorted(heard - set(sexes)):
+        gaps.append(
+            Problem(
+                folder / speaker,
+                f"The speaker is unknown to {root / 'SPEAKERS.TXT'}.",
+                "Take the SPEAKERS.TXT of this corpus, or --incomplete allow.",
+            )
+        )
+    listed = {speaker for speaker, (_, here) in sexes.items() if here}
+    for speaker in sorted(listed - heard):
+        gaps.append(
+            Problem(
+                folder / speaker,
+                "SPEAKERS.TXT lists the speaker, but the audio is missing.",
+                f"{AGAIN}, or --incomplete allow.",
+            )
+        )
+    return gaps
+
+
+def _measure(wavs, names):
+    """ID to length at 16 kHz, from the header; 0 if it cannot be read."""
+    names = list(names)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        lengths = pool.map(_length, (wavs[name] for name in names))
+        return dict(zip(names, lengths, strict=True))
+
+
+def _length(path):
+    try:
+        return inspect_audio(path, check_content=False).num_samples
+    except BadAudio:
+        return 0  # write_manifests will say so

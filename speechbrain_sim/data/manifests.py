@@ -13,6 +13,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
@@ -23,6 +24,56 @@ logger = get_logger(__name__)
 
 COLUMNS = ["ID", "duration", "wav", "sample_rate", "num_samples"]
 """First columns of every manifest; label columns follow."""
+
+
+class Problem(NamedTuple):
+    """What is wrong with a corpus, where, and what to do about it."""
+
+    path: object
+    problem: str
+    remedy: str
+
+
+def refuse(problems, save_folder):
+    """Raises if there are problems, and lists all of them in a file.
+
+    Arguments
+    ---------
+    problems : list of Problem
+        What was found.
+    save_folder : str or Path
+        Where `problems.csv` goes; an old one is removed.
+
+    Raises
+    ------
+    ValueError
+        If there are any; names the first five.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> refuse([], folder)
+    >>> try:
+    ...     refuse([Problem("a/1", "It is empty.", "Delete it.")], folder)
+    ... except ValueError as error:
+    ...     print(str(error).splitlines()[1])
+      a/1: It is empty. Delete it.
+    """
+    path = Path(save_folder, "problems.csv")
+    if not problems:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, _csv_text(Problem._fields, problems))
+    first = "\n".join(
+        f"  {where}: {problem} {remedy}"
+        for where, problem, remedy in problems[:5]
+    )
+    raise ValueError(
+        f"{len(problems)} problems in the corpus:\n{first}\n"
+        f"{'  ...' + chr(10) if len(problems) > 5 else ''}"
+        f"All of them are listed in {path}."
+    )
 
 
 def hash_share(name, seed=0):
@@ -104,7 +155,6 @@ def write_manifests(
     on_bad_audio="fail",
     check_content=True,
     workers=None,
-    check=None,
     arguments=None,
 ):
     """Inspect the files of every split and write one manifest each.
@@ -132,8 +182,6 @@ def write_manifests(
         Decode every file to its end, see ``inspect_audio``.
     workers : int or None
         Threads that inspect; by default one per core, at most 8.
-    check : callable or None
-        Called with each row and its ``AudioInfo``; raises if they disagree.
     arguments : dict or None
         Arguments of the caller, kept in ``prepare.json``.
 
@@ -209,8 +257,6 @@ def write_manifests(
             if isinstance(info, BadAudio):
                 bad.append((name, row["ID"], info.path, info.reason))
                 continue
-            if check is not None:
-                check(row, info)
             good.append(_line(row, info))
         seconds = sum(line["duration"] for line in good)
         written[name] = good

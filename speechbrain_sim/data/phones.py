@@ -1,0 +1,302 @@
+"""Phone labels, one per 10 ms, from lists, TextGrids or a csv of intervals.
+
+Label i of an utterance is the phone at sample 160 i + 200, the centre of its
+25 ms window; an utterance has 1 + (samples - 400) // 160 of them.
+"""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.data.manifests import Problem
+
+#: samples at 16 kHz that a label covers, and between two labels
+WINDOW, HOP = 400, 160
+#: seconds that an alignment may differ from the length of its audio
+TOLERANCE = 0.05
+
+ARPABET = """\
+AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T
+TH UH UW V W Y Z ZH"""
+#: names of the classes of TextGrids and csv files, in the order of their ids
+PHONES = ["SIL", "SPN", *ARPABET.split()]
+SILENCES = ("", "sil", "sp", "<eps>")
+IDS = {name: number for number, name in enumerate(PHONES)}
+
+
+def num_labels(num_samples):
+    """Number of labels of an utterance.
+
+    Arguments
+    ---------
+    num_samples : int
+        Its length at 16 kHz.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> num_labels(399), num_labels(400), num_labels(16000)
+    (0, 1, 98)
+    """
+    return max(0, 1 + (num_samples - WINDOW) // HOP)
+
+
+def phone_id(name):
+    """Class of an ARPAbet phone, with or without its stress; None if unknown.
+
+    Example
+    -------
+    >>> [phone_id(name) for name in ("AH0", "AH", "sil", "", "spn", "Q")]
+    [4, 4, 0, 0, 1, None]
+    """
+    if name in SILENCES:
+        return IDS["SIL"]
+    return IDS.get(name.upper().rstrip("012"))
+
+
+def label_windows(intervals, num_samples, ids=phone_id):
+    """Reads the label of every 10 ms off intervals.
+
+    Arguments
+    ---------
+    intervals : list of (float, float, str)
+        Start and end in seconds, and phone. What lies in none is silence, 0.
+    num_samples : int
+        Length of the utterance at 16 kHz.
+    ids : callable
+        Phone -> class, None for an unknown phone.
+
+    Returns
+    -------
+    numpy.ndarray
+        (labels,), int64.
+
+    Raises
+    ------
+    ValueError
+        If a phone is unknown, intervals overlap or are empty, or one ends more
+        than 0.05 s behind the audio.
+
+    Example
+    -------
+    >>> label_windows([(0, 0.03, "AA1"), (0.04, 0.07, "B")], 1200)
+    array([2, 2, 0, 8, 8, 8])
+    """
+    intervals = sorted(intervals)
+    seconds, before = num_samples / SAMPLE_RATE, 0.0
+    for start, end, phone in intervals:
+        if not before - 1e-6 <= start < end <= seconds + TOLERANCE:
+            raise ValueError(
+                f"'{phone}' from {start} to {end} s is empty, overlaps the "
+                f"phone before, or lies outside the {seconds:.3f} s of audio."
+            )
+        before = end
+    classes = [ids(phone) for *_, phone in intervals]
+    if None in classes:
+        strange = intervals[classes.index(None)][2]
+        raise ValueError(f"'{strange}' is no phone of the map.")
+    centres = (HOP * np.arange(num_labels(num_samples)) + WINDOW / 2) / (
+        SAMPLE_RATE
+    )
+    starts, ends = (np.array([i[k] for i in intervals]) for k in (0, 1))
+    at = np.searchsorted(starts, centres, "right") - 1
+    inside = (at >= 0) & (centres < np.append(ends, 0)[at])
+    return np.where(inside, np.append(classes, 0)[at], 0).astype(np.int64)
+
+
+def read_phones(source, samples):
+    r"""Reads the phone labels of a corpus from any of three sources.
+
+    Arguments
+    ---------
+    source : str or Path
+        A list like converted_aligned_phones.txt (an ID and its classes, 0 to
+        40, per line); a csv with the columns ID, start, end (seconds) and
+        phone; or a folder with a Montreal Forced Aligner TextGrid per ID, at
+        any depth. Phones of the latter two are ARPAbet; their classes are the
+        places in `PHONES`.
+    samples : dict of str to int
+        Length at 16 kHz of each utterance; labels of others are ignored.
+
+    Returns
+    -------
+    labels, problems : (dict of str to str, list of Problem)
+        Of each utterance that has any, its classes separated by spaces; and
+        what is wrong with others.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file or folder, or no TextGrid in it.
+    ImportError
+        If TextGrids cannot be read without the extra.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "phones.csv"
+    >>> _ = path.write_text("ID,start,end,phone\na,0.01,0.03,AA1\n")
+    >>> read_phones(path, {"a": 800, "b": 800})
+    ({'a': '2 2 0'}, [])
+    """
+    source = Path(source)
+    if source.is_dir():
+        return _label(source, *_read_textgrids(source, samples), samples)
+    if not source.is_file():
+        raise FileNotFoundError(f"There are no phone labels in {source}")
+    if source.suffix == ".csv":
+        return _label(source, *_read_intervals(source), samples)
+    return _read_list(source, samples)
+
+
+def write_names(folder):
+    """Writes `phones.txt`: the classes of TextGrids and csv files, by name.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where it goes, in the format of the synthetic corpus.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> write_names(folder)
+    >>> (folder / "phones.txt").read_text().split()[:4]
+    ['0', 'SIL', '1', 'SPN']
+    """
+    lines = [f"{number} {name}\n" for number, name in enumerate(PHONES)]
+    Path(folder, "phones.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _read_list(path, samples):
+    """Labels from lines of an ID and its classes."""
+    labels, problems = {}, []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        name, *phones = line.split() or [None]
+        if name not in samples:
+            continue
+        wrong = _wrong_with(name, phones, samples[name])
+        if name in labels:
+            wrong = f"{name} has a second line of labels.", "Keep one of them."
+        if wrong is not None:
+            problems.append(Problem(f"{path}:{number}", *wrong))
+        labels[name] = " ".join(phones)
+    return labels, problems
+
+
+def _wrong_with(name, phones, num_samples):
+    """Problem and remedy of a line of classes; None if it is as it should be."""
+    strange = set(phones) - set(map(str, range(len(PHONES))))
+    if strange:
+        return (
+            f"{name} has the phone {min(strange)}; they are 0 to "
+            f"{len(PHONES) - 1}.",
+            "Map it to one of these, or remove the line.",
+        )
+    if len(phones) != num_labels(num_samples):
+        return (
+            f"{name} has {len(phones)} labels, but its {num_samples} samples "
+            f"make {num_labels(num_samples)}.",
+            "These are labels of other audio, or of another hop: get the right "
+            "ones, or remove the line.",
+        )
+    return None
+
+
+def _read_textgrids(folder, samples):
+    """Intervals of the tier "phones" of every utterance's TextGrid."""
+    try:
+        from praatio import textgrid
+        from praatio.utilities.errors import PraatioException
+    except ImportError as error:
+        raise ImportError(
+            "TextGrids are read by praatio, which is not installed: "
+            "pip install speechbrain-sim[textgrid]"
+        ) from error
+    paths = {path.stem: path for path in folder.rglob("*.TextGrid")}
+    paths = {name: paths[name] for name in sorted(paths) if name in samples}
+    if not paths:
+        raise FileNotFoundError(
+            f"There is no TextGrid of any utterance in {folder}"
+        )
+    intervals, problems = {}, []
+    for name, path in tqdm(paths.items(), "TextGrids", disable=None):
+        try:
+            grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True)
+            tier = grid.getTier("phones").entries
+        except (PraatioException, KeyError, ValueError, IndexError) as error:
+            problems.append(
+                Problem(
+                    path,
+                    f"It is no TextGrid with a tier 'phones' ({error!r}).",
+                    "Align it again, or remove it.",
+                )
+            )
+            continue
+        if abs(grid.maxTimestamp - samples[name] / SAMPLE_RATE) > TOLERANCE:
+            problems.append(
+                Problem(
+                    path,
+                    f"It ends at {grid.maxTimestamp} s, the audio at "
+                    f"{samples[name] / SAMPLE_RATE} s.",
+                    "Align this audio, or remove it.",
+                )
+            )
+            continue
+        intervals[name] = [(i.start, i.end, i.label.strip()) for i in tier]
+    return intervals, problems
+
+
+def _read_intervals(path):
+    """Intervals of every utterance from a csv."""
+    intervals, problems = defaultdict(list), []
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        missing = {"ID", "start", "end", "phone"} - set(rows.fieldnames or ())
+        if missing:
+            raise ValueError(
+                f"{path} needs the columns ID,start,end,phone; it lacks "
+                f"{', '.join(sorted(missing))}."
+            )
+        for row in rows:
+            try:
+                place = float(row["start"]), float(row["end"])
+            except (TypeError, ValueError):
+                problems.append(
+                    Problem(
+                        f"{path}:{rows.line_num}",
+                        f"Its start or end is no number of seconds: {row}",
+                        "Correct the line.",
+                    )
+                )
+                continue
+            intervals[row["ID"]].append((*place, row["phone"].strip()))
+    return intervals, problems
+
+
+def _label(source, intervals, problems, samples):
+    """Labels from intervals; those that cannot be used become problems."""
+    labels = {}
+    for name in samples:
+        if name not in intervals:
+            continue
+        try:
+            windows = label_windows(intervals[name], samples[name])
+        except ValueError as error:
+            problems.append(
+                Problem(
+                    source,
+                    f"{name}: {error}",
+                    "Correct its intervals, or remove them.",
+                )
+            )
+            continue
+        labels[name] = " ".join(map(str, windows))
+    return labels, problems

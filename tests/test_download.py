@@ -1,0 +1,164 @@
+"""Downloads against a server of our own, which misbehaves when asked to."""
+
+import hashlib
+import io
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from speechbrain_sim.data.download import fetch, unpack
+
+CONTENT = bytes(range(256)) * 4000
+MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Sends at most `server.cuts[0]` bytes of a file per request."""
+
+    def do_GET(self):  # noqa: N802
+        server = self.server
+        content = server.files.get(self.path)
+        asked = self.headers.get("Range")
+        server.ranges.append(asked)
+        if content is None:
+            self.send_error(404)
+            return
+        start = int(asked[6:-1]) if asked and server.resumes else 0
+        if start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if asked and server.resumes else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        cut = server.cuts.pop(0) if server.cuts else len(content)
+        self.wfile.write(content[start : start + cut])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.files, server.cuts, server.ranges = {"/a.bin": CONTENT}, [], []
+    server.resumes = True
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_file_arrives_once(server, tmp_path):
+    for _ in range(2):
+        fetch(f"{server.url}/a.bin", tmp_path / "new/a.bin", MD5)
+    assert (tmp_path / "new/a.bin").read_bytes() == CONTENT
+    assert server.ranges == [None]
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.bin"]
+
+
+def test_a_cut_body_is_continued(server, tmp_path):
+    server.cuts = [300_000, 0, 500_000]
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert server.ranges == [
+        None,
+        "bytes=300000-",
+        "bytes=300000-",
+        "bytes=800000-",
+    ]
+
+
+def test_another_run_goes_on(server, tmp_path):
+    server.cuts = [700_000, 0]
+    with pytest.raises(ConnectionError, match="after the 700000 bytes"):
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5, attempts=1)
+    assert not (tmp_path / "a.bin").exists()
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert server.ranges[-1] == "bytes=700000-"
+
+
+def test_a_server_that_cannot_resume_sends_all_again(server, tmp_path):
+    server.cuts, server.resumes = [700_000], False
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=700000-"]
+
+
+def test_a_part_that_is_whole_or_of_another_file(server, tmp_path):
+    part = tmp_path / "a.bin.part"
+    part.write_bytes(CONTENT)
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+    assert server.ranges == [f"bytes={len(CONTENT)}-"]
+    (tmp_path / "a.bin").unlink()
+    part.write_bytes(CONTENT + b"more")
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
+    with pytest.raises(ValueError, match="md5 .*, not 0123"):
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin", "md5:0123")
+    assert not list(tmp_path.iterdir())
+    sha = "sha256:" + hashlib.sha256(CONTENT).hexdigest().upper()
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", sha)
+
+
+def test_an_unchecked_file_is_warned_of(server, tmp_path, caplog):
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin")
+    assert "not checked" in caplog.text
+
+
+def test_what_is_not_there_is_not_asked_for_again(server, tmp_path):
+    with pytest.raises(FileNotFoundError, match="--download_from"):
+        fetch(f"{server.url}/b.bin", tmp_path / "b.bin")
+    assert server.ranges == [None]
+
+
+def test_nobody_answers(tmp_path):
+    with pytest.raises(ConnectionError, match="Start again"):
+        fetch("http://127.0.0.1:9/a", tmp_path / "a", attempts=2)
+
+
+# --- archives ----------------------------------------------------------------
+
+
+def pack(path, files):
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path):
+    files = {"L/S.TXT": b"s", "L/sub/1/2/a.flac": CONTENT[::-1] * 3}
+    archive = pack(tmp_path / "sub.tar.gz", files)
+    (tmp_path / "cut.tar.gz").write_bytes(archive.read_bytes()[:-4000])
+    with pytest.raises(ValueError, match="download it again"):
+        unpack(tmp_path / "cut.tar.gz", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+    killed = tmp_path / "out/.sub.tar.gz.partial/L/sub/1"
+    killed.mkdir(parents=True)
+    (tmp_path / "out/L").mkdir()
+    (tmp_path / "out/L/S.TXT").write_text("mine")
+    unpack(archive, tmp_path / "out")
+    found = {p.name for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert found == {"S.TXT", "a.flac"}
+    assert (tmp_path / "out/L/S.TXT").read_text() == "mine"
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["L"]
+
+
+def test_an_archive_writes_nothing_outside(tmp_path):
+    archive = pack(tmp_path / "sub.tar.gz", {"../../evil": b"x"})
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        unpack(archive, tmp_path / "deep/out")
+    assert not (tmp_path / "evil").exists()

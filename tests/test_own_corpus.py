@@ -1,0 +1,92 @@
+"""recipes/LibriSpeech/README.md: its functions and its yaml run as printed."""
+
+import csv
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.conftest import HPARAMS, ROOT, TINY, finish, start_process
+
+TEXT = (ROOT / "recipes/LibriSpeech/README.md").read_text(encoding="utf-8")
+
+
+def block(language):
+    return re.search(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)[1]
+
+
+@pytest.fixture
+def prepare():
+    names = {}
+    exec(block("python"), names)
+    return names
+
+
+def noise(path, samples, number):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave = 0.1 * np.random.default_rng(number).standard_normal(samples)
+    soundfile.write(path, wave, 16000)
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def make_timit(folder):
+    for side in ("TRAIN", "TEST"):
+        for speaker in ("FCJF0", "MDAC0"):
+            for number, name in enumerate(["SA1", "SI648", "SX37"]):
+                samples = 21000 + 160 * number
+                path = folder / side / "DR1" / speaker / f"{name}.WAV"
+                noise(path, samples, number)
+                lines = [(0, 3000, "h#"), (3000, 9000, "sh")]
+                lines += [(9000, samples, "iy")]
+                path.with_suffix(".PHN").write_text(
+                    "".join(f"{a} {b} {name}\n" for a, b, name in lines)
+                )
+
+
+def test_a_layout_like_common_voice(prepare, tmp_path):
+    for name, count in {"train": 4, "dev": 2, "test": 2}.items():
+        lines = ["client_id\tpath\tsentence"]
+        for i in range(count):
+            noise(tmp_path / "clips" / f"{name}{i}.mp3", 24000, i)
+            lines.append(f"speaker{i % 2}\t{name}{i}.mp3\twords")
+        (tmp_path / f"{name}.tsv").write_text("\n".join(lines))
+    prepare["prepare_like_common_voice"](tmp_path, tmp_path / "save")
+    rows = rows_of(tmp_path / "save/train.csv")
+    assert [row["ID"] for row in rows] == [f"train{i}" for i in range(4)]
+    assert rows[1]["speaker"] == "speaker1"
+
+
+def test_a_layout_like_timit_trains_and_is_probed(tmp_path):
+    make_timit(tmp_path / "TIMIT")
+    (tmp_path / "mine.py").write_text(block("python"))
+    hparams = tmp_path / "hparams"
+    shutil.copytree(HPARAMS, hparams)
+    (hparams / "Mine").mkdir()
+    yaml = block("yaml")
+    (hparams / "Mine/pretrain.yaml").write_text(yaml)
+    probe = yaml.replace("pretrain.yaml", "probe.yaml").split("crop_samples: 2")
+    (hparams / "Mine/probe.yaml").write_text(
+        probe[0].replace("!ref <crop_samples>", "1600")
+    )
+    tiny = [text for k, v in TINY.items() for text in (f"--{k}", str(v))]
+    for recipe, options in {
+        "pretrain": [*tiny, "--batch_size", "2", "--num_workers", "0"],
+        "probe": ["--encoder", tmp_path / "pretrain/encoder", "--label=phones"],
+    }.items():
+        command = ["env", f"PYTHONPATH={ROOT}:{tmp_path}"]
+        command += [sys.executable, ROOT / f"recipes/{recipe}.py"]
+        command += [hparams / f"Mine/{recipe}.yaml", *options]
+        command += ["--data_folder", tmp_path / "TIMIT"]
+        command += ["--output_folder", tmp_path / recipe]
+        finish(start_process([*command, "--number_of_epochs", "1"]))
+    result = json.loads((tmp_path / "probe/probe_phones.json").read_text())
+    assert result["class_names"] == ["0", "1", "2"]
+    assert rows_of(tmp_path / "probe/save/test.csv")[0]["phones"][:3] == "0 0"
