@@ -3,22 +3,29 @@
     python recipes/probe.py hparams/Synthetic/probe.yaml \
         --encoder results/Synthetic/sim_1/encoder --label phones
 
-Features are computed once and stay on disk. Probes of all layers and seeds, and controls with
-shuffled labels, are trained side by side. The best layer is chosen on the
-validation part; every layer is then trained on all training data and tested.
+Features are computed once and stay on disk. Probes of all layers and seeds, and
+controls with shuffled labels, are trained side by side. The best layer is chosen
+on the validation part; every layer is then trained on all training data and
+tested. Started again after a kill, it goes on.
 
 To read the code, begin at the bottom.
 """
 
+import functools
+import hashlib
+import json
+import shutil
 import sys
+from pathlib import Path
 
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.epoch_loop import EpochCounter
 from tqdm import tqdm
 
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
-from speechbrain_sim.checkpoints import sha256
+from speechbrain_sim.checkpoints import AtomicCheckpointer, sha256
 from speechbrain_sim.data.pipeline import classes_of
 from speechbrain_sim.experiment import load_experiment
 from speechbrain_sim.features import (
@@ -91,8 +98,20 @@ def trained_weights(brain, seeds):
     }
 
 
-def train_probes(hparams, run_opts, x, y, classes, controls):
-    """Trains one probe per layer and seed, and the controls of each layer."""
+def progress(counter):
+    """Goes through the epochs that are left, with a bar of all."""
+    with tqdm(total=counter.limit, desc="probes", unit="epoch") as bar:
+        for epoch in counter:
+            bar.update(epoch - 1 - bar.n)
+            yield epoch
+        bar.update(counter.limit - bar.n)
+
+
+def train_probes(hparams, run_opts, x, y, classes, controls, folder):
+    """Trains one probe per layer and seed, and the controls of each layer.
+
+    Checkpoints go to a folder.
+    """
     batches = ProbeBatches(
         x, y, hparams["seeds"], controls, hparams["batch_size"]
     )
@@ -102,15 +121,23 @@ def train_probes(hparams, run_opts, x, y, classes, controls):
         batches.names,
         hparams["bias"],
     )
-    brain = ProbeBrain(probes, hparams["opt_class"], hparams, run_opts)
-    epochs = range(1, hparams["number_of_epochs"] + 1)
-    brain.train_probes(batches, tqdm(epochs, desc="probes", unit="epoch"))
+    counter = EpochCounter(hparams["number_of_epochs"])
+    checkpointer = AtomicCheckpointer(folder, {"epoch_counter": counter})
+    brain = ProbeBrain(
+        probes, hparams["opt_class"], hparams, run_opts, checkpointer
+    )
+    brain.train_probes(batches, progress(counter))
     return brain
 
 
 def main(argv):
     """Computes features, trains the probes and writes the results."""
     hparams, run_opts = load_experiment(argv)
+    if hparams["controls"] < 2:
+        raise ValueError(
+            f"--controls is {hparams['controls']}: an interval of the probes "
+            "on shuffled labels needs at least 2."
+        )
     sb.create_experiment_directory(hparams["output_folder"])
     run_on_main(hparams["prepare"])
     front_end, description = load_front_end(hparams["encoder"])
@@ -125,13 +152,21 @@ def main(argv):
     parts, classes = load_features(hparams, run_opts, front_end, description)
     x, y, units = as_examples(parts, hparams["standardize"])
 
+    # checkpoints of the same probes only are gone on with
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    checkpoints = Path(hparams["save_folder"], f"probes_{key}")
+    train = functools.partial(train_probes, hparams, run_opts)
     # on the training part, to choose a layer on the validation part
-    chooser = train_probes(
-        hparams, run_opts, x["train"], y["train"], classes, controls=0
+    chooser = train(
+        x["train"], y["train"], classes, 0, checkpoints / "choosing"
     )
     # on both, to be tested
-    brain = train_probes(
-        hparams, run_opts, x["both"], y["both"], classes, hparams["controls"]
+    brain = train(
+        x["both"],
+        y["both"],
+        classes,
+        hparams["controls"],
+        checkpoints / "testing",
     )
     scores = score_probes(
         chooser.predict(x["valid"]),
@@ -149,6 +184,7 @@ def main(argv):
         class_names=classes,
         **about,
     )
+    shutil.rmtree(checkpoints)
 
 
 if __name__ == "__main__":

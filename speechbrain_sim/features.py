@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +50,8 @@ logger = get_logger(__name__)
 LOGMEL = "logmel"
 #: of lengths, within which utterances are batched
 BUCKETS = 20
+#: between two records of how far encoding has come
+SAVE_SECONDS = 30
 #: largest number that half precision holds, with some room
 LARGEST_HALF = 60000
 
@@ -409,7 +412,7 @@ def compute_features(
     device="cpu",
     alignment="centre",
 ):
-    """Encodes a manifest once, or finds that it was done.
+    """Encodes a manifest once, goes on with it, or finds that it was done.
 
     Utterance labels: one example each, the mean over time, in float32. Phones:
     one example per label, its frame of the whole utterance, in half precision.
@@ -475,6 +478,7 @@ def compute_features(
             folder,
             max_seconds,
             device,
+            made_of,
         )
         write_json(done, {**made_of, "layers": list(layers)})
     return read_features(folder, layers)
@@ -515,36 +519,40 @@ def _open_stored(path):
 class _Store:
     """Writes the features of one layer, anywhere; whole once it is closed."""
 
-    def __init__(self, path, first, total, half):
+    def __init__(self, path):
         self.path, self.partial = path, path.with_suffix(".part.npy")
-        self.offset, self.scale = np.float32(0), np.float32(1)
-        self.half = half
+        self.units = path.with_suffix(".units.npz")
+
+    def create(self, first, total, half):
+        """Makes the file; half precision is relative to the first batch."""
         if half:
-            self.offset = first.mean(0)
-            self.scale = first.std(0).max() or np.float32(1)
-        self.array = np.lib.format.open_memmap(
+            scale = first.std(0).max() or np.float32(1)
+            np.savez(self.units, offset=first.mean(0), scale=scale)
+        np.lib.format.open_memmap(
             self.partial,
             mode="w+",
             dtype=np.float16 if half else np.float32,
             shape=(total, first.shape[1]),
         )
 
+    def open(self):
+        self.array = np.load(self.partial, mmap_mode="r+")
+        if self.array.dtype == np.float16:
+            self.offset, self.scale = np.load(self.units).values()
+
     def write(self, place, x):
-        if self.half:
+        if self.array.dtype == np.float16:
             x = (x - self.offset) / self.scale
             x = x.clip(-LARGEST_HALF, LARGEST_HALF)
         self.array[place] = x
 
     def close(self):
         self.array.flush()
-        if self.half:
-            units = {"offset": self.offset, "scale": self.scale}
-            np.savez(self.path.with_suffix(".units.npz"), **units)
         os.replace(self.partial, self.path)
 
 
-def _open_stores(first, total, folder, half):
-    """One store per layer, once it is clear that the disk can take them."""
+def _check_disk(first, total, folder, half):
+    """Says what the features will take; OSError if the disk is too small."""
     width = sum(x.shape[1] for x in first.values())
     need = width * total * (2 if half else 4)
     free = shutil.disk_usage(folder).free
@@ -561,10 +569,6 @@ def _open_stores(first, total, folder, half):
             f"{free / 1e9:.1f} GB: keep fewer --layers, or put the "
             "--output_folder on a larger disk."
         )
-    return {
-        layer: _Store(folder / f"{layer}.npy", x, total, half)
-        for layer, x in first.items()
-    }
 
 
 def _places(dataset, per_frame):
@@ -581,24 +585,44 @@ def _places(dataset, per_frame):
 
 
 def _batches(dataset, max_seconds):
-    """Batches of utterances of like lengths, the longest first."""
-    sampler = DynamicBatchSampler(
-        dataset,
-        max_seconds,
-        num_buckets=BUCKETS,
-        shuffle=False,
-        batch_ordering="descending",
+    """Batches of utterances of like lengths, the longest first: their places
+    in the dataset.
+    """
+    return list(
+        DynamicBatchSampler(
+            dataset,
+            max_seconds,
+            num_buckets=BUCKETS,
+            shuffle=False,
+            batch_ordering="descending",
+        )
     )
-    return make_dataloader(dataset, batch_sampler=sampler)
 
 
 @torch.no_grad()
-def _encode(front_end, dataset, alignment, layers, folder, max_seconds, device):
-    """Fills the cache; `alignment` is None for one example per utterance."""
+def _encode(
+    front_end, dataset, alignment, layers, folder, max_seconds, device, made_of
+):
+    """Fills the cache; `alignment` is None for one example per utterance.
+
+    What `encoding.json` counts as done is not done again.
+    """
     places, total = _places(dataset, alignment is not None)
-    stores = {}
-    y, utterance = np.empty((2, total), np.int64)
-    for batch in tqdm(_batches(dataset, max_seconds), "encoding", unit="batch"):
+    stores = {layer: _Store(folder / f"{layer}.npy") for layer in layers}
+    batches = _batches(dataset, max_seconds)
+    made_of = {**made_of, "layers": list(layers), "seconds": max_seconds}
+    record = folder / "encoding.json"
+    known = json.loads(record.read_text()) if record.exists() else {}
+    done = known.pop("done", 0) if known.items() > made_of.items() else 0
+    if done:
+        for store in stores.values():
+            store.open()
+    dataset.set_output_keys(["id", "sig"])
+    loader = make_dataloader(dataset, batch_sampler=batches[done:])
+    saved = time.monotonic()
+    for batch in tqdm(
+        loader, "encoding", total=len(batches), initial=done, unit="batch"
+    ):
         wavs, wav_lens = batch.sig
         latents = front_end(
             wavs.to(device), wav_lens.to(device), layers, sample=False
@@ -607,20 +631,36 @@ def _encode(front_end, dataset, alignment, layers, folder, max_seconds, device):
             layer: _examples(front_end, layer, latent, alignment, batch, places)
             for layer, latent in latents.items()
         }
-        if not stores:
+        if not done:
             first = {layer: np.concatenate(rows) for layer, rows in x.items()}
-            stores = _open_stores(first, total, folder, alignment is not None)
-        for row, item in enumerate(batch.id):
-            place = places[item]
-            y[place] = batch.target.data[row, : place.stop - place.start]
+            _check_disk(first, total, folder, alignment is not None)
             for layer, store in stores.items():
-                store.write(place, x[layer][row])
-    ids = {}
-    for item, place in places.items():
-        name = dataset.data[item].get("recording", item)
-        utterance[place] = ids.setdefault(name, len(ids))
+                store.create(first[layer], total, alignment is not None)
+                store.open()
+        for row, item in enumerate(batch.id):
+            for layer, store in stores.items():
+                store.write(places[item], x[layer][row])
+        done += 1
+        if time.monotonic() - saved > SAVE_SECONDS:
+            for store in stores.values():
+                store.array.flush()
+            write_json(record, {**made_of, "done": done})
+            saved = time.monotonic()
+    _write_labels(dataset, places, total, folder)
+    record.unlink(missing_ok=True)
     for store in stores.values():
         store.close()
+
+
+def _write_labels(dataset, places, total, folder):
+    y, utterance = np.empty((2, total), np.int64)
+    ids = {}
+    with dataset.output_keys_as(["target"]):
+        for number, (item, place) in enumerate(places.items()):
+            target = torch.as_tensor(dataset[number]["target"]).flatten()
+            y[place] = target[: place.stop - place.start]
+            name = dataset.data[item].get("recording", item)
+            utterance[place] = ids.setdefault(name, len(ids))
     np.savez(
         folder / "labels.npz", y=y, utterance=utterance, ids=np.array(list(ids))
     )

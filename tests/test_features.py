@@ -222,6 +222,53 @@ def test_a_full_disk_is_noticed_before(encoder, corpus, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.npy"))
 
 
+def test_a_killed_encoding_goes_on(encoder, corpus, tmp_path, monkeypatch):
+    """Nothing that was recorded is encoded again; all bits are the same."""
+
+    class Killed(BaseException):
+        pass
+
+    monkeypatch.setattr("speechbrain_sim.features.SAVE_SECONDS", 0)
+    whole = computed(encoder, corpus, tmp_path / "whole", max_seconds=3)
+    forward, heard = encoder.forward, []
+
+    def counts(wavs, *args, **options):
+        heard.append(len(wavs))
+        if len(heard) in (3, 5):
+            raise Killed
+        return forward(wavs, *args, **options)
+
+    monkeypatch.setattr(encoder, "forward", counts)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            computed(encoder, corpus, tmp_path / "killed", max_seconds=3)
+    killed = computed(encoder, corpus, tmp_path / "killed", max_seconds=3)
+    del heard[4], heard[2]
+    assert sum(heard) == 20 and len(heard) > 5
+    for layer, found in whole.items():
+        assert np.array_equal(found.x, killed[layer].x)
+        assert np.array_equal(found.y, killed[layer].y)
+        assert found.ids == killed[layer].ids
+    left = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert left == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+def test_a_killed_encoding_of_something_else_begins_anew(
+    encoder, corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("speechbrain_sim.features.SAVE_SECONDS", 0)
+    monkeypatch.setattr(
+        "speechbrain_sim.features._write_labels", lambda *_: 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        computed(encoder, corpus, tmp_path / "other", alignment="end")
+    monkeypatch.undo()
+    other = computed(encoder, corpus, tmp_path / "other")
+    fresh = computed(encoder, corpus, tmp_path / "fresh")
+    for layer, found in fresh.items():
+        assert np.array_equal(found.x, other[layer].x)
+
+
 def test_features_that_hardly_vary_are_not_rounded_away(corpus, tmp_path):
     class Faint(LogMel):
         def forward(self, *args, **options):

@@ -5,9 +5,10 @@ import random
 import signal
 import time
 
+import numpy as np
 import torch
 
-from tests.conftest import finish, same, start_recipe
+from tests.conftest import HPARAMS, finish, same, start_recipe
 
 OPTIONS = {
     "number_of_epochs": 5,
@@ -111,3 +112,51 @@ def test_killed_before_the_first_checkpoint_begins_anew(tiny_yaml, tmp_path):
     finish(start_recipe("pretrain.py", tiny_yaml, *options))
     (line,) = (tmp_path / "train_log.txt").read_text().splitlines()
     assert line.startswith("epoch: 1 - train module1_loss")
+
+
+def killed_once(argv, reached):
+    """Starts a recipe and sends SIGKILL once something is reached."""
+    process = start_recipe(*argv)
+    deadline = time.time() + 240
+    while not reached():
+        assert process.poll() is None, process.stdout.read()
+        assert time.time() < deadline
+        time.sleep(0.003)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_killed_probes_end_the_same(corpora, tmp_path):
+    """Killed while it reads, while it encodes, and twice while it trains."""
+    argv = ["probe.py", HPARAMS / "LibriSpeech/probe.yaml"]
+    argv += ["--data_folder", corpora / "LibriSpeech", "--encoder", "logmel"]
+    argv += ["--number_of_epochs", "40", "--batch_size", "64"]
+    argv += ["--controls", "2", "--output_folder"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted = start_recipe(*argv, whole)
+
+    def epochs(stage):
+        return list(killed.glob(f"save/probes_*/{stage}/CKPT*"))
+
+    def encoding():
+        return list(killed.glob("features/phones/train/*.part.npy"))
+
+    for reached in (
+        lambda: (killed / "save").is_dir(),
+        encoding,
+        lambda: epochs("choosing"),
+        lambda: epochs("testing"),
+    ):
+        killed_once([*argv, killed], reached)
+    log = finish(start_recipe(*argv, killed))
+    finish(uninterrupted)
+    assert "Going into epoch 1\n" not in log  # both stages went on
+    results = [(f / "probe_phones.md").read_text() for f in (whole, killed)]
+    assert results[0] == results[1]
+    probes = [np.load(f / "probe_phones_weights.npz") for f in (whole, killed)]
+    assert set(probes[0]) == set(probes[1])
+    for name, weight in probes[0].items():
+        assert np.array_equal(weight, probes[1][name]), name
+    assert not list(killed.glob("save/probes_*"))

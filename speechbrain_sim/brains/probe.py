@@ -66,8 +66,19 @@ class ProbeBrain(sb.Brain):
     """Trains linear probes, for all layers and all seeds at once.
 
     `modules` holds one `LinearProbe` per layer. The loss is the sum of the
-    cross-entropies, so that each probe learns as if it were alone.
+    cross-entropies, so that each probe learns as if it were alone. With a
+    checkpointer, a run that was killed goes on with the epoch it was in, and
+    ends the same.
     """
+
+    def __init__(
+        self, modules, opt_class, hparams, run_opts=None, checkpointer=None
+    ):
+        # within an epoch, nothing is kept
+        run_opts = {**(run_opts or {}), "ckpt_interval_minutes": 0}
+        super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
+        if checkpointer is not None:
+            checkpointer.add_recoverable("probes", self.modules)
 
     def compute_forward(self, batch, stage):
         """Scores the classes: dict of (probes, batch, classes) per layer."""
@@ -89,6 +100,11 @@ class ProbeBrain(sb.Brain):
         """Draws new orders for the epoch."""
         if stage == sb.Stage.TRAIN:
             self.batches.set_epoch(epoch)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Keeps the epoch."""
+        if stage == sb.Stage.TRAIN and self.checkpointer is not None:
+            self.checkpointer.save_and_keep_only()
 
     def train_probes(self, batches, epoch_counter):
         """Trains on `ProbeBatches` for as many epochs as the counter counts."""
