@@ -1,5 +1,6 @@
 """The card of a model: a README.md that says what it is and how well it does."""
 
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from speechbrain_sim.scores import percent
 
 PAPER = "https://arxiv.org/abs/2408.12936"
+#: channels of the paper's encoders; narrower ones are called reduced
+PAPER_CHANNELS = 512
 #: what a card says of the members of the family
 MODELS = {
     "sim": "Smooth InfoMax: greedy modules with Gaussian posteriors",
@@ -33,11 +36,14 @@ class Corpus(NamedTuple):
         Identifier of its licence on the Hub; the weights are given under it.
     about : str
         A sentence.
+    paper_epochs : int, optional
+        How long the paper trains on it; shorter runs are called reduced.
     """
 
     name: str
     licence: str
     about: str
+    paper_epochs: int | None = None
 
 
 CORPORA = {
@@ -45,13 +51,23 @@ CORPORA = {
         "Artificial speech set",
         "cc-by-nc-sa-4.0",
         "851 words of three syllables (consonants b, d, g; vowels a, i, u) by "
-        "one speaker, from https://github.com/fdenoodt/Artificial-Speech-Dataset",
+        "one speaker, published by Fabian Denoodt at "
+        "https://github.com/fdenoodt/Artificial-Speech-Dataset",
+        1000,
+    ),
+    "LibriSpeech": Corpus(
+        "LibriSpeech",
+        "cc-by-4.0",
+        "Read English audiobooks, published by Vassil Panayotov and others, "
+        "2015, at https://www.openslr.org/12",
+        100,
     ),
     "Synthetic": Corpus(
         "Synthetic speech",
         "apache-2.0",
-        "Generated sentences, read by the synthesiser espeak-ng: no recording "
-        "of a person",
+        "Sentences made up by speechbrain-sim and read by the synthesiser "
+        "espeak-ng in some of its voices: audio of our own, no recording of a "
+        "person",
     ),
 }
 
@@ -64,27 +80,28 @@ def corpus_of(training, name=None, licence=None):
     training : dict
         What the encoder says of its training.
     name, licence : str, optional
-        What to say instead.
+        What to say instead; a name in `CORPORA` brings its licence along.
 
     Returns
     -------
     Corpus
+
+    Example
+    -------
+    >>> corpus_of({"corpus": "Folder"}).licence
+    'other'
+    >>> corpus_of({"corpus": "Folder"}, "LibriSpeech").licence
+    'cc-by-4.0'
     """
-    corpus = training.get("corpus") or "unknown"
-    known = CORPORA.get(
-        corpus,
-        Corpus(
-            corpus,
-            "unknown",
+    name = name or training.get("corpus") or "data that are not named"
+    about = "As stated by those who trained the model"
+    if licence is None:
+        about = (
             "Its licence is not known to this software: ask those who trained "
-            "the model",
-        ),
-    )
-    if licence is not None and corpus not in CORPORA:
-        known = known._replace(about="As stated by those who trained the model")
-    return known._replace(
-        name=name or known.name, licence=licence or known.licence
-    )
+            "the model before you use it"
+        )
+    known = CORPORA.get(name, Corpus(name, "other", about))
+    return known._replace(licence=licence or known.licence)
 
 
 def write_card(folder, config, card):
@@ -110,6 +127,7 @@ def write_card(folder, config, card):
             "",
             _what(config),
             "",
+            *_reduced(config),
             "## Use",
             "",
             _snippet(title, config),
@@ -117,7 +135,7 @@ def write_card(folder, config, card):
             "## Results",
             "",
             *_results(config["probes"]),
-            "",
+            *_decoders(config["decoders"]),
             *_training(config),
             "",
             "## Limits",
@@ -204,20 +222,52 @@ def _what(config):
     encoder, training = config["encoder"], config["training"]
     kind = MODELS.get(training.get("model"), "An encoder of the same family")
     width = encoder["architecture"]["channels"]
-    comes = [f"a decoder of `{layer}`" for layer in config["decoders"]]
-    comes += [f"linear probes of {label}" for label in config["probes"]]
+    strides = (s for x in encoder["architecture"]["strides"] for s in x)
+    step = 1000 * math.prod(strides) / config["sample_rate"]
+    comes = []
+    if config["decoders"]:
+        layers = _listed(f"`{layer}`" for layer in config["decoders"])
+        comes.append(f"decoders of {layers}")
+    if config["probes"]:
+        comes.append(f"linear probes of {_listed(config['probes'])}")
     return (
         f"A speech encoder for [SpeechBrain](https://speechbrain.github.io), "
         f"made with speechbrain-sim: {kind} ([paper]({PAPER})). From 16 kHz "
         f"audio it makes one latent per layer: "
-        f"{', '.join(f'`{name}`' for name in encoder['layers'])}; {width} "
-        f"channels, one frame per 10 ms at the top."
-        + (f" It comes with {', '.join(comes)}." if comes else "")
+        f"{_listed(f'`{name}`' for name in encoder['layers'])}; {width} "
+        f"channels, one frame per {step:g} ms at the top."
+        + (f" It comes with {_listed(comes)}." if comes else "")
     )
+
+
+def _listed(names):
+    """Writes `a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _reduced(config):
+    """Says so if a run is smaller or shorter than the paper's."""
+    width = config["encoder"]["architecture"]["channels"]
+    epochs = config["training"].get("epochs")
+    full = config["data"]["paper_epochs"]
+    if not epochs or (width >= PAPER_CHANNELS and epochs >= (full or 0)):
+        return
+    yield (
+        f"**This is a reduced run:** {width} channels and {epochs} epochs, "
+        f"where the paper's encoders have {PAPER_CHANNELS} channels"
+        + (f" and {full} epochs on this data" if full else ", on other data")
+        + ". Its numbers do not say how well the method does at full size."
+    )
+    yield ""
 
 
 def _snippet(title, config):
     layer = config["encoder"]["layers"][-1]
+    heard = [
+        f'heard = model.decode(model.encode_file(wav, "{name}").mean, "{name}")'
+        for name in list(config["decoders"])[:1]
+    ]
     lines = [
         "With the package speechbrain-sim installed:",
         "",
@@ -229,6 +279,7 @@ def _snippet(title, config):
         'wav = model.fetch(source, "example.wav")  # or a file of yours',
         f'latent = model.encode_file(wav, "{layer}")',
         "print(latent.mean.shape)  # (1, frames, channels)",
+        *heard,
         "```",
         "",
         "In a recipe of SpeechBrain, instead of `Fbank`:",
@@ -245,27 +296,56 @@ def _snippet(title, config):
 def _results(probes):
     if not probes:
         yield "This model comes without probes: nothing was measured."
+        yield ""
         return
     for label, probe in probes.items():
-        yield f"| {label}, {len(probe['classes'])} classes | test accuracy (%) |"
-        yield "|---|---|"
+        yield (
+            f"| {label}, {len(probe['classes'])} classes | test accuracy (%) "
+            f"| of all seeds | of the probe here |"
+        )
+        yield "|---|---|---|---|"
         for layer, score in probe["layers"].items():
             chosen = layer == probe["best_layer"]
             mark = " (chosen on validation data)" if chosen else ""
-            yield f"| `{layer}`{mark} | {percent(score)} |"
+            seeds = [100 * accuracy for accuracy in score["per_seed"]]
+            yield (
+                f"| `{layer}`{mark} | {percent(score)} "
+                f"| {min(seeds):.1f} to {max(seeds):.1f} | {seeds[0]:.1f} |"
+            )
         chance = next(iter(probe["layers"].values()))["chance"]
-        yield f"| the most frequent class | {100 * chance:.1f} |"
+        yield f"| the most frequent class | {100 * chance:.1f} | | |"
         yield ""
     yield (
         "Linear probes on the frozen encoder, on means of posteriors: mean ± "
         "deviation over probe seeds, 95 % interval bootstrapped over test "
-        "recordings. The probe that comes along is the one of the first seed. "
-        "Settings of the probes:"
+        "recordings. Of each probe, the first seed's comes along: the last "
+        "column. Settings, as options of recipes/probe.py:"
     )
     yield ""
     for label, probe in probes.items():
-        said = ", ".join(f"{k} {v}" for k, v in probe["settings"].items())
+        said = ", ".join(
+            f"{key} {value}"
+            for key, value in probe["settings"].items()
+            if value is not None
+        )
         yield f"- {label}: {said}."
+    yield ""
+
+
+def _decoders(decoders):
+    """How much each decoder gives back."""
+    known = {
+        layer: 100 * decoder["valid"]["explained"]
+        for layer, decoder in decoders.items()
+        if "explained" in decoder.get("valid", {})
+    }
+    if known:
+        said = (f"`{layer}` {share:.0f} %" for layer, share in known.items())
+        yield (
+            f"The decoders give back so much of the energy of validation "
+            f"recordings: {_listed(said)}."
+        )
+        yield ""
 
 
 def _training(config):
@@ -279,8 +359,8 @@ def _training(config):
     yield "## Training"
     yield ""
     yield (
-        f"Trained on {data['name']}. {data['about']}. Licence of the data: "
-        f"{data['licence']}; the weights are given under it."
+        f"Trained on: {data['name']}. {data['about']}. Licence of the data: "
+        f"{data['licence']}; the weights are given under the same."
     )
     yield ""
     yield f"Settings: {plain}. Exported with {versions}."
@@ -288,8 +368,8 @@ def _training(config):
 
 def _limits(config):
     yield (
-        f"- Trained on {config['data']['name']} and nothing else: on other "
-        f"voices, rooms or languages the numbers above say little."
+        f"- Its training data are all it has heard ({config['data']['name']}): "
+        f"of other voices, rooms or languages the numbers above say little."
     )
     yield "- 16 kHz mono; `encode_file` converts what is not."
     yield (

@@ -33,8 +33,15 @@ def make_parser():
     export.add_argument(
         "--example", metavar="FILE", help="a recording that may be given away"
     )
-    export.add_argument("--data", help="name of the training data")
-    export.add_argument("--licence", help="its licence, e.g. cc-by-4.0")
+    export.add_argument(
+        "--data",
+        help="the training data, where they are not what the run says: "
+        "ArtificialSpeech, LibriSpeech, Synthetic, or another name",
+    )
+    export.add_argument(
+        "--licence",
+        help="of data with another name, and so of the weights, e.g. cc-by-4.0",
+    )
 
     publish = verbs.add_parser("publish", help="upload a model folder")
     publish.add_argument("folder", help="a folder that `export` made")

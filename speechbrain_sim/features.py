@@ -118,7 +118,7 @@ def load_front_end(source):
     if source == LOGMEL:
         front_end, description = LogMel(), {"model": LOGMEL, "sha256": LOGMEL}
     elif source.startswith(HUB) or model_type(source) == MODEL_TYPE:
-        parts, config = load_parts(open_source(source))
+        parts, config = load_parts(open_source(source), [ENCODER])
         front_end, about = parts[ENCODER], config["encoder"]
         description = {
             **config["training"],

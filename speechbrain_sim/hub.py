@@ -9,7 +9,6 @@ import ruamel.yaml
 import soundfile
 import torch
 from huggingface_hub import HfApi, constants
-from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.card import corpus_of, name_source, write_card
 from speechbrain_sim.checkpoints import (
@@ -32,8 +31,6 @@ from speechbrain_sim.model_folder import (
 )
 from speechbrain_sim.probes import LayerProbes
 from speechbrain_sim.sources import HubError, hub_errors, open_source
-
-logger = get_logger(__name__)
 
 #: what a model's yaml may make
 CLASSES = {
@@ -61,7 +58,8 @@ def export_model(
     example : str or Path, optional
         A recording that may be given away; by default some tones.
     data, licence : str, optional
-        Name and licence of the training data, where they are not known.
+        The training data and their licence, where they are not what the run
+        says: see `speechbrain_sim.card.corpus_of`.
 
     Returns
     -------
@@ -312,14 +310,20 @@ def check_model(source, **options):
         f"{len(model.config['sha256'])} weight files have their hashes and fit "
         f"the architecture: {count} parameters."
     )
-    made = _tags(opened.fetch(HPARAMS))
+    text = opened.fetch(HPARAMS).read_text(encoding="utf-8")
+    made = {tag for _, tag, _ in _events(text)} - {"None", "!", "!ref"}
     strange = sorted(made - {f"!new:{name}" for name in CLASSES.values()})
     if strange:
         raise ValueError(
             f"{HPARAMS} of {opened.name} does more than make the model: "
             f"{', '.join(strange)}. Do not load it with from_hparams."
         )
-    yield f"{HPARAMS} makes the model and nothing else."
+    if _events(text) != _events(hyperparams(model.config)):
+        raise ValueError(
+            f"{HPARAMS} of {opened.name} does not make the model of {CONFIG}: "
+            f"export it again, or use from_pretrained."
+        )
+    yield f"{HPARAMS} makes the model of {CONFIG} and nothing else."
     expected = model.config["example"]
     found = fingerprint(model, opened.fetch(EXAMPLE))
     for layer, (frames, size) in expected.items():
@@ -333,11 +337,16 @@ def check_model(source, **options):
     yield f"There is a card, {CARD}."
 
 
-def _tags(path):
-    """Lists what a yaml makes, calls, includes; does none of it."""
-    events = ruamel.yaml.YAML().parse(Path(path).read_text(encoding="utf-8"))
-    tags = (getattr(event, "tag", None) for event in events)
-    return {str(tag) for tag in tags if tag and str(tag) not in ("!", "!ref")}
+def _events(text):
+    """Lists what a yaml consists of, with tags and values; makes none of it."""
+    return [
+        (
+            type(event).__name__,
+            str(getattr(event, "tag", None)),
+            getattr(event, "value", None),
+        )
+        for event in ruamel.yaml.YAML().parse(text)
+    ]
 
 
 def publish_model(folder, repo, private=False, dry_run=False, say=print):
@@ -377,6 +386,8 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
         f"To upload to the {'private' if private else 'public'} model {repo} "
         f"at {constants.ENDPOINT}, {size / 1e6:.1f} MB: {', '.join(files)}."
     )
+    if read_config(folder / CONFIG)["data"]["licence"] == "other":
+        say("Nobody said under which licence: export it with --licence.")
     left = sorted({path.name for path in folder.iterdir()} - set(files))
     if left:
         say(f"Not part of the model, and left out: {', '.join(left)}.")

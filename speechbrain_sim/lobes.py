@@ -51,7 +51,7 @@ class LatentFeatures(nn.Module):
 
     def __init__(self, source, layers, frozen=True, revision=None):
         super().__init__()
-        parts, _ = load_parts(open_source(source, revision=revision))
+        parts, _ = load_parts(open_source(source, revision=revision), [ENCODER])
         self.encoder = parts[ENCODER].requires_grad_(not frozen)
         self.layers, self.frozen = list(layers), frozen
         widths = {name: self.encoder.channels_of(name) for name in self.layers}

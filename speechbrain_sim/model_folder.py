@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 
 from speechbrain_sim.checkpoints import (
     DECODER,
@@ -150,7 +150,7 @@ def save_weights(model, path):
         The file's sha256.
     """
     state = {n: t.cpu().contiguous() for n, t in model.state_dict().items()}
-    save_file(state, path)
+    Path(path).write_bytes(save(state))
     return sha256(path)
 
 
@@ -286,13 +286,15 @@ def example_folder(folder, **architecture):
     return Path(folder)
 
 
-def load_parts(source):
+def load_parts(source, names=None):
     """Makes and loads the networks of a model; runs no code of its maker.
 
     Arguments
     ---------
     source : LocalFolder or HubRepository
         From `speechbrain_sim.sources.open_source`.
+    names : list of str, optional
+        Which networks; all by default. Others are not fetched.
 
     Returns
     -------
@@ -306,6 +308,7 @@ def load_parts(source):
     """
     config = read_config(source.fetch(CONFIG))
     parts = make_parts(config)
+    parts = {name: parts[name] for name in names or parts}
     for name, part in parts.items():
         path = source.fetch(name + WEIGHTS)
         load_weights(part, path, config["sha256"][name + WEIGHTS])

@@ -39,7 +39,7 @@ class UpstreamExpert(nn.Module):
 
     def __init__(self, ckpt, model_config=None, **kwargs):
         super().__init__()
-        parts, _ = load_parts(open_source(ckpt))
+        parts, _ = load_parts(open_source(ckpt), [ENCODER])
         self.encoder = parts[ENCODER].requires_grad_(True)
         names = self.encoder.layer_names
         width = self.encoder.channels_of(names[0])

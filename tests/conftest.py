@@ -329,12 +329,14 @@ def make_run(folder, corpus="Synthetic", model="sim", **architecture):
         encoder=said["sha256"],
         epochs=1,
         seed=1,
+        valid={"explained": 0.254},
     )
     for label, classes in {"phones": "abc", "speaker": ["ann", "bob"]}.items():
         score = {
             "accuracy": 0.5,
             "deviation": 0.01,
             "interval": [0.4, 0.6],
+            "per_seed": [0.49, 0.5, 0.51],
             "valid_accuracy": 0.5,
             "chance": 0.3,
             "control": {"accuracy": 0.3, "passed": True},

@@ -67,6 +67,14 @@ def test_a_model_folder_is_complete(trained):
     assert str(trained.run.parent) not in text
 
 
+def test_an_export_is_reproducible(trained, tmp_path):
+    again = tmp_path / trained.model.name  # the card's title
+    export_model(trained.run, again, [trained.probe], [trained.decoder])
+    for path in trained.model.iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes(), path
+        assert (again / path.name).stat().st_mode == path.stat().st_mode
+
+
 def test_a_card_says_what_the_hub_reads(trained):
     card = ModelCard.load(trained.model / "README.md")
     data = card.data.to_dict()
@@ -78,10 +86,16 @@ def test_a_card_says_what_the_hub_reads(trained):
     assert [r.metric_value for r in results] == [0.5, 0.5]
     assert "phones, linear probe on module3" in results[0].metric_name
     for said in (
-        "50.0 ± 1.0 [40.0, 60.0]",
+        "| `module3` (chosen on validation data) | 50.0 ± 1.0 [40.0, 60.0] "
+        "| 49.0 to 51.0 | 49.0 |",
+        "It comes with decoders of `module3` and linear probes of phones and",
+        "one frame per 10 ms at the top",
+        "**This is a reduced run:** 6 channels and 2 epochs, where the paper's "
+        "encoders have 512 channels, on other data.",
+        "validation recordings: `module3` 25 %.",
+        "no recording of a person. Licence of the data: apache-2.0; the weights",
         "bootstrapped over test recordings",
         "## Limits",
-        "Licence of the data: apache-2.0",
         "@misc{denoodt2025smooth",
     ):
         assert said in card.text
@@ -113,13 +127,35 @@ def test_what_comes_along_is_chosen(tmp_path, trained):
 def test_unknown_data_is_said_to_be_unknown(tmp_path):
     made = make_run(tmp_path, corpus="Folder")
     config = export_model(made.run, tmp_path / "model")
-    assert config["data"]["licence"] == "unknown"
+    assert config["data"]["licence"] == "other"
     assert "licence is not known" in (tmp_path / "model/README.md").read_text()
+    said = []
+    publish_model(tmp_path / "model", REPO, dry_run=True, say=said.append)
+    assert any("export it with --licence" in line for line in said)
     config = export_model(
         made.run, tmp_path / "model", data="Calls", licence="cc-by-4.0"
     )
     assert config["data"]["name"] == "Calls"
     assert "As stated by those" in (tmp_path / "model/README.md").read_text()
+
+
+LICENCES = {
+    "ArtificialSpeech": ("cc-by-nc-sa-4.0", 1000),
+    "LibriSpeech": ("cc-by-4.0", 100),
+    "Synthetic": ("apache-2.0", None),
+}
+
+
+@pytest.mark.parametrize("corpus", LICENCES)
+def test_weights_are_given_under_the_licence_of_the_data(tmp_path, corpus):
+    licence, epochs = LICENCES[corpus]
+    made = make_run(tmp_path, corpus="Folder")
+    export_model(made.run, tmp_path / "model", data=corpus)
+    card = ModelCard.load(tmp_path / "model/README.md")
+    assert card.data.license == licence
+    assert f"Licence of the data: {licence}; the weights are given" in card.text
+    full = f"512 channels and {epochs} epochs on this data."
+    assert (full in card.text) == bool(epochs)
 
 
 def test_foreign_parts_are_refused(tmp_path, trained):
@@ -216,6 +252,14 @@ BAD = {
             lambda text: text + "x: !include:/etc/passwd\n",
         ),
         "more than make the model: !include:/etc/passwd",
+    ),
+    "weights of others": (
+        lambda f: damage(
+            f,
+            "hyperparams.yaml",
+            lambda text: text + "    paths: {encoder: evil/model}\n",
+        ),
+        "does not make the model of config.json",
     ),
     "numbers": (
         lambda f: damage(

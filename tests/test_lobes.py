@@ -31,6 +31,13 @@ def test_one_layer_gives_its_means(trained, layer, frozen):
     assert found.shape[2] == features.out_channels
 
 
+def test_only_the_encoder_is_fetched(model_folder):
+    for name in ("decoder_module3", "probe_phones"):
+        (model_folder / f"{name}.safetensors").unlink()
+    LatentFeatures(model_folder, ["module3"])
+    UpstreamExpert(model_folder)
+
+
 def test_frozen_stays_frozen(trained):
     modules = torch.nn.ModuleDict(
         {"compute_features": LatentFeatures(trained.model, MODULES)}
