@@ -316,7 +316,7 @@ def run(hub, tmp_path):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,  # a busy machine
         )
         assert bool(done.returncode) == fails, done.stdout + done.stderr
         if fails:  # an error of ours is the last line
