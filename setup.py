@@ -2,6 +2,7 @@
 
 `pip install .`; `.[synthetic]` for the synthetic corpus, `.[analysis]` for
 recipes/analyse.py, `.[spectral]` and `.[huggingface]` for some of its options,
+`.[onnx]` for encoders as ONNX files,
 `.[textgrid]` for phones of the Montreal Forced Aligner,
 `.[test]` for everything that `make test` runs.
 """
@@ -16,6 +17,7 @@ VERSION = (HERE / "speechbrain_sim/version.txt").read_text().strip()
 EXTRAS = {
     "analysis": ["scikit-learn>=1.3"],
     "huggingface": ["transformers>=4.57"],
+    "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
     "spectral": ["auraloss>=0.4"],
     "synthetic": ["espeakng-loader==0.2.4"],
     "tensorboard": ["tensorboard"],
@@ -24,6 +26,7 @@ EXTRAS = {
 EXTRAS["test"] = [
     *EXTRAS["analysis"],
     *EXTRAS["huggingface"],
+    *EXTRAS["onnx"],
     *EXTRAS["spectral"],
     *EXTRAS["synthetic"],
     *EXTRAS["tensorboard"],
@@ -62,7 +65,8 @@ setup(
         "ruamel.yaml",
         "sentencepiece",
         "numpy",
-        "huggingface-hub",
+        "huggingface-hub>=1.0",
+        "safetensors>=0.4",
         "soundfile>=0.12",
         "scipy",
         "matplotlib",
@@ -70,5 +74,8 @@ setup(
         "jinja2",
         "tqdm",
     ],
+    entry_points={
+        "console_scripts": ["speechbrain-sim = speechbrain_sim.cli:main"]
+    },
     extras_require=EXTRAS,
 )

@@ -16,7 +16,12 @@ from speechbrain.utils.logger import get_logger
 from torch import nn
 from tqdm import tqdm
 
-from speechbrain_sim.checkpoints import load_encoder, sha256, write_json
+from speechbrain_sim.checkpoints import (
+    ENCODER,
+    load_encoder,
+    sha256,
+    write_json,
+)
 from speechbrain_sim.data.audio import (
     SAMPLE_RATE,
     BadAudio,
@@ -36,7 +41,9 @@ from speechbrain_sim.hidden_states import (
     load_hidden_states,
     model_type,
 )
+from speechbrain_sim.model_folder import MODEL_TYPE, load_parts
 from speechbrain_sim.probes import frames_of_labels
+from speechbrain_sim.sources import HUB, open_source
 
 logger = get_logger(__name__)
 
@@ -92,8 +99,10 @@ def load_front_end(source):
     Arguments
     ---------
     source : str
-        The folder `encoder` of a pretraining run, the folder of a Hugging Face
-        model (see `load_hidden_states`), or "logmel".
+        The folder `encoder` of a pretraining run, a model folder that
+        `speechbrain-sim export` wrote, or its name on the Hub as
+        `hf://user/model`; the folder of a Hugging Face model (see
+        `load_hidden_states`); or "logmel".
 
     Returns
     -------
@@ -105,8 +114,18 @@ def load_front_end(source):
     FileNotFoundError
         If the folder holds neither.
     """
+    source = str(source)
     if source == LOGMEL:
         front_end, description = LogMel(), {"model": LOGMEL, "sha256": LOGMEL}
+    elif source.startswith(HUB) or model_type(source) == MODEL_TYPE:
+        parts, config = load_parts(open_source(source), [ENCODER])
+        front_end, about = parts[ENCODER], config["encoder"]
+        description = {
+            **config["training"],
+            "architecture": about["architecture"],
+            "layers": about["layers"],
+            "sha256": about["checkpoint_sha256"],  # what decoders refer to
+        }
     elif model_type(source) in MODEL_TYPES:
         front_end, description = load_hidden_states(source)
     else:
@@ -118,6 +137,36 @@ def load_front_end(source):
                 f"config.json has the model_type wav2vec2, hubert or wavlm."
             ) from error
     return front_end.eval().requires_grad_(False), description
+
+
+def read_chunks(encoder, path, layers=None, chunk_seconds=10.0):
+    """Reads a file of any length for `encoder.stream`.
+
+    Arguments
+    ---------
+    encoder, path, layers, chunk_seconds :
+        See `stream_file`.
+
+    Returns
+    -------
+    iterator of torch.Tensor
+        (1, samples) at 16 kHz, on the encoder's device.
+
+    Raises
+    ------
+    BadAudio
+        If the file cannot be read, or is too short for a frame.
+    """
+    samples = inspect_audio(path, check_content=False).num_samples
+    top = list(encoder.layers_up_to(layers))[-1]
+    if encoder.output_lengths(samples, top) < 1:
+        raise BadAudio(path, f"{samples} samples are too few for a frame.")
+    device = next(encoder.parameters()).device
+    step = max(1, round(chunk_seconds * SAMPLE_RATE))
+    return (
+        read_audio(path, start, start + step)[None].to(device)
+        for start in range(0, samples, step)
+    )
 
 
 def stream_file(encoder, path, layers=None, chunk_seconds=10.0):
@@ -154,16 +203,7 @@ def stream_file(encoder, path, layers=None, chunk_seconds=10.0):
     >>> [len(z["module3"]) for z in stream_file(encoder, path, None, 0.4)]
     [39, 40, 21]
     """
-    samples = inspect_audio(path, check_content=False).num_samples
-    top = list(encoder.layers_up_to(layers))[-1]
-    if encoder.output_lengths(samples, top) < 1:
-        raise BadAudio(path, f"{samples} samples are too few for a frame.")
-    device = next(encoder.parameters()).device
-    step = max(1, round(chunk_seconds * SAMPLE_RATE))
-    chunks = (
-        read_audio(path, start, start + step)[None].to(device)
-        for start in range(0, samples, step)
-    )
+    chunks = read_chunks(encoder, path, layers, chunk_seconds)
     for latents in encoder.stream(chunks, layers):
         yield {name: latent.mean[0] for name, latent in latents.items()}
 

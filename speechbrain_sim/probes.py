@@ -120,3 +120,71 @@ class LinearProbe(nn.Module):
         if self.bias is None:
             return torch.bmm(x, self.weight)
         return torch.baddbmm(self.bias, x, self.weight)
+
+
+class LayerProbes(nn.Module):
+    """One trained probe for each layer, and the units its features are put in.
+
+    logits = (x - mean) / std W (+ b), with the mean and the deviation of the
+    features that the probe was trained on.
+
+    Arguments
+    ---------
+    channels : dict of str to int
+        Channels of each layer.
+    classes : int
+        Number of classes.
+    bias : bool
+        Whether the probes have a bias.
+
+    Example
+    -------
+    >>> probes = LayerProbes({"module3": 16, "context": 8}, 3)
+    >>> probes(torch.randn(2, 64, 16), "module3").shape
+    torch.Size([2, 64, 3])
+    """
+
+    def __init__(self, channels, classes, bias=True):
+        super().__init__()
+        #: the constructor's arguments
+        self.config = {
+            "channels": dict(channels),
+            "classes": classes,
+            "bias": bias,
+        }
+        self.probes = nn.ModuleDict()
+        for layer, width in channels.items():
+            self.probes[layer] = LinearProbe(width, classes, bias=bias)
+            self.register_buffer(f"{layer}_mean", torch.zeros(width))
+            self.register_buffer(f"{layer}_std", torch.ones(width))
+
+    def forward(self, x, layer):
+        """Scores the classes.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Features of the layer, (batch, time, channels).
+        layer : str
+            Its name.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, time, classes).
+
+        Raises
+        ------
+        ValueError
+            If there is no probe for the layer.
+        """
+        if layer not in self.probes:
+            raise ValueError(
+                f"There is no probe for the layer '{layer}', only for "
+                f"{', '.join(self.probes)}."
+            )
+        mean = getattr(self, f"{layer}_mean")
+        x = (x - mean) / getattr(self, f"{layer}_std")
+        return self.probes[layer](x.flatten(0, 1)[None])[0].unflatten(
+            0, x.shape[:2]
+        )

@@ -22,9 +22,19 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from torch.utils.data import DataLoader
 
 from speechbrain_sim.brains.greedy import GreedyBrain
-from speechbrain_sim.checkpoints import AtomicCheckpointer, RewindingTrainLogger
+from speechbrain_sim.checkpoints import (
+    AtomicCheckpointer,
+    RewindingTrainLogger,
+    load_encoder,
+    save_encoder,
+    save_model,
+)
 from speechbrain_sim.data.synthetic import make_synthetic_corpus
+from speechbrain_sim.decoders import mirror
+from speechbrain_sim.encoders import GreedyEncoder
 from speechbrain_sim.experiment import build_model
+from speechbrain_sim.hub import export_model
+from speechbrain_sim.scores import write_probe_results
 
 ROOT = Path(__file__).parents[1]
 HPARAMS = ROOT / "hparams"
@@ -299,3 +309,77 @@ def opened(browser, path, width):
     ]
     assert urls
     assert {url.split(":")[0] for url in urls} <= {"file", "data", "blob"}
+
+
+def make_run(folder, corpus="Synthetic", model="sim", **architecture):
+    """What recipes leave of a tiny encoder: itself, a decoder, two probes."""
+    torch.manual_seed(0)
+    encoder = GreedyEncoder(
+        **{"channels": 6, "context_channels": 4, **architecture}
+    )
+    about = {"model": model, "corpus": corpus, "epochs": 2, "seed": 1}
+    save_encoder(encoder, folder / "run/encoder", **about)
+    _, said = load_encoder(folder / "run/encoder")
+    save_model(
+        mirror(encoder, "module3"),
+        folder / "decoder/decoder",
+        "decoder",
+        layer="module3",
+        sampled=False,
+        encoder=said["sha256"],
+        epochs=1,
+        seed=1,
+        valid={"explained": 0.254},
+    )
+    for label, classes in {"phones": "abc", "speaker": ["ann", "bob"]}.items():
+        score = {
+            "accuracy": 0.5,
+            "deviation": 0.01,
+            "interval": [0.4, 0.6],
+            "per_seed": [0.49, 0.5, 0.51],
+            "valid_accuracy": 0.5,
+            "chance": 0.3,
+            "control": {"accuracy": 0.3, "passed": True},
+        }
+        scores = {n: dict(score) for n in encoder.layer_names}
+        scores["module3"]["valid_accuracy"] = 0.6
+        weights = {}
+        for layer in encoder.layer_names:
+            width = encoder.channels_of(layer)
+            weights[f"{layer}.weight"] = torch.randn(3, width, len(classes))
+            weights[f"{layer}.bias"] = torch.randn(3, 1, len(classes))
+            weights[f"{layer}.mean"] = torch.randn(width)
+            weights[f"{layer}.std"] = torch.rand(width) + 0.5
+        (folder / "probe").mkdir(exist_ok=True)
+        write_probe_results(
+            folder / "probe",
+            (scores, {}),
+            weights,
+            label=label,
+            classes=len(classes),
+            class_names=list(classes),
+            encoder=said,
+            settings={"seeds": [1, 2, 3]},
+        )
+    return SimpleNamespace(
+        run=folder / "run",
+        decoder=folder / "decoder",
+        probe=folder / "probe",
+        # frozen: torch's GRU rounds otherwise while its weights can learn
+        encoder=encoder.eval().requires_grad_(False),
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A tiny run, and the model folder that `export_model` makes of it."""
+    made = make_run(tmp_path_factory.mktemp("trained"))
+    made.model = made.run.parent / "model"
+    export_model(made.run, made.model, [made.probe], [made.decoder])
+    return made
+
+
+@pytest.fixture
+def model_folder(trained, tmp_path):
+    """A copy of the model folder, to be damaged."""
+    return Path(shutil.copytree(trained.model, tmp_path / "model"))

@@ -27,6 +27,9 @@ def test_wheel_builds_models_from_its_own_yamls(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         assert "speechbrain_sim/page.html" in names
+        (entries,) = (n for n in names if n.endswith("entry_points.txt"))
+        command = b"speechbrain-sim = speechbrain_sim.cli:main"
+        assert command in archive.read(entries)
         folders = {name.split("/")[0] for name in names}
         archive.extractall(tmp_path / "installed")
     assert {f for f in folders if "dist-info" not in f} == {"speechbrain_sim"}

@@ -1,0 +1,639 @@
+"""Trained models in use: `SmoothInfoMax`, from a folder or from the Hub.
+
+    from speechbrain_sim.inference import SmoothInfoMax
+
+    model = SmoothInfoMax.from_pretrained("user/model")
+    latent = model.encode_file("speech.wav", "module3")
+
+Two doors. `from_hparams` is SpeechBrain's: it reads a yaml, which may run any
+code, so it is for models that you trust. `from_pretrained` reads json and
+numbers only: it is the one for models of strangers.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from speechbrain.inference.interfaces import Pretrained
+from speechbrain.utils.fetching import (
+    FetchConfig,
+    LocalStrategy,
+    link_with_strategy,
+)
+from speechbrain.utils.parameter_transfer import Pretrainer
+from torch.nn.utils.rnn import pad_sequence
+
+from speechbrain_sim.checkpoints import DECODER, ENCODER, sha256
+from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.encoders import Latent, absolute_lengths, masked_mean
+from speechbrain_sim.features import read_chunks
+from speechbrain_sim.model_folder import (
+    CONFIG,
+    HPARAMS,
+    PROBE,
+    WEIGHTS,
+    load_parts,
+    load_weights,
+    read_config,
+)
+from speechbrain_sim.sources import open_source
+from speechbrain_sim.traversals import interpolate, traverse
+
+#: seconds that are encoded at a time; waveforms beyond are encoded in pieces
+CHUNK_SECONDS = 10.0
+#: how files are fetched unless something else is asked for
+DEFAULTS = FetchConfig()
+
+
+def source_options(fetch_config):
+    """Translates SpeechBrain's FetchConfig into options of `open_source`."""
+    return {
+        "revision": fetch_config.revision,
+        "token": fetch_config.token or None,
+        "allow_network": fetch_config.allow_network,
+        "cache_dir": fetch_config.huggingface_cache_dir,
+    }
+
+
+class SafetensorsPretrainer(Pretrainer):
+    """SpeechBrain's Pretrainer for safetensors, strict.
+
+    For each loadable, `<name>.safetensors` is fetched, compared with the hash
+    in the `config.json` beside it, and must hold exactly the weights that the
+    loadable has. Arguments are those of
+    `speechbrain.utils.parameter_transfer.Pretrainer`; `paths` are `<source>` or
+    `<source>/<file>.safetensors`. `collect_in` is not used: files stay in their
+    folder, or in the cache of the Hub.
+
+    Example
+    -------
+    >>> from speechbrain_sim.model_folder import example_folder
+    >>> from speechbrain_sim.encoders import GreedyEncoder
+    >>> folder = example_folder(getfixture("tmp_path"))
+    >>> encoder = GreedyEncoder(channels=4, context_channels=2)
+    >>> pretrainer = SafetensorsPretrainer(loadables={"encoder": encoder})
+    >>> files = pretrainer.collect_files(folder)
+    >>> files["encoder"].name
+    'encoder.safetensors'
+    >>> pretrainer.load_collected()
+    """
+
+    def collect_files(
+        self,
+        default_source=None,
+        local_strategy=None,
+        fetch_config=DEFAULTS,
+    ):
+        """Fetches the files and the hashes they must have.
+
+        Arguments
+        ---------
+        default_source : str, Path or FetchSource
+            Where loadables without a path are; see `open_source`.
+        local_strategy : ignored
+            Nothing is copied.
+        fetch_config : FetchConfig
+            Revision, token, whether the network may be used.
+
+        Returns
+        -------
+        dict of str to Path
+
+        Raises
+        ------
+        FileNotFoundError, HubError, ValueError
+            If a file cannot be had, or its hash is not known.
+        """
+        self.collected = {}
+        for name in filter(self.is_loadable, self.loadables):
+            source, filename = default_source, name + WEIGHTS
+            if name in self.paths:
+                source = str(self.paths[name])
+                if source.endswith(WEIGHTS):
+                    source, filename = self.split_path(source)
+            if source is None:
+                raise ValueError(f"There is no source for '{name}': give one.")
+            source = open_source(source, **source_options(fetch_config))
+            hashes = read_config(source.fetch(CONFIG))["sha256"]
+            if filename not in hashes:
+                raise ValueError(
+                    f"{source.name} has no {filename}, only "
+                    f"{', '.join(hashes)}."
+                )
+            self.collected[name] = source.fetch(filename), hashes[filename]
+        return {name: path for name, (path, _) in self.collected.items()}
+
+    def load_collected(self):
+        """Loads what `collect_files` found, strictly: see `load_weights`."""
+        for name, (path, digest) in self.collected.items():
+            load_weights(self.loadables[name], path, digest)
+
+
+class Classification(NamedTuple):
+    """What a probe says.
+
+    Arguments
+    ---------
+    probabilities : torch.Tensor
+        (batch, time, classes); one frame for labels of whole utterances.
+    lengths : torch.Tensor
+        Valid frames of each utterance, (batch,).
+    classes : list of str
+        Names of the classes.
+    """
+
+    probabilities: torch.Tensor
+    lengths: torch.Tensor
+    classes: list
+
+    def names(self):
+        """Names the likeliest classes: list of list of str, per utterance."""
+        best = self.probabilities.argmax(-1)
+        return [
+            [self.classes[i] for i in row[:frames].tolist()]
+            for row, frames in zip(best, self.lengths, strict=True)
+        ]
+
+
+class SmoothInfoMax(Pretrained):
+    """A trained encoder (SIM, GIM, CPC, ...) and what comes along with it.
+
+    Make it with `from_hparams` or `from_pretrained`. Frozen and in eval mode;
+    latents are means of posteriors unless `sample=True` asks for draws.
+    Waveforms are 16 kHz mono; files are converted, see `encode_file`.
+
+    Arguments
+    ---------
+    modules : dict of str to nn.Module
+        `encoder`; `decoder_<layer>` and `probe_<label>`, if there are any.
+    hparams : dict
+        At least `sample_rate`.
+    config : dict
+        The model's config.json, see `speechbrain_sim.model_folder`.
+    **kwargs :
+        See `speechbrain.inference.interfaces.Pretrained`: `run_opts` sets the
+        device, {"device": "cuda:0"}.
+
+    Example
+    -------
+    >>> from speechbrain_sim.model_folder import example_folder
+    >>> folder = example_folder(getfixture("tmp_path"))
+    >>> model = SmoothInfoMax.from_pretrained(folder)
+    >>> wavs, wav_lens = torch.randn(2, 10240), torch.tensor([1.0, 0.5])
+    >>> latent = model.encode_batch(wavs, wav_lens, "module3")
+    >>> latent.mean.shape, latent.lengths.tolist()
+    (torch.Size([2, 64, 4]), [64, 32])
+    >>> list(model.encode_batch(wavs))
+    ['module1', 'module2', 'module3', 'context']
+    """
+
+    MODULES_NEEDED = [ENCODER]
+    HPARAMS_NEEDED = ["sample_rate"]
+
+    def __init__(self, modules=None, hparams=None, config=None, **kwargs):
+        for name in self.MODULES_NEEDED:  # SpeechBrain does not check these
+            if name not in (modules or {}):
+                raise ValueError(f"The modules of {HPARAMS} lack '{name}'.")
+        super().__init__(modules, hparams, **kwargs)
+        rate = self.hparams.sample_rate
+        if rate != SAMPLE_RATE:
+            raise ValueError(
+                f"The model is for {rate} Hz; this version of speechbrain-sim "
+                f"reads {SAMPLE_RATE} Hz only."
+            )
+        #: what the model says of itself
+        self.config = config
+
+    @classmethod
+    def from_hparams(
+        cls,
+        source,
+        hparams_file=HPARAMS,
+        savedir=None,
+        local_strategy=LocalStrategy.SYMLINK,
+        fetch_config=DEFAULTS,
+        **kwargs,
+    ):
+        """Loads a model through its yaml, as any model of SpeechBrain.
+
+        The yaml may run any code: use `from_pretrained` for models of people
+        that you do not trust.
+
+        Arguments
+        ---------
+        source : str, Path or FetchSource
+            A folder, or `user/model` on the Hub, see `open_source`. Folders
+            never touch the network.
+        hparams_file : str
+            The yaml.
+        savedir : str or Path, optional
+            A folder that gets links to the files, too. If it holds files of
+            another model, nothing is loaded.
+        local_strategy : LocalStrategy
+            Links or copies, for `savedir`.
+        fetch_config : FetchConfig
+            `revision`, `token`, `allow_network`, `huggingface_cache_dir`;
+            `overwrite` lets `savedir` be overwritten.
+        **kwargs :
+            `overrides` for the yaml, `run_opts` for the model, ...
+
+        Returns
+        -------
+        SmoothInfoMax
+
+        Raises
+        ------
+        FileNotFoundError, HubError, ValueError
+            If a file is missing, damaged, or does not fit; says what to do.
+        """
+        opened = open_source(source, **source_options(fetch_config))
+        config = read_config(opened.fetch(CONFIG))
+        files = [CONFIG, hparams_file, *config["sha256"]]
+        paths = [opened.fetch(name) for name in files]
+        if savedir is not None:
+            _put_into(savedir, paths, local_strategy, fetch_config.overwrite)
+        return super().from_hparams(
+            str(paths[0].parent), hparams_file, config=config, **kwargs
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source,
+        revision=None,
+        token=None,
+        allow_network=True,
+        cache_dir=None,
+        **kwargs,
+    ):
+        """Loads a model without running any code of its maker.
+
+        Only config.json and safetensors are read: no yaml, no pickle.
+
+        Arguments
+        ---------
+        source : str, Path or FetchSource
+            A folder, or `user/model` on the Hub, see `open_source`.
+        revision, token, allow_network, cache_dir :
+            See `speechbrain_sim.sources.HubRepository`. A commit as revision
+            is the same model for ever.
+        **kwargs :
+            `run_opts`, ...: see the class.
+
+        Returns
+        -------
+        SmoothInfoMax
+
+        Raises
+        ------
+        FileNotFoundError, HubError, ValueError
+            If a file is missing, damaged, or does not fit; says what to do.
+        """
+        opened = open_source(
+            source,
+            revision=revision,
+            token=token,
+            allow_network=allow_network,
+            cache_dir=cache_dir,
+        )
+        parts, config = load_parts(opened)
+        hparams = {"sample_rate": config["sample_rate"]}
+        return cls(parts, hparams, config=config, **kwargs)
+
+    @staticmethod
+    def fetch(source, filename, **options):
+        """Fetches a file that lies beside a model, such as `example.wav`.
+
+        Arguments
+        ---------
+        source, **options :
+            See `speechbrain_sim.sources.open_source`.
+        filename : str
+            Its name.
+
+        Returns
+        -------
+        Path
+        """
+        return open_source(source, **options).fetch(filename)
+
+    @property
+    def encoder(self):
+        """The encoder itself."""
+        return self.mods[ENCODER]
+
+    @property
+    def layer_names(self):
+        """Names of the layers, bottom first."""
+        return self.encoder.layer_names
+
+    def forward(self, wavs, wav_lens=None):
+        """Encodes a batch: see `encode_batch`."""
+        return self.encode_batch(wavs, wav_lens)
+
+    @torch.no_grad()
+    def encode_batch(
+        self, wavs, wav_lens=None, layer=None, sample=False, generator=None
+    ):
+        """Encodes waveforms.
+
+        Batches beyond ten seconds are encoded utterance by utterance and in
+        pieces, with the same result, so that long audio does not need more
+        memory than its latents.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            (batch, samples) at 16 kHz.
+        wav_lens : torch.Tensor, optional
+            Relative lengths (floating) or samples (integer), (batch,).
+        layer : str, optional
+            The layer; all by default.
+        sample : bool
+            Draw from every posterior, rather than take means.
+        generator : torch.Generator, optional
+            Source of the noise.
+
+        Returns
+        -------
+        Latent or dict of str to Latent
+            Mean, log_var, sample and lengths of the layer; of all layers,
+            bottom first, without `layer`.
+
+        Raises
+        ------
+        ValueError
+            If the layer does not exist, or an utterance is too short.
+        """
+        wavs = wavs.to(self.device).float()
+        lengths = absolute_lengths(wavs, wav_lens)
+        layers = None if layer is None else [layer]
+        encode = self.encoder
+        if wavs.shape[1] > CHUNK_SECONDS * SAMPLE_RATE:
+            encode = self._encode_in_pieces
+        latents = encode(wavs, lengths, layers, sample, generator)
+        return latents if layer is None else latents[layer]
+
+    def _encode_in_pieces(self, wavs, lengths, layers, sample, generator):
+        """Encodes each utterance with `stream`."""
+        step = round(CHUNK_SECONDS * SAMPLE_RATE)
+        rows = []
+        for wav, end in zip(wavs, lengths.tolist(), strict=True):
+            chunks = wav[None, :end].split(step, dim=1)
+            pieces = self.encoder.stream(chunks, layers, sample, generator)
+            rows.append(_join(list(pieces)))
+        return {layer: _pad([row[layer] for row in rows]) for layer in rows[0]}
+
+    def stream_file(
+        self,
+        path,
+        layer=None,
+        sample=False,
+        generator=None,
+        chunk_seconds=CHUNK_SECONDS,
+    ):
+        """Encodes a file of any length in bounded memory, piece by piece.
+
+        Arguments
+        ---------
+        path : str or Path
+            See `encode_file`.
+        layer, sample, generator :
+            See `encode_batch`.
+        chunk_seconds : float
+            How much is read at a time; changes no mean.
+
+        Yields
+        ------
+        Latent or dict of str to Latent
+            The next frames, (1, time, channel); there may be none.
+
+        Raises
+        ------
+        BadAudio
+            If the file cannot be read, or is too short for a frame.
+        """
+        layers = None if layer is None else [layer]
+        chunks = read_chunks(self.encoder, path, layers, chunk_seconds)
+        for latents in self.encoder.stream(chunks, layers, sample, generator):
+            yield latents if layer is None else latents[layer]
+
+    def encode_file(
+        self,
+        path,
+        layer=None,
+        sample=False,
+        generator=None,
+        chunk_seconds=CHUNK_SECONDS,
+    ):
+        """Encodes a file.
+
+        It is read with `speechbrain_sim.data.audio.read_audio`, as in
+        training, and not with SpeechBrain's `load_audio`: that one holds whole
+        files in memory, and takes a cut file for a shorter one. Both convert
+        any rate and average the channels, to the same samples up to rounding;
+        for URLs, call `load_audio` and `encode_batch`.
+
+        Arguments
+        ---------
+        path : str or Path
+            Any audio file that libsndfile reads.
+        layer, sample, generator :
+            See `encode_batch`.
+        chunk_seconds : float
+            How much is read at a time; changes no mean.
+
+        Returns
+        -------
+        Latent or dict of str to Latent
+            See `encode_batch`; the batch is 1.
+
+        Raises
+        ------
+        BadAudio
+            If the file cannot be read, or is too short for a frame.
+        """
+        pieces = list(
+            self.stream_file(path, layer, sample, generator, chunk_seconds)
+        )
+        if layer is None:
+            return _join(pieces)
+        return _join([{layer: piece} for piece in pieces])[layer]
+
+    @torch.no_grad()
+    def decode(self, z, layer, samples=None, wav_lens=None):
+        """Makes waveforms of latents.
+
+        Arguments
+        ---------
+        z : torch.Tensor
+            (batch, time, channel): a `mean` or `sample` of `encode_batch`.
+        layer : str
+            The layer that they are of.
+        samples : int, optional
+            Length of the longest waveform; by default the shortest that
+            encodes to as many frames.
+        wav_lens : torch.Tensor, optional
+            See `encode_batch`.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, samples).
+
+        Raises
+        ------
+        ValueError
+            If no decoder of the layer comes along, or the lengths do not fit.
+        """
+        decoder = self._part(DECODER, layer)
+        if samples is None:
+            samples = z.shape[1]
+            for kernel_size, stride, padding in reversed(decoder.shapes):
+                samples = (samples - 1) * stride + kernel_size - 2 * padding
+        return decoder(z.to(self.device), samples, wav_lens)
+
+    def interpolate(self, start, target, layer, steps=9):
+        """Walks from one latent to another, and decodes every stop.
+
+        Arguments
+        ---------
+        start, target : torch.Tensor
+            (time, channel), of one length.
+        layer : str
+            The layer that they are of.
+        steps : int
+            Number of stops, both ends among them.
+
+        Returns
+        -------
+        torch.Tensor
+            (steps, samples).
+        """
+        return self.decode(interpolate(start, target, steps), layer)
+
+    def traverse(self, z, dimension, values, layer):
+        """Sets one dimension to each of several values, and decodes.
+
+        Arguments
+        ---------
+        z : torch.Tensor
+            (time, channel).
+        dimension : int
+            Which one.
+        values : list of float
+            See `speechbrain_sim.traversals.deviations`.
+        layer : str
+            The layer that `z` is of.
+
+        Returns
+        -------
+        torch.Tensor
+            (values, samples).
+        """
+        return self.decode(traverse(z, dimension, values), layer)
+
+    @torch.no_grad()
+    def classify(self, wavs, wav_lens=None, label=None, layer=None):
+        """Asks a linear probe that comes along.
+
+        Arguments
+        ---------
+        wavs, wav_lens :
+            See `encode_batch`.
+        label : str, optional
+            What is asked; may be left out if there is one probe.
+        layer : str, optional
+            The layer that is probed; by default the one that was chosen on
+            validation data.
+
+        Returns
+        -------
+        Classification
+            Of every frame of the layer for phones, else of the utterance.
+
+        Raises
+        ------
+        ValueError
+            If there is no such probe.
+        """
+        labels = list(self.config["probes"])
+        if label is None and len(labels) == 1:
+            label = labels[0]
+        probes = self._part(PROBE, label)
+        about = self.config["probes"][label]
+        layer = layer or about["best_layer"]
+        latent = self.encode_batch(wavs, wav_lens, layer)
+        x, lengths = latent.mean, latent.lengths
+        if not about["per_frame"]:
+            x, lengths = masked_mean(x, lengths)[:, None], lengths.clamp(max=1)
+        probabilities = probes(x, layer).softmax(-1)
+        return Classification(probabilities, lengths, about["classes"])
+
+    def _part(self, kind, name):
+        """Finds a decoder or a probe."""
+        if f"{kind}_{name}" not in self.mods:
+            there = [
+                part.removeprefix(f"{kind}_")
+                for part in self.mods
+                if part.startswith(f"{kind}_")
+            ]
+            raise ValueError(
+                f"The model comes with no {kind} of '{name}'; it has "
+                f"{', '.join(there) or 'none'}."
+            )
+        return self.mods[f"{kind}_{name}"]
+
+
+def _put_into(savedir, paths, strategy, overwrite):
+    """Links or copies files into a folder that holds no other model's."""
+    savedir = Path(savedir)
+    savedir.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        target = savedir / path.name
+        if target.exists() and not overwrite and sha256(target) != sha256(path):
+            raise ValueError(
+                f"{savedir} holds {path.name} of another model, or of another "
+                f"revision: choose another savedir, or none."
+            )
+    for path in paths:
+        target = savedir / path.name
+        if target.resolve() != path.resolve():
+            link_with_strategy(path.resolve(), target, strategy)
+
+
+def _join(pieces):
+    """Puts the pieces of a stream together: dict of str to Latent."""
+    joined = {}
+    for layer in pieces[0]:
+        mean, log_var, sample, _, sampled = zip(
+            *(piece[layer] for piece in pieces), strict=True
+        )
+        mean = torch.cat(mean, dim=1)
+        has_posterior = log_var[0] is not None
+        joined[layer] = Latent(
+            mean,
+            torch.cat(log_var, dim=1) if has_posterior else None,
+            torch.cat(sample, dim=1) if any(sampled) else mean,
+            absolute_lengths(mean),
+            any(sampled),
+        )
+    return joined
+
+
+def _pad(rows):
+    """Makes one batch of the latents of single utterances."""
+
+    def batch(tensors):
+        if tensors[0] is None:
+            return None
+        return pad_sequence([x[0] for x in tensors], batch_first=True)
+
+    mean, log_var, sample, lengths, sampled = zip(*rows, strict=True)
+    return Latent(
+        batch(mean),
+        batch(log_var),
+        batch(sample),
+        torch.cat(lengths),
+        any(sampled),
+    )

@@ -1,0 +1,316 @@
+"""A model that travels: config.json, and weights that are nothing but numbers.
+
+    config.json              what it is, and the sha256 of every weight file
+    encoder.safetensors
+    decoder_<layer>.safetensors, probe_<label>.safetensors      if they come along
+    hyperparams.yaml         for SpeechBrain's `from_hparams`
+    README.md, example.wav
+
+`speechbrain_sim.hub` writes such folders, `speechbrain_sim.inference` reads them.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from speechbrain_sim.checkpoints import (
+    DECODER,
+    ENCODER,
+    sha256,
+    versions,
+    write_json,
+)
+from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.decoders import ConvDecoder
+from speechbrain_sim.encoders import GreedyEncoder
+from speechbrain_sim.probes import LayerProbes
+
+CONFIG = "config.json"
+HPARAMS = "hyperparams.yaml"
+CARD = "README.md"
+EXAMPLE = "example.wav"
+WEIGHTS = ".safetensors"
+PROBE = "probe"
+#: what config.json calls itself, and the version of its layout
+MODEL_TYPE, FORMAT = "smooth_infomax", 1
+
+
+def read_config(path):
+    """Reads a model's config.json.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValueError
+        If it is not the config.json of a model of this package, or of a
+        newer version of it.
+    """
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        known = config["model_type"] == MODEL_TYPE
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} describes no model: {error!r}.") from error
+    if not known:
+        raise ValueError(
+            f"{path} describes a model of the type '{config['model_type']}', "
+            f"not {MODEL_TYPE}."
+        )
+    if config.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has the layout {config.get('format')}; this version of "
+            f"speechbrain-sim reads {FORMAT}: install a newer one."
+        )
+    needed = {"encoder", "decoders", "probes", "sample_rate", "sha256"}
+    lacks = sorted(needed - set(config))
+    files = {part + WEIGHTS for part in _part_names(config)}
+    if not lacks and files != set(config["sha256"]):
+        lacks = [f"hashes of {', '.join(sorted(files))}"]
+    if lacks:
+        raise ValueError(
+            f"{path} lacks {', '.join(lacks)}: export the model again."
+        )
+    for name in _part_names(config):
+        if not re.fullmatch(r"[\w-]+", name, re.ASCII):
+            raise ValueError(
+                f"{path} names a part '{name}': letters, digits, '_' and '-' "
+                f"are allowed."
+            )
+    return config
+
+
+def _part_names(config):
+    """Names of the networks of a model."""
+    return [
+        ENCODER,
+        *(f"{DECODER}_{layer}" for layer in config.get("decoders", {})),
+        *(f"{PROBE}_{label}" for label in config.get("probes", {})),
+    ]
+
+
+def make_parts(config):
+    """Makes the networks that a config.json describes, untrained.
+
+    Arguments
+    ---------
+    config : dict
+        From `read_config`.
+
+    Returns
+    -------
+    dict of str to nn.Module
+        `encoder`, `decoder_<layer>`, `probe_<label>`: named as their files.
+
+    Raises
+    ------
+    ValueError
+        If an architecture cannot be made.
+    """
+    described = [
+        (GreedyEncoder, config["encoder"]),
+        *((ConvDecoder, part) for part in config["decoders"].values()),
+        *((LayerProbes, part) for part in config["probes"].values()),
+    ]
+    parts = {}
+    for name, (kind, part) in zip(_part_names(config), described, strict=True):
+        try:
+            parts[name] = kind(**part["architecture"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{CONFIG} describes no {name} that can be made: {error!r}."
+            ) from error
+    return parts
+
+
+def save_weights(model, path):
+    """Writes a network's weights.
+
+    Arguments
+    ---------
+    model : nn.Module
+        The network.
+    path : str or Path
+        A file that ends in `.safetensors`.
+
+    Returns
+    -------
+    str
+        The file's sha256.
+    """
+    state = {n: t.cpu().contiguous() for n, t in model.state_dict().items()}
+    Path(path).write_bytes(save(state))
+    return sha256(path)
+
+
+def load_weights(model, path, digest):
+    """Reads a network's weights: these and no others.
+
+    Arguments
+    ---------
+    model : nn.Module
+        Gets the weights.
+    path : str or Path
+        What `save_weights` wrote.
+    digest : str
+        Its sha256.
+
+    Raises
+    ------
+    ValueError
+        If the file has another hash, is cut, or does not fit the network.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.safetensors"
+    >>> digest = save_weights(torch.nn.Linear(2, 2), path)
+    >>> load_weights(torch.nn.Linear(2, 2), path, digest)
+    >>> load_weights(torch.nn.Linear(3, 2), path, digest)
+    Traceback (most recent call last):
+    ValueError: ...a.safetensors does not fit ...: weight is [2, 2] ...
+    """
+    content = Path(path).read_bytes()  # what is hashed is what is loaded
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(
+            f"{path} does not have the hash that {CONFIG} states: it is "
+            f"damaged, cut, or belongs to another model. Delete it and fetch "
+            f"or export it again."
+        )
+    try:
+        state = load(content)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no safetensors file: {error}. Export it again."
+        ) from error
+    own = model.state_dict()
+    problems = [
+        *(f"{name} is missing" for name in own if name not in state),
+        *(f"{name} is too much" for name in state if name not in own),
+        *(
+            f"{name} is {list(state[name].shape)} {state[name].dtype} there, "
+            f"{list(own[name].shape)} {own[name].dtype} here"
+            for name in own
+            if name in state
+            and (state[name].shape, state[name].dtype)
+            != (own[name].shape, own[name].dtype)
+        ),
+    ]
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"{path} does not fit the architecture that it is loaded into: "
+            f"{'; '.join(problems[:3])}{more}. Use the {CONFIG} or {HPARAMS} "
+            f"that it came with."
+        )
+    with torch.no_grad():
+        model.load_state_dict(state, strict=True)
+
+
+def write_folder(folder, parts, about):
+    """Writes weights and config.json.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where to; made if needed.
+    parts : dict of str to nn.Module
+        `encoder`, `decoder_<layer>`, `probe_<label>`.
+    about : dict
+        For config.json: `encoder`, `decoders` and `probes`, each with its
+        `architecture`, and what else there is to say.
+
+    Returns
+    -------
+    dict
+        config.json.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": MODEL_TYPE,
+        "format": FORMAT,
+        "speechbrain_interface": "SmoothInfoMax",
+        "sample_rate": SAMPLE_RATE,
+        **about,
+        "versions": versions(),
+        "sha256": {
+            name + WEIGHTS: save_weights(part, folder / (name + WEIGHTS))
+            for name, part in parts.items()
+        },
+    }
+    write_json(folder / CONFIG, config)
+    return config
+
+
+def example_folder(folder, **architecture):
+    """Writes a small untrained model, for examples and tests.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where to.
+    **architecture :
+        Arguments of `GreedyEncoder`.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Example
+    -------
+    >>> folder = example_folder(getfixture("tmp_path"))
+    >>> sorted(path.name for path in folder.iterdir())
+    ['config.json', 'encoder.safetensors']
+    """
+    encoder = GreedyEncoder(
+        **{"channels": 4, "context_channels": 2, **architecture}
+    )
+    about = {
+        "encoder": {"architecture": encoder.config},
+        "decoders": {},
+        "probes": {},
+    }
+    write_folder(folder, {ENCODER: encoder}, about)
+    return Path(folder)
+
+
+def load_parts(source, names=None):
+    """Makes and loads the networks of a model; runs no code of its maker.
+
+    Arguments
+    ---------
+    source : LocalFolder or HubRepository
+        From `speechbrain_sim.sources.open_source`.
+    names : list of str, optional
+        Which networks; all by default. Others are not fetched.
+
+    Returns
+    -------
+    parts, config : (dict of str to nn.Module, dict)
+        See `make_parts`; frozen, in eval mode.
+
+    Raises
+    ------
+    FileNotFoundError, HubError, ValueError
+        See `open_source`, `read_config` and `load_weights`.
+    """
+    config = read_config(source.fetch(CONFIG))
+    parts = make_parts(config)
+    parts = {name: parts[name] for name in names or parts}
+    for name, part in parts.items():
+        path = source.fetch(name + WEIGHTS)
+        load_weights(part, path, config["sha256"][name + WEIGHTS])
+        part.eval().requires_grad_(False)
+    return parts, config
