@@ -80,6 +80,11 @@ def run_system(hparams, run_options, name, label, seed):
 def main(argv):
     """Runs every system for every label, then writes the table."""
     hparams, run_opts = load_experiment(argv)
+    if hparams["baseline"] not in hparams["systems"]:
+        raise ValueError(
+            f"The baseline {hparams['baseline']} is not among the systems: give "
+            f"--baseline one of {', '.join(hparams['systems'])}."
+        )
     run_options = typed_run_options(run_opts)
     probed = {label: {} for label in hparams["labels"]}
     logs = {}

@@ -208,6 +208,15 @@ def test_table(recipes, corpora, tmp_path, yaml):
         assert picture in text and (tmp_path / picture).stat().st_size > 1000
 
 
+def test_a_table_without_its_baseline_is_refused(recipes, tmp_path):
+    yaml = HPARAMS / "Synthetic/table.yaml"
+    with pytest.raises(ValueError, match="--baseline one of log-mel"):
+        recipes["table"].main(
+            [str(yaml), "--output_folder", str(tmp_path)]
+            + ["--systems", "{log-mel: {encoder: logmel}}"]
+        )
+
+
 @pytest.mark.data
 def test_real_artificial_speech_trains(recipes, tmp_path):
     if not REAL.is_dir():
