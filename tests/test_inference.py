@@ -18,11 +18,12 @@ from speechbrain.utils.fetching import FetchConfig, FetchFrom, FetchSource
 
 from speechbrain_sim.checkpoints import save_encoder, sha256, write_json
 from speechbrain_sim.data.audio import BadAudio
+from speechbrain_sim.data.synthetic import PHONES
 from speechbrain_sim.experiment import build_model
 from speechbrain_sim.hub import export_model
 from speechbrain_sim.inference import SafetensorsPretrainer, SmoothInfoMax
 from speechbrain_sim.sources import open_source
-from tests.conftest import ROOT, TINY
+from tests.conftest import HPARAMS, ROOT, TINY, options_for
 
 DOORS = ["from_hparams", "from_pretrained"]
 
@@ -178,6 +179,28 @@ def test_probes_answer_as_they_were_trained(model, trained):
         model.classify(wavs, lens, "word")
     with pytest.raises(ValueError, match="label=: phones or speaker"):
         model.classify(wavs, lens)
+
+
+@pytest.mark.parametrize("corpus", ["Synthetic", "LibriSpeech"])
+def test_phones_have_the_names_of_their_corpus(
+    recipes, corpora, tmp_path, corpus
+):
+    encoder = build_model("sim", **TINY).encoder
+    save_encoder(encoder, tmp_path / "encoder", model="sim", corpus=corpus)
+    yaml = HPARAMS / corpus / "probe.yaml"
+    recipes["probe"].main(
+        [str(yaml), "--encoder", str(tmp_path / "encoder"), "--label=phones"]
+        + ["--output_folder", str(tmp_path / "probe"), "--layers=[module3]"]
+        + ["--number_of_epochs", "1", "--device", "cpu", "--controls", "2"]
+        + options_for(yaml, corpora)
+    )
+    export_model(tmp_path, tmp_path / "model", [tmp_path / "probe"])
+    model = SmoothInfoMax.from_pretrained(tmp_path / "model")
+    found = model.classify(torch.randn(1, 4000))
+    # numbers of a published list have no names
+    named = PHONES if corpus == "Synthetic" else list(map(str, range(41)))
+    assert found.classes == named[: len(found.classes)]
+    assert len(found.classes) > 35 and {*found.names()[0]} <= {*named}
 
 
 @pytest.mark.parametrize(

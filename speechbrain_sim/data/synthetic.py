@@ -278,7 +278,8 @@ def prepare_synthetic(
         on_bad_audio=on_bad_audio,
     )
     # a list's numbers have no names, but these are this corpus' own
-    shutil.copy(Path(data_folder, "phones.txt"), save_folder)
+    names = "phones.txt"
+    shutil.copyfile(Path(data_folder, names), Path(save_folder, names))
 
 
 def voice_factors(row, data_folder):
