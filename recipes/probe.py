@@ -36,6 +36,7 @@ from speechbrain_sim.features import (
 )
 from speechbrain_sim.scores import (
     is_written,
+    name_phones,
     score_probes,
     write_probe_results,
 )
@@ -182,7 +183,9 @@ def main(argv):
         scores,
         {**trained_weights(brain, len(hparams["seeds"])), **units},
         classes=len(classes),
-        class_names=classes,
+        class_names=name_phones(
+            hparams["label"], classes, hparams["save_folder"]
+        ),
         **about,
     )
     shutil.rmtree(checkpoints)

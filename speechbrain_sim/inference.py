@@ -78,13 +78,16 @@ class SafetensorsPretrainer(Pretrainer):
     >>> pretrainer.load_collected()
     """
 
+    #: of each loadable that was found, its file and hash
+    collected = None
+
     def collect_files(
         self,
         default_source=None,
         local_strategy=None,
         fetch_config=DEFAULTS,
     ):
-        """Fetches the files and the hashes they must have.
+        """Fetches the files and the hashes they must have, in every process.
 
         Arguments
         ---------
@@ -125,6 +128,12 @@ class SafetensorsPretrainer(Pretrainer):
 
     def load_collected(self):
         """Loads what `collect_files` found, strictly: see `load_weights`."""
+        if self.collected is None:
+            raise RuntimeError(
+                f"Nothing was collected for {', '.join(self.loadables)} in "
+                f"this process: call collect_files first, in every process and "
+                f"not by run_on_main."
+            )
         for name, (path, digest) in self.collected.items():
             load_weights(self.loadables[name], path, digest)
 
@@ -158,8 +167,9 @@ class Classification(NamedTuple):
 class SmoothInfoMax(Pretrained):
     """A trained encoder (SIM, GIM, CPC, ...) and what comes along with it.
 
-    Make it with `from_hparams` or `from_pretrained`. Frozen and in eval mode;
-    latents are means of posteriors unless `sample=True` asks for draws.
+    Make it with `from_hparams` or `from_pretrained`. Frozen and in eval mode,
+    even inside somebody's `modules.train()`; latents are means of posteriors
+    unless `sample=True` asks for draws.
     Waveforms are 16 kHz mono; files are converted, see `encode_file`.
 
     Arguments
@@ -170,6 +180,8 @@ class SmoothInfoMax(Pretrained):
         At least `sample_rate`.
     config : dict
         The model's config.json, see `speechbrain_sim.model_folder`.
+    freeze_params : bool
+        Freeze, and keep in eval mode.
     **kwargs :
         See `speechbrain.inference.interfaces.Pretrained`: `run_opts` sets the
         device, {"device": "cuda:0"}.
@@ -190,11 +202,20 @@ class SmoothInfoMax(Pretrained):
     MODULES_NEEDED = [ENCODER]
     HPARAMS_NEEDED = ["sample_rate"]
 
-    def __init__(self, modules=None, hparams=None, config=None, **kwargs):
+    def __init__(
+        self,
+        modules=None,
+        hparams=None,
+        config=None,
+        freeze_params=True,
+        **kwargs,
+    ):
         for name in self.MODULES_NEEDED:  # SpeechBrain does not check these
             if name not in (modules or {}):
                 raise ValueError(f"The modules of {HPARAMS} lack '{name}'.")
-        super().__init__(modules, hparams, **kwargs)
+        super().__init__(
+            modules, hparams, freeze_params=freeze_params, **kwargs
+        )
         rate = self.hparams.sample_rate
         if rate != SAMPLE_RATE:
             raise ValueError(
@@ -203,6 +224,7 @@ class SmoothInfoMax(Pretrained):
             )
         #: what the model says of itself
         self.config = config
+        self.frozen = freeze_params
 
     @classmethod
     def from_hparams(
@@ -252,9 +274,14 @@ class SmoothInfoMax(Pretrained):
         paths = [opened.fetch(name) for name in files]
         if savedir is not None:
             _put_into(savedir, paths, local_strategy, fetch_config.overwrite)
-        return super().from_hparams(
+        model = super().from_hparams(
             str(paths[0].parent), hparams_file, config=config, **kwargs
         )
+        if model is not None:  # as it is with download_only=True
+            _check_loaded(
+                model.hparams, config, f"{opened.name}/{hparams_file}"
+            )
+        return model
 
     @classmethod
     def from_pretrained(
@@ -327,6 +354,13 @@ class SmoothInfoMax(Pretrained):
         """Names of the layers, bottom first."""
         return self.encoder.layer_names
 
+    def train(self, mode=True):
+        """Sets the mode; a frozen model stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.mods.eval()
+        return self
+
     def forward(self, wavs, wav_lens=None):
         """Encodes a batch: see `encode_batch`."""
         return self.encode_batch(wavs, wav_lens)
@@ -338,13 +372,13 @@ class SmoothInfoMax(Pretrained):
         """Encodes waveforms.
 
         Batches beyond ten seconds are encoded utterance by utterance and in
-        pieces, with the same result, so that long audio does not need more
-        memory than its latents.
+        pieces, with the same means (samples are other draws), so that long
+        audio does not need more memory than its latents.
 
         Arguments
         ---------
         wavs : torch.Tensor
-            (batch, samples) at 16 kHz.
+            (batch, samples) at 16 kHz, floating, within -1 and 1.
         wav_lens : torch.Tensor, optional
             Relative lengths (floating) or samples (integer), (batch,).
         layer : str, optional
@@ -363,8 +397,19 @@ class SmoothInfoMax(Pretrained):
         Raises
         ------
         ValueError
-            If the layer does not exist, or an utterance is too short.
+            If the layer does not exist, an utterance is too short, or `wavs`
+            has other axes or integers.
         """
+        if wavs.dim() != 2:
+            raise ValueError(
+                f"wavs must be (batch, samples); got shape {list(wavs.shape)}: "
+                f"a single waveform (samples,) is passed as wavs[None]."
+            )
+        if not wavs.is_floating_point():
+            raise ValueError(
+                f"wavs must be floating, within -1 and 1; got {wavs.dtype}: "
+                f"divide by its range, int16 as wavs / 32768."
+            )
         wavs = wavs.to(self.device).float()
         lengths = absolute_lengths(wavs, wav_lens)
         layers = None if layer is None else [layer]
@@ -484,9 +529,15 @@ class SmoothInfoMax(Pretrained):
         Raises
         ------
         ValueError
-            If no decoder of the layer comes along, or the lengths do not fit.
+            If no decoder of the layer comes along, or the axes or lengths do
+            not fit.
         """
         decoder = self._part(DECODER, layer)
+        if z.dim() != 3:
+            raise ValueError(
+                f"z must be (batch, time, channel); got shape {list(z.shape)}: "
+                f"a single latent (time, channel) is passed as z[None]."
+            )
         if samples is None:
             samples = z.shape[1]
             for kernel_size, stride, padding in reversed(decoder.shapes):
@@ -555,10 +606,13 @@ class SmoothInfoMax(Pretrained):
         Raises
         ------
         ValueError
-            If there is no such probe.
+            If there is no such probe, or several and no label.
         """
         labels = list(self.config["probes"])
-        if label is None and len(labels) == 1:
+        if label is None:
+            if len(labels) != 1:
+                there = " or ".join(labels) or "but this model has no probe"
+                raise ValueError(f"What is asked? Give label=: {there}.")
             label = labels[0]
         probes = self._part(PROBE, label)
         about = self.config["probes"][label]
@@ -583,6 +637,28 @@ class SmoothInfoMax(Pretrained):
                 f"{', '.join(there) or 'none'}."
             )
         return self.mods[f"{kind}_{name}"]
+
+
+def _check_loaded(hparams, config, name):
+    """Refuses a yaml that leaves weights of the model as they were drawn."""
+    pretrainer = hparams.pretrainer
+    loaded = {
+        part: pretrainer.loadables[part]
+        for part in getattr(pretrainer, "collected", None) or ()
+    }
+    parts = {file.removesuffix(WEIGHTS) for file in config["sha256"]}
+    missing = parts - set(loaded)
+    missing |= {
+        part
+        for part, module in hparams.modules.items()
+        if module is not loaded.get(part) and module.state_dict()
+    }
+    if missing:
+        raise ValueError(
+            f"{name} loads no weights into {', '.join(sorted(missing))}: list "
+            f"them under 'loadables' of its {SafetensorsPretrainer.__name__}, "
+            f"export the model again, or use from_pretrained."
+        )
 
 
 def _put_into(savedir, paths, strategy, overwrite):

@@ -36,7 +36,8 @@ class LatentFeatures(nn.Module):
     frozen : bool
         The encoder stays in eval mode and gets no gradient, even inside
         `modules.train()`. Otherwise it is fine-tuned: put this module among
-        the recoverables of the checkpointer. Means either way.
+        the recoverables of the checkpointer. Means either way. What the
+        features do not depend on is never trained, see `freeze_unused`.
     revision : str, optional
         On the Hub: branch, tag or commit.
 
@@ -59,6 +60,7 @@ class LatentFeatures(nn.Module):
             raise ValueError(
                 f"Only layers of equal width can be added; these have {widths}."
             )
+        freeze_unused(self.encoder, self.layers)
         #: channels of the features
         self.out_channels = widths[self.layers[0]]
         #: w, one per layer; a single layer has none
@@ -91,7 +93,7 @@ class LatentFeatures(nn.Module):
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and not self.frozen
         ):
-            states, lengths = hidden_states(
+            states, lengths = all_hidden_states(
                 self.encoder, wavs, wav_lens, self.layers
             )
         if self.weights is None:
@@ -103,7 +105,36 @@ class LatentFeatures(nn.Module):
         return zero_padding(total, lengths)
 
 
-def hidden_states(encoder, wavs, wav_lens=None, layers=None):
+def freeze_unused(encoder, layers):
+    """Switches gradients off where the means of some layers get none from.
+
+    These are the heads of log variances, and the layers above the highest one:
+    DistributedDataParallel waits in vain for gradients of such weights.
+
+    Arguments
+    ---------
+    encoder : GreedyEncoder
+        The encoder.
+    layers : list of str
+        The layers whose means are used.
+
+    Example
+    -------
+    >>> from speechbrain_sim.encoders import GreedyEncoder
+    >>> encoder = GreedyEncoder(channels=4, context_channels=2)
+    >>> freeze_unused(encoder, ["module1"])
+    >>> [n for n, p in encoder.named_parameters() if p.requires_grad][-2:]
+    ['layers.module1.mean.weight', 'layers.module1.mean.bias']
+    """
+    used = encoder.layers_up_to(layers)
+    for name, layer in encoder.layers.items():
+        if name not in used:
+            layer.requires_grad_(False)
+        elif getattr(layer, "log_var", None) is not None:
+            layer.log_var.requires_grad_(False)
+
+
+def all_hidden_states(encoder, wavs, wav_lens=None, layers=None):
     """Computes the means of several layers at one frame rate.
 
     Like `hidden_states` of Hugging Face's encoders, a tuple with one tensor per
@@ -131,7 +162,7 @@ def hidden_states(encoder, wavs, wav_lens=None, layers=None):
     -------
     >>> from speechbrain_sim.encoders import GreedyEncoder
     >>> encoder = GreedyEncoder(channels=4, context_channels=2).eval()
-    >>> states, lengths = hidden_states(encoder, torch.randn(1, 10240))
+    >>> states, lengths = all_hidden_states(encoder, torch.randn(1, 10240))
     >>> [tuple(x.shape) for x in states]
     [(1, 64, 4), (1, 64, 4), (1, 64, 4), (1, 64, 2)]
     """

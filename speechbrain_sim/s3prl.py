@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from speechbrain_sim.checkpoints import ENCODER
-from speechbrain_sim.lobes import hidden_states
+from speechbrain_sim.lobes import all_hidden_states, freeze_unused
 from speechbrain_sim.model_folder import load_parts
 from speechbrain_sim.sources import open_source
 
@@ -44,6 +44,7 @@ class UpstreamExpert(nn.Module):
         names = self.encoder.layer_names
         width = self.encoder.channels_of(names[0])
         self.layers = [n for n in names if self.encoder.channels_of(n) == width]
+        freeze_unused(self.encoder, self.layers)
 
     def get_downsample_rates(self, key):
         """Tells how many samples lie between two frames."""
@@ -65,5 +66,7 @@ class UpstreamExpert(nn.Module):
         """
         lengths = torch.tensor([len(wav) for wav in wavs])
         padded = pad_sequence(list(wavs), batch_first=True)
-        states, _ = hidden_states(self.encoder, padded, lengths, self.layers)
+        states, _ = all_hidden_states(
+            self.encoder, padded, lengths, self.layers
+        )
         return {"hidden_states": list(states), "last_hidden_state": states[-1]}

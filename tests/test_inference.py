@@ -18,11 +18,12 @@ from speechbrain.utils.fetching import FetchConfig, FetchFrom, FetchSource
 
 from speechbrain_sim.checkpoints import save_encoder, sha256, write_json
 from speechbrain_sim.data.audio import BadAudio
+from speechbrain_sim.data.synthetic import PHONES
 from speechbrain_sim.experiment import build_model
 from speechbrain_sim.hub import export_model
 from speechbrain_sim.inference import SafetensorsPretrainer, SmoothInfoMax
 from speechbrain_sim.sources import open_source
-from tests.conftest import ROOT, TINY
+from tests.conftest import HPARAMS, ROOT, TINY, options_for
 
 DOORS = ["from_hparams", "from_pretrained"]
 
@@ -176,8 +177,70 @@ def test_probes_answer_as_they_were_trained(model, trained):
         assert other.probabilities.shape[-1] == len(found.classes)
     with pytest.raises(ValueError, match="no probe of 'word'.*phones, speaker"):
         model.classify(wavs, lens, "word")
-    with pytest.raises(ValueError, match="no probe of 'None'"):
+    with pytest.raises(ValueError, match="label=: phones or speaker"):
         model.classify(wavs, lens)
+
+
+@pytest.mark.parametrize("corpus", ["Synthetic", "LibriSpeech"])
+def test_phones_have_the_names_of_their_corpus(
+    recipes, corpora, tmp_path, corpus
+):
+    encoder = build_model("sim", **TINY).encoder
+    save_encoder(encoder, tmp_path / "encoder", model="sim", corpus=corpus)
+    yaml = HPARAMS / corpus / "probe.yaml"
+    recipes["probe"].main(
+        [str(yaml), "--encoder", str(tmp_path / "encoder"), "--label=phones"]
+        + ["--output_folder", str(tmp_path / "probe"), "--layers=[module3]"]
+        + ["--number_of_epochs", "1", "--device", "cpu", "--controls", "2"]
+        + options_for(yaml, corpora)
+    )
+    export_model(tmp_path, tmp_path / "model", [tmp_path / "probe"])
+    model = SmoothInfoMax.from_pretrained(tmp_path / "model")
+    found = model.classify(torch.randn(1, 4000))
+    # numbers of a published list have no names
+    named = PHONES if corpus == "Synthetic" else list(map(str, range(41)))
+    assert found.classes == named[: len(found.classes)]
+    assert len(found.classes) > 35 and {*found.names()[0]} <= {*named}
+
+
+@pytest.mark.parametrize(
+    "wavs, message",
+    [
+        (torch.zeros(8000), r"got shape \[8000\].*wavs\[None\]"),
+        (torch.zeros(2, 8000, 1), r"got shape \[2, 8000, 1\]"),
+        (torch.zeros(1, 8000).short(), "got torch.int16.*wavs / 32768"),
+    ],
+)
+def test_other_waveforms_are_refused(model, wavs, message):
+    for use in (model, model.encode_batch, model.classify):
+        options = {"label": "phones"} if use == model.classify else {}
+        with pytest.raises(ValueError, match=message):
+            use(wavs, **options)
+
+
+def test_other_latents_are_refused(model):
+    z = torch.randn(25, 6)
+    with pytest.raises(ValueError, match=r"got shape \[25, 6\].*z\[None\]"):
+        model.decode(z, "module3")
+    assert model.decode(z[None], "module3").dim() == 2
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_model_stays_in_eval_mode(tmp_path, frozen):
+    encoder = build_model("sim", **{**TINY, "batch_norm": True}).encoder
+    save_encoder(encoder, tmp_path / "run/encoder", model="sim", corpus="Tiny")
+    export_model(tmp_path / "run", tmp_path / "model")
+    model = SmoothInfoMax.from_pretrained(
+        tmp_path / "model", freeze_params=frozen
+    )
+    before = {k: v.clone() for k, v in model.encoder.state_dict().items()}
+    torch.nn.ModuleDict({"features": model}).train()
+    assert model.training and model.encoder.training != frozen
+    model.encode_batch(torch.randn(2, 3000))
+    after = model.encoder.state_dict()
+    moved = [not torch.equal(before[name], after[name]) for name in before]
+    assert any(moved) != frozen
+    assert not model.eval().encoder.training
 
 
 # doors ----------------------------------------------------------------------
@@ -239,6 +302,8 @@ def test_the_pretrainer_serves_other_recipes(trained):
     pretrainer = SafetensorsPretrainer(loadables={"vocoder": encoder})
     with pytest.raises(ValueError, match="no vocoder.safetensors, only enc"):
         pretrainer.collect_files(trained.model)
+    with pytest.raises(RuntimeError, match="call collect_files.*every process"):
+        SafetensorsPretrainer(loadables={"encoder": encoder}).load_collected()
     with pytest.raises(ValueError, match="no source for 'vocoder'"):
         pretrainer.collect_files()
 
@@ -375,6 +440,37 @@ def test_a_yaml_that_does_not_fit_is_refused(model_folder):
         SmoothInfoMax.from_hparams(model_folder)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="holds no hyperparams.yaml"):
+        SmoothInfoMax.from_hparams(model_folder)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder_module3", "probe_phones"])
+def test_a_yaml_that_loads_too_little_is_refused(model_folder, part):
+    path = model_folder / "hyperparams.yaml"
+    text = path.read_text()
+    path.write_text(text.replace(f"        {part}: !ref <{part}>\n", ""))
+    with pytest.raises(ValueError, match=f"loads no weights into {part}: list"):
+        SmoothInfoMax.from_hparams(model_folder)
+    # weights are loaded, but into another network than the one that is used
+    path.write_text(
+        text.replace(
+            f"    {part}: !ref <{part}>", f"    {part}: !copy <{part}>", 1
+        )
+    )
+    with pytest.raises(ValueError, match=f"loads no weights into {part}: list"):
+        SmoothInfoMax.from_hparams(model_folder)
+
+
+def test_a_yaml_may_hold_more(model_folder):
+    assert SmoothInfoMax.from_hparams(model_folder, download_only=True) is None
+    path = model_folder / "hyperparams.yaml"
+    more = "modules:\n    act: !new:torch.nn.ReLU"
+    path.write_text(path.read_text().replace("modules:", more, 1))
+    assert "act" in SmoothInfoMax.from_hparams(model_folder).mods
+    more = "modules:\n    act: !new:torch.nn.PReLU"
+    path.write_text(
+        path.read_text().replace("modules:\n    act: !new:torch.nn.ReLU", more)
+    )
+    with pytest.raises(ValueError, match="loads no weights into act"):
         SmoothInfoMax.from_hparams(model_folder)
 
 

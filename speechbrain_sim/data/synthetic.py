@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -254,7 +255,7 @@ def prepare_synthetic(
     on_bad_audio="fail",
     **corpus,
 ):
-    """Makes the corpus if it is not there, and its manifests.
+    """Makes the corpus if it is not there, its manifests, and `phones.txt`.
 
     Arguments
     ---------
@@ -276,6 +277,9 @@ def prepare_synthetic(
         min_samples=min_samples,
         on_bad_audio=on_bad_audio,
     )
+    # a list's numbers have no names, but these are this corpus' own
+    names = "phones.txt"
+    shutil.copyfile(Path(data_folder, names), Path(save_folder, names))
 
 
 def voice_factors(row, data_folder):
