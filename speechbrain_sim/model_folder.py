@@ -95,7 +95,8 @@ def _problems(config):
         if key not in config:
             yield f"lacks {key}"
         elif not isinstance(config[key], kind):
-            yield f"has a {key} that is no {kind.__name__}"
+            there = type(config[key]).__name__
+            yield f"states {key} as {there}, not {kind.__name__}"
     parts = _described(config)
     for name, part in parts.items():
         if not re.fullmatch(r"[\w-]+", name, re.ASCII):
@@ -146,15 +147,11 @@ def make_parts(config):
     ValueError
         If an architecture cannot be made.
     """
-    kinds = [
-        GreedyEncoder,
-        *(ConvDecoder for _ in config["decoders"]),
-        *(LayerProbes for _ in config["probes"]),
-    ]
+    kinds = {ENCODER: GreedyEncoder, DECODER: ConvDecoder, PROBE: LayerProbes}
     parts = {}
-    for kind, (name, part) in zip(kinds, _described(config).items()):
+    for name, part in _described(config).items():
         try:
-            parts[name] = kind(**part["architecture"])
+            parts[name] = kinds[name.split("_")[0]](**part["architecture"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{CONFIG} describes no {name} that can be made: {error!r}."
