@@ -452,8 +452,9 @@ def run(hub, tmp_path):
             timeout=600,  # a busy machine
         )
         assert bool(done.returncode) == fails, done.stdout + done.stderr
-        if fails:  # an error of ours is the last line
-            return done.stderr.strip().splitlines()[-1]
+        if fails:  # ours, amid bars of the upload, or the last line
+            said = re.findall("speechbrain-sim: .*", done.stderr)
+            return (said or done.stderr.strip().splitlines())[-1]
         return done.stdout
 
     return run
