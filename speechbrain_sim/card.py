@@ -386,7 +386,7 @@ def _limits(config):
     if config["probes"]:
         yield (
             "- Log-mel spectrograms, or the same network untrained, can tell "
-            "as much or more: the README of speechbrain-sim compares with "
+            "as much or more: the READMEs of speechbrain-sim compare with "
             "both."
         )
     yield "- 16 kHz mono; `encode_file` converts what is not."

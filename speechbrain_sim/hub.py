@@ -370,7 +370,7 @@ def _example_of(model, name):
         )
     try:
         example = {k: (int(n), float(size)) for k, (n, size) in example.items()}
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         example = {}
     if set(example) != set(model.layer_names):
         raise ValueError(
@@ -382,14 +382,20 @@ def _example_of(model, name):
 
 def _events(text):
     """Lists what a yaml consists of, with tags and values; makes none of it."""
-    return [
-        (
-            type(event).__name__,
-            str(getattr(event, "tag", None)),
-            getattr(event, "value", None),
-        )
-        for event in ruamel.yaml.YAML().parse(text)
-    ]
+    try:
+        return [
+            (
+                type(event).__name__,
+                str(getattr(event, "tag", None)),
+                getattr(event, "value", None),
+            )
+            for event in ruamel.yaml.YAML().parse(text)
+        ]
+    except ruamel.yaml.YAMLError as error:
+        raise ValueError(
+            f"{HPARAMS} is no yaml: {error}. Export the model again, or use "
+            f"from_pretrained."
+        ) from error
 
 
 def publish_model(folder, repo, private=False, dry_run=False, say=print):
@@ -457,7 +463,8 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
                 f"The model {repo} is there already, and is public: choose "
                 f"another name, or make it private on its page."
             )
-        name_source(folder / CARD, repo)
+    name_source(folder / CARD, repo)
+    with hub_errors(repo):
         done = api.upload_folder(
             repo_id=repo,
             folder_path=folder,

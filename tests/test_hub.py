@@ -300,6 +300,10 @@ BAD = {
         ),
         "does not make the model of config.json",
     ),
+    "no yaml": (
+        lambda f: damage(f, "hyperparams.yaml", lambda text: text + "x: ]\n"),
+        "hyperparams.yaml is no yaml: ",
+    ),
     "numbers": (
         lambda f: damage(
             f, "config.json", lambda text: text.replace(" 150,", " 151,")
