@@ -393,8 +393,8 @@ def _events(text):
         ]
     except ruamel.yaml.YAMLError as error:
         raise ValueError(
-            f"{HPARAMS} is no yaml: {error}. Export the model again, or use "
-            f"from_pretrained."
+            f"{HPARAMS} is no yaml: {' '.join(str(error).split())}. Export the "
+            f"model again, or use from_pretrained."
         ) from error
 
 
