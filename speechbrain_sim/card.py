@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from speechbrain_sim.model_folder import CARD
 from speechbrain_sim.scores import percent
 
 PAPER = "https://arxiv.org/abs/2408.12936"
@@ -107,7 +108,7 @@ def corpus_of(training, name=None, licence=None):
     return known._replace(licence=licence or known.licence)
 
 
-def write_card(folder, config, card):
+def write_card(folder, config):
     """Writes the card of a model.
 
     Arguments
@@ -116,8 +117,6 @@ def write_card(folder, config, card):
         The model's folder; its name is the title.
     config : dict
         Its config.json.
-    card : str
-        Name of the file.
     """
     folder = Path(folder)
     title = folder.resolve().name
@@ -150,7 +149,7 @@ def write_card(folder, config, card):
             CITATION,
         ]
     )
-    (folder / card).write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def name_source(card, source):
@@ -182,7 +181,7 @@ CITATION = f"""\
 @inproceedings{{loewe2019putting,
   title = {{Putting an End to End-to-End: Gradient-Isolated Learning of
     Representations}},
-  author = {{L{{\"o}}we, Sindy and O'Connor, Peter and Veeling, Bastiaan}},
+  author = {{L{{\\"o}}we, Sindy and O'Connor, Peter and Veeling, Bastiaan}},
   booktitle = {{Advances in Neural Information Processing Systems}},
   year = {{2019}}
 }}
@@ -279,7 +278,7 @@ def _snippet(title, config):
         for name in list(config["decoders"])[:1]
     ]
     lines = [
-        "With the package speechbrain-sim installed:",
+        "With the Python package speechbrain-sim installed, see its README:",
         "",
         "```python",
         "from speechbrain_sim.inference import SmoothInfoMax",
@@ -384,6 +383,12 @@ def _limits(config):
         f"- Its training data are all it has heard ({config['data']['name']}): "
         f"of other voices, rooms or languages the numbers above say little."
     )
+    if config["probes"]:
+        yield (
+            "- Log-mel spectrograms, or the same network untrained, can tell "
+            "as much or more: the READMEs of speechbrain-sim compare with "
+            "both."
+        )
     yield "- 16 kHz mono; `encode_file` converts what is not."
     yield (
         "- Probes read what a linear layer can read; they say nothing of fair "

@@ -3,8 +3,6 @@
 import argparse
 import sys
 
-from speechbrain_sim.hub import check_model, export_model, publish_model
-
 
 def make_parser():
     """Makes the parser of the command line."""
@@ -59,6 +57,9 @@ def make_parser():
 
 def run(arguments):
     """Does what the command line says."""
+    # here, since `--help` needs no torch
+    from speechbrain_sim.hub import check_model, export_model, publish_model
+
     if arguments.verb == "export":
         export_model(
             arguments.run,
@@ -103,6 +104,11 @@ def main(argv=None):
         run(arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"speechbrain-sim: {error}")
+    except KeyboardInterrupt:
+        print(
+            "speechbrain-sim: stopped; run it again to go on", file=sys.stderr
+        )
+        sys.exit(130)
 
 
 if __name__ == "__main__":

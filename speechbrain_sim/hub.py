@@ -30,7 +30,13 @@ from speechbrain_sim.model_folder import (
     write_folder,
 )
 from speechbrain_sim.probes import LayerProbes
-from speechbrain_sim.sources import HubError, hub_errors, open_source
+from speechbrain_sim.sources import (
+    HubError,
+    LocalFolder,
+    hub_errors,
+    names_a_repository,
+    open_source,
+)
 
 #: what a model's yaml may make
 CLASSES = {
@@ -71,15 +77,11 @@ def export_model(
     FileNotFoundError
         If there is no encoder, probe or decoder.
     ValueError
-        If a probe or decoder belongs to another encoder, or the folder holds
-        something else.
+        If a probe or decoder belongs to another encoder, or there are two of
+        one label or layer, or the folder holds something else.
     """
     run, folder = Path(run), Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / CONFIG).exists():
-            raise ValueError(f"{folder} is not empty: give a new folder.")
-        for name in read_config(folder / CONFIG)["sha256"]:
-            (folder / name).unlink(missing_ok=True)
+    old = _weights_in(folder)
     encoder, said = load_encoder(find_encoder(run))
     probes = [*probes, *([run] if list(run.glob("probe_*.json")) else [])]
     decoders = [*decoders, *([run] if (run / DECODER).is_dir() else [])]
@@ -95,25 +97,47 @@ def export_model(
     }
     for path in decoders:
         layer, part, about_part = _read_decoder(path, said)
+        if layer in about["decoders"]:
+            raise ValueError(
+                f"{path} holds a second decoder of {layer}: give one per layer."
+            )
         parts[f"{DECODER}_{layer}"] = part
         about["decoders"][layer] = about_part
     for path in probes:
         for label, part, about_part in _read_probes(path, said):
+            if label in about["probes"]:
+                raise ValueError(
+                    f"{path} holds a second probe of {label}: give one per "
+                    f"label."
+                )
             parts[f"{PROBE}_{label}"] = part
             about["probes"][label] = about_part
     kept = ("architecture", "layers", "sha256")
     about["training"] = {k: v for k, v in said.items() if k not in kept}
     about["data"] = corpus_of(about["training"], data, licence)._asdict()
+    wav = _read_example(example)
+    # all is read: only now may an older model be lost
     config = write_folder(folder, parts, about)
-    _write_example(folder / EXAMPLE, example)
+    for name in old - set(config["sha256"]):
+        (folder / name).unlink(missing_ok=True)
+    soundfile.write(folder / EXAMPLE, wav, SAMPLE_RATE)
     config["example"] = fingerprint(
         SmoothInfoMax(parts, config, config=config, run_opts={"device": "cpu"}),
         folder / EXAMPLE,
     )
     write_json(folder / CONFIG, config)
     (folder / HPARAMS).write_text(hyperparams(config), encoding="utf-8")
-    write_card(folder, config, CARD)
+    write_card(folder, config)
     return config
+
+
+def _weights_in(folder):
+    """Names of the weight files that an earlier export left in a folder."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return set()
+    if not (folder / CONFIG).exists():
+        raise ValueError(f"{folder} is not empty: give a new folder.")
+    return set(read_config(folder / CONFIG)["sha256"])
 
 
 def find_encoder(run):
@@ -211,16 +235,14 @@ def _read_probes(path, encoder):
         yield said["label"], probes.eval(), about
 
 
-def _write_example(path, example):
-    """Writes a recording at 16 kHz, or three tones in a little noise."""
+def _read_example(example):
+    """Reads a recording at 16 kHz, or makes three tones in a little noise."""
     if example is not None:
-        wav = read_audio(example).numpy()
-    else:
-        time = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
-        tones = [np.sin(2 * np.pi * f * time) for f in (220, 330, 440)]
-        wav = 0.3 * np.concatenate(tones)
-        wav += 0.01 * np.random.default_rng(0).standard_normal(len(wav))
-    soundfile.write(path, wav, SAMPLE_RATE)
+        return read_audio(example).numpy()
+    time = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
+    tones = [np.sin(2 * np.pi * f * time) for f in (220, 330, 440)]
+    wav = 0.3 * np.concatenate(tones)
+    return wav + 0.01 * np.random.default_rng(0).standard_normal(len(wav))
 
 
 def fingerprint(model, path):
@@ -288,7 +310,7 @@ def check_model(source, **options):
 
     Arguments
     ---------
-    source : str, Path or FetchSource
+    source :
         A folder, or `user/model`, see `open_source`.
     **options :
         See `open_source`.
@@ -304,7 +326,7 @@ def check_model(source, **options):
         At what is not; says what to do.
     """
     opened = open_source(source, **options)
-    model = SmoothInfoMax.from_pretrained(source, **options)
+    model = SmoothInfoMax.from_pretrained(opened)
     count = sum(weight.numel() for weight in model.mods.parameters())
     yield (
         f"{len(model.config['sha256'])} weight files have their hashes and fit "
@@ -324,10 +346,11 @@ def check_model(source, **options):
             f"export it again, or use from_pretrained."
         )
     yield f"{HPARAMS} makes the model of {CONFIG} and nothing else."
-    expected = model.config["example"]
+    expected = _example_of(model, opened.name)
     found = fingerprint(model, opened.fetch(EXAMPLE))
     for layer, (frames, size) in expected.items():
-        if found[layer][0] != frames or abs(found[layer][1] / size - 1) > 1e-3:
+        close = abs(found[layer][1] - size) <= 1e-3 * abs(size)  # never if nan
+        if found[layer][0] != frames or not close:
             raise ValueError(
                 f"{layer} of {opened.name} makes {found[layer]} of {EXAMPLE}, "
                 f"not {[frames, size]}: this machine computes something else."
@@ -337,16 +360,42 @@ def check_model(source, **options):
     yield f"There is a card, {CARD}."
 
 
+def _example_of(model, name):
+    """Reads what a model says of its example; it must say its data, too."""
+    data, example = model.config.get("data"), model.config.get("example")
+    if not isinstance(data, dict) or not {"name", "licence"} <= set(data):
+        raise ValueError(
+            f"{CONFIG} of {name} says nothing of the training data and their "
+            f"licence: export the model again."
+        )
+    try:
+        example = {k: (int(n), float(size)) for k, (n, size) in example.items()}
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        example = {}
+    if set(example) != set(model.layer_names):
+        raise ValueError(
+            f"{CONFIG} of {name} does not say what all layers make of "
+            f"{EXAMPLE}: export the model again."
+        )
+    return example
+
+
 def _events(text):
     """Lists what a yaml consists of, with tags and values; makes none of it."""
-    return [
-        (
-            type(event).__name__,
-            str(getattr(event, "tag", None)),
-            getattr(event, "value", None),
-        )
-        for event in ruamel.yaml.YAML().parse(text)
-    ]
+    try:
+        return [
+            (
+                type(event).__name__,
+                str(getattr(event, "tag", None)),
+                getattr(event, "value", None),
+            )
+            for event in ruamel.yaml.YAML().parse(text)
+        ]
+    except ruamel.yaml.YAMLError as error:
+        raise ValueError(
+            f"{HPARAMS} is no yaml: {' '.join(str(error).split())}. Export the "
+            f"model again, or use from_pretrained."
+        ) from error
 
 
 def publish_model(folder, repo, private=False, dry_run=False, say=print):
@@ -371,21 +420,33 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
     Raises
     ------
     FileNotFoundError, ValueError
-        If the folder is no sound model, see `check_model`.
+        If the folder is no sound model, see `check_model`, or `repo` no name.
     HubError
         If the Hub refuses; or if the repository is there, and is public though
         `private` was asked for.
     """
     folder = Path(folder)
-    for line in check_model(folder):
+    if not names_a_repository(repo):
+        raise ValueError(
+            f"'{repo}' is no name of a model on the Hub: give user/model, "
+            f"after the name of a user or organization."
+        )
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {folder}: give one that `speechbrain-sim "
+            f"export` wrote."
+        )
+    for line in check_model(LocalFolder(folder)):
         say(line)
     files = [*read_config(folder / CONFIG)["sha256"], CONFIG, HPARAMS]
     files += [CARD, EXAMPLE]
     size = sum((folder / name).stat().st_size for name in files)
     say(
-        f"To upload to the {'private' if private else 'public'} model {repo} "
-        f"at {constants.ENDPOINT}, {size / 1e6:.1f} MB: {', '.join(files)}."
+        f"To upload to {repo} at {constants.ENDPOINT}, made "
+        f"{'private' if private else 'public'} if it is not there yet, "
+        f"{size / 1e6:.1f} MB: {', '.join(files)}."
     )
+    say(f"{CARD} will name {repo} as its source, there and in {folder}.")
     if read_config(folder / CONFIG)["data"]["licence"] == "other":
         say("Nobody said under which licence: export it with --licence.")
     left = sorted({path.name for path in folder.iterdir()} - set(files))
@@ -394,7 +455,6 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
     if dry_run:
         say("Nothing was done (--dry-run).")
         return
-    name_source(folder / CARD, repo)
     api = HfApi()
     with hub_errors(repo):
         api.create_repo(repo, private=private, exist_ok=True)
@@ -403,6 +463,8 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
                 f"The model {repo} is there already, and is public: choose "
                 f"another name, or make it private on its page."
             )
+    name_source(folder / CARD, repo)
+    with hub_errors(repo):
         done = api.upload_folder(
             repo_id=repo,
             folder_path=folder,

@@ -36,6 +36,14 @@ CARD = "README.md"
 EXAMPLE = "example.wav"
 WEIGHTS = ".safetensors"
 PROBE = "probe"
+#: what every config.json holds
+LAYOUT = {
+    "decoders": dict,
+    "encoder": dict,
+    "probes": dict,
+    "sample_rate": int,
+    "sha256": dict,
+}
 #: what config.json calls itself, and the version of its layout
 MODEL_TYPE, FORMAT = "smooth_infomax", 1
 
@@ -73,31 +81,52 @@ def read_config(path):
             f"{path} has the layout {config.get('format')}; this version of "
             f"speechbrain-sim reads {FORMAT}: install a newer one."
         )
-    needed = {"encoder", "decoders", "probes", "sample_rate", "sha256"}
-    lacks = sorted(needed - set(config))
-    files = {part + WEIGHTS for part in _part_names(config)}
-    if not lacks and files != set(config["sha256"]):
-        lacks = [f"hashes of {', '.join(sorted(files))}"]
-    if lacks:
+    problem = next(_problems(config), None)
+    if problem:
         raise ValueError(
-            f"{path} lacks {', '.join(lacks)}: export the model again."
+            f"{path} {problem}: export the model again, into a new folder."
         )
-    for name in _part_names(config):
-        if not re.fullmatch(r"[\w-]+", name, re.ASCII):
-            raise ValueError(
-                f"{path} names a part '{name}': letters, digits, '_' and '-' "
-                f"are allowed."
-            )
     return config
 
 
-def _part_names(config):
-    """Names of the networks of a model."""
-    return [
-        ENCODER,
-        *(f"{DECODER}_{layer}" for layer in config.get("decoders", {})),
-        *(f"{PROBE}_{label}" for label in config.get("probes", {})),
-    ]
+def _problems(config):
+    """Says what is wrong with the layout of a config.json."""
+    for key, kind in LAYOUT.items():
+        if key not in config:
+            yield f"lacks {key}"
+        elif not isinstance(config[key], kind):
+            there = type(config[key]).__name__
+            yield f"states {key} as {there}, not {kind.__name__}"
+    parts = _described(config)
+    for name, part in parts.items():
+        if not re.fullmatch(r"[\w-]+", name, re.ASCII):
+            yield f"names a part '{name}', not of letters, digits, '_' and '-'"
+        part = part if isinstance(part, dict) else {}
+        if not isinstance(part.get("architecture"), dict):
+            yield f"lacks the architecture of {name}"
+    files = {name + WEIGHTS for name in parts}
+    if files != set(config["sha256"]):
+        yield f"lacks hashes of {', '.join(sorted(files))}, or has more"
+    for label, probe in config["probes"].items():
+        names, made = probe.get("classes"), probe["architecture"]
+        if not isinstance(names, list) or len(names) != made.get("classes"):
+            yield f"does not name the {made.get('classes')} classes of {label}"
+        layers = made.get("channels")
+        layers = list(layers) if isinstance(layers, dict) else []
+        if probe.get("best_layer") not in layers:
+            yield f"names no best_layer of {label} that is probed"
+        if not isinstance(probe.get("per_frame"), bool):
+            yield f"does not say whether {label} is per_frame"
+
+
+def _described(config):
+    """What is said of each network of a model, by its name."""
+    decoders, probes = config["decoders"], config["probes"]
+    return {
+        ENCODER: config["encoder"],
+        **{f"{DECODER}_{layer}": part for layer, part in decoders.items()},
+        **{f"{PROBE}_{label}": part for label, part in probes.items()},
+    }
 
 
 def make_parts(config):
@@ -118,15 +147,11 @@ def make_parts(config):
     ValueError
         If an architecture cannot be made.
     """
-    described = [
-        (GreedyEncoder, config["encoder"]),
-        *((ConvDecoder, part) for part in config["decoders"].values()),
-        *((LayerProbes, part) for part in config["probes"].values()),
-    ]
+    kinds = {ENCODER: GreedyEncoder, DECODER: ConvDecoder, PROBE: LayerProbes}
     parts = {}
-    for name, (kind, part) in zip(_part_names(config), described, strict=True):
+    for name, part in _described(config).items():
         try:
-            parts[name] = kind(**part["architecture"])
+            parts[name] = kinds[name.split("_")[0]](**part["architecture"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{CONFIG} describes no {name} that can be made: {error!r}."

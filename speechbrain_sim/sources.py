@@ -4,6 +4,7 @@ A folder never touches the network. What is fetched from the Hub comes from one
 commit, and every error says in one sentence what happened.
 """
 
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -125,10 +126,10 @@ def open_source(source, **options):
 
     Arguments
     ---------
-    source : str, Path or FetchSource
+    source : str, Path, FetchSource, LocalFolder or HubRepository
         A folder; or, where there is none, `user/model` on the Hub, which is
         said in a warning. `hf://user/model` is the Hub in any case, without
-        one.
+        one. What is open already is returned as it is.
     **options :
         `revision`, `token`, `allow_network`, `cache_dir`: see `HubRepository`.
 
@@ -140,6 +141,8 @@ def open_source(source, **options):
     ------
     FileNotFoundError
         If it is no folder, and looks like a path.
+    ValueError
+        If there is a folder, and a revision is asked for.
 
     Example
     -------
@@ -152,16 +155,24 @@ def open_source(source, **options):
     >>> open_source("hf://user/model").name
     'user/model'
     """
+    if isinstance(source, (LocalFolder, HubRepository)):
+        return source
     asked = None
     if isinstance(source, FetchSource):
         asked, source = source
     text = str(source)
     if text.startswith(HUB):
         asked, text = FetchFrom.HUGGING_FACE, text.removeprefix(HUB)
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))  # never raises, unlike Path's
     if asked != FetchFrom.HUGGING_FACE and folder.is_dir():
+        if options.get("revision"):
+            raise ValueError(
+                f"{text} is a folder, and has no revision "
+                f"{options['revision']}: leave it out, or write {HUB}{text} "
+                f"for the model of this name on the Hub."
+            )
         return LocalFolder(folder)
-    if asked == FetchFrom.LOCAL or not _names_a_repository(text):
+    if asked == FetchFrom.LOCAL or not names_a_repository(text):
         raise FileNotFoundError(
             f"There is no folder {text}, and it is no name of a model on the "
             f"Hub, 'user/model': check the path."
@@ -181,8 +192,23 @@ def open_source(source, **options):
     return HubRepository(text, **options)
 
 
-def _names_a_repository(text):
-    """Whether it can be `user/model`."""
+def names_a_repository(text):
+    """Tells whether a text can be the name of a model on the Hub.
+
+    Arguments
+    ---------
+    text : str
+        Perhaps `user/model`.
+
+    Returns
+    -------
+    bool
+
+    Example
+    -------
+    >>> [names_a_repository(text) for text in ("a/b", "b", "a/b c", "../b")]
+    [True, False, False, False]
+    """
     try:
         validate_repo_id(text)
     except errors.HFValidationError:
@@ -199,7 +225,7 @@ def hub_errors(name, revision=None, filename=None):
     name : str
         The repository.
     revision, filename : str, optional
-        What is asked for.
+        What is fetched; without a filename, files are uploaded.
 
     Raises
     ------
@@ -208,7 +234,14 @@ def hub_errors(name, revision=None, filename=None):
     """
     try:
         yield
-    except (errors.HTTPError, errors.EntryNotFoundError, OSError) as error:
+    except HubError:  # is a sentence already
+        raise
+    except (
+        errors.HTTPError,
+        errors.EntryNotFoundError,
+        OSError,
+        RuntimeError,  # huggingface_hub's, of an upload that broke off
+    ) as error:
         raise HubError(_sentence(error, name, revision, filename)) from error
 
 
@@ -243,18 +276,34 @@ def _sentence(error, name, revision, filename):
         return f"{name} needs the Hub, which may not be asked (offline)."
     if isinstance(error, errors.HTTPError):
         return f"{name}: {_refusal(error)}."
-    # OSError: a download that broke off, a full disk, ...
-    what = f"{filename} of {name}" if filename else name
-    reason = str(error).splitlines()[0].rstrip(".")
-    return f"{what} could not be fetched whole: {reason}; try again."
+    if filename is None:
+        cause = error.__cause__ or error  # RuntimeErrors do not say why
+        why = (
+            _refusal(cause)
+            if isinstance(cause, errors.HTTPError)
+            else _reason(cause)
+        )
+        return (
+            f"{name} could not be uploaded whole: {why}. Run it again, it "
+            f"goes on."
+        )
+    # a download that broke off, a full disk, ...
+    return (
+        f"{filename} of {name} could not be fetched whole: {_reason(error)}; "
+        f"try again."
+    )
+
+
+def _reason(error):
+    """What an error says, or else its name."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _refusal(error):
     """Says what a request came to."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is None:
-        reason = str(error) or type(error).__name__
-        return f"the connection to the Hub failed ({reason.splitlines()[0]})"
+        return f"the connection to the Hub failed ({_reason(error)})"
     if status == 401:
         return "the Hub does not know the token: log in with `hf auth login`"
     if status == 403:

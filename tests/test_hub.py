@@ -13,11 +13,18 @@ import torch
 from huggingface_hub import ModelCard
 
 from speechbrain_sim import cli
-from speechbrain_sim.checkpoints import load_decoder, save_encoder
+from speechbrain_sim.checkpoints import (
+    load_decoder,
+    save_encoder,
+    sha256,
+    write_json,
+)
 from speechbrain_sim.encoders import GreedyEncoder
 from speechbrain_sim.features import load_front_end
 from speechbrain_sim.hub import check_model, export_model, publish_model
 from speechbrain_sim.inference import SmoothInfoMax
+from speechbrain_sim.model_folder import read_config, save_weights
+from speechbrain_sim.sources import HubError, hub_errors, open_source
 from tests.conftest import ROOT, finish, make_run, same, start_recipe
 from tests.loopback_hub import LoopbackHub
 
@@ -97,6 +104,10 @@ def test_a_card_says_what_the_hub_reads(trained):
         "bootstrapped over test recordings",
         "## Limits",
         "@misc{denoodt2025smooth",
+        "author = {Denoodt, Fabian and de Boer, Bart and Oramas, Jos{\\'e}}",
+        'author = {L{\\"o}we, Sindy',
+        "package speechbrain-sim installed, see its README",
+        "Log-mel spectrograms, or the same network untrained, can tell",
     ):
         assert said in card.text
 
@@ -170,6 +181,34 @@ def test_foreign_parts_are_refused(tmp_path, trained):
         export_model(tmp_path, tmp_path / "model")
     with pytest.raises(ValueError, match="not empty"):
         export_model(trained.run, tmp_path)
+
+
+def test_a_failed_export_leaves_the_model_before(tmp_path, trained):
+    folder = tmp_path / "model"
+    export_model(trained.run, folder, [trained.probe])
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for run, options in (
+        (tmp_path / "nowhere", {}),
+        (trained.run, {"probes": ["nowhere"]}),
+        (trained.run, {"example": "nowhere.wav"}),
+    ):
+        with pytest.raises((OSError, ValueError), match="nowhere"):
+            export_model(run, folder, **options)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(check_model(folder))
+
+
+def test_no_part_replaces_another(tmp_path, trained):
+    for kind, path, message in (
+        ("probes", trained.probe, "second probe of phones: give one per label"),
+        (
+            "decoders",
+            trained.decoder,
+            "second decoder of module3: give one per",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_model(trained.run, tmp_path / "x", **{kind: [path, path]})
 
 
 def test_any_recipe_s_output_is_exported(tmp_path, corpus, tiny_yaml, recipes):
@@ -261,6 +300,10 @@ BAD = {
         ),
         "does not make the model of config.json",
     ),
+    "no yaml": (
+        lambda f: damage(f, "hyperparams.yaml", lambda text: text + "x: ]\n"),
+        "hyperparams.yaml is no yaml: ",
+    ),
     "numbers": (
         lambda f: damage(
             f, "config.json", lambda text: text.replace(" 150,", " 151,")
@@ -270,6 +313,100 @@ BAD = {
     "card": (lambda f: (f / "README.md").unlink(), "holds no README.md"),
     "example": (lambda f: (f / "example.wav").unlink(), "no example.wav"),
 }
+
+
+def change_probe(**changes):
+    return lambda config: config["probes"]["phones"].update(changes)
+
+
+#: changes of config.json, and what reading or checking it says
+ODD = {
+    "probes a list": (
+        lambda c: c.update(probes=list(c["probes"])),
+        "states probes as list, not dict: export the model again",
+    ),
+    "no decoders": (
+        lambda c: c.update(decoders=None),
+        "states decoders as NoneType, not dict",
+    ),
+    "hashes a list": (
+        lambda c: c.update(sha256=list(c["sha256"])),
+        "states sha256 as list, not dict",
+    ),
+    "rate a text": (
+        lambda c: c.update(sample_rate="16000"),
+        "states sample_rate as str, not int",
+    ),
+    "a probe of text": (
+        lambda c: c["probes"].update(phones="p"),
+        "lacks the architecture of probe_phones",
+    ),
+    "no architecture": (
+        lambda c: c["encoder"].update(architecture=None),
+        "lacks the architecture of encoder",
+    ),
+    "no classes": (
+        lambda c: c["probes"]["phones"].pop("classes"),
+        "does not name the 3 classes of phones",
+    ),
+    "few classes": (
+        change_probe(classes=["a"]),
+        "does not name the 3 classes of phones",
+    ),
+    "foreign layer": (
+        change_probe(best_layer="module9"),
+        "names no best_layer of phones that is probed",
+    ),
+    "per frame or not": (
+        change_probe(per_frame=None),
+        "does not say whether phones is per_frame",
+    ),
+    "no example": (lambda c: c.pop("example"), "what all layers make of exam"),
+    "example of another": (
+        lambda c: c["example"].update(module9=[1, 1.0]),
+        "what all layers make of example.wav: export the model again",
+    ),
+    "example a number": (
+        lambda c: c["example"].update(module3=1),
+        "what all layers make of example.wav",
+    ),
+    "size 0": (
+        lambda c: c["example"]["module3"].__setitem__(1, 0.0),
+        r"not \[150, 0.0\]: this machine computes something else",
+    ),
+    "no data": (
+        lambda c: c.pop("data"),
+        "says nothing of the training data and their licence",
+    ),
+    "no licence": (
+        lambda c: c["data"].pop("licence"),
+        "says nothing of the training data and their licence",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_config_is_refused_in_a_sentence(model_folder, kind):
+    change, message = ODD[kind]
+    config = json.loads((model_folder / "config.json").read_text())
+    change(config)
+    write_json(model_folder / "config.json", config)
+    with pytest.raises(SystemExit, match=message):
+        cli.main(["check", str(model_folder)])
+
+
+def test_a_model_that_makes_nan_does_not_pass(model_folder):
+    model = SmoothInfoMax.from_pretrained(model_folder)
+    torch.nn.init.constant_(
+        model.encoder.layers["module3"].mean.bias, torch.nan
+    )
+    path = model_folder / "encoder.safetensors"
+    save_weights(model.encoder, path)
+    config = read_config(model_folder / "config.json")
+    config["sha256"][path.name] = sha256(path)
+    write_json(model_folder / "config.json", config)
+    with pytest.raises(ValueError, match=r"module3 .* makes \[150, nan\] of"):
+        list(check_model(model_folder))
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -319,8 +456,9 @@ def run(hub, tmp_path):
             timeout=600,  # a busy machine
         )
         assert bool(done.returncode) == fails, done.stdout + done.stderr
-        if fails:  # an error of ours is the last line
-            return done.stderr.strip().splitlines()[-1]
+        if fails:  # ours, amid bars of the upload, or the last line
+            said = re.findall("speechbrain-sim: .*", done.stderr)
+            return (said or done.stderr.strip().splitlines())[-1]
         return done.stdout
 
     return run
@@ -344,7 +482,10 @@ def test_round_trip(hub, run, trained, tmp_path):
 
     said = run("publish", folder, REPO, "--private", "--dry-run")
     assert hub.requests == []
-    assert f"private model {REPO} at {hub.url}" in said
+    assert (
+        f"To upload to {REPO} at {hub.url}, made private if it is not there yet"
+    ) in said
+    assert f"README.md will name {REPO} as its source, there and in" in said
     assert "left out: notes.txt" in said and "Nothing was done" in said
 
     said = run("publish", folder, REPO, "--private")
@@ -358,7 +499,10 @@ def test_round_trip(hub, run, trained, tmp_path):
     assert hub.repos[REPO]["private"]
 
     assert run(EMBED, REPO, *doors) == here
+    hub.requests.clear()
     assert "have their hashes" in run("check", f"hf://{REPO}")
+    moving = [r for r in hub.requests if f"{REPO}/resolve/main/" in r]
+    assert len(moving) == 1  # one commit: `main` is asked for once
     # once more: nothing is left to do
     uploads = [r for r in hub.requests if r.startswith("PUT")]
     run("publish", folder, REPO, "--private")
@@ -379,11 +523,57 @@ def test_an_interrupted_upload_goes_on(hub, run, model_folder):
     assert set(hub.files(REPO)) == FILES
 
 
+def test_a_broken_upload_is_said_in_a_sentence(hub, run, model_folder):
+    hub.fail("PUT", 400, 99)
+    said = run("publish", model_folder, REPO, fails=True)
+    assert said == (
+        f"speechbrain-sim: {REPO} could not be uploaded whole: the Hub refuses "
+        f"the request (400). Run it again, it goes on."
+    )
+    hub.faults.clear()
+    assert "Done: " in run("publish", model_folder, REPO)
+
+
 def test_private_is_not_public(hub, run, model_folder):
     hub.add(REPO, {})
+    card = (model_folder / "README.md").read_text()
     message = run("publish", model_folder, REPO, "--private", fails=True)
-    assert "is there already, and is public" in message
+    assert message == (
+        f"speechbrain-sim: The model {REPO} is there already, and is public: "
+        f"choose another name, or make it private on its page."
+    )
     assert not hub.files(REPO)
+    assert (model_folder / "README.md").read_text() == card
+
+
+@pytest.mark.parametrize(
+    "repo", ["sim-demo", "a b", "user/a b", "./x", "a/b/c"]
+)
+def test_a_name_is_needed_to_publish(model_folder, repo):
+    with pytest.raises(ValueError, match=f"'{repo}' is no name of a model"):
+        publish_model(model_folder, repo, dry_run=True, say=pytest.fail)
+
+
+def test_only_folders_are_published(hub, run, published):
+    said = run("publish", REPO, "user/x", "--dry-run", fails=True)
+    assert f"There is no folder {REPO}: give one that" in said
+    assert hub.requests == []
+
+
+def test_a_folder_has_no_revisions(model_folder):
+    with pytest.raises(SystemExit, match="has no revision v1: .*hf://"):
+        cli.main(["check", str(model_folder), "--revision", "v1"])
+    with pytest.raises(FileNotFoundError, match="no folder ~nouser/x"):
+        open_source("~nouser/x")
+
+
+def test_errors_without_a_message_have_a_name():
+    with pytest.raises(HubError, match="whole: TimeoutError; try again"):
+        with hub_errors(REPO, None, "config.json"):
+            raise TimeoutError
+    with pytest.raises(HubError, match="uploaded whole: disk full. Run it"):
+        with hub_errors(REPO):
+            raise OSError("disk full")
 
 
 PUBLISHING = {
@@ -473,6 +663,27 @@ def test_an_unreachable_hub(hub, run, published):
     assert "(offline)" in run(LOAD, REPO, fails=True, HF_HUB_OFFLINE="1")
     assert "loaded" in run(LOAD, REPO)
     assert "loaded" in run(LOAD, REPO, **nowhere)  # from the cache
+
+
+def test_a_command_that_is_stopped_says_so(monkeypatch, capsys, model_folder):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("speechbrain_sim.hub.check_model", stop)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["check", str(model_folder)])
+    assert stopped.value.code == 130
+    said = capsys.readouterr().err
+    assert said == "speechbrain-sim: stopped; run it again to go on\n"
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys\nfrom speechbrain_sim import cli\n"
+        "try: cli.main(['--help'])\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_the_command_says_what_is_wrong(tmp_path):
