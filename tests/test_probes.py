@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import speechbrain as sb
 import torch
 
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
+from speechbrain_sim.checkpoints import AtomicCheckpointer
 from speechbrain_sim.metrics import (
     bootstrap_interval,
     chance_level,
@@ -49,6 +51,20 @@ def test_side_by_side_equals_alone(examples):
                 both.weight[index], alone.weight[0], atol=1e-5
             )
             assert torch.allclose(both.bias[index], alone.bias[0], atol=1e-5)
+
+
+def test_what_was_not_typed_does_not_beat_the_yaml(tmp_path):
+    """SpeechBrain would clip at 5: by all probes together, controls too."""
+    _, run_opts, _ = sb.parse_arguments(["probe.yaml", "--device", "cpu"])
+    brain = ProbeBrain(
+        make_probes({"low": 2}, 2, [("probe", 1)], True),
+        torch.optim.Adam,
+        {"max_grad_norm": float("inf")},
+        run_opts,
+        AtomicCheckpointer(tmp_path),
+    )
+    assert brain.max_grad_norm == float("inf")
+    assert not brain._should_save_intra_epoch_ckpt(0.0, 10**9)
 
 
 def test_a_probe_equals_torch_by_hand(examples):

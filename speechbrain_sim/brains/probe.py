@@ -76,11 +76,12 @@ class ProbeBrain(sb.Brain):
     def __init__(
         self, modules, opt_class, hparams, run_opts=None, checkpointer=None
     ):
-        # within an epoch, nothing is kept
-        run_opts = {**(run_opts or {}), "ckpt_interval_minutes": 0}
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
         if checkpointer is not None:
             checkpointer.add_recoverable("probes", self.modules)
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        return False  # of a begun epoch, nothing is kept
 
     def compute_forward(self, batch, stage):
         """Scores the classes: dict of (probes, batch, classes) per layer."""

@@ -36,7 +36,8 @@ class ResumableBrain(sb.Brain):
         if self.max_grad_norm <= 0:
             raise ValueError(
                 f"max_grad_norm is {self.max_grad_norm}: SpeechBrain would "
-                f"stop or reverse the gradient. Use .inf for no clipping."
+                f"stop or reverse the gradient. Use .inf (inf on the command "
+                f"line) for no clipping."
             )
         self.raw = dict(self.modules.items())  # never wrapped by DDP
         self.stopwatch, self.estimate = Stopwatch(), None
