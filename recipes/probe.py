@@ -140,6 +140,10 @@ def main(argv):
             f"--controls is {hparams['controls']}: an interval of the probes "
             "on shuffled labels needs at least 2."
         )
+    if isinstance(hparams["layers"], str):
+        raise ValueError(
+            f"--layers is a list: '[{hparams['layers']}]', with brackets."
+        )
     sb.create_experiment_directory(hparams["output_folder"])
     run_on_main(hparams["prepare"])
     front_end, description = load_front_end(hparams["encoder"])

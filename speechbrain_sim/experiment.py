@@ -186,6 +186,7 @@ def load_experiment(argv, may_change=None):
         if (
             may_change is not None
             and written.exists()
+            and any(Path(hparams["save_folder"]).glob("CKPT*"))
             and not run_opts["debug"]
         ):
             settings = _read_yaml(resolved)

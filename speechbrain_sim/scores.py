@@ -164,6 +164,13 @@ def write_probe_results(folder, scores, weights, **about):
     table = "\n".join(rows)
     stem.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
     logger.info("Results in %s.json:\n%s", stem, table)
+    lost = [n for n, s in layers.items() if s["accuracy"] < s["chance"] / 2]
+    if lost:
+        logger.warning(
+            "%s: far below chance. These probes have hardly learned: give more "
+            "--number_of_epochs, or a larger --lr.",
+            ", ".join(lost),
+        )
     failed = [n for n, s in layers.items() if not s["control"]["passed"]]
     if failed:
         raise RuntimeError(

@@ -286,7 +286,10 @@ def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
     argv += ["--data_folder", str(tmp_path), "--output_folder", str(tmp_path)]
     argv += ["--channels", "4", "--context_channels", "4"]
     allowed = ["number_of_epochs"]
+    load_experiment([*argv, "--split", "unheard"], may_change=allowed)
+    # one that has not come to a checkpoint has no settings of its own
     load_experiment(argv, may_change=allowed)
+    (tmp_path / "save/CKPT+1").mkdir(parents=True)
     load_experiment([*argv, "--number_of_epochs", "7"], may_change=allowed)
     with pytest.raises(ValueError, match=r"split \(published before, unheard"):
         load_experiment([*argv, "--split", "unheard"], may_change=allowed)

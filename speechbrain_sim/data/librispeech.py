@@ -265,6 +265,11 @@ def _fingerprint(root, subset, lists, source):
 
 def _find_audio(root, subset):
     """ID to path, for all utterances of a subset."""
+    if not root.parent.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {root.parent}: correct --data_folder. "
+            f"--download True gets {subset} into it."
+        )
     if not (root / subset).is_dir():
         present = sorted(
             path.name for path in root.glob("*-*") if path.is_dir()
@@ -419,11 +424,20 @@ def _find_gaps(root, subset, wavs, transcripts, sexes, listed):
             )
         )
     heard = {path.parents[1].name for path in wavs.values()}
-    for speaker in sorted(heard - set(sexes)):
+    speakers = root / "SPEAKERS.TXT"
+    if not speakers.is_file():
+        gaps.append(
+            Problem(
+                speakers,
+                "There is no such file.",
+                f"{AGAIN}, or --incomplete allow.",
+            )
+        )
+    for speaker in sorted(heard - set(sexes)) if sexes else ():
         gaps.append(
             Problem(
                 folder / speaker,
-                f"The speaker is unknown to {root / 'SPEAKERS.TXT'}.",
+                f"The speaker is unknown to {speakers}.",
                 "Take the SPEAKERS.TXT of this corpus, or --incomplete allow.",
             )
         )

@@ -188,7 +188,10 @@ def labelled(dataset, manifest, label, classes):
     names = {item: row[label] for item, row in dataset.data.items()}
     known = [item for item, name in names.items() if name.strip()]
     if not known:
-        raise ValueError(f"No utterance of {manifest} has a '{label}'.")
+        raise ValueError(
+            f"No utterance of {manifest} has a '{label}': give labels of this "
+            f"corpus, or more of it."
+        )
     if len(known) < len(names):
         logger.warning(
             f"{len(names) - len(known)} of {len(names)} utterances of "
