@@ -796,7 +796,9 @@ def test_librispeech_is_downloaded_if_asked(libri, tmp_path, caplog):
         "download_from": archives.as_uri() + "/",
         "checksum": "md5:" + hashlib.md5(content).hexdigest(),
     }
-    with pytest.raises(FileNotFoundError, match="folder .*--download True gets"):
+    with pytest.raises(
+        FileNotFoundError, match="folder .*--download True gets"
+    ):
         prepare_libri(tmp_path / "new", tmp_path / "a")
     with pytest.raises(ValueError, match="not 2a93770f6d5c6c964bc36631d331a"):
         prepare_libri(
