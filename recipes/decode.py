@@ -22,20 +22,8 @@ from speechbrain_sim.brains.decoder import DecoderBrain
 from speechbrain_sim.checkpoints import remembered
 from speechbrain_sim.data.pipeline import training_sets
 from speechbrain_sim.decoders import mirror
-from speechbrain_sim.experiment import load_experiment
+from speechbrain_sim.experiment import MAY_CHANGE, load_experiment
 from speechbrain_sim.features import load_front_end
-
-#: what may differ when a run goes on
-MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
-MAY_CHANGE += [
-    "tensorboard",
-    "on_bad_audio",
-    "data_folder",
-    "download",
-    "download_from",
-    "download_checksum",
-    "encoder",
-]
 
 
 def check_encoder(folder, description):
@@ -52,7 +40,9 @@ def check_encoder(folder, description):
 
 def main(argv):
     """Prepares the data and trains."""
-    hparams, run_opts = load_experiment(argv, may_change=MAY_CHANGE)
+    hparams, run_opts = load_experiment(
+        argv, may_change=[*MAY_CHANGE, "encoder"]
+    )
     sb.create_experiment_directory(hparams["output_folder"])
     front_end, description = load_front_end(hparams["encoder"])
     run_on_main(check_encoder, args=[hparams["output_folder"], description])

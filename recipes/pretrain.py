@@ -19,12 +19,7 @@ from speechbrain.utils.train_logger import TensorboardLogger
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.checkpoints import save_encoder
 from speechbrain_sim.data.pipeline import classes_of, training_sets
-from speechbrain_sim.experiment import load_experiment
-
-#: what may differ when a run goes on
-MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
-MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder", "download"]
-MAY_CHANGE += ["download_from", "download_checksum"]
+from speechbrain_sim.experiment import MAY_CHANGE, load_experiment
 
 
 def check_label(hparams):

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
 from speechbrain_sim.checkpoints import AtomicCheckpointer, sha256
+from speechbrain_sim.data.phones import name_phones
 from speechbrain_sim.data.pipeline import classes_of
 from speechbrain_sim.experiment import load_experiment
 from speechbrain_sim.features import (
@@ -36,7 +37,6 @@ from speechbrain_sim.features import (
 )
 from speechbrain_sim.scores import (
     is_written,
-    name_phones,
     score_probes,
     write_probe_results,
 )

@@ -21,6 +21,11 @@ MODELS = _HERE / "hparams_models"
 if not MODELS.is_dir():
     MODELS = _HERE.parent / "hparams/models"
 
+#: options that may differ when a run goes on
+MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
+MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder", "download"]
+MAY_CHANGE += ["download_from", "download_checksum"]
+
 
 def _read_yaml(text):
     return ruamel.yaml.YAML().load(text) or {}

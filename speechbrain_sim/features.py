@@ -473,7 +473,6 @@ def compute_features(
         _encode(
             front_end.to(device),
             dataset,
-            None if label != "phones" else alignment,
             layers,
             folder,
             max_seconds,
@@ -602,13 +601,12 @@ def _batches(dataset, max_seconds):
 
 
 @torch.no_grad()
-def _encode(
-    front_end, dataset, alignment, layers, folder, max_seconds, device, made_of
-):
-    """Fills the cache; `alignment` is None for one example per utterance.
+def _encode(front_end, dataset, layers, folder, max_seconds, device, made_of):
+    """Fills the cache; without an alignment, one example per utterance.
 
     What `encoding.json` counts as done is not done again.
     """
+    alignment = made_of["alignment"]
     places, total = _places(dataset, alignment is not None)
     stores = {layer: _Store(folder / f"{layer}.npy") for layer in layers}
     batches = _batches(dataset, max_seconds)

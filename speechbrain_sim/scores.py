@@ -88,40 +88,6 @@ def percent(score):
     )
 
 
-def name_phones(label, classes, folder):
-    r"""Names classes of phones by the `phones.txt` of a preparation.
-
-    Arguments
-    ---------
-    label : str
-        The probed label; classes of others than phones are names already.
-    classes : list of str
-        The classes.
-    folder : str or Path
-        Of the manifests. There is no such file for the published list, whose
-        numbers have no names.
-
-    Returns
-    -------
-    list of str
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> name_phones("phones", ["0", "1"], folder)
-    ['0', '1']
-    >>> _ = (folder / "phones.txt").write_text("0 SIL\n1 AA\n")
-    >>> name_phones("phones", ["0", "1"], folder)
-    ['SIL', 'AA']
-    """
-    path = Path(folder, "phones.txt")
-    if label != "phones" or not path.exists():
-        return classes
-    lines = path.read_text(encoding="utf-8").splitlines()
-    names = dict(line.split() for line in lines)
-    return [names.get(number, number) for number in classes]
-
-
 def write_probe_results(folder, scores, weights, **about):
     """Writes `probe_<label>.json`, `.md` and two `.npz`, and prints the rows.
 

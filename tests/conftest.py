@@ -28,6 +28,7 @@ from speechbrain_sim.checkpoints import (
     load_encoder,
     save_encoder,
     save_model,
+    write_json,
 )
 from speechbrain_sim.data.synthetic import make_synthetic_corpus
 from speechbrain_sim.decoders import mirror
@@ -181,6 +182,14 @@ def weights(brain):
         name: {key: value.clone() for key, value in module.state_dict().items()}
         for name, module in brain.raw.items()
     }
+
+
+def edit_config(folder, change):
+    """Calls a function with a model's config.json, and writes what it made."""
+    path = Path(folder, "config.json")
+    config = json.loads(path.read_text())
+    change(config)
+    write_json(path, config)
 
 
 def same(state, other):

@@ -17,15 +17,21 @@ from speechbrain_sim.checkpoints import (
     load_decoder,
     save_encoder,
     sha256,
-    write_json,
 )
 from speechbrain_sim.encoders import GreedyEncoder
 from speechbrain_sim.features import load_front_end
 from speechbrain_sim.hub import check_model, export_model, publish_model
 from speechbrain_sim.inference import SmoothInfoMax
-from speechbrain_sim.model_folder import read_config, save_weights
+from speechbrain_sim.model_folder import save_weights
 from speechbrain_sim.sources import HubError, hub_errors, open_source
-from tests.conftest import ROOT, finish, make_run, same, start_recipe
+from tests.conftest import (
+    ROOT,
+    edit_config,
+    finish,
+    make_run,
+    same,
+    start_recipe,
+)
 from tests.loopback_hub import LoopbackHub
 
 FILES = {
@@ -388,9 +394,7 @@ ODD = {
 @pytest.mark.parametrize("kind", ODD)
 def test_an_odd_config_is_refused_in_a_sentence(model_folder, kind):
     change, message = ODD[kind]
-    config = json.loads((model_folder / "config.json").read_text())
-    change(config)
-    write_json(model_folder / "config.json", config)
+    edit_config(model_folder, change)
     with pytest.raises(SystemExit, match=message):
         cli.main(["check", str(model_folder)])
 
@@ -402,9 +406,8 @@ def test_a_model_that_makes_nan_does_not_pass(model_folder):
     )
     path = model_folder / "encoder.safetensors"
     save_weights(model.encoder, path)
-    config = read_config(model_folder / "config.json")
-    config["sha256"][path.name] = sha256(path)
-    write_json(model_folder / "config.json", config)
+    digest = sha256(path)
+    edit_config(model_folder, lambda c: c["sha256"].update({path.name: digest}))
     with pytest.raises(ValueError, match=r"module3 .* makes \[150, nan\] of"):
         list(check_model(model_folder))
 

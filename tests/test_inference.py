@@ -1,6 +1,5 @@
 """Models in use: what they give, and everything that they refuse."""
 
-import json
 import os
 import pickle
 import shutil
@@ -16,14 +15,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 from speechbrain.utils.fetching import FetchConfig, FetchFrom, FetchSource
 
-from speechbrain_sim.checkpoints import save_encoder, sha256, write_json
+from speechbrain_sim.checkpoints import save_encoder, sha256
 from speechbrain_sim.data.audio import BadAudio
 from speechbrain_sim.data.synthetic import PHONES
 from speechbrain_sim.experiment import build_model
 from speechbrain_sim.hub import export_model
 from speechbrain_sim.inference import SafetensorsPretrainer, SmoothInfoMax
 from speechbrain_sim.sources import open_source
-from tests.conftest import HPARAMS, ROOT, TINY, options_for
+from tests.conftest import HPARAMS, ROOT, TINY, edit_config, options_for
 
 DOORS = ["from_hparams", "from_pretrained"]
 
@@ -312,9 +311,8 @@ def test_the_pretrainer_serves_other_recipes(trained):
 
 
 def rehash(folder, name="encoder.safetensors"):
-    config = json.loads((folder / "config.json").read_text())
-    config["sha256"][name] = sha256(folder / name)
-    write_json(folder / "config.json", config)
+    digest = sha256(folder / name)
+    edit_config(folder, lambda c: c["sha256"].update({name: digest}))
 
 
 def change_state(folder, change):
@@ -420,9 +418,7 @@ CHANGES = {
 @pytest.mark.parametrize("kind", CHANGES)
 def test_changed_configs_are_refused(model_folder, kind):
     change, message = CHANGES[kind]
-    config = json.loads((model_folder / "config.json").read_text())
-    change(config)
-    write_json(model_folder / "config.json", config)
+    edit_config(model_folder, change)
     with pytest.raises(ValueError, match=message):
         SmoothInfoMax.from_pretrained(model_folder)
 

@@ -25,6 +25,8 @@ AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T
 TH UH UW V W Y Z ZH"""
 #: names of the classes of TextGrids and csv files, in the order of their ids
 PHONES = ["SIL", "SPN", *ARPABET.split()]
+#: the file that says which name a class has, one per line
+NAMES = "phones.txt"
 SILENCES = ("", "sil", "sp", "<eps>")
 IDS = {name: number for number, name in enumerate(PHONES)}
 
@@ -189,12 +191,46 @@ def write_names(folder, source):
     >>> (folder / "phones.txt").read_text().split()[:4]
     ['0', 'SIL', '1', 'SPN']
     """
-    path = Path(folder, "phones.txt")
+    path = Path(folder, NAMES)
     if not has_names(source):
         path.unlink(missing_ok=True)
         return
     lines = [f"{number} {name}\n" for number, name in enumerate(PHONES)]
     path.write_text("".join(lines), encoding="utf-8")
+
+
+def name_phones(label, classes, folder):
+    r"""Names classes of phones by the `phones.txt` of a preparation.
+
+    Arguments
+    ---------
+    label : str
+        The probed label; classes of others than phones are names already.
+    classes : list of str
+        The classes.
+    folder : str or Path
+        Of the manifests. There is no such file for the published list, whose
+        numbers have no names.
+
+    Returns
+    -------
+    list of str
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> name_phones("phones", ["0", "1"], folder)
+    ['0', '1']
+    >>> _ = (folder / "phones.txt").write_text("0 SIL\n1 AA\n")
+    >>> name_phones("phones", ["0", "1"], folder)
+    ['SIL', 'AA']
+    """
+    path = Path(folder, NAMES)
+    if label != "phones" or not path.exists():
+        return classes
+    lines = path.read_text(encoding="utf-8").splitlines()
+    names = dict(line.split() for line in lines)
+    return [names.get(number, number) for number in classes]
 
 
 def _read_list(path, samples):

@@ -7,6 +7,7 @@ from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.data.audio import read_audio
+from speechbrain_sim.data.phones import num_labels
 from speechbrain_sim.randomness import key_seed
 
 logger = get_logger(__name__)
@@ -119,7 +120,7 @@ def make_dataset(manifest, data_folder, crop=None, label=None, classes=None):
         def frame_targets(item, phones, num_samples):
             start, stop = place(item, num_samples)
             first = start // GRID
-            last = first + max(0, 1 + (stop - start - 400) // GRID)
+            last = first + num_labels(stop - start)
             labels = [int(phone) for phone in phones.split()]
             return torch.tensor(labels[first:last], dtype=torch.int64)
 

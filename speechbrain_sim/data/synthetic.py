@@ -24,9 +24,9 @@ from scipy.signal import resample_poly
 from tqdm import tqdm
 
 from speechbrain_sim.data.librispeech import prepare_librispeech
+from speechbrain_sim.data.phones import HOP, NAMES, WINDOW, num_labels
 
 SAMPLE_RATE = 16000
-HOP, WINDOW = 160, 400  # samples: 10 ms and 25 ms
 SHORTEST = 19200  # samples of an utterance: 1.2 s
 SUBSET = "train-clean-100"
 VERSION_FILE = Path(__file__).parents[1] / "version.txt"
@@ -234,7 +234,7 @@ def make_synthetic_corpus(
         _write(labels / f"{name}_split.txt", ids)
     lines = [line for lines in sides for line in lines]
     _write(labels / "converted_aligned_phones.txt", lines)
-    _write(folder / "phones.txt", [f"{i} {p}" for i, p in enumerate(PHONES)])
+    _write(folder / NAMES, [f"{i} {p}" for i, p in enumerate(PHONES)])
     rows = [SPEAKERS_HEADER]
     for voice, (train, test) in zip(voices, made, strict=True):
         minutes = sum(line.count(" ") for line in train + test) / 6000
@@ -278,8 +278,7 @@ def prepare_synthetic(
         on_bad_audio=on_bad_audio,
     )
     # a list's numbers have no names, but these are this corpus' own
-    names = "phones.txt"
-    shutil.copyfile(Path(data_folder, names), Path(save_folder, names))
+    shutil.copyfile(Path(data_folder, NAMES), Path(save_folder, NAMES))
 
 
 def voice_factors(row, data_folder):
@@ -361,7 +360,7 @@ def _label_windows(phones, starts, num_samples):
     >>> _label_windows([0, 5, 7], [0, 201, 520], 1040)
     array([0, 5, 7, 7, 7])
     """
-    centres = HOP * np.arange(1 + (num_samples - WINDOW) // HOP) + WINDOW // 2
+    centres = HOP * np.arange(num_labels(num_samples)) + WINDOW // 2
     return np.array(phones)[np.searchsorted(starts, centres, "right") - 1]
 
 
