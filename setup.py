@@ -54,7 +54,7 @@ setup(
     ],
     package_dir={"speechbrain_sim.hparams_models": "hparams/models"},
     package_data={
-        "speechbrain_sim": ["version.txt", "page.html"],
+        "speechbrain_sim": ["version.txt", "report/*.html", "hub/*.md"],
         "speechbrain_sim.hparams_models": ["*.yaml"],
     },
     install_requires=[

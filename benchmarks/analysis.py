@@ -5,7 +5,7 @@ import torch
 from benchmarks.measure import in_turn, time_row
 from speechbrain_sim.analysis.delta import draw_pairs, measure_distances
 from speechbrain_sim.decoders import mirror
-from speechbrain_sim.encoders import GreedyEncoder
+from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.traversals import most_different, swap
 
 CLIPS, PAIRS, COUNTS = 6, 10, [2, 16, 128]

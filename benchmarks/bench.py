@@ -27,8 +27,8 @@ from benchmarks.measure import (
     matrix_product,
 )
 from benchmarks.profile import profile
-from speechbrain_sim.figures import plot_lines, plot_pairs
-from speechbrain_sim.scores import machine
+from speechbrain_sim.files import machine
+from speechbrain_sim.report.figures import plot_lines, plot_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCS = ROOT / "results/bench", ROOT / "docs"

@@ -23,10 +23,10 @@ from benchmarks.measure import (
 from benchmarks.systems import Ours, make_batch
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
 from speechbrain_sim.data.audio import SAMPLE_RATE
-from speechbrain_sim.data.folder import prepare_folder
-from speechbrain_sim.data.pipeline import KeyedCrop, make_dataset
-from speechbrain_sim.encoders import masked_mean
-from speechbrain_sim.experiment import build_model
+from speechbrain_sim.data.batches import KeyedCrop, make_dataset
+from speechbrain_sim.data.corpora.folder import prepare_folder
+from speechbrain_sim.encoders.base import masked_mean
+from speechbrain_sim.family import build_model
 from speechbrain_sim.features import stream_file
 
 

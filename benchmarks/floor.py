@@ -1,6 +1,6 @@
 """Floating point operations of a training step, counted from the shapes."""
 
-from speechbrain_sim.encoders import CONTEXT
+from speechbrain_sim.encoders.greedy import CONTEXT
 
 
 def step_flops(encoder, modules, batch, samples):
@@ -25,7 +25,7 @@ def step_flops(encoder, modules, batch, samples):
 
     Example
     -------
-    >>> from speechbrain_sim.experiment import build_model
+    >>> from speechbrain_sim.family import build_model
     >>> model = build_model("sim")
     >>> round(step_flops(model.encoder, model.modules, 8, 10240) / 1e9)
     133

@@ -10,7 +10,7 @@ both must give the same numbers.
 import torch
 from torch import nn
 
-from speechbrain_sim.losses import draw_negatives, draw_window
+from speechbrain_sim.objectives.info_nce import draw_negatives, draw_window
 from speechbrain_sim.randomness import keyed_generator
 
 

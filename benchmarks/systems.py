@@ -9,9 +9,9 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from benchmarks.reference import PlainSIM, train_step
+from speechbrain_sim.brains.checkpointer import RewindingTrainLogger
 from speechbrain_sim.brains.greedy import GreedyBrain
-from speechbrain_sim.checkpoints import RewindingTrainLogger
-from speechbrain_sim.experiment import build_model
+from speechbrain_sim.family import build_model
 
 TRAIN = sb.Stage.TRAIN
 

@@ -24,25 +24,27 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import infer_device, run_on_main
 
+from speechbrain_sim.activations import read_features
 from speechbrain_sim.analysis import latents, measures, story
 from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.listening import explore
-from speechbrain_sim.checkpoints import (
-    load_decoder,
+from speechbrain_sim.analysis.probes import read_system
+from speechbrain_sim.config import (
+    as_arguments,
+    load_experiment,
+    typed_run_options,
+)
+from speechbrain_sim.encoders.greedy import CONTEXT, GreedyEncoder
+from speechbrain_sim.files import (
+    machine,
     remembered,
     sha256,
     versions,
     write_json,
 )
-from speechbrain_sim.encoders import CONTEXT, GreedyEncoder
-from speechbrain_sim.experiment import (
-    as_arguments,
-    load_experiment,
-    typed_run_options,
-)
-from speechbrain_sim.features import load_front_end, read_features
-from speechbrain_sim.page import Section, write_page
-from speechbrain_sim.scores import machine, read_system
+from speechbrain_sim.models.format import load_decoder
+from speechbrain_sim.models.load import load_front_end
+from speechbrain_sim.report.page import Section, write_page
 
 
 def chosen_layers(hparams, front_end):

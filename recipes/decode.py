@@ -19,11 +19,11 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_sim.brains.decoder import DecoderBrain
-from speechbrain_sim.checkpoints import remembered
-from speechbrain_sim.data.pipeline import training_sets
+from speechbrain_sim.config import MAY_CHANGE, load_experiment
+from speechbrain_sim.data.batches import training_sets
 from speechbrain_sim.decoders import mirror
-from speechbrain_sim.experiment import MAY_CHANGE, load_experiment
-from speechbrain_sim.features import load_front_end
+from speechbrain_sim.files import remembered
+from speechbrain_sim.models.load import load_front_end
 
 
 def check_encoder(folder, description):

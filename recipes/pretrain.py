@@ -17,9 +17,9 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_sim.brains.greedy import GreedyBrain
-from speechbrain_sim.checkpoints import save_encoder
-from speechbrain_sim.data.pipeline import classes_of, training_sets
-from speechbrain_sim.experiment import MAY_CHANGE, load_experiment
+from speechbrain_sim.config import MAY_CHANGE, load_experiment
+from speechbrain_sim.data.batches import classes_of, training_sets
+from speechbrain_sim.models.format import save_encoder
 
 
 def check_label(hparams):

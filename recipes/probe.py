@@ -24,22 +24,19 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.epoch_loop import EpochCounter
 from tqdm import tqdm
 
-from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
-from speechbrain_sim.checkpoints import AtomicCheckpointer, sha256
-from speechbrain_sim.data.phones import name_phones
-from speechbrain_sim.data.pipeline import classes_of
-from speechbrain_sim.experiment import load_experiment
-from speechbrain_sim.features import (
-    Examples,
-    compute_features,
-    load_front_end,
-    moments,
-)
-from speechbrain_sim.scores import (
+from speechbrain_sim.activations import Examples, compute_features, moments
+from speechbrain_sim.analysis.probes import (
     is_written,
     score_probes,
     write_probe_results,
 )
+from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
+from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
+from speechbrain_sim.config import load_experiment
+from speechbrain_sim.data.batches import classes_of
+from speechbrain_sim.data.phones import name_phones
+from speechbrain_sim.files import sha256
+from speechbrain_sim.models.load import load_front_end
 
 PARTS = ("train", "valid", "test")
 

@@ -18,13 +18,13 @@ import analyse
 import pretrain
 import probe
 
-from speechbrain_sim import figures
 from speechbrain_sim.analysis import measures
 from speechbrain_sim.analysis.delta import draw_pairs
+from speechbrain_sim.analysis.probes import percent
 from speechbrain_sim.analysis.story import delta_at_eighth, with_interval
-from speechbrain_sim.checkpoints import remembered, write_json
-from speechbrain_sim.experiment import as_arguments
-from speechbrain_sim.scores import machine, percent
+from speechbrain_sim.config import as_arguments
+from speechbrain_sim.files import machine, remembered, write_json
+from speechbrain_sim.report import figures
 
 
 def train(hparams, run_options, name):

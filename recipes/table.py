@@ -14,12 +14,12 @@ from pathlib import Path
 import pretrain
 import probe
 
-from speechbrain_sim.experiment import (
+from speechbrain_sim.analysis.probes import write_table
+from speechbrain_sim.config import (
     as_arguments,
     load_experiment,
     typed_run_options,
 )
-from speechbrain_sim.scores import write_table
 
 
 def run_system(hparams, run_options, name, label, seed):

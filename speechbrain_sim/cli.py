@@ -58,7 +58,11 @@ def make_parser():
 def run(arguments):
     """Does what the command line says."""
     # here, since `--help` needs no torch
-    from speechbrain_sim.hub import check_model, export_model, publish_model
+    from speechbrain_sim.hub.publish import (
+        check_model,
+        export_model,
+        publish_model,
+    )
 
     if arguments.verb == "export":
         export_model(
@@ -93,7 +97,7 @@ def main(argv=None):
 
     Example
     -------
-    >>> from speechbrain_sim.model_folder import example_folder
+    >>> from speechbrain_sim.models.format import example_folder
     >>> folder = str(example_folder(getfixture("tmp_path")))
     >>> main(["check", folder])
     Traceback (most recent call last):

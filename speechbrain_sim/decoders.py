@@ -7,8 +7,8 @@ https://arxiv.org/abs/2408.12936
 import torch
 from torch import nn
 
-from speechbrain_sim.convolution import conv_lengths
-from speechbrain_sim.encoders import absolute_lengths, zero_padding
+from speechbrain_sim.encoders.base import absolute_lengths, zero_padding
+from speechbrain_sim.encoders.block_conv import conv_lengths
 
 
 class ConvDecoder(nn.Module):
@@ -143,7 +143,7 @@ def mirror(encoder, layer, refinements=None):
 
     Example
     -------
-    >>> from speechbrain_sim.encoders import GreedyEncoder
+    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
     >>> encoder = GreedyEncoder(channels=8, context_channels=4).eval()
     >>> wavs = torch.randn(2, 8821)
     >>> z = encoder(wavs)["module3"].mean

@@ -23,12 +23,15 @@ from speechbrain.utils.fetching import (
 from speechbrain.utils.parameter_transfer import Pretrainer
 from torch.nn.utils.rnn import pad_sequence
 
-from speechbrain_sim.checkpoints import DECODER, ENCODER, sha256
 from speechbrain_sim.data.audio import SAMPLE_RATE
-from speechbrain_sim.encoders import Latent, absolute_lengths, masked_mean
+from speechbrain_sim.encoders.base import Latent, absolute_lengths, masked_mean
 from speechbrain_sim.features import read_chunks
-from speechbrain_sim.model_folder import (
+from speechbrain_sim.files import sha256
+from speechbrain_sim.models.fetch import open_source
+from speechbrain_sim.models.format import (
     CONFIG,
+    DECODER,
+    ENCODER,
     HPARAMS,
     PROBE,
     WEIGHTS,
@@ -36,7 +39,6 @@ from speechbrain_sim.model_folder import (
     load_weights,
     read_config,
 )
-from speechbrain_sim.sources import open_source
 from speechbrain_sim.traversals import interpolate, traverse
 
 #: seconds that are encoded at a time; waveforms beyond are encoded in pieces
@@ -67,8 +69,8 @@ class SafetensorsPretrainer(Pretrainer):
 
     Example
     -------
-    >>> from speechbrain_sim.model_folder import example_folder
-    >>> from speechbrain_sim.encoders import GreedyEncoder
+    >>> from speechbrain_sim.models.format import example_folder
+    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
     >>> folder = example_folder(getfixture("tmp_path"))
     >>> encoder = GreedyEncoder(channels=4, context_channels=2)
     >>> pretrainer = SafetensorsPretrainer(loadables={"encoder": encoder})
@@ -179,7 +181,7 @@ class SmoothInfoMax(Pretrained):
     hparams : dict
         At least `sample_rate`.
     config : dict
-        The model's config.json, see `speechbrain_sim.model_folder`.
+        The model's config.json, see `speechbrain_sim.models.format`.
     freeze_params : bool
         Freeze, and keep in eval mode.
     **kwargs :
@@ -188,7 +190,7 @@ class SmoothInfoMax(Pretrained):
 
     Example
     -------
-    >>> from speechbrain_sim.model_folder import example_folder
+    >>> from speechbrain_sim.models.format import example_folder
     >>> folder = example_folder(getfixture("tmp_path"))
     >>> model = SmoothInfoMax.from_pretrained(folder)
     >>> wavs, wav_lens = torch.randn(2, 10240), torch.tensor([1.0, 0.5])
@@ -302,7 +304,7 @@ class SmoothInfoMax(Pretrained):
         source : str, Path or FetchSource
             A folder, or `user/model` on the Hub, see `open_source`.
         revision, token, allow_network, cache_dir :
-            See `speechbrain_sim.sources.HubRepository`. A commit as revision
+            See `speechbrain_sim.models.fetch.HubRepository`. A commit as revision
             is the same model for ever.
         **kwargs :
             `run_opts`, ...: see the class.
@@ -334,7 +336,7 @@ class SmoothInfoMax(Pretrained):
         Arguments
         ---------
         source, **options :
-            See `speechbrain_sim.sources.open_source`.
+            See `speechbrain_sim.models.fetch.open_source`.
         filename : str
             Its name.
 

@@ -21,21 +21,19 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch.utils.data import DataLoader
 
-from speechbrain_sim.brains.greedy import GreedyBrain
-from speechbrain_sim.checkpoints import (
+from speechbrain_sim.analysis.probes import write_probe_results
+from speechbrain_sim.brains.checkpointer import (
     AtomicCheckpointer,
     RewindingTrainLogger,
-    load_encoder,
-    save_encoder,
-    save_model,
-    write_json,
 )
-from speechbrain_sim.data.synthetic import make_synthetic_corpus
+from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.data.corpora.synthetic import make_synthetic_corpus
 from speechbrain_sim.decoders import mirror
-from speechbrain_sim.encoders import GreedyEncoder
-from speechbrain_sim.experiment import build_model
-from speechbrain_sim.hub import export_model
-from speechbrain_sim.scores import write_probe_results
+from speechbrain_sim.encoders.greedy import GreedyEncoder
+from speechbrain_sim.family import build_model
+from speechbrain_sim.files import write_json
+from speechbrain_sim.hub.publish import export_model
+from speechbrain_sim.models.format import load_encoder, save_encoder, save_model
 
 ROOT = Path(__file__).parents[1]
 HPARAMS = ROOT / "hparams"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from speechbrain_sim.decoders import mirror
-from speechbrain_sim.encoders import GreedyEncoder
+from speechbrain_sim.encoders.greedy import GreedyEncoder
 
 
 @pytest.fixture

@@ -15,13 +15,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 from speechbrain.utils.fetching import FetchConfig, FetchFrom, FetchSource
 
-from speechbrain_sim.checkpoints import save_encoder, sha256
 from speechbrain_sim.data.audio import BadAudio
-from speechbrain_sim.data.synthetic import PHONES
-from speechbrain_sim.experiment import build_model
-from speechbrain_sim.hub import export_model
+from speechbrain_sim.data.corpora.synthetic import PHONES
+from speechbrain_sim.family import build_model
+from speechbrain_sim.files import sha256
+from speechbrain_sim.hub.publish import export_model
 from speechbrain_sim.inference import SafetensorsPretrainer, SmoothInfoMax
-from speechbrain_sim.sources import open_source
+from speechbrain_sim.models.fetch import open_source
+from speechbrain_sim.models.format import save_encoder
 from tests.conftest import HPARAMS, ROOT, TINY, edit_config, options_for
 
 DOORS = ["from_hparams", "from_pretrained"]
@@ -492,7 +493,7 @@ def test_modules_are_asked_for():
 )
 def test_paths_are_not_taken_for_names(source, door, monkeypatch):
     monkeypatch.setattr(
-        "speechbrain_sim.sources.hf_hub_download",
+        "speechbrain_sim.models.fetch.hf_hub_download",
         lambda *args, **kwargs: pytest.fail("asked the Hub"),
     )
     with pytest.raises(FileNotFoundError, match="There is no folder"):

@@ -26,7 +26,7 @@ def test_wheel_builds_models_from_its_own_yamls(tmp_path):
     (wheel,) = tmp_path.glob("speechbrain_sim-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        assert "speechbrain_sim/page.html" in names
+        assert "speechbrain_sim/report/page.html" in names
         (entries,) = (n for n in names if n.endswith("entry_points.txt"))
         command = b"speechbrain-sim = speechbrain_sim.cli:main"
         assert command in archive.read(entries)
@@ -34,7 +34,7 @@ def test_wheel_builds_models_from_its_own_yamls(tmp_path):
         archive.extractall(tmp_path / "installed")
     assert {f for f in folders if "dist-info" not in f} == {"speechbrain_sim"}
     code = (
-        "from speechbrain_sim.experiment import MODELS, build_model\n"
+        "from speechbrain_sim.config import MODELS\nfrom speechbrain_sim.family import build_model\n"
         "print(MODELS, build_model('gim', channels=4).encoder.layer_names)"
     )
     done = subprocess.run(

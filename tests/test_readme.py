@@ -10,7 +10,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_sim.cli import make_parser
-from speechbrain_sim.figures import draw_modules
+from speechbrain_sim.report.figures import draw_modules
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

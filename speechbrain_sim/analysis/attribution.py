@@ -141,7 +141,7 @@ def dimension_function(encoder, layer, dimension, frames=None):
 
     Example
     -------
-    >>> from speechbrain_sim.encoders import GreedyEncoder
+    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
     >>> encoder = GreedyEncoder(channels=4, context_channels=2).eval()
     >>> function = dimension_function(encoder, "module1", 3)
     >>> integrated_gradients(function, torch.randn(2, 800)).values.shape
@@ -186,7 +186,7 @@ def class_function(encoder, layer, weight, class_index):
 
     Example
     -------
-    >>> from speechbrain_sim.encoders import GreedyEncoder
+    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
     >>> encoder = GreedyEncoder(channels=4, context_channels=2).eval()
     >>> function = class_function(encoder, "module3", torch.ones(4, 3), 0)
     >>> function(torch.randn(2, 800)).shape

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_sim.metrics import Unmeasurable, bootstrap_pairs
+from speechbrain_sim.analysis.intervals import Unmeasurable, bootstrap_pairs
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.traversals import most_different, swap
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_sim.metrics import Unmeasurable
+from speechbrain_sim.analysis.intervals import Unmeasurable
 
 #: strengths of the Lasso, strongest first, in units of a correlation; that of
 #: noise is about 1 / sqrt(examples), 0.014 for 5000

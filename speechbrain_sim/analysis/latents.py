@@ -7,9 +7,9 @@ import torch
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from speechbrain_sim.data.pipeline import KeyedCrop, make_dataset
-from speechbrain_sim.encoders import Latent
-from speechbrain_sim.probes import frames_of_labels
+from speechbrain_sim.data.batches import KeyedCrop, make_dataset
+from speechbrain_sim.data.labels import frames_of_labels
+from speechbrain_sim.encoders.base import Latent
 from speechbrain_sim.randomness import keyed_generator
 
 logger = get_logger(__name__)
@@ -114,7 +114,7 @@ def encode_clips(front_end, wavs, layers, batch_size=8):
     Arguments
     ---------
     front_end : nn.Module
-        From `speechbrain_sim.features.load_front_end`.
+        From `speechbrain_sim.models.load.load_front_end`.
     wavs : torch.Tensor
         (clips, samples).
     layers : list of str
@@ -129,7 +129,7 @@ def encode_clips(front_end, wavs, layers, batch_size=8):
 
     Example
     -------
-    >>> from speechbrain_sim.encoders import GreedyEncoder
+    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
     >>> encoder = GreedyEncoder(channels=4, context_channels=2).eval()
     >>> latents = encode_clips(encoder, torch.randn(3, 3200), ["module2"], 2)
     >>> latents["module2"].mean.shape, latents["module2"].sampled

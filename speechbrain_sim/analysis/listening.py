@@ -2,8 +2,8 @@
 
 import torch
 
-from speechbrain_sim.page import Explorer, Stop
 from speechbrain_sim.randomness import keyed_generator
+from speechbrain_sim.report.page import Explorer, Stop
 from speechbrain_sim.traversals import (
     deviations,
     draw_prior,

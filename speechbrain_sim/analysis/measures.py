@@ -18,7 +18,7 @@ from speechbrain_sim.analysis import (
     weights,
 )
 from speechbrain_sim.analysis.delta import delta, measure_distances
-from speechbrain_sim.metrics import (
+from speechbrain_sim.analysis.intervals import (
     Unmeasurable,
     bootstrap_interval,
     bootstrap_pairs_difference,
@@ -41,7 +41,7 @@ class System(NamedTuple):
     name : str
         Its name in the report.
     front_end : nn.Module
-        From `speechbrain_sim.features.load_front_end`.
+        From `speechbrain_sim.models.load.load_front_end`.
     decoders : dict of str to ConvDecoder
         Of each layer.
     wavs : torch.Tensor

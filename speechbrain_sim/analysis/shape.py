@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from scipy.special import ndtr, xlogy
 
-from speechbrain_sim.losses import active_units, kl_per_channel
-from speechbrain_sim.metrics import Unmeasurable
+from speechbrain_sim.analysis.intervals import Unmeasurable
+from speechbrain_sim.objectives.kl import active_units, kl_per_channel
 from speechbrain_sim.randomness import key_seed
 
 

@@ -21,7 +21,7 @@ from speechbrain_sim.analysis.delta import (
     decode_finite,
     same_sound,
 )
-from speechbrain_sim.metrics import Unmeasurable, bootstrap_pairs
+from speechbrain_sim.analysis.intervals import Unmeasurable, bootstrap_pairs
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.traversals import interpolate
 

@@ -6,11 +6,11 @@
 
 import numpy as np
 
-from speechbrain_sim import figures
 from speechbrain_sim.analysis.measures import eighth
+from speechbrain_sim.analysis.probes import percent
 from speechbrain_sim.analysis.shape import worst
-from speechbrain_sim.page import Figure, Gap, Section, Table
-from speechbrain_sim.scores import percent
+from speechbrain_sim.report import figures
+from speechbrain_sim.report.page import Figure, Gap, Section, Table
 
 TITLES = {
     "delta": "How few dimensions carry the sound",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_sim.metrics import Unmeasurable, per_utterance
+from speechbrain_sim.analysis.intervals import Unmeasurable, per_utterance
 
 
 class TopN(NamedTuple):
@@ -25,7 +25,7 @@ class TopN(NamedTuple):
         Of each n, mean over probes.
     hits : numpy.ndarray
         Correct examples of each utterance, mean over probes, (counts,
-        utterances), for `speechbrain_sim.metrics.bootstrap_interval`.
+        utterances), for `speechbrain_sim.analysis.intervals.bootstrap_interval`.
     total : numpy.ndarray
         Examples of each utterance, (utterances,).
     """

@@ -6,12 +6,12 @@ import soundfile
 import speechbrain as sb
 import torch
 
-from speechbrain_sim.brains.resumable import ResumableBrain
-from speechbrain_sim.checkpoints import DECODER, save_model
+from speechbrain_sim.brains.base import ResumableBrain
 from speechbrain_sim.data.audio import SAMPLE_RATE
-from speechbrain_sim.encoders import absolute_lengths
+from speechbrain_sim.encoders.base import absolute_lengths
+from speechbrain_sim.models.format import DECODER, save_model
+from speechbrain_sim.objectives.reconstruction import mean_squared_error
 from speechbrain_sim.randomness import keyed_generator
-from speechbrain_sim.reconstruction import mean_squared_error
 
 #: validation recordings that are kept as audio, every epoch
 AUDIO_SAMPLES = 3

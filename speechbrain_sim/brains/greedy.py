@@ -8,10 +8,10 @@ import torch
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
-from speechbrain_sim.brains.resumable import ResumableBrain
-from speechbrain_sim.checkpoints import save_encoder
-from speechbrain_sim.encoders import absolute_lengths, valid_frames
-from speechbrain_sim.probes import NO_LABEL
+from speechbrain_sim.brains.base import ResumableBrain
+from speechbrain_sim.data.labels import NO_LABEL
+from speechbrain_sim.encoders.base import absolute_lengths, valid_frames
+from speechbrain_sim.models.format import save_encoder
 
 logger = get_logger(__name__)
 

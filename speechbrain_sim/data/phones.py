@@ -13,42 +13,30 @@ import numpy as np
 from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.data.labels import HOP, WINDOW, num_labels
 from speechbrain_sim.data.manifests import Problem, read_text
 
-#: samples at 16 kHz that a label covers, and between two labels
-WINDOW, HOP = 400, 160
 #: seconds that an alignment may differ from the length of its audio
 TOLERANCE = 0.05
+
 
 ARPABET = """\
 AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T
 TH UH UW V W Y Z ZH"""
+
+
 #: names of the classes of TextGrids and csv files, in the order of their ids
 PHONES = ["SIL", "SPN", *ARPABET.split()]
+
+
 #: the file that says which name a class has, one per line
 NAMES = "phones.txt"
+
+
 SILENCES = ("", "sil", "sp", "<eps>")
+
+
 IDS = {name: number for number, name in enumerate(PHONES)}
-
-
-def num_labels(num_samples):
-    """Number of labels of an utterance.
-
-    Arguments
-    ---------
-    num_samples : int
-        Its length at 16 kHz.
-
-    Returns
-    -------
-    int
-
-    Example
-    -------
-    >>> num_labels(399), num_labels(400), num_labels(16000)
-    (0, 1, 98)
-    """
-    return max(0, 1 + (num_samples - WINDOW) // HOP)
 
 
 def phone_id(name):

@@ -1,0 +1,362 @@
+"""Scores of probes -> table.json and table.md: every number with its uncertainty."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_sim.analysis.intervals import (
+    bootstrap_interval,
+    chance_level,
+    control_interval,
+    per_utterance,
+)
+from speechbrain_sim.files import machine, write_json
+from speechbrain_sim.report import figures
+
+logger = get_logger(__name__)
+
+
+def score_probes(valid_says, valid_y, test_says, test, train_y, seeds):
+    """Scores the probes of every layer.
+
+    Arguments
+    ---------
+    valid_says : dict of str to torch.Tensor
+        For each layer, the answers on the validation part of probes that were
+        trained without it, (seeds, examples).
+    valid_y : numpy.ndarray
+        The validation part's classes.
+    test_says : dict of str to torch.Tensor
+        For each layer, the answers on the test part, (probes, examples); the
+        first `seeds` are real probes, the others controls.
+    test : dict of str to Features
+        The test part.
+    train_y : numpy.ndarray
+        The classes that the probes were trained on.
+    seeds : int
+        Number of real probes.
+
+    Returns
+    -------
+    layers, outcomes : (dict, dict)
+        Scores of each layer, ready for json; and, for paired comparisons, the
+        hits and totals of each test utterance.
+    """
+    layers, outcomes = {}, {}
+    for layer, (_, y, utterance, ids) in test.items():
+        says = test_says[layer].numpy()
+        correct = says[:seeds] == y
+        accuracy = correct.mean(1)
+        hits, total = per_utterance(correct, utterance)
+        outcomes.update({layer: hits, "total": total, "ids": np.array(ids)})
+        layers[layer] = {
+            "accuracy": float(accuracy.mean()),
+            "deviation": float(accuracy.std(ddof=1)) if seeds > 1 else 0.0,
+            "interval": bootstrap_interval(hits, total),
+            "per_seed": accuracy.tolist(),
+            "valid_accuracy": float(
+                (valid_says[layer].numpy() == valid_y).mean()
+            ),
+            "chance": chance_level(train_y, y),
+            "control": control_interval(says[seeds:], y),
+        }
+    return layers, outcomes
+
+
+def best_layer(layers):
+    """Names the layer with the best validation accuracy."""
+    return max(layers, key=lambda layer: layers[layer]["valid_accuracy"])
+
+
+def percent(score):
+    """Writes an accuracy as `mean ± deviation [interval]`, in percent.
+
+    Example
+    -------
+    >>> percent({"accuracy": 0.5, "deviation": 0.01, "interval": [0.4, 0.6]})
+    '50.0 ± 1.0 [40.0, 60.0]'
+    """
+    low, high = score["interval"]
+    return (
+        f"{100 * score['accuracy']:.1f} ± {100 * score['deviation']:.1f} "
+        f"[{100 * low:.1f}, {100 * high:.1f}]"
+    )
+
+
+def write_probe_results(folder, scores, weights, **about):
+    """Writes `probe_<label>.json`, `.md` and two `.npz`, and prints the rows.
+
+    Arguments
+    ---------
+    folder : str
+        Where to.
+    scores : (dict, dict)
+        From `score_probes`.
+    weights : dict of str to numpy.ndarray
+        The probes: `<layer>.weight`, (seeds, channels, classes), and what else
+        belongs to them; written to `probe_<label>_weights.npz`.
+    **about : json values
+        `label`, `classes`, `encoder` and `settings`.
+
+    Raises
+    ------
+    RuntimeError
+        If a shuffled-label control is better or worse than chance; the results
+        are written nevertheless.
+    """
+    layers, outcomes = scores
+    stem = Path(folder) / f"probe_{about['label']}"
+    best = best_layer(layers)
+    result = {**about, "best_layer": best, "sampled": False, "layers": layers}
+    np.savez(stem.with_suffix(".npz"), **outcomes)
+    np.savez(f"{stem}_weights.npz", **weights)
+    write_json(stem.with_suffix(".json"), result)
+    rows = [
+        f"| {about['label']} | test accuracy (%) | chance | shuffled labels |",
+        "|---|---|---|---|",
+    ]
+    for layer, score in layers.items():
+        mark = " (best on valid)" if layer == best else ""
+        rows.append(
+            f"| {layer}{mark} | {percent(score)} | "
+            f"{100 * score['chance']:.1f} | "
+            f"{100 * score['control']['accuracy']:.1f} |"
+        )
+    table = "\n".join(rows)
+    stem.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
+    logger.info("Results in %s.json:\n%s", stem, table)
+    lost = [n for n, s in layers.items() if s["accuracy"] < s["chance"] / 2]
+    if lost:
+        logger.warning(
+            "%s: far below chance. These probes have hardly learned: give more "
+            "--number_of_epochs, or a larger --lr.",
+            ", ".join(lost),
+        )
+    failed = [n for n, s in layers.items() if not s["control"]["passed"]]
+    if failed:
+        raise RuntimeError(
+            f"Probes on shuffled labels are not at chance for "
+            f"{', '.join(failed)} (see 'control' in {stem}.json): labels "
+            f"reach the features, or there are too few examples. The "
+            f"accuracies of these layers mean nothing."
+        )
+
+
+def is_written(folder, label, **about):
+    """Tells whether `write_probe_results` has written the same before.
+
+    Arguments
+    ---------
+    folder : str
+        Where to.
+    label : str
+        The probed label.
+    **about : json values
+        `encoder` and `settings`.
+
+    Returns
+    -------
+    bool
+        True only if its controls passed, too.
+    """
+    path = Path(folder) / f"probe_{label}.json"
+    if not path.exists():
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    same = all(found[name] == value for name, value in about.items())
+    passed = all(s["control"]["passed"] for s in found["layers"].values())
+    if same and passed:
+        logger.info("%s has these results already; delete it to redo.", path)
+    return same and passed
+
+
+def read_system(folders, label):
+    """Joins the probe results of one system.
+
+    Arguments
+    ---------
+    folders : list of str
+        Output folders of `recipes/probe.py`; several if the system was trained
+        (or, random, drawn) with several seeds.
+    label : str
+        The probed label.
+
+    Returns
+    -------
+    dict
+        As in `probe_<label>.json`, over all encoder and probe seeds, with
+        `outcomes` for paired comparisons.
+    """
+    results, outcomes = [], []
+    for folder in folders:
+        stem = Path(folder) / f"probe_{label}"
+        results.append(json.loads(stem.with_suffix(".json").read_text()))
+        outcomes.append(np.load(stem.with_suffix(".npz")))
+    for other in outcomes[1:]:
+        check_paired(outcomes[0], other)
+    joined = {**results[0], "encoders": [r["encoder"] for r in results]}
+    del joined["encoder"]
+    total = outcomes[0]["total"]
+    hits = {}
+    for layer, score in joined["layers"].items():
+        hits[layer] = np.mean([o[layer] for o in outcomes], axis=0)
+        same = [r["layers"][layer] for r in results]
+        seeds = np.concatenate([s["per_seed"] for s in same])
+        controls = [s["control"] for s in same]
+        score.update(
+            accuracy=float(seeds.mean()),
+            deviation=float(seeds.std(ddof=1)) if len(seeds) > 1 else 0.0,
+            interval=bootstrap_interval(hits[layer], total),
+            per_seed=seeds.tolist(),
+            valid_accuracy=float(np.mean([s["valid_accuracy"] for s in same])),
+            control={
+                "accuracy": float(np.mean([c["accuracy"] for c in controls])),
+                "passed": all(c["passed"] for c in controls),
+            },
+        )
+    joined["best_layer"] = best_layer(joined["layers"])
+    ids = outcomes[0]["ids"]
+    joined["outcomes"] = {"hits": hits, "total": total, "ids": ids}
+    return joined
+
+
+def check_paired(one, other):
+    """Raises a ValueError if two systems were tested on different data."""
+    for name in ("ids", "total"):
+        if not np.array_equal(one[name], other[name]):
+            raise ValueError(
+                "Two systems were tested on different utterances: probe them "
+                "with the same manifests, in folders of their own."
+            )
+
+
+def compare(system, baseline):
+    """Compares the best layers of two systems on the same utterances.
+
+    Arguments
+    ---------
+    system, baseline : dict
+        From `read_system`.
+
+    Returns
+    -------
+    dict
+        `difference` of accuracies, its paired 95 % `interval`, and whether the
+        systems' own intervals are `apart`.
+    """
+    check_paired(system["outcomes"], baseline["outcomes"])
+    ours = system["layers"][system["best_layer"]]
+    theirs = baseline["layers"][baseline["best_layer"]]
+    hits = (
+        system["outcomes"]["hits"][system["best_layer"]]
+        - baseline["outcomes"]["hits"][baseline["best_layer"]]
+    )
+    return {
+        "difference": ours["accuracy"] - theirs["accuracy"],
+        "interval": bootstrap_interval(hits, system["outcomes"]["total"]),
+        "apart": bool(ours["interval"][0] > theirs["interval"][1]),
+    }
+
+
+def write_table(folder, title, note, systems, baseline, logs):
+    """Writes table.json, table.md and their figures.
+
+    Arguments
+    ---------
+    folder : str
+        Where to.
+    title, note : str
+        Heading, and what a reader has to know about the runs.
+    systems : dict
+        For each label, and each system, the folders of its probe results.
+    baseline : str
+        The system that others are compared with.
+    logs : dict of str to str
+        `train_log.txt` of each trained system.
+
+    Returns
+    -------
+    str
+        The table in markdown.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"title": title, "note": note, "machine": machine(), "tasks": {}}
+    lines = [f"# {title}", "", note]
+    for label, folders in systems.items():
+        joined = {n: read_system(paths, label) for n, paths in folders.items()}
+        for name, system in joined.items():
+            if name != baseline:
+                system[f"above_{baseline}"] = compare(system, joined[baseline])
+        lines += ["", f"## {label}", "", *_task_table(joined, baseline), ""]
+        lines.append(f"![{label}](probe_{label}.svg)")
+        figures.plot_probes(joined, label, folder / f"probe_{label}")
+        for system in joined.values():
+            del system["outcomes"]
+        report["tasks"][label] = joined
+    if logs:
+        figures.plot_training(logs, folder / "training")
+        lines += ["", "## Training", "", "![training](training.svg)"]
+    text = "\n".join([*lines, "", _legend(report), ""])
+    write_json(folder / "table.json", report)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _task_table(joined, baseline):
+    layers = list(
+        dict.fromkeys(n for s in joined.values() for n in s["layers"])
+    )
+    first = next(iter(joined.values()))
+    chance = next(iter(first["layers"].values()))["chance"]
+    lines = [
+        f"{first['classes']} classes, chance {100 * chance:.1f} %, "
+        f"{int(first['outcomes']['total'].sum())} test examples from "
+        f"{len(first['outcomes']['total'])} recordings.",
+        "",
+        f"| system | {' | '.join(layers)} | best layer − {baseline} |",
+        "|---" * (len(layers) + 2) + "|",
+    ]
+    for name, system in joined.items():
+        cells = []
+        for layer in layers:
+            score = system["layers"].get(layer)
+            text = percent(score) if score else ""
+            cells.append(
+                f"**{text}**" if layer == system["best_layer"] else text
+            )
+        above = system.get(f"above_{baseline}")
+        if above:
+            low, high = above["interval"]
+            cells.append(
+                f"{100 * above['difference']:+.1f} "
+                f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+            )
+        else:
+            cells.append("")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _legend(report):
+    tested = [
+        score["control"]["passed"]
+        for systems in report["tasks"].values()
+        for system in systems.values()
+        for score in system["layers"].values()
+    ]
+    where = report["machine"]
+    return (
+        "Accuracy in percent: mean ± deviation over probe seeds (and encoder "
+        "seeds, where there are several), 95 % interval bootstrapped over "
+        "test recordings. Bold: the layer chosen on the validation part. Last "
+        "column: difference of the chosen layers, paired interval. Features "
+        "are means of posteriors, never samples. Chance: the most frequent "
+        f"class. Shuffled-label controls at chance: {sum(tested)} of "
+        f"{len(tested)}.\n\n"
+        f"Computed on {where['cores']} cores ({where['gpu'] or 'no GPU'}), "
+        f"load {where['load'][0]:.1f}, torch {where['torch']}, speechbrain "
+        f"{where['speechbrain']}."
+    )

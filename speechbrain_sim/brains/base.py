@@ -1,0 +1,183 @@
+"""What every training loop here shares: logs, checkpoints, exact resume."""
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_sim.brains.checkpointer import Averages
+from speechbrain_sim.brains.estimate import (
+    CHECKPOINTS,
+    Estimate,
+    Stopwatch,
+    checkpoint_bytes,
+    free_disk,
+    peak_memory,
+)
+
+logger = get_logger(__name__)
+
+
+class ResumableBrain(sb.Brain):
+    """A Brain whose run, killed and started again, ends as if never killed.
+
+    Every entry of `modules` has its own optimizer and is checkpointed, with
+    the running means and the length of the log. Hyper-parameters read from
+    `hparams`: `epoch_counter`, `train_logger`; optional `crop` (told the
+    epoch), `tensorboard_logger`. Subclasses define `save_result`. After some
+    twenty steps the log says what the run will take, and so does `estimate`.
+    """
+
+    def __init__(
+        self, modules, opt_class, hparams, run_opts=None, checkpointer=None
+    ):
+        super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
+        self.rank = getattr(self, "rank", 0)
+        if self.max_grad_norm <= 0:
+            raise ValueError(
+                f"max_grad_norm is {self.max_grad_norm}: SpeechBrain would "
+                f"stop or reverse the gradient. Use .inf (inf on the command "
+                f"line) for no clipping."
+            )
+        self.raw = dict(self.modules.items())  # never wrapped by DDP
+        self.stopwatch, self.estimate = Stopwatch(), None
+        self.averages = {stage: Averages() for stage in sb.Stage}
+        if checkpointer is not None:
+            for name, module in self.raw.items():
+                checkpointer.add_recoverable(name, module)
+            checkpointer.add_recoverable(
+                "averages", self.averages[sb.Stage.TRAIN]
+            )
+            checkpointer.add_recoverable(
+                "train_logger", self.hparams.train_logger
+            )
+
+    def on_fit_start(self):
+        """Wraps, makes optimizers, resumes; a run without past has no log."""
+        super().on_fit_start()
+        begins = self.hparams.epoch_counter.current == 0
+        if self.checkpointer is not None and begins and not self.debug:
+            self.hparams.train_logger.rewind()
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        if self.step % self.grad_accumulation_factor:
+            return False  # a checkpoint cannot hold half-summed gradients
+        return super()._should_save_intra_epoch_ckpt(
+            last_ckpt_time, steps_since_ckpt
+        )
+
+    def init_optimizers(self):
+        """Gives every module its own optimizer, named as the module."""
+        self.optimizers_dict = {}
+        for name, module in self.modules.items():
+            optimizer = self.opt_class(module.parameters())
+            self.optimizers_dict[name] = optimizer
+            if self.checkpointer is not None:
+                self.checkpointer.add_recoverable(
+                    f"{name}_optimizer", optimizer
+                )
+
+    def key(self, name, stage):
+        """Names the draws of one module in this step."""
+        if stage == sb.Stage.TRAIN:
+            epoch = self.hparams.epoch_counter.current
+            return (self.hparams.seed, self.rank, name, epoch, self.step)
+        return (self.hparams.seed, stage.name, name, self.step)
+
+    def record(self, stats, stage):
+        """Adds one step's stats to the stage's averages."""
+        values = torch.stack([value.float() for value in stats.values()])
+        named = dict(zip(stats, values.tolist(), strict=True))
+        self.averages[stage].update(named)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Tells crops the epoch; starts the averages anew."""
+        if stage != sb.Stage.TRAIN or self.step == 0:  # else: resumed
+            self.averages[stage].clear()
+        crop = getattr(self.hparams, "crop", None)
+        if stage == sb.Stage.TRAIN and crop is not None:
+            crop.set_epoch(epoch)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Logs the test stage; `end_epoch` logs the others together."""
+        if stage == sb.Stage.TEST:
+            self.hparams.train_logger.log_stats(
+                {"Epoch loaded": self.hparams.epoch_counter.current},
+                test_stats=self.averages[stage].means(),
+            )
+
+    def _fit_train(self, train_set, epoch, enable):
+        self.steps_per_epoch = len(train_set)
+        self.stopwatch.begin()
+        super()._fit_train(train_set, epoch, enable)
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Says once what the run will take."""
+        seconds = self.stopwatch.lap()
+        if seconds is None or not if_main_process():
+            return
+        counter = self.hparams.epoch_counter
+        epochs = counter.limit - counter.current + 1
+        self.estimate = Estimate(
+            step=seconds,
+            epoch=seconds * self.steps_per_epoch,
+            left=seconds * (epochs * self.steps_per_epoch - self.step),
+            memory=peak_memory(self.device),
+            disk=CHECKPOINTS
+            * checkpoint_bytes(
+                self.raw.values(), self.optimizers_dict.values()
+            ),
+        )
+        logger.info(str(self.estimate))
+        if self.checkpointer is not None:
+            free = free_disk(self.checkpointer.checkpoints_dir)
+            if free < self.estimate.disk:
+                logger.warning(
+                    f"Only {free / 1e9:.2f} GB of disk are free for them: make "
+                    f"room, or put the --output_folder on a larger disk."
+                )
+
+    def _fit_valid(self, valid_set, epoch, enable):
+        super()._fit_valid(valid_set, epoch, enable)
+        self.end_epoch(epoch, validated=valid_set is not None)
+
+    def end_epoch(self, epoch, validated):
+        """Logs the epoch, saves its result and a checkpoint."""
+        train = self.averages[sb.Stage.TRAIN].means()
+        valid = self.averages[sb.Stage.VALID].means() if validated else None
+        meta = {"epoch": epoch}
+        self.hparams.train_logger.log_stats(meta, train, valid)
+        self.log_tensorboard(epoch, train, valid)
+        self.save_result(epoch, train, valid)
+        # last: a run that is killed before this point repeats the epoch
+        if self.checkpointer is not None:
+            self.checkpointer.save_and_keep_only(
+                meta={"epoch": epoch, **(valid or train)},
+                num_to_keep=2,  # one to fall back to
+                importance_keys=[],
+            )
+
+    def save_result(self, epoch, train, valid):
+        """Saves what the run is for, after every epoch.
+
+        Arguments
+        ---------
+        epoch : int
+            The epoch that ends.
+        train, valid : dict of str to float
+            Its averages; `valid` is None without a validation set.
+        """
+        raise NotImplementedError
+
+    def log_tensorboard(self, epoch, train, valid):
+        """Logs to TensorBoard if asked, at the epoch's place."""
+        board = getattr(self.hparams, "tensorboard_logger", None)
+        if board is not None:
+            steps = dict.fromkeys([*train, *(valid or ())], epoch - 1)
+            board.global_step = {
+                "train": dict(steps),
+                "valid": dict(steps),
+                "test": {},
+                "meta": epoch - 1,
+            }
+            board.log_stats({}, train, valid)

@@ -1,0 +1,365 @@
+"""encoders.base."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from speechbrain_sim.encoders.block_conv import conv_lengths
+
+
+class Latent(NamedTuple):
+    """What a layer says about its input, (batch, time, channel) throughout.
+
+    Frames beyond an utterance's length mean nothing.
+
+    Arguments
+    ---------
+    mean : torch.Tensor
+        Mean of the posterior, or the output of a deterministic layer.
+    log_var : torch.Tensor or None
+        Log-variance of the posterior; None where there is no posterior.
+    sample : torch.Tensor
+        What the next layer reads: a draw from the posterior if `sampled`,
+        else the mean itself.
+    lengths : torch.Tensor
+        Valid frames of each utterance, (batch,), integer.
+    sampled : bool
+        Whether this layer, or one below it, drew from a posterior.
+    """
+
+    mean: torch.Tensor
+    log_var: torch.Tensor | None
+    sample: torch.Tensor
+    lengths: torch.Tensor
+    sampled: bool
+
+    def draw(self, generator=None):
+        """Draws from the posterior: mean + sigma * noise (reparameterised).
+
+        Arguments
+        ---------
+        generator : torch.Generator, optional
+            Source of the noise.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, time, channel); the mean where there is no posterior.
+        """
+        if self.log_var is None:
+            return self.mean
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        return torch.addcmul(self.mean, torch.exp(0.5 * self.log_var), noise)
+
+    def window(self, start, frames):
+        """Cuts a window of frames out of mean, log-variance and sample.
+
+        Arguments
+        ---------
+        start, frames : int
+            The window is `start : start + frames`.
+
+        Returns
+        -------
+        Latent
+            (batch, frames, channel); `lengths` are still the sequence's.
+        """
+        end = start + frames
+        log_var = self.log_var
+        if log_var is not None:
+            log_var = log_var[:, start:end]
+        mean, sample = self.mean[:, start:end], self.sample[:, start:end]
+        return Latent(mean, log_var, sample, self.lengths, self.sampled)
+
+
+def absolute_lengths(x, wav_lens=None):
+    """Turns SpeechBrain's relative lengths into samples.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Padded batch, (batch, time, ...).
+    wav_lens : torch.Tensor, optional
+        (batch,): relative lengths in (0, 1] if floating, samples if integer.
+        Relative lengths in float32 are exact up to 2 ** 24 samples (17.5
+        minutes at 16 kHz); pass integers for longer audio.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch,), int64.
+
+    Raises
+    ------
+    ValueError
+        If a length is outside 1..time, or there is not one per utterance.
+
+    Example
+    -------
+    >>> absolute_lengths(torch.zeros(2, 77), torch.tensor([1.0, 0.5]))
+    tensor([77, 38])
+    """
+    batch, time = x.shape[:2]
+    if wav_lens is None:
+        return torch.full((batch,), time, device=x.device)
+    lengths = torch.as_tensor(wav_lens, device=x.device)
+    if lengths.is_floating_point():
+        lengths = torch.round(lengths.double() * time)
+    lengths = lengths.long()
+    if lengths.shape != (batch,) or lengths.min() < 1 or lengths.max() > time:
+        raise ValueError(
+            f"wav_lens gives {lengths.tolist()} valid samples for a batch of "
+            f"{batch} x {time}: one length per utterance, relative in (0, 1] "
+            f"(floating) or 1..{time} samples (integer)."
+        )
+    return lengths
+
+
+def valid_frames(lengths, time):
+    """Tells frames from padding.
+
+    Arguments
+    ---------
+    lengths : torch.Tensor
+        Valid frames per utterance, (batch,).
+    time : int
+        Padded number of frames.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, time), bool, True inside the utterance.
+
+    Example
+    -------
+    >>> valid_frames(torch.tensor([1, 3]), 3).int()
+    tensor([[1, 0, 0],
+            [1, 1, 1]], dtype=torch.int32)
+    """
+    return torch.arange(time, device=lengths.device) < lengths[:, None]
+
+
+def zero_padding(x, lengths):
+    """Zeroes what lies beyond each utterance.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (batch, time, channel).
+    lengths : torch.Tensor
+        Valid frames of each utterance, (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        Of the same shape; `x` itself where there is no padding.
+
+    Example
+    -------
+    >>> zero_padding(torch.ones(2, 3, 1), torch.tensor([1, 3]))[..., 0]
+    tensor([[1., 0., 0.],
+            [1., 1., 1.]])
+    """
+    if lengths.min() >= x.shape[1]:
+        return x
+    return x.masked_fill(~valid_frames(lengths, x.shape[1])[..., None], 0)
+
+
+def masked_mean(x, lengths):
+    """Averages over the valid frames of each utterance.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (batch, time, channel).
+    lengths : torch.Tensor
+        (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, channel).
+
+    Example
+    -------
+    >>> masked_mean(torch.tensor([[[1.0], [3.0], [99.0]]]), torch.tensor([2]))
+    tensor([[2.]])
+    """
+    return zero_padding(x, lengths).sum(1) / lengths[:, None]
+
+
+class Encoder(nn.Module):
+    """What can be asked of the layers of an encoder, whatever it is made of.
+
+    A subclass has `layer_names`, bottom first, and knows the convolutions
+    below a layer, `convolutions(layer)`, how wide they are, `conv_channels`,
+    and how wide a layer is, `channels_of(layer)`.
+    """
+
+    def check_layer(self, layer):
+        """Raises a ValueError naming the layers there are, if `layer` is not."""
+        if layer not in self.layer_names:
+            raise ValueError(
+                f"There is no layer '{layer}'; this encoder has "
+                f"{', '.join(self.layer_names)}."
+            )
+
+    def output_lengths(self, samples, layer):
+        """Computes the frames of a layer for a number of samples.
+
+        Arguments
+        ---------
+        samples : int or torch.Tensor
+            Samples at 16 kHz.
+        layer : str
+            Name of the layer.
+
+        Returns
+        -------
+        int or torch.Tensor
+
+        Example
+        -------
+        >>> encoder = GreedyEncoder(channels=4, context_channels=2)
+        >>> [encoder.output_lengths(10240, n) for n in encoder.layer_names]
+        [511, 129, 64, 64]
+        """
+        for conv in self.convolutions(layer):
+            samples = conv_lengths(samples, *conv)
+        return samples
+
+    def frame_geometry(self, layer):
+        """Tells where the frames of a layer lie on the time axis.
+
+        Arguments
+        ---------
+        layer : str
+            Name of the layer.
+
+        Returns
+        -------
+        hop, center : (int, float)
+            Frame i is centred at sample `center + hop * i` of the input. (The
+            GRU of `context` looks back from there.)
+
+        Example
+        -------
+        >>> encoder = GreedyEncoder(channels=4, context_channels=2)
+        >>> [encoder.frame_geometry(name) for name in encoder.layer_names]
+        [(20, 10.0), (80, -20.0), (160, 20.0), (160, 20.0)]
+        """
+        hop, center = 1, 0.0
+        for kernel_size, stride, padding in self.convolutions(layer):
+            center += hop * ((kernel_size - 1) / 2 - padding)
+            hop *= stride
+        return hop, center
+
+    def layers_up_to(self, layers=None):
+        """Tells of each layer that must be computed whether it is wanted.
+
+        Arguments
+        ---------
+        layers : list of str, optional
+            The layers that are wanted; all by default.
+
+        Returns
+        -------
+        dict of str to bool
+            Bottom first, up to the highest that is wanted.
+        """
+        names = self.layer_names
+        layers = names if layers is None else list(layers)
+        for layer in layers:
+            self.check_layer(layer)
+        top = max(names.index(layer) for layer in layers)
+        return {name: name in layers for name in names[: top + 1]}
+
+
+def all_hidden_states(encoder, wavs, wav_lens=None, layers=None):
+    """Computes the means of several layers at one frame rate.
+
+    Like `hidden_states` of Hugging Face's encoders, a tuple with one tensor per
+    layer; here the layers may differ in width.
+
+    Arguments
+    ---------
+    encoder : GreedyEncoder
+        The encoder.
+    wavs : torch.Tensor
+        (batch, samples) at 16 kHz.
+    wav_lens : torch.Tensor, optional
+        Relative lengths (floating) or samples (integer), (batch,).
+    layers : list of str, optional
+        The layers, all by default.
+
+    Returns
+    -------
+    states, lengths : (tuple of torch.Tensor, torch.Tensor)
+        Of each layer, in the order asked for, (batch, time, channels), at the
+        frames of the slowest and zero beyond each utterance; valid frames,
+        (batch,).
+
+    Example
+    -------
+    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
+    >>> encoder = GreedyEncoder(channels=4, context_channels=2).eval()
+    >>> states, lengths = all_hidden_states(encoder, torch.randn(1, 10240))
+    >>> [tuple(x.shape) for x in states]
+    [(1, 64, 4), (1, 64, 4), (1, 64, 4), (1, 64, 2)]
+    """
+    layers = encoder.layer_names if layers is None else list(layers)
+    latents = encoder(wavs, wav_lens, layers, sample=False)
+    geometry = {name: encoder.frame_geometry(name) for name in layers}
+    slowest = max(layers, key=lambda name: geometry[name][0])
+    lengths, time = latents[slowest].lengths, latents[slowest].mean.shape[1]
+    states = (
+        at_frames_of(latents[name], geometry[name], geometry[slowest], time)
+        for name in layers
+    )
+    return tuple(zero_padding(x, lengths) for x in states), lengths
+
+
+def at_frames_of(latent, geometry, slower, time):
+    """Averages the means of a layer at the frames of a slower one.
+
+    Frame i becomes the mean of the hop / hop' frames that are centred around
+    frame i of the slower layer; at the ends of an utterance, its first and last
+    frames stand for those that are missing.
+
+    Arguments
+    ---------
+    latent : Latent
+        Of the faster layer.
+    geometry, slower : (int, float)
+        `frame_geometry` of the two layers.
+    time : int
+        Frames of the slower layer.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, time, channel).
+
+    Example
+    -------
+    >>> from speechbrain_sim.encoders.base import Latent
+    >>> x = torch.arange(8.0).view(1, 8, 1)
+    >>> latent = Latent(x, None, x, torch.tensor([8]), False)
+    >>> at_frames_of(latent, (20, 10.0), (80, 40.0), 2)[0, :, 0]
+    tensor([1.5000, 5.5000])
+    """
+    (hop, center), (slow_hop, slow_center) = geometry, slower
+    if geometry == slower:
+        return latent.mean
+    count = slow_hop // hop
+    device = latent.mean.device
+    first = (slow_center - center) / hop - (count - 1) / 2
+    index = round(first) + count * torch.arange(time, device=device)
+    total = 0.0
+    for step in range(count):
+        at = (index + step).clamp(min=0)[None]
+        at = torch.minimum(at, latent.lengths[:, None] - 1)
+        rows = torch.arange(len(at), device=device)[:, None]
+        total = total + latent.mean[rows, at]
+    return total / count

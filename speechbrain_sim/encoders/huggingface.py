@@ -1,0 +1,296 @@
+"""Hidden states of pretrained transformers, under the interface of an encoder.
+
+wav2vec 2.0, HuBERT and WavLM, through SpeechBrain's interface to Hugging Face:
+probes, decoders and measures read their layers as they read our own. Needs
+`pip install 'speechbrain-sim[huggingface]'`.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from speechbrain_sim.encoders.base import Encoder, Latent, absolute_lengths
+from speechbrain_sim.files import sha256
+
+CONFIG = "config.json"
+
+
+#: in the order of preference
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")
+
+
+MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
+
+
+class HiddenStates(Encoder):
+    """The hidden states of a transformer, one layer each.
+
+    `hidden0` is what the first layer of the transformer reads, `hidden1`,
+    `hidden2`, ... what its layers give; the last is the model's output, after
+    the final norm if there is one. Deterministic and always in eval mode.
+
+    Each utterance is encoded alone and without its padding, so that it has the
+    same frames in any batch. In one piece they would depend on the padding:
+    the waveform is normalised together with it, and the group norm of the
+    "base" models averages over it.
+
+    Arguments
+    ---------
+    encoder : speechbrain.integrations.huggingface.wav2vec2.Wav2Vec2
+        Or HuBERT, or WavLM, with `output_all_hiddens=True` and without
+        `output_norm`.
+    """
+
+    def __init__(self, encoder):
+        super().__init__()
+        if not encoder.output_all_hiddens or encoder.output_norm:
+            raise ValueError(
+                "Make the encoder with output_all_hiddens=True and "
+                "output_norm=False."
+            )
+        self.encoder = encoder
+        #: Hugging Face's, of the transformer
+        self.config = encoder.model.config
+        self.eval()
+
+    def train(self, mode=True):
+        """Stays in eval mode: dropout would make the states random."""
+        return super().train(False)
+
+    @property
+    def layer_names(self):
+        """Names of the layers, bottom first."""
+        return [f"hidden{i}" for i in range(self.config.num_hidden_layers + 1)]
+
+    @property
+    def conv_channels(self):
+        """Channels of the convolutions (of the last, if they differ)."""
+        return self.config.conv_dim[-1]
+
+    def channels_of(self, layer):
+        """Tells the channels of a layer."""
+        self.check_layer(layer)
+        return self.config.hidden_size
+
+    def convolutions(self, layer):
+        """Lists the convolutions below the transformer.
+
+        Arguments
+        ---------
+        layer : str
+            Name of the layer; all have the same.
+
+        Returns
+        -------
+        list of (int, int, int)
+            Kernel size, stride and padding, waveform first.
+        """
+        self.check_layer(layer)
+        return [
+            (kernel_size, stride, 0)
+            for kernel_size, stride in zip(
+                self.config.conv_kernel, self.config.conv_stride, strict=True
+            )
+        ]
+
+    def forward(
+        self, wavs, wav_lens=None, layers=None, sample=None, generator=None
+    ):
+        """Encodes waveforms.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            (batch, samples) at 16 kHz.
+        wav_lens : torch.Tensor, optional
+            Relative lengths (floating) or samples (integer), (batch,).
+        layers : list of str, optional
+            The layers to return; all by default. All are computed.
+        sample, generator : ignored
+            There is no posterior to draw from.
+
+        Returns
+        -------
+        dict of str to Latent
+            Bottom first; zero beyond each utterance, `log_var` None.
+
+        Raises
+        ------
+        ValueError
+            If a layer does not exist, or an utterance is too short.
+        """
+        if wavs.ndim != 2:
+            raise ValueError(
+                f"wavs has shape {tuple(wavs.shape)}; expected (batch, samples)."
+            )
+        wanted = self.layers_up_to(layers)
+        samples = absolute_lengths(wavs, wav_lens)
+        lengths = self.output_lengths(samples, "hidden0")
+        if lengths.min() < 1:
+            raise ValueError(
+                f"An utterance of {int(samples.min())} samples is too short: "
+                f"the model's convolutions give it no frame."
+            )
+        time = self.output_lengths(wavs.shape[1], "hidden0")
+        rows = []
+        for wav, end in zip(wavs, samples.tolist(), strict=True):
+            row = self._encode(wav[:end])
+            rows.append(nn.functional.pad(row, (0, 0, 0, time - row.shape[1])))
+        return {
+            name: Latent(x, None, x, lengths, False)
+            for (name, is_wanted), x in zip(
+                wanted.items(), torch.stack(rows, dim=1), strict=False
+            )
+            if is_wanted
+        }
+
+    def _encode(self, wav):
+        """One utterance, (samples,) -> (layers, time, channel)."""
+        outputs = []
+        # whether the last hidden state has passed the final norm depends on
+        # the version of transformers; the transformer's output always has
+        hook = self.encoder.model.encoder.register_forward_hook(
+            lambda module, args, output: outputs.append(output[0])
+        )
+        try:
+            hidden = self.encoder(wav[None])
+        finally:
+            hook.remove()
+        return torch.cat([hidden[:-1], outputs[0][None]])[:, 0]
+
+
+def model_type(folder):
+    """Tells what a Hugging Face folder says it is.
+
+    Arguments
+    ---------
+    folder : str or Path
+        A folder, which need not exist.
+
+    Returns
+    -------
+    str or None
+        `model_type` of its config.json; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If config.json cannot be read.
+    """
+    path = Path(folder) / CONFIG
+    if not path.exists():
+        return None
+    return _read_json(path).get("model_type")
+
+
+def load_hidden_states(folder):
+    """Loads a pretrained transformer from a folder; the network is not used.
+
+    Arguments
+    ---------
+    folder : str or Path
+        What `save_pretrained` of transformers writes, or a copy of a
+        repository of the Hugging Face Hub: config.json, with the model_type
+        wav2vec2, hubert or wavlm, the weights, and preprocessor_config.json,
+        which says whether waveforms are normalised.
+
+    Returns
+    -------
+    encoder, description : (HiddenStates, dict)
+        Frozen; what it is, for the results.
+
+    Raises
+    ------
+    ImportError
+        If transformers is not installed.
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If it is another kind of model, or the weights do not fit.
+
+    Example
+    -------
+    >>> from transformers import HubertConfig, HubertModel
+    >>> from transformers import Wav2Vec2FeatureExtractor
+    >>> folder = getfixture("tmp_path")
+    >>> config = HubertConfig(
+    ...     hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+    ...     intermediate_size=8, conv_dim=[8] * 7, num_conv_pos_embeddings=4,
+    ...     num_conv_pos_embedding_groups=2, vocab_size=4)
+    >>> HubertModel(config).save_pretrained(folder)
+    >>> saved = Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    >>> encoder, description = load_hidden_states(folder)
+    >>> latents = encoder(torch.randn(2, 10240), torch.tensor([1.0, 0.5]))
+    >>> {name: tuple(z.mean.shape) for name, z in latents.items()}
+    {'hidden0': (2, 31, 8), 'hidden1': (2, 31, 8), 'hidden2': (2, 31, 8)}
+    >>> latents["hidden2"].lengths
+    tensor([31, 15])
+    """
+    folder = Path(folder)
+    config = _find(folder, [CONFIG])
+    weights = _find(folder, WEIGHTS)
+    _find(folder, PREPROCESSOR)
+    kind = model_type(folder)
+    if kind not in MODEL_TYPES:
+        raise ValueError(
+            f"{config} has the model_type '{kind}'; it must be "
+            f"{', '.join(MODEL_TYPES[:-1])} or {MODEL_TYPES[-1]}."
+        )
+    try:
+        from speechbrain.integrations.huggingface import hubert, wav2vec2, wavlm
+    except ImportError as error:
+        raise ImportError(
+            f"{folder} needs transformers: pip install "
+            f"'speechbrain-sim[huggingface]'."
+        ) from error
+    classes = wav2vec2.Wav2Vec2, hubert.HuBERT, wavlm.WavLM
+    make = dict(zip(MODEL_TYPES, classes, strict=True))[kind]
+    _check_weights(folder)
+    # SpeechBrain's own freezing would also stop gradients of the waveform
+    encoder = make(str(folder), str(folder), output_all_hiddens=True).float()
+    return HiddenStates(encoder).requires_grad_(False), {
+        "model": kind,
+        "sha256": sha256(weights),
+        "architecture": _read_json(config),
+    }
+
+
+def _find(folder, names):
+    """Gives the first of some files that is there."""
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(
+        f"{folder} holds no {' or '.join(names)}: give a folder with config, "
+        f"weights and preprocessor config of a Hugging Face model."
+    )
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not json: {error}") from error
+
+
+def _check_weights(folder):
+    """Refuses weights that are damaged, or leave a part of the model random."""
+    from transformers import AutoModel
+
+    try:
+        _, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # of whatever kind the library raises
+        raise ValueError(
+            f"The weights in {folder} cannot be loaded: {error}"
+        ) from error
+    missing = set(info["missing_keys"]) - {"masked_spec_embed"}  # training's
+    if missing:
+        raise ValueError(
+            f"The weights in {folder} lack {len(missing)} parameters of the "
+            f"model, among them {min(missing)}."
+        )

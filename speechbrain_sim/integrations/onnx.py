@@ -1,0 +1,130 @@
+"""Encoders as ONNX files: any length, any batch, with padding, without Python.
+
+Needs `pip install 'speechbrain-sim[onnx]'`.
+"""
+
+import torch
+from torch import nn
+
+from speechbrain_sim.encoders.base import valid_frames
+from speechbrain_sim.encoders.block_conv import conv_lengths
+from speechbrain_sim.encoders.greedy import CONTEXT
+
+
+class PlainEncoder(nn.Module):
+    """An encoder up to one layer, in operations that every runtime has.
+
+    The same weights, and the same numbers up to rounding, as the encoder in
+    eval mode; no branch depends on the data.
+
+    Arguments
+    ---------
+    encoder : GreedyEncoder
+        In eval mode.
+    layer : str
+        The layer.
+
+    Example
+    -------
+    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
+    >>> encoder = GreedyEncoder(channels=4, context_channels=2).eval()
+    >>> plain = PlainEncoder(encoder, "context")
+    >>> mean, frames = plain(torch.randn(2, 10240), torch.tensor([10240, 5120]))
+    >>> mean.shape, frames.tolist()
+    (torch.Size([2, 64, 2]), [64, 32])
+    """
+
+    def __init__(self, encoder, layer):
+        super().__init__()
+        if encoder.training:
+            raise ValueError("Only an encoder in eval mode is exported.")
+        names = list(encoder.layers_up_to([layer]))
+        self.names, self.layers = names, encoder.layers
+
+    def forward(self, wavs, lengths):
+        """Encodes a padded batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            (batch, samples) at 16 kHz.
+        lengths : torch.Tensor
+            Valid samples, (batch,), int64.
+
+        Returns
+        -------
+        mean, frames : (torch.Tensor, torch.Tensor)
+            (batch, time, channel), zero beyond each utterance; valid frames,
+            (batch,).
+        """
+        x = _masked(wavs[..., None], lengths)
+        for name in self.names:
+            layer = self.layers[name]
+            if name == CONTEXT:
+                x, _ = layer.gru(x)
+                continue
+            x, lengths = self._convolve(layer, x, lengths)
+            x = layer.mean(x)
+        return _masked(x, lengths), lengths
+
+    @staticmethod
+    def _convolve(layer, x, lengths):
+        """The convolutions of a module."""
+        x = _masked(x, lengths)
+        for i, conv in enumerate(layer.convs):
+            shape = conv.kernel_size[0], conv.stride[0], conv.padding[0]
+            x = nn.functional.conv1d(
+                x.transpose(1, 2), conv.weight, conv.bias, *shape[1:]
+            )
+            x = layer.norms[i](x) if layer.norms else x
+            lengths = conv_lengths(lengths, *shape)
+            x = _masked(torch.relu(x).transpose(1, 2), lengths)
+        return x, lengths
+
+
+def _masked(x, lengths):
+    """Zeroes the padding, whether there is any or not."""
+    return x * valid_frames(lengths, x.shape[1])[..., None]
+
+
+def export_onnx(encoder, layer, path):
+    """Writes a layer of an encoder as an ONNX file.
+
+    Inputs `wavs` (batch, samples) float32 at 16 kHz and `lengths` (batch,)
+    int64; outputs `mean` (batch, time, channel) and `frames` (batch,).
+
+    Arguments
+    ---------
+    encoder : GreedyEncoder
+        In eval mode, on the CPU.
+    layer : str
+        The layer.
+    path : str or Path
+        The file to write.
+
+    Raises
+    ------
+    ImportError
+        If the extra is not installed.
+    """
+    try:
+        import onnx  # noqa: F401  # torch's exporter needs it
+    except ImportError as error:
+        raise ImportError(
+            "Exporting needs onnx: pip install 'speechbrain-sim[onnx]'."
+        ) from error
+    torch.onnx.export(
+        PlainEncoder(encoder, layer).eval(),
+        (torch.randn(2, 4000), torch.tensor([4000, 3000])),
+        str(path),
+        input_names=["wavs", "lengths"],
+        output_names=["mean", "frames"],
+        dynamic_axes={
+            "wavs": {0: "batch", 1: "samples"},
+            "lengths": {0: "batch"},
+            "mean": {0: "batch", 1: "time"},
+            "frames": {0: "batch"},
+        },
+        # the exporter by torch.export, of torch 2.11, fails at the GRU
+        dynamo=False,
+    )

@@ -1,0 +1,236 @@
+"""Smooth-InfoNCE: L = NCE + beta * KL(posterior || N(0, I)), per module.
+
+One equation, one function: `info_nce` and `gaussian_kl` are pure,
+`draw_window` and `draw_negatives` make their random choices, and
+`SmoothInfoNCE` adds them up as in equation 7 of the paper.
+
+Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 3.2,
+https://arxiv.org/abs/2408.12936
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+class Choices(NamedTuple):
+    """What is scored: a window, and the negatives of each of its frames.
+
+    `start` and `frames` give the window, the same for the whole batch;
+    `negatives`, (batch, frames, N), indexes the (batch * time) sequence.
+    """
+
+    start: int
+    frames: int
+    negatives: torch.Tensor
+
+
+class NCE(NamedTuple):
+    """Contrastive loss (nats) and the share of positives that scored highest."""
+
+    loss: torch.Tensor
+    accuracy: torch.Tensor
+
+
+def draw_window(longest, window, generator=None):
+    """Draws where the scored window begins, the same for a whole batch.
+
+    Arguments
+    ---------
+    longest : int
+        Frames of the longest utterance in the batch.
+    window : int
+        Frames of the window.
+    generator : torch.Generator, optional
+        On the CPU.
+
+    Returns
+    -------
+    start, frames : (int, int)
+        The window is `start : start + frames`; the whole utterance if that is
+        not longer than the window.
+
+    Example
+    -------
+    >>> draw_window(64, 128)
+    (0, 64)
+    """
+    if longest <= window:
+        return 0, longest
+    start = torch.randint(longest - window + 1, (), generator=generator)
+    return int(start), window
+
+
+def draw_negatives(
+    lengths, time, frames, negatives, own_negatives=0, generator=None
+):
+    """Draws the negatives of each scored frame, never from the padding.
+
+    Negatives are i.i.d. uniform over all valid frames of the batch, so one of
+    them may be the positive itself. The last `own_negatives` of them are
+    uniform over the frame's own utterance instead: they ask for content, where
+    the others can be told apart by speaker.
+
+    Arguments
+    ---------
+    lengths : torch.Tensor
+        Valid frames per utterance, (batch,).
+    time : int
+        Padded frames of the sequence that is indexed.
+    frames : int
+        Frames of the scored window.
+    negatives : int
+        How many per frame, N.
+    own_negatives : int
+        How many of these from the frame's own utterance.
+    generator : torch.Generator, optional
+        On the CPU.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, frames, N), int64: indices into the (batch * time) sequence.
+
+    Example
+    -------
+    >>> draw_negatives(torch.tensor([5, 3]), 5, 4, 10).shape
+    torch.Size([2, 4, 10])
+    """
+    if not 0 <= own_negatives <= negatives:
+        raise ValueError(
+            f"own_negatives is {own_negatives}; it must be 0..{negatives}, the "
+            f"number of negatives."
+        )
+    counts = lengths.cpu()
+    batch = len(counts)
+    ends = counts.cumsum(0)
+    shape = (batch, frames, negatives - own_negatives)
+    position = torch.randint(int(ends[-1]), shape, generator=generator)
+    row = torch.searchsorted(ends, position, right=True)
+    drawn = [row * time + position - (ends - counts)[row]]
+    if own_negatives:
+        uniform = torch.rand(
+            (batch, frames, own_negatives),
+            generator=generator,
+            dtype=torch.float64,
+        )
+        position = (uniform * counts[:, None, None]).long()
+        drawn.append(torch.arange(batch)[:, None, None] * time + position)
+    return torch.cat(drawn, dim=-1).to(lengths.device)
+
+
+def info_nce(predicted, z, lengths, start, negatives):
+    """Scores each predicted frame against its positive and its negatives.
+
+    f_k(t, j) = z_j . W_k c_t, and the loss is the cross-entropy of j = t + k
+    among itself and the negatives (the paper's equation 3), averaged over the
+    valid frames t for each k, then over k. c and the positives stay inside the
+    window; a frame whose positive lies beyond its utterance counts nowhere.
+
+    Arguments
+    ---------
+    predicted : torch.Tensor
+        W_k c_t for the window, (batch, frames, K, channel).
+    z : torch.Tensor
+        The full sequence, (batch, time, channel).
+    lengths : torch.Tensor
+        Valid frames of `z`, (batch,).
+    start : int
+        First frame of the window.
+    negatives : torch.Tensor
+        Indices into the (batch * time) sequence, (batch, frames, N).
+
+    Returns
+    -------
+    NCE
+
+    Raises
+    ------
+    ValueError
+        If no utterance has a frame and its successor inside the window.
+    """
+    frames, steps = predicted.shape[1:3]
+    scores = _Scores.apply(predicted, z.to(predicted.dtype), start, negatives)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    ahead = torch.arange(1, steps + 1, device=z.device)
+    last = (lengths - start).clamp(0, frames)[:, None] - ahead  # (batch, K)
+    valid = torch.arange(frames, device=z.device)[:, None] < last[:, None]
+    counts = valid.sum((0, 1))  # pairs of each k
+    if counts.max() == 0:
+        raise ValueError(
+            f"No frame has a successor inside the scored window "
+            f"{start}..{start + frames - 1}: the utterances have "
+            f"{lengths.tolist()} frames."
+        )
+    loss = scores.logsumexp(-1) - scores[..., 0]
+    # a negative that is the positive itself does not count as a mistake
+    row = torch.arange(len(z), device=z.device)[:, None, None] * z.shape[1]
+    at = row + start + torch.arange(frames, device=z.device)[:, None] + ahead
+    own = negatives[:, :, None] == at[..., None]  # (batch, frames, K, N)
+    with torch.no_grad():
+        rival = scores[..., 1:].masked_fill(own, -torch.inf).amax(-1)
+        correct = (scores[..., 0] > rival).to(loss.dtype)
+
+    def mean(values):
+        per_step = values.masked_fill(~valid, 0).sum((0, 1))
+        return (per_step / counts.clamp(min=1)).sum() / (counts > 0).sum()
+
+    return NCE(mean(loss), mean(correct))
+
+
+class _Scores(torch.autograd.Function):
+    """z_{t+k} . W_k c_t, then z_j . W_k c_t for each negative j.
+
+    (batch, frames, K, 1 + N); the positives beyond the window are left zero.
+    All k share one copy of the negatives, made again for the gradient, and all
+    gradients are summed in place.
+    """
+
+    @staticmethod
+    def forward(ctx, predicted, z, start, negatives):
+        ctx.save_for_backward(predicted, z, negatives)
+        ctx.start = start
+        batch, frames, steps, _ = predicted.shape
+        window = z[:, start : start + frames]
+        scores = z.new_zeros(batch, frames, steps, 1 + negatives.shape[-1])
+        for k in range(1, min(steps, frames - 1) + 1):
+            product = predicted[:, :-k, k - 1] * window[:, k:]
+            scores[:, :-k, k - 1, 0] = product.sum(-1)
+        candidates = _gather(z, negatives)
+        scores[..., 1:] = predicted @ candidates.transpose(-1, -2)
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        predicted, z, negatives = ctx.saved_tensors
+        frames, steps = predicted.shape[1:3]
+        grad_positive, grad_negative = grad[..., :1], grad[..., 1:]
+        grad_predicted = grad_negative @ _gather(z, negatives)
+        positives = range(1, min(steps, frames - 1) + 1)
+        window = z[:, ctx.start : ctx.start + frames]
+        for k in positives:
+            grad_predicted[:, :-k, k - 1].addcmul_(
+                grad_positive[:, :-k, k - 1], window[:, k:]
+            )
+        if not ctx.needs_input_grad[1]:
+            return grad_predicted, None, None, None
+        grad_candidates = grad_negative.transpose(-1, -2) @ predicted
+        grad_z = torch.zeros_like(z)
+        grad_z.flatten(0, 1).index_add_(
+            0, negatives.flatten(), grad_candidates.flatten(0, 2)
+        )
+        grad_window = grad_z[:, ctx.start : ctx.start + frames]
+        for k in positives:
+            grad_window[:, k:].addcmul_(
+                grad_positive[:, :-k, k - 1], predicted[:, :-k, k - 1]
+            )
+        return grad_predicted, grad_z, None, None
+
+
+def _gather(z, indices):
+    """Rows of the (batch * time) sequence: (*indices.shape, channel)."""
+    rows = z.flatten(0, 1).index_select(0, indices.flatten())
+    return rows.unflatten(0, indices.shape)

@@ -1,0 +1,121 @@
+"""objectives.kl."""
+
+import torch
+
+from speechbrain_sim.encoders.base import zero_padding
+
+
+def kl_per_channel(mean, log_var, lengths):
+    """KL divergence from N(mean, exp(log_var)) to N(0, 1) of each channel.
+
+    1/2 (-log sigma^2 - 1 + sigma^2 + mu^2), averaged over the valid frames.
+
+    Arguments
+    ---------
+    mean, log_var : torch.Tensor
+        (batch, time, channel).
+    lengths : torch.Tensor
+        Valid frames, (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        (channel,), nats per frame.
+    """
+    dtype = torch.promote_types(mean.dtype, torch.float32)
+    mean = zero_padding(mean.to(dtype), lengths)
+    log_var = zero_padding(log_var.to(dtype), lengths)
+    twice = torch.addcmul(torch.expm1(log_var) - log_var, mean, mean)
+    return twice.sum((0, 1)) / (2 * lengths.sum())
+
+
+def reduce_kl(per_channel, lengths, reduction):
+    """Brings the KL of each channel to the scalar that beta multiplies.
+
+    Arguments
+    ---------
+    per_channel : torch.Tensor
+        (channel,), nats per frame, from `kl_per_channel`.
+    lengths : torch.Tensor
+        Valid frames, (batch,).
+    reduction : str
+        "channel": sum over channels, mean over all valid frames (the paper's
+        equation). "time": sum over each utterance's frames, mean over
+        utterances and channels (the authors' release; its beta so depends on
+        clip length and width).
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar.
+
+    Raises
+    ------
+    ValueError
+        If the reduction is neither.
+    """
+    if reduction == "channel":
+        return per_channel.sum()
+    if reduction == "time":
+        return per_channel.mean() * lengths.sum() / len(lengths)
+    raise ValueError(
+        f"kl_reduction is '{reduction}'; it must be 'channel' or 'time'."
+    )
+
+
+def gaussian_kl(mean, log_var, lengths, reduction="channel"):
+    """KL divergence from N(mean, exp(log_var)) to N(0, I), over valid frames.
+
+    Arguments
+    ---------
+    mean, log_var : torch.Tensor
+        (batch, time, channel).
+    lengths : torch.Tensor
+        Valid frames, (batch,).
+    reduction : str
+        "channel" or "time", see `reduce_kl`.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar, in nats.
+
+    Example
+    -------
+    >>> zeros, lengths = torch.zeros(2, 5, 3), torch.tensor([5, 2])
+    >>> gaussian_kl(zeros, zeros, lengths)
+    tensor(0.)
+    >>> gaussian_kl(zeros + 1, zeros, lengths)
+    tensor(1.5000)
+    """
+    return reduce_kl(kl_per_channel(mean, log_var, lengths), lengths, reduction)
+
+
+def active_units(mean, lengths, threshold=0.01):
+    """Counts the channels whose mean varies over the valid frames of a batch.
+
+    Arguments
+    ---------
+    mean : torch.Tensor
+        (batch, time, channel).
+    lengths : torch.Tensor
+        Valid frames, (batch,).
+    threshold : float
+        Least variance of an active unit (Burda et al. 2016, section 5).
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar between 0 and the number of channels.
+
+    Example
+    -------
+    >>> mean = torch.stack([torch.zeros(50), torch.randn(50)], dim=-1)
+    >>> active_units(mean[None], torch.tensor([50]))
+    tensor(1.)
+    """
+    mean, total = mean.float(), lengths.sum()
+    center = zero_padding(mean, lengths).sum((0, 1)) / total
+    squares = (mean - center).square_()  # torch.var is slow over the first axis
+    variance = zero_padding(squares, lengths).sum((0, 1)) / total
+    return (variance > threshold).sum().float()

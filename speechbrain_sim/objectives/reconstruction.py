@@ -1,0 +1,124 @@
+"""How far a decoded waveform is from the recorded one: what decoders minimise."""
+
+from torch import nn
+
+from speechbrain_sim.encoders.base import zero_padding
+from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
+
+
+def mean_squared_error(decoded, wavs, lengths):
+    """Mean of (decoded - recorded)^2 over the valid samples of a batch.
+
+    Arguments
+    ---------
+    decoded, wavs : torch.Tensor
+        (batch, samples).
+    lengths : torch.Tensor
+        Valid samples, (batch,), integer.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar.
+
+    Example
+    -------
+    >>> import torch
+    >>> wavs, lengths = torch.zeros(2, 4), torch.tensor([4, 2])
+    >>> mean_squared_error(wavs + 3.0, wavs, lengths)
+    tensor(9.)
+    """
+    error = zero_padding((decoded - wavs)[..., None], lengths)
+    return error.square().sum() / lengths.sum()
+
+
+def mel_distance(mel, decoded, wavs, lengths):
+    """Mean difference of two log-mel spectrograms over their valid frames.
+
+    Arguments
+    ---------
+    mel : LogMel
+        Computes the spectrograms.
+    decoded, wavs, lengths :
+        See `mean_squared_error`.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar: nepers, as the spectrogram is of energies' logarithms.
+    """
+    ours, theirs = (mel(x, lengths)[LOGMEL] for x in (decoded, wavs))
+    valid = theirs.lengths.sum() * theirs.mean.shape[-1]
+    return (ours.mean - theirs.mean).abs().sum() / valid
+
+
+def _stft_loss():
+    try:
+        from auraloss.freq import MultiResolutionSTFTLoss
+    except ImportError as error:
+        raise ImportError(
+            "The multi-resolution STFT loss is auraloss's, which is not "
+            "installed: pip install speechbrain-sim[spectral]"
+        ) from error
+    return MultiResolutionSTFTLoss()
+
+
+class ReconstructionLoss(nn.Module):
+    """A weighted sum of distances between decoded and recorded waveforms.
+
+    loss = mse * MSE + stft * STFT + mel * MEL, where MSE is the paper's
+    (section 4.1.3), STFT is the multi-resolution spectral loss of auraloss
+    (spectral convergence plus log magnitude; Yamamoto et al. 2020), and MEL is
+    `mel_distance`. Only terms with a weight are computed.
+
+    Arguments
+    ---------
+    mse, stft, mel : float
+        The weights.
+
+    Example
+    -------
+    >>> import torch
+    >>> loss, wavs = ReconstructionLoss(mel=1.0), torch.randn(2, 4000)
+    >>> loss(wavs, wavs, torch.tensor([4000, 3000])).item()
+    0.0
+    """
+
+    def __init__(self, mse=1.0, stft=0.0, mel=0.0):
+        super().__init__()
+        weights = {"mse": mse, "stft": stft, "mel": mel}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ValueError(
+                f"The weights of the reconstruction loss are {weights}: none "
+                f"may be negative, and one must be above 0."
+            )
+        self.weights = weights
+        self.stft = _stft_loss() if stft else None
+        self.mel = LogMel() if mel else None
+
+    def forward(self, decoded, wavs, lengths):
+        """Scores a batch.
+
+        Arguments
+        ---------
+        decoded, wavs : torch.Tensor
+            (batch, samples).
+        lengths : torch.Tensor
+            Valid samples, (batch,), integer.
+
+        Returns
+        -------
+        torch.Tensor
+            A scalar.
+        """
+        terms = {}
+        if self.weights["mse"]:
+            terms["mse"] = mean_squared_error(decoded, wavs, lengths)
+        if self.stft is not None:
+            pair = (
+                zero_padding(x[..., None], lengths) for x in (decoded, wavs)
+            )
+            terms["stft"] = self.stft(*(x.transpose(1, 2) for x in pair))
+        if self.mel is not None:
+            terms["mel"] = mel_distance(self.mel, decoded, wavs, lengths)
+        return sum(self.weights[name] * term for name, term in terms.items())

@@ -1,0 +1,284 @@
+"""Tiny wav2vec2, HuBERT and WavLM models from a folder, never the network."""
+
+import json
+import socket
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from speechbrain_sim.activations import compute_features
+from speechbrain_sim.data.batches import classes_of
+from speechbrain_sim.decoders import mirror
+from speechbrain_sim.encoders.huggingface import (
+    HiddenStates,
+    load_hidden_states,
+)
+from speechbrain_sim.models.load import load_front_end
+from tests.conftest import ROOT, finish, start_recipe
+
+KINDS = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM"}
+#: the norm of a "base" model, and of a "large" one
+NORMS = {"base": ("group", False), "large": ("layer", True)}
+CONVS = [(10, 5, 0), (8, 4, 0), (4, 2, 0), (4, 2, 0)]
+
+
+def save_model(folder, kind, size):
+    import transformers
+
+    norm, stable = NORMS[size]
+    kernels, strides, _ = zip(*CONVS, strict=True)
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{KINDS[kind]}Config")(
+        vocab_size=4,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=12,
+        conv_dim=[6] * len(CONVS),
+        conv_kernel=kernels,
+        conv_stride=strides,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        feat_extract_norm=norm,
+        do_stable_layer_norm=stable,
+        initializer_range=0.5,
+    )
+    getattr(transformers, f"{KINDS[kind]}Model")(config).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_model(tmp_path / "model", "hubert", "base")
+
+
+@pytest.fixture(
+    scope="module", params=[(k, s) for k in KINDS for s in NORMS], ids=str
+)
+def loaded(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    return load_hidden_states(save_model(folder, *request.param))
+
+
+def test_loading_asks_nobody(folder, monkeypatch):
+    asked = []
+
+    def refuse(*args):
+        asked.append(args)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    files = {path.name for path in folder.iterdir()}
+    encoder, description = load_front_end(str(folder))
+    assert isinstance(encoder, HiddenStates) and not asked
+    assert {path.name for path in folder.iterdir()} == files
+    assert description["model"] == "hubert"
+    assert description["architecture"]["conv_dim"] == [6] * 4
+    assert description == json.loads(json.dumps(description))
+    assert len(description["sha256"]) == 64
+
+
+def test_layers_are_the_models_own(loaded):
+    encoder, _ = loaded
+    assert encoder.layer_names == ["hidden0", "hidden1", "hidden2"]
+    assert encoder.encoder.normalize_wav
+    wavs = torch.randn(2, 3000)
+    latents = encoder(wavs)
+    model = encoder.encoder.model
+    normed = torch.nn.functional.layer_norm(wavs, (3000,))
+    with torch.no_grad():
+        expected = model(normed, output_hidden_states=True)
+    expected = [*expected.hidden_states[:2], expected.last_hidden_state]
+    for name, states in zip(encoder.layer_names, expected, strict=True):
+        latent = latents[name]
+        torch.testing.assert_close(latent.mean, states, atol=1e-4, rtol=1e-4)
+        assert latent.log_var is None and not latent.sampled
+        assert not latent.mean.requires_grad
+        assert latent.mean.shape[2] == encoder.channels_of(name)
+
+
+def test_lengths_are_the_models_own(loaded):
+    encoder, _ = loaded
+    samples = torch.arange(225, 3000, 7)
+    own = encoder.encoder.model._get_feat_extract_output_lengths(samples)
+    assert torch.equal(encoder.output_lengths(samples, "hidden2"), own)
+    for count in (225, 1000, 2999):
+        got = encoder(torch.randn(1, count))["hidden1"]
+        assert got.mean.shape[1] == got.lengths[0]
+        assert got.lengths[0] == encoder.output_lengths(count, "hidden1")
+
+
+def test_an_utterance_is_the_same_alone_and_padded(loaded):
+    encoder, _ = loaded
+    wavs = torch.randn(3, 3000)
+    wavs[1, 2000:], wavs[2, 1501:] = 99.0, -7.0
+    batch = encoder(wavs, torch.tensor([3000, 2000, 1501]) / 3000)
+    for row, count in enumerate([3000, 2000, 1501]):
+        alone = encoder(wavs[row : row + 1, :count])
+        for name, latent in batch.items():
+            frames = int(latent.lengths[row])
+            assert torch.equal(latent.mean[row, :frames], alone[name].mean[0])
+            assert not latent.mean[row, frames:].any()
+
+
+def test_training_makes_nothing_random(loaded):
+    encoder, _ = loaded
+    wavs = torch.randn(1, 1000)
+    before = encoder(wavs, layers=["hidden2"])["hidden2"].mean
+    encoder.train()
+    after = encoder(wavs, layers=["hidden2"], sample=True)
+    assert list(after) == ["hidden2"]
+    assert torch.equal(before, after["hidden2"].mean)
+
+
+def test_gradients_reach_the_waveform(loaded):
+    encoder, _ = loaded
+    assert not any(weight.requires_grad for weight in encoder.parameters())
+    wavs = torch.randn(2, 1000, requires_grad=True)
+    latents = encoder(wavs, torch.tensor([1000, 600]))
+    latents["hidden2"].mean[1, :4].square().sum().backward()
+    assert wavs.grad[1, :600].any() and not wavs.grad[0].any()
+    assert not wavs.grad[1, 600:].any()
+
+
+def test_frames_lie_where_their_convolutions_read(folder):
+    encoder, _ = load_hidden_states(folder)
+    hop, center = encoder.frame_geometry("hidden1")
+    assert (hop, center) == (80, 4.5 + 5 * 3.5 + 20 * 1.5 + 40 * 1.5)
+    convs = encoder.encoder.model.feature_extractor.conv_layers
+    for frame in (0, 3, 11):
+        wav = torch.randn(1, 3000, requires_grad=True)
+        x = wav[:, None]
+        for layer in convs:
+            x = layer.conv(x)
+        x[0, :, frame].sum().backward()
+        reads = wav.grad[0].nonzero().double()
+        assert reads.min() + reads.max() == 2 * (center + hop * frame)
+
+
+@pytest.mark.parametrize("label", ["pitch", "phones"])
+def test_features_for_a_probe(folder, corpus, tmp_path, label):
+    encoder, description = load_front_end(str(folder))
+    classes = classes_of(corpus.train, corpus.folder, label)
+    features = [
+        compute_features(
+            encoder,
+            description,
+            corpus.valid,
+            corpus.folder,
+            label,
+            classes,
+            ["hidden0", "hidden2"],
+            tmp_path / str(max_seconds),
+            max_seconds,
+        )["hidden2"]
+        for max_seconds in (0.1, 4)
+    ]
+    alone, batch = features
+    assert alone.x.shape == (len(alone.y), 8)
+    atol = {"pitch": 1e-5, "phones": 5e-3}[label]  # phones: half precision
+    np.testing.assert_allclose(alone.x, batch.x, atol=atol, rtol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [225, 226, 1000, 2999, 3004])
+def test_a_mirrored_decoder_gives_any_length_back(loaded, samples):
+    encoder, _ = loaded
+    decoder = mirror(encoder, "hidden1")
+    assert decoder.shapes == encoder.convolutions("hidden1") == CONVS
+    assert [len(stage) for stage in decoder.stages] == [1] * len(CONVS)
+    z = encoder(torch.randn(2, samples))["hidden1"].mean
+    assert decoder(z, samples).shape == (2, samples)
+
+
+def test_what_cannot_be_encoded_is_refused(folder):
+    encoder, _ = load_hidden_states(folder)
+    with pytest.raises(ValueError, match="224 samples is too short"):
+        encoder(torch.randn(1, 224))
+    with pytest.raises(ValueError, match="has hidden0, hidden1, hidden2"):
+        encoder(torch.randn(1, 1000), layers=["module1"])
+    with pytest.raises(ValueError, match=r"expected \(batch, samples\)"):
+        encoder(torch.randn(1000))
+    encoder.encoder.output_all_hiddens = False
+    with pytest.raises(ValueError, match="output_all_hiddens=True"):
+        HiddenStates(encoder.encoder)
+
+
+def test_half_precision_weights_are_read_in_float32(folder):
+    model = load_hidden_states(folder)[0].encoder.model
+    model.half().save_pretrained(folder)
+    encoder, _ = load_hidden_states(folder)
+    latents = encoder(torch.randn(1, 1000))
+    assert latents["hidden2"].mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "preprocessor_config.json"]
+)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"holds no {name}"):
+        load_front_end(str(folder))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"num_hidden_layers": 3}, "lack 16 parameters of the model"),
+        ({"hidden_size": 16}, "cannot be loaded"),
+        ({"model_type": "whisper"}, "has the model_type 'whisper'"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(folder, change, message):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=message):
+        load_hidden_states(folder)
+
+
+def test_damaged_files_are_refused(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_hidden_states(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is not json"):
+        load_front_end(str(folder))
+
+
+def test_a_folder_of_neither_kind_names_both(tmp_path):
+    for text in (None, '{"model_type": "whisper"}'):
+        if text:
+            (tmp_path / "config.json").write_text(text)
+        with pytest.raises(FileNotFoundError, match="encoder.json.*wav2vec2"):
+            load_front_end(str(tmp_path))
+
+
+def test_without_transformers_the_extra_is_named(folder, monkeypatch):
+    name = "speechbrain.integrations.huggingface"
+    for module in [m for m in sys.modules if m.startswith(name)]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"speechbrain-sim\[huggingface\]"):
+        load_hidden_states(folder)
+
+
+def test_the_probe_recipe_reads_hidden_states(
+    folder, corpus, tmp_path, monkeypatch
+):
+    yaml = tmp_path / "probe.yaml"
+    yaml.write_text(
+        f"base: {ROOT}/hparams/probe.yaml\n"
+        "corpus: Tiny\nlabel: pitch\nprepare: !name:builtins.dict\n"
+        f"data_folder: {corpus.folder}\ntrain_csv: {corpus.train}\n"
+        f"valid_csv: {corpus.valid}\ntest_csv: {corpus.valid}\n"
+    )
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = ["--encoder", folder, "--output_folder", tmp_path / "out"]
+    finish(start_recipe("probe.py", yaml, *options, "--number_of_epochs", "1"))
+    result = json.loads((tmp_path / "out/probe_pitch.json").read_text())
+    assert list(result["layers"]) == ["hidden0", "hidden1", "hidden2"]
+    assert result["encoder"]["model"] == "hubert"

@@ -1,0 +1,168 @@
+"""Training of decoders: the losses, the loop, its resume, what it saves."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechbrain_sim.decoders import mirror
+from speechbrain_sim.encoders.greedy import GreedyEncoder
+from speechbrain_sim.encoders.logmel import LogMel
+from speechbrain_sim.models.format import (
+    load_decoder,
+    load_encoder,
+    save_encoder,
+)
+from speechbrain_sim.objectives.reconstruction import ReconstructionLoss
+from tests.conftest import ROOT, TINY, finish, same, start_recipe
+from tests.test_resume import kill_at
+
+LENGTHS = torch.tensor([4000, 2500])
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder")
+    shape = {"channels": TINY["channels"], "context_channels": 4}
+    save_encoder(GreedyEncoder(**shape), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decode_yaml(corpus, encoder_folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("hparams") / "decode.yaml"
+    path.write_text(
+        f"base: {ROOT}/hparams/decode.yaml\n"
+        "corpus: Tiny\n"
+        f"encoder: {encoder_folder}\n"
+        f"data_folder: {corpus.folder}\n"
+        "prepare: !name:builtins.dict\n"
+        f"train_csv: {corpus.train}\n"
+        f"valid_csv: {corpus.valid}\n"
+        "crop_samples: 4000\n"
+        "random_crop: True\n"
+        "sampled: True\n"
+        "number_of_epochs: 5\n"
+        "batch_size: 2\n"
+    )
+    return path
+
+
+def slow_loss(decoded, wavs, lengths, weights):
+    squares, mels, samples, cells = 0.0, 0.0, 0, 0
+    for ours, theirs, length in zip(decoded, wavs, lengths, strict=True):
+        ours, theirs = ours[None, :length], theirs[None, :length]
+        squares += float(((ours - theirs) ** 2).sum())
+        samples += int(length)
+        difference = LogMel()(ours)["logmel"].mean
+        difference = difference - LogMel()(theirs)["logmel"].mean
+        mels += float(difference.abs().sum())
+        cells += difference.numel()
+    return weights["mse"] * squares / samples + weights["mel"] * mels / cells
+
+
+@pytest.mark.parametrize(
+    "weights", [{"mse": 1.0, "mel": 0.0}, {"mse": 0.5, "mel": 2.0}]
+)
+def test_loss_equals_utterance_by_utterance(weights):
+    torch.manual_seed(0)
+    decoded, wavs = torch.randn(2, 2, 4000)
+    loss = ReconstructionLoss(**weights)(decoded, wavs, LENGTHS)
+    slow = slow_loss(decoded, wavs, LENGTHS, weights)
+    assert loss.item() == pytest.approx(slow, rel=1e-5)
+    padded = decoded.clone()
+    padded[1, 2500:] = 1e3
+    again = ReconstructionLoss(**weights)(padded, wavs, LENGTHS)
+    torch.testing.assert_close(again, loss)
+
+
+@pytest.mark.parametrize("name", ["mse", "stft", "mel"])
+def test_the_truth_is_best_and_noise_is_worst(name):
+    torch.manual_seed(0)
+    wavs = torch.sin(torch.arange(4000) / 7).expand(2, -1)
+    loss = ReconstructionLoss(**{"mse": 0.0, name: 1.0})
+    near, far = wavs + 0.01 * torch.randn(2, 4000), torch.randn(2, 4000)
+    scores = [loss(x, wavs, LENGTHS).item() for x in (wavs, near, far)]
+    assert scores[0] == pytest.approx(0, abs=1e-6)
+    assert scores[0] < scores[1] < scores[2]
+    decoded = near.clone().requires_grad_()
+    loss(decoded, wavs, LENGTHS).backward()
+    assert decoded.grad[0].any() and not decoded.grad[1, 2500:].any()
+
+
+def test_impossible_weights():
+    with pytest.raises(ValueError, match="one must be above 0"):
+        ReconstructionLoss(mse=0.0)
+    with pytest.raises(ValueError, match="none may be negative"):
+        ReconstructionLoss(mel=-1.0)
+
+
+def test_a_decoder_learns_a_recording_by_heart():
+    torch.manual_seed(0)
+    encoder = GreedyEncoder(channels=32, context_channels=4).eval()
+    wavs = torch.sin(torch.arange(1600) * torch.tensor([[0.1], [0.3]]))
+    z = encoder(wavs)["module1"].mean.detach()
+    z = (z - z.mean()) / z.std()  # an untrained layer is almost silent
+    decoder, loss = mirror(encoder, "module1"), ReconstructionLoss()
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        error = loss(decoder(z, 1600), wavs, torch.tensor([1600, 1600]))
+        error.backward()
+        optimizer.step()
+    assert error < 0.05 * wavs.square().mean()
+
+
+def test_decode_learns_and_keeps_what_it_heard(
+    decode_yaml, encoder_folder, corpus, tmp_path
+):
+    options = ["--output_folder", str(tmp_path), "--layer", "module1"]
+    options += ["--lr", "0.01", "--sampled", "False", "--tensorboard", "True"]
+    options += ["--number_of_epochs", "12"]
+    finish(start_recipe("decode.py", decode_yaml, *options))
+    log = (tmp_path / "train_log.txt").read_text()
+    explained = [
+        float(line.split("valid explained: ")[1]) for line in log.splitlines()
+    ]
+    assert max(explained[1:]) > explained[0]
+    about = json.loads((tmp_path / "decoder/decoder.json").read_text())
+    assert about["layer"] == "module1" and about["epochs"] == 12
+    heard = sorted((tmp_path / "audio").iterdir())
+    assert len(heard) == 2  # one batch
+    wavs = [soundfile.read(path)[0] for path in sorted(heard[0].iterdir())]
+    assert len(wavs) == 13  # an epoch each, and the recording
+    errors = [np.square(wav - wavs[-1]).mean() for wav in wavs[:-1]]
+    assert errors[-1] < errors[0]
+    assert list((tmp_path / "tensorboard").glob("*tfevents*"))
+
+    _, description = load_encoder(encoder_folder)
+    decoder, _ = load_decoder(tmp_path / "decoder", description, "module1")
+    assert not any(weight.requires_grad for weight in decoder.parameters())
+    with pytest.raises(ValueError, match="decodes the layer module1, not mod"):
+        load_decoder(tmp_path / "decoder", description, "module2")
+    other = {**description, "sha256": "0" * 64}
+    with pytest.raises(ValueError, match="decodes the encoder .*, not 000"):
+        load_decoder(tmp_path / "decoder", other, "module1")
+    with pytest.raises(FileNotFoundError, match="recipes/decode.py"):
+        load_decoder(tmp_path, description, "module1")
+
+
+def test_killed_decoder_training_ends_the_same(decode_yaml, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted = start_recipe(
+        "decode.py", decode_yaml, "--output_folder", str(whole)
+    )
+    argv = ["decode.py", decode_yaml, "--output_folder", str(killed)]
+    argv += ["--ckpt_interval_steps", "2"]
+    for place in [(0, 2), (1, 2)]:
+        kill_at(start_recipe(*argv), killed, place, 0.5)
+    finish(start_recipe(*argv))
+    finish(uninterrupted)
+    # not the last checkpoint by name: several are written in one second
+    states = [torch.load(f / "decoder/decoder.ckpt") for f in (whole, killed)]
+    assert same(*states)
+    logs = [(f / "train_log.txt").read_text() for f in (whole, killed)]
+    assert logs[0] == logs[1] and logs[0].count("epoch: ") == 5

@@ -1,0 +1,297 @@
+"""Every recipe with every yaml for one tiny epoch, then the table."""
+
+import json
+
+import pytest
+import soundfile
+
+from speechbrain_sim.config import load_experiment
+from tests.conftest import HPARAMS, ROOT, options_for
+
+REAL = ROOT.parent / "shared/data/ArtificialSpeech"
+TINY = ["--channels", "8", "--context_channels", "8", "--device", "cpu"]
+TINY += ["--number_of_epochs", "1", "--num_workers", "0", "--noprogressbar"]
+
+
+def yamls(stem):
+    found = sorted(HPARAMS.glob(f"*/{stem}*.yaml"))
+    assert found
+    return [path for path in found if path.parent.name != "models"]
+
+
+@pytest.mark.parametrize("yaml", yamls("pretrain"), ids=str)
+@pytest.mark.parametrize(
+    "model",
+    [
+        "sim",
+        "gim",
+        "sim_beta0",
+        "sim_kl_only",
+        "cpc",
+        "sim_end_to_end",
+        "random",
+    ],
+)
+def test_pretrain_each_model(recipes, corpora, tmp_path, yaml, model):
+    recipes["pretrain"].main(
+        [str(yaml), "--model", model, "--output_folder", str(tmp_path)]
+        + options_for(yaml, corpora)
+        + TINY
+    )
+    about = json.loads((tmp_path / "encoder/encoder.json").read_text())
+    assert about["model"] == model
+    assert about["architecture"]["channels"] == 8
+    assert about["epochs"] == (model != "random")
+    if model != "random":
+        assert "train " in (tmp_path / "train_log.txt").read_text()
+
+
+@pytest.mark.parametrize("yaml", yamls("supervised"), ids=str)
+def test_supervised(recipes, corpora, tmp_path, yaml):
+    recipes["pretrain"].main(
+        [str(yaml), "--output_folder", str(tmp_path)]
+        + options_for(yaml, corpora)
+        + TINY
+    )
+    log = (tmp_path / "train_log.txt").read_text()
+    assert "valid encoder_accuracy" in log
+
+
+def test_too_few_classes_says_so(recipes, corpora, tmp_path):
+    yaml = HPARAMS / "Synthetic/supervised.yaml"
+    with pytest.raises(ValueError, match="--classes says 2"):
+        recipes["pretrain"].main(
+            [str(yaml), "--output_folder", str(tmp_path), "--classes", "2"]
+            + options_for(yaml, corpora)
+            + TINY
+        )
+
+
+def test_labels_per_frame_are_phones_only(recipes, corpora, tmp_path):
+    yaml = HPARAMS / "Synthetic/supervised.yaml"
+    with pytest.raises(ValueError, match="per_frame is True for the label 'sp"):
+        recipes["pretrain"].main(
+            [str(yaml), "--output_folder", str(tmp_path), "--label", "speaker"]
+            + options_for(yaml, corpora)
+            + TINY
+        )
+
+
+def test_fewer_files_than_a_batch(recipes, corpora, tmp_path):
+    yaml = HPARAMS / "Synthetic/pretrain.yaml"
+    with pytest.raises(ValueError, match="batch_size below 1000"):
+        recipes["pretrain"].main(
+            [str(yaml), "--output_folder", str(tmp_path)]
+            + ["--batch_size", "1000"]
+            + options_for(yaml, corpora)
+            + TINY
+        )
+
+
+def test_folder_probes_test_on_what_pretraining_did_not_hear(
+    recipes, corpora, tmp_path
+):
+    for recipe, more in ("pretrain", TINY), ("probe", ["--encoder", "logmel"]):
+        yaml = HPARAMS / f"Folder/{recipe}.yaml"
+        recipes[recipe].main(
+            [str(yaml), "--output_folder", str(tmp_path / recipe)]
+            + options_for(yaml, corpora)
+            + more
+        )
+    ids = {
+        (recipe, part): {
+            line.split(",")[0]
+            for line in (tmp_path / recipe / f"save/{part}.csv")
+            .read_text()
+            .splitlines()[1:]
+        }
+        for recipe, part in (("pretrain", "train"), ("probe", "test"))
+    }
+    assert ids["probe", "test"]
+    assert not ids["pretrain", "train"] & ids["probe", "test"]
+
+
+def test_probing_other_layers_is_done_anew(recipes, corpora, tmp_path):
+    yaml = HPARAMS / "Synthetic/pretrain.yaml"
+    recipes["pretrain"].main(
+        [str(yaml), "--output_folder", str(tmp_path), "--model", "random"]
+        + options_for(yaml, corpora)
+        + TINY
+    )
+    yaml = HPARAMS / "Synthetic/probe.yaml"
+    argv = [str(yaml), "--encoder", str(tmp_path / "encoder")]
+    argv += ["--output_folder", str(tmp_path / "probe"), "--label", "speaker"]
+    argv += options_for(yaml, corpora) + ["--number_of_epochs", "1"]
+    for layers in ["[module1]", "[module1, context]"]:
+        recipes["probe"].main([*argv, "--layers", layers])
+        result = json.loads((tmp_path / "probe/probe_speaker.json").read_text())
+        assert list(result["layers"]) == layers.strip("[]").split(", ")
+
+
+@pytest.mark.parametrize("yaml", yamls("probe"), ids=str)
+def test_probe_logmel_then_find_it_done(
+    recipes, corpora, tmp_path, yaml, capfd
+):
+    argv = [str(yaml), "--encoder", "logmel", "--output_folder", str(tmp_path)]
+    argv += options_for(yaml, corpora) + ["--number_of_epochs", "1"]
+    recipes["probe"].main(argv)
+    (result,) = tmp_path.glob("probe_*.json")
+    score = json.loads(result.read_text())["layers"]["logmel"]
+    low, high = score["interval"]
+    assert low <= score["accuracy"] <= high
+    assert len(score["per_seed"]) == 3
+    written = result.stat().st_mtime_ns
+    recipes["probe"].main(argv)
+    assert result.stat().st_mtime_ns == written
+
+
+def test_probe_of_a_missing_encoder_names_the_folder(
+    recipes, corpora, tmp_path
+):
+    yaml = HPARAMS / "Synthetic/probe.yaml"
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        recipes["probe"].main(
+            [
+                str(yaml),
+                "--encoder",
+                "nowhere",
+                "--output_folder",
+                str(tmp_path),
+            ]
+            + options_for(yaml, corpora)
+        )
+
+
+def test_unknown_label_names_the_columns(recipes, corpora, tmp_path):
+    yaml = HPARAMS / "Synthetic/probe.yaml"
+    with pytest.raises(ValueError, match="it has .*speaker"):
+        recipes["probe"].main(
+            [str(yaml), "--encoder", "logmel", "--output_folder", str(tmp_path)]
+            + options_for(yaml, corpora)
+            + ["--label", "accent"]
+        )
+
+
+@pytest.mark.parametrize("yaml", yamls("table"), ids=str)
+def test_table(recipes, corpora, tmp_path, yaml):
+    sizes = "channels: 8, context_channels: 8, num_workers: 0"
+    argv = [str(yaml), "--output_folder", str(tmp_path)]
+    argv += ["--data_folder", str(corpora / yaml.parent.name)]
+    argv += ["--pretrain_options", f"{{number_of_epochs: 1, {sizes}}}"]
+    argv += ["--probe_options", "{number_of_epochs: 1}"]
+    if yaml.parent.name == "Synthetic":
+        corpus = "{speakers: 3, sentences: 9, test_sentences: 3}"
+        argv += ["--corpus_options", corpus]
+    recipes["table"].main(argv)
+    asked, _ = load_experiment(argv)
+    report = json.loads((tmp_path / "table.json").read_text())
+    assert sorted(report["tasks"]) == sorted(asked["labels"])
+    for task, systems in report["tasks"].items():
+        assert sorted(systems) == sorted(asked["systems"])
+        for name, system in asked["systems"].items():
+            if "of" in system:
+                found, of = systems[name], systems[system["of"]]
+                assert found["encoders"] == of["encoders"]
+                assert not found["settings"]["standardize"]
+        assert len(systems["random"]["encoders"]) == 3
+        layers = asked["labels"][task]["probe"].get("layers")
+        assert len(systems["SIM"]["layers"]) == len(layers or "1234")
+        for name, system in systems.items():
+            score = system["layers"][system["best_layer"]]
+            assert 0 <= score["interval"][0] <= score["interval"][1] <= 1
+            assert ("above_random" in system) == (name != "random")
+    text = (tmp_path / "table.md").read_text()
+    for picture in (
+        "training.svg",
+        *(f"probe_{t}.svg" for t in report["tasks"]),
+    ):
+        assert picture in text and (tmp_path / picture).stat().st_size > 1000
+
+
+def test_a_table_without_its_baseline_is_refused(recipes, tmp_path):
+    yaml = HPARAMS / "Synthetic/table.yaml"
+    with pytest.raises(ValueError, match="--baseline one of log-mel"):
+        recipes["table"].main(
+            [str(yaml), "--output_folder", str(tmp_path)]
+            + ["--systems", "{log-mel: {encoder: logmel}}"]
+        )
+
+
+@pytest.mark.data
+def test_real_artificial_speech_trains(recipes, tmp_path):
+    if not REAL.is_dir():
+        pytest.skip("../shared/data/ArtificialSpeech is absent")
+    recipes["pretrain"].main(
+        [
+            str(HPARAMS / "ArtificialSpeech/pretrain_reduced.yaml"),
+            *("--data_folder", str(REAL), "--output_folder", str(tmp_path)),
+            *("--debug", "--debug_epochs", "1"),
+            *TINY,
+        ]
+    )
+    log = (tmp_path / "train_log.txt").read_text()
+    assert "valid context_nce" in log
+
+
+def cut_up(excerpt, folder, parts=10):
+    """The excerpt's labelled utterance as several, in LibriSpeech's layout.
+
+    A cut at sample 160 k is a cut before label k; a part of n samples has the
+    first 1 + (n - 400) // 160 labels of those that follow.
+    """
+    name = "4051-11218-0044"
+    labels = "LibriSpeech100_labels_split/converted_aligned_phones.txt"
+    lines = (excerpt / labels).read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(name))
+    phones = line.split()[1:]
+    chapter = "LibriSpeech/train-clean-100/4051/11218"
+    wav, rate = soundfile.read(
+        excerpt / chapter / f"{name}.flac", dtype="int16"
+    )
+    (folder / chapter).mkdir(parents=True)
+    (folder / labels).parent.mkdir()
+    length = len(wav) // parts // 160
+    lines = []
+    for part in range(parts):
+        first = part * length
+        piece = wav[160 * first : 160 * (first + length)]
+        count = 1 + (len(piece) - 400) // 160
+        name = f"4051-11218-{part:04d}"
+        soundfile.write(folder / chapter / f"{name}.flac", piece, rate)
+        lines.append(" ".join([name, *phones[first : first + count]]))
+    (folder / labels).write_text("\n".join(lines))
+
+
+@pytest.mark.data
+def test_real_librispeech_trains_and_is_probed(recipes, tmp_path, caplog):
+    excerpt = ROOT.parent / "shared/data/LibriSpeechExcerpt"
+    if not excerpt.is_dir():
+        pytest.skip("../shared/data/LibriSpeechExcerpt is absent")
+    recipes["pretrain"].main(
+        [
+            str(HPARAMS / "LibriSpeech/pretrain.yaml"),
+            *("--data_folder", str(excerpt), "--incomplete", "allow"),
+            *("--output_folder", str(tmp_path / "sim"), "--batch_size", "2"),
+            *TINY,
+        ]
+    )
+    log = (tmp_path / "sim/train_log.txt").read_text()
+    assert "valid context_nce" in log
+    cut_up(excerpt, tmp_path / "parts")
+    recipes["probe"].main(
+        [
+            str(HPARAMS / "LibriSpeech/probe.yaml"),
+            *("--data_folder", str(tmp_path / "parts")),
+            *("--incomplete", "allow"),
+            *("--encoder", str(tmp_path / "sim/encoder")),
+            *("--output_folder", str(tmp_path / "probe")),
+            *("--number_of_epochs", "1", "--controls", "2"),
+        ]
+    )
+    result = json.loads((tmp_path / "probe/probe_phones.json").read_text())
+    assert list(result["layers"]) == [
+        "module1",
+        "module2",
+        "module3",
+        "context",
+    ]

@@ -1,0 +1,66 @@
+"""Each figure of the analysis is drawn, as svg and png."""
+
+import numpy as np
+import pytest
+
+from speechbrain_sim.analysis.shape import shape
+from speechbrain_sim.analysis.weights import concentration
+from speechbrain_sim.report.figures import (
+    plot_delta,
+    plot_shape,
+    plot_smoothness,
+    plot_top_n,
+    plot_weights,
+)
+
+SCORE = {"value": 1.5, "interval": [1.2, 1.9]}
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    yield tmp_path / "folder/figure"
+    assert (tmp_path / "folder/figure.svg").stat().st_size > 5000
+    png = (tmp_path / "folder/figure.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 5000
+
+
+def counted(quantity):
+    """SIM has two modules, GIM one."""
+    ends = {"interval": [[0.9, 1], [0.5, 0.7], [0, 0]]}
+    found = {"counts": [0, 2, 4], quantity: [1, 0.6, 0], **ends}
+    found["dimensions"] = 4
+    return {
+        "SIM": {"module1": found, "module2": found},
+        "GIM": {"module2": found},
+    }
+
+
+def test_delta(drawn):
+    published = {"counts": [2, 4], "delta": [0.5, 0], "dimensions": 8}
+    plot_delta(counted("delta"), drawn, {"SIM": {"module1": published}})
+
+
+def test_top_n(drawn):
+    plot_top_n(counted("accuracy"), drawn, chance=1 / 3)
+
+
+def test_weights(drawn):
+    weight = np.random.default_rng(0).normal(size=(2, 8, 3))
+    found = concentration(weight, np.ones(8))
+    plot_weights({"SIM": {"module1": found}, "GIM": {"module2": found}}, drawn)
+
+
+def test_shape(drawn):
+    x = np.random.default_rng(0).normal(size=(200, 4))
+    systems = {"SIM": shape(x, 0 * x, x), "GIM": shape(x)}
+    systems["SIM"]["shown"], systems["GIM"]["shown"] = [0, 1, 2], [3]
+    plot_shape(systems, drawn)
+
+
+def test_smoothness(drawn):
+    found = {
+        "walks": {"path_ratio": SCORE, "step_ratio": SCORE},
+        "moves": {"relative_mean": SCORE},
+    }
+    systems = {"SIM": {"module1": found, "module2": found}}
+    plot_smoothness(systems | {"GIM": {"module2": found}}, drawn)
