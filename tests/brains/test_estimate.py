@@ -2,7 +2,8 @@
 
 import pytest
 
-from speechbrain_sim.brains import estimate, resumable
+from speechbrain_sim.brains import base as resumable
+from speechbrain_sim.brains import estimate
 from speechbrain_sim.brains.estimate import CHECKPOINTS, MEASURED, SKIPPED
 from tests.conftest import make_brain, make_loader
 

@@ -22,7 +22,7 @@ from speechbrain_sim.data.corpora.librispeech import prepare_librispeech
 from speechbrain_sim.data.labels import num_labels
 from speechbrain_sim.data.manifests import hash_split, write_manifests
 
-DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 SPLITS = ("train", "valid", "test")
 
 

@@ -16,8 +16,8 @@ from speechbrain_sim.models.format import (
     save_encoder,
 )
 from speechbrain_sim.objectives.reconstruction import ReconstructionLoss
+from tests.brains.test_resume import kill_at
 from tests.conftest import ROOT, TINY, finish, same, start_recipe
-from tests.test_resume import kill_at
 
 LENGTHS = torch.tensor([4000, 2500])
 

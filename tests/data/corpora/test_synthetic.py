@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_sim.data import synthetic
+from speechbrain_sim.data.corpora import synthetic
 from speechbrain_sim.data.corpora.synthetic import PHONES, make_synthetic_corpus
 
 pytest.importorskip("espeakng_loader")
