@@ -38,11 +38,8 @@ def check_encoder(folder, description):
         )
 
 
-def main(argv):
+def decode(hparams, run_opts):
     """Prepares the data and trains."""
-    hparams, run_opts = load_experiment(
-        argv, may_change=[*MAY_CHANGE, "encoder"]
-    )
     sb.create_experiment_directory(hparams["output_folder"])
     front_end, description = load_front_end(hparams["encoder"])
     run_on_main(check_encoder, args=[hparams["output_folder"], description])
@@ -78,6 +75,11 @@ def main(argv):
         train_loader_kwargs=hparams["train_loader_kwargs"],
         valid_loader_kwargs=hparams["valid_loader_kwargs"],
     )
+
+
+def main(argv):
+    """Runs the recipe with a command line."""
+    decode(*load_experiment(argv, [*MAY_CHANGE, "encoder"]))
 
 
 if __name__ == "__main__":

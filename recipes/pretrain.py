@@ -41,9 +41,8 @@ def check_label(hparams):
     return classes
 
 
-def main(argv):
+def pretrain(hparams, run_opts):
     """Prepares the data and trains."""
-    hparams, run_opts = load_experiment(argv, may_change=MAY_CHANGE)
     sb.create_experiment_directory(hparams["output_folder"])
     run_on_main(hparams["prepare"])
     if hparams["tensorboard"]:
@@ -83,6 +82,11 @@ def main(argv):
         train_loader_kwargs=hparams["train_loader_kwargs"],
         valid_loader_kwargs=hparams["valid_loader_kwargs"],
     )
+
+
+def main(argv):
+    """Runs the recipe with a command line."""
+    pretrain(*load_experiment(argv, MAY_CHANGE))
 
 
 if __name__ == "__main__":

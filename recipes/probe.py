@@ -129,9 +129,8 @@ def train_probes(hparams, run_opts, x, y, classes, controls, folder):
     return brain
 
 
-def main(argv):
+def probe(hparams, run_opts):
     """Computes features, trains the probes and writes the results."""
-    hparams, run_opts = load_experiment(argv)
     if hparams["controls"] < 2:
         raise ValueError(
             f"--controls is {hparams['controls']}: an interval of the probes "
@@ -190,6 +189,11 @@ def main(argv):
         **about,
     )
     shutil.rmtree(checkpoints)
+
+
+def main(argv):
+    """Runs the recipe with a command line."""
+    probe(*load_experiment(argv))
 
 
 if __name__ == "__main__":

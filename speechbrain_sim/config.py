@@ -1,8 +1,9 @@
-"""From a yaml file and a command line to a run's hyper-parameters.
+"""From a yaml file and options to a run's hyper-parameters.
 
 A yaml that begins with `base: other.yaml` is a difference: its keys replace
-those of the other file. The file that `--model NAME` names in `hparams/models`
-is such a difference, too. Precedence: base < difference < model < command line.
+those of the other file. `base:` may be a list, of which later files replace the
+keys of earlier ones. The file that `--model NAME` names in `hparams/models` is
+such a difference, too. Precedence: base < difference < model < options.
 """
 
 import io
@@ -15,32 +16,25 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.distributed import if_main_process
 
 _HERE = Path(__file__).parent
-
-
 #: the model files, in a wheel or in a checkout
 MODELS = _HERE / "hparams_models"
-
-
 if not MODELS.is_dir():
     MODELS = _HERE.parent / "hparams/models"
 
-
 #: options that may differ when a run goes on
 MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
-
-
 MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder", "download"]
-
-
 MAY_CHANGE += ["download_from", "download_checksum"]
+#: kinds of values that are settings; others are objects made of them
+PLAIN = (str, int, float, bool, list, type(None))
 
 
-def _read_yaml(text):
+def _parse_yaml(text):
     return ruamel.yaml.YAML().load(text) or {}
 
 
-def resolve_base(path):
-    """Follows `base:` to the complete yaml.
+def read_yaml(path, _above=()):
+    """Reads a yaml with its bases merged, its objects not yet made.
 
     Arguments
     ---------
@@ -49,29 +43,34 @@ def resolve_base(path):
 
     Returns
     -------
-    path, changes : (Path, dict)
-        The yaml without a base, and what the files on the way change in it.
+    dict
+        The file's own keys first, then those of its bases.
 
     Raises
     ------
     FileNotFoundError
-        If a file does not exist.
+        If the file, or a base, does not exist.
+    ValueError
+        If a file is its own base.
 
     Example
     -------
-    >>> path, changes = resolve_base(MODELS / "gim.yaml")
-    >>> path.name, dict(changes)
-    ('sim.yaml', {'model_name': 'gim', 'probabilistic': False})
+    >>> dict(list(read_yaml(MODELS / "gim.yaml").items())[:2])
+    {'model_name': 'gim', 'probabilistic': False}
     """
-    path, changes = Path(path), {}
-    while True:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no hyper-parameter file {path}.")
-        content = _read_yaml(path.read_text(encoding="utf-8"))
-        if "base" not in content:
-            return path, changes
-        base = path.parent / content.pop("base")
-        path, changes = base, {**content, **changes}
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no hyper-parameter file {path}.")
+    if path.resolve() in _above:
+        raise ValueError(f"{path} is its own base: remove one `base:`.")
+    content = _parse_yaml(path.read_text(encoding="utf-8"))
+    bases = content.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    for base in reversed(bases):
+        inherited = read_yaml(path.parent / base, (*_above, path.resolve()))
+        for key, value in inherited.items():
+            content.setdefault(key, value)
+    return content
 
 
 def model_changes(name):
@@ -101,15 +100,17 @@ def model_changes(name):
         raise ValueError(
             f"There is no model '{name}'; hparams/models has {', '.join(names)}."
         )
-    return {} if name == "sim" else resolve_base(MODELS / f"{name}.yaml")[1]
+    if name == "sim":
+        return {}
+    changes = _parse_yaml((MODELS / f"{name}.yaml").read_text("utf-8"))
+    del changes["base"]
+    return changes
 
 
 def load_experiment(argv, may_change=None):
-    """Reads a run's hyper-parameters as every recipe here does.
+    """Reads a run's hyper-parameters from a command line.
 
-    Merges the yaml with its base, the model's difference and the command line,
-    starts the process group under torchrun, builds the objects, and writes the
-    whole, resolved, to `hyperparams.yaml` in the output folder.
+    Starts the process group under torchrun, then `make_experiment`.
 
     Arguments
     ---------
@@ -117,8 +118,40 @@ def load_experiment(argv, may_change=None):
         Yaml file, then options as in any SpeechBrain recipe: `--channels 64`,
         `--device cpu`; `--model NAME` picks a file of `hparams/models`.
     may_change : list of str, optional
-        For runs that go on: the keys that may differ from the run that is
-        already in the output folder.
+        See `make_experiment`.
+
+    Returns
+    -------
+    hparams, run_opts : (dict, RunOptions)
+
+    Raises
+    ------
+    KeyError, ValueError
+        See `make_experiment`.
+    """
+    hparams_file, run_opts, typed = sb.parse_arguments(argv)
+    sb.utils.distributed.ddp_init_group(run_opts)
+    options = _parse_yaml(typed)
+    return make_experiment(hparams_file, options, run_opts, may_change)
+
+
+def make_experiment(hparams_file, options, run_opts, may_change=None):
+    """Merges a yaml, its bases, a model and options, and builds the objects.
+
+    The whole, resolved, is written to `hyperparams.yaml` in the output folder:
+    a yaml without bases, which `load_hyperpyyaml` reads as it is.
+
+    Arguments
+    ---------
+    hparams_file : str or Path
+        The yaml.
+    options : dict
+        Values for its keys; `model` names a file of `hparams/models`.
+    run_opts : RunOptions
+        SpeechBrain's own options, which are passed on.
+    may_change : list of str, optional
+        For runs that are resumed: the keys that may differ from the run that
+        is already in the output folder.
 
     Returns
     -------
@@ -127,30 +160,18 @@ def load_experiment(argv, may_change=None):
     Raises
     ------
     KeyError
-        If an option is neither SpeechBrain's nor a key of the yaml.
+        If an option is not a key of the yaml.
     ValueError
         If a key without a value is not given, or the output folder holds a
         run with other settings.
     """
-    hparams_file, run_opts, typed = sb.parse_arguments(argv)
-    sb.utils.distributed.ddp_init_group(run_opts)
-    path, changes = resolve_base(hparams_file)
-    typed = _read_yaml(typed)
-    document = _read_yaml(path.read_text(encoding="utf-8"))
-    model = changes.pop("model", None)
-    if "model" in document:
-        model = typed.pop("model", model)
-    document.update(changes)
-    unknown = sorted(set(typed) - set(document))
-    if unknown:
-        near = get_close_matches(unknown[0], document, n=1)
-        raise KeyError(
-            f"{hparams_file} has no key {', '.join(unknown)}, and SpeechBrain "
-            f"no such option.{f' Did you mean {near[0]}?' if near else ''} The "
-            f"keys are: {', '.join(sorted(document))}."
-        )
+    document, options = read_yaml(hparams_file), dict(options)
+    model = document.pop("model", None)
+    if "model_name" in document:
+        model = options.pop("model", model)
+    _check_keys(hparams_file, document, options)
     defaults = dict(document)
-    document.update({**(model_changes(model) if model else {}), **typed})
+    document.update({**(model_changes(model) if model else {}), **options})
     missing = [
         f"--{key}"
         for key, node in document.items()
@@ -160,9 +181,7 @@ def load_experiment(argv, may_change=None):
         raise ValueError(f"{hparams_file} needs {', '.join(missing)}.")
     text = io.StringIO()
     ruamel.yaml.YAML().dump(document, text)
-    merged = io.StringIO(text.getvalue())
-    merged.name = str(path)  # what !include: is relative to
-    resolved = resolve_references(merged).getvalue()
+    resolved = resolve_references(text.getvalue()).getvalue()
     hparams = load_hyperpyyaml(resolved)
     if if_main_process():
         folder = Path(hparams["output_folder"])
@@ -174,50 +193,22 @@ def load_experiment(argv, may_change=None):
             and any(Path(hparams["save_folder"]).glob("CKPT*"))
             and not run_opts["debug"]
         ):
-            settings = _read_yaml(resolved)
+            settings = _parse_yaml(resolved)
             _check_same_run(written, settings, defaults, may_change)
         written.write_text(resolved, encoding="utf-8")
     return hparams, run_opts
 
 
-def as_arguments(**values):
-    """Writes options as a command line has them.
-
-    Arguments
-    ---------
-    **values : any
-        Plain values, by the options' names.
-
-    Returns
-    -------
-    list of str
-
-    Example
-    -------
-    >>> as_arguments(channels=64, label=None)
-    ['--channels', '64', '--label', 'null']
-    """
-    written = {n: "null" if v is None else str(v) for n, v in values.items()}
-    return [text for n, v in written.items() for text in (f"--{n}", v)]
-
-
-def typed_run_options(run_opts):
-    """Returns SpeechBrain's own options, such as --device, as they were typed.
-
-    Arguments
-    ---------
-    run_opts : RunOptions
-        From `load_experiment`.
-
-    Returns
-    -------
-    list of str
-    """
-    argv = []
-    for name in sorted(run_opts.overridden_args - {"param_file"}):
-        value = run_opts[name]
-        argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return argv
+def _check_keys(hparams_file, document, options):
+    """Raises a KeyError if an option is not a key of the yaml."""
+    unknown = sorted(set(options) - set(document))
+    if unknown:
+        near = get_close_matches(unknown[0], document, n=1)
+        raise KeyError(
+            f"{hparams_file} has no key {', '.join(unknown)}, and SpeechBrain "
+            f"no such option.{f' Did you mean {near[0]}?' if near else ''} The "
+            f"keys are: {', '.join(sorted(document))}."
+        )
 
 
 def _check_same_run(written, settings, defaults, may_change):
@@ -225,13 +216,12 @@ def _check_same_run(written, settings, defaults, may_change):
 
     An option that the run did not know yet had the value of its yaml.
     """
-    before = {**defaults, **_read_yaml(written.read_text(encoding="utf-8"))}
-    plain = (str, int, float, bool, list, type(None))
+    before = {**defaults, **_parse_yaml(written.read_text(encoding="utf-8"))}
     changed = [
         f"{key} ({before.get(key)} before, {value} now)"
         for key, value in settings.items()
         if key not in may_change
-        and isinstance(value, plain)
+        and isinstance(value, PLAIN)
         and before.get(key) != value
     ]
     if changed:

@@ -1,7 +1,6 @@
 """What a user types reaches the model, and what a yaml says is used."""
 
 import re
-from pathlib import Path
 
 import pytest
 import ruamel.yaml
@@ -12,7 +11,7 @@ from speechbrain_sim.config import (
     MODELS,
     load_experiment,
     model_changes,
-    resolve_base,
+    read_yaml,
 )
 from speechbrain_sim.family import build_model
 from tests.conftest import ROOT, TINY
@@ -34,7 +33,7 @@ def seed_of_the_process(monkeypatch):
 
 def keys_of(path):
     """Reads a yaml as a dict, its objects unmade."""
-    return ruamel.yaml.YAML().load(Path(path).read_text())
+    return read_yaml(path)
 
 
 def load(yaml, folder, **options):
@@ -154,12 +153,25 @@ def test_a_difference_of_a_difference(tmp_path):
     (tmp_path / "b.yaml").write_text("base: a.yaml\ny: 2\nz: 2\n")
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/c.yaml").write_text("base: ../b.yaml\nz: 3\n")
-    path, changes = resolve_base(tmp_path / "deep/c.yaml")
-    assert path.resolve() == tmp_path / "a.yaml"
-    assert changes == {"y": 2, "z": 3}
+    assert dict(read_yaml(tmp_path / "deep/c.yaml")) == {"z": 3, "y": 2, "x": 1}
     (tmp_path / "b.yaml").write_text("base: gone.yaml\n")
     with pytest.raises(FileNotFoundError, match="gone.yaml"):
-        resolve_base(tmp_path / "deep/c.yaml")
+        read_yaml(tmp_path / "deep/c.yaml")
+
+
+def test_of_several_bases_the_later_wins_and_the_file_over_both(tmp_path):
+    (tmp_path / "a.yaml").write_text("x: 1\ny: 1\nz: 1\n")
+    (tmp_path / "b.yaml").write_text("y: 2\nz: 2\n")
+    (tmp_path / "c.yaml").write_text("base: [a.yaml, b.yaml]\nz: 3\n")
+    merged = read_yaml(tmp_path / "c.yaml")
+    assert list(merged.items()) == [("z", 3), ("y", 2), ("x", 1)]
+
+
+def test_a_circle_of_bases_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ValueError, match="a.yaml is its own base"):
+        read_yaml(tmp_path / "a.yaml")
 
 
 def test_unknown_names(tiny_yaml, tmp_path):
@@ -242,7 +254,7 @@ def test_every_key_is_used(name):
         (ROOT / path).read_text()
         if path.startswith("recipes")
         else (ROOT / "speechbrain_sim" / path).read_text()
-        for path in [*READERS[name], "brains/resumable.py"]
+        for path in [*READERS[name], "brains/base.py"]
     )
 
     def used(key):
@@ -260,16 +272,9 @@ def test_every_key_is_used(name):
     assert not used("chanels")
 
 
-def test_the_shared_yaml_has_the_models_keys_and_defaults():
-    sim, shared = keys_of(MODELS / "sim.yaml"), keys_of(SHARED)
-    tunables = set(sim) - {"encoder", "modules"}
-    for key in tunables:
-        assert shared[key] == sim[key], key
-    # each is passed on, but for those that the brain reads
-    passed = {key: str(value.value) for key, value in shared["model"].items()}
-    assert passed == {
-        key: f"<{key}>" for key in tunables - {"model_name", "frozen"}
-    }
+def test_the_models_keys_stand_once():
+    own = ruamel.yaml.YAML().load(SHARED.read_text())
+    assert not set(own) & set(keys_of(MODELS / "sim.yaml"))
 
 
 @pytest.mark.parametrize("model", FAMILY)
