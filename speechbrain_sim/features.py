@@ -10,7 +10,7 @@ from tqdm import tqdm
 from speechbrain_sim.data.audio import (
     SAMPLE_RATE,
     BadAudio,
-    inspect_audio,
+    audio_info,
     read_audio,
 )
 
@@ -35,7 +35,7 @@ def read_chunks(encoder, path, layers=None, chunk_seconds=10.0):
     BadAudio
         If the file cannot be read, or is too short for a frame.
     """
-    samples = inspect_audio(path, check_content=False).num_samples
+    samples = audio_info(path).num_samples
     top = list(encoder.layers_up_to(layers))[-1]
     if encoder.output_lengths(samples, top) < 1:
         raise BadAudio(path, f"{samples} samples are too few for a frame.")
@@ -113,7 +113,7 @@ def encode_file(encoder, path, folder, layers=None, chunk_seconds=10.0):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    samples = inspect_audio(path, check_content=False).num_samples
+    samples = audio_info(path).num_samples
     arrays, done = {}, {}
     pieces = stream_file(encoder, path, layers, chunk_seconds)
     for piece in tqdm(pieces, desc=Path(path).name, unit="chunk"):

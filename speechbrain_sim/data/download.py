@@ -6,49 +6,41 @@ import os
 import shutil
 import tarfile
 import time
-import urllib.error
-import urllib.request
 import zlib
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
+from filelock import FileLock, Timeout
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 logger = get_logger(__name__)
 
 BLOCK = 1 << 20
-#: seconds before a connection is tried again, doubled with each failure
-PAUSE = 1
-#: HTTP errors that pass: timeout, a range of another file, too many requests
+#: HTTP errors of clients that pass: timeout, range, too many requests
 PASSING = (408, 416, 429)
 
 
-def fetch(url, path, checksum=None, attempts=5, timeout=60):
+def fetch(url, path, checksum=None, attempts=5):
     """Downloads a file, going on with what an earlier attempt left.
 
     What has arrived is kept in `<path>.part`; `path` appears once it is whole
-    and checked.
+    and checked. (huggingface_hub's `http_get` drops up to 10 MB with every
+    broken connection, pooch and SpeechBrain's `download_file` everything.)
 
     Arguments
     ---------
     url : str
-        Where it is.
+        Where it is: http, https or file.
     path : str or Path
         Where it goes; nothing is done if it is there.
     checksum : str, optional
-        Such as "md5:2a93..." or "sha256:d4dd...", by the algorithm's name in
-        `hashlib`.
+        Such as "md5:2a93..." or "sha256:d4dd...".
     attempts : int
         How often a connection may break in a row without a new byte.
-    timeout : float
-        Seconds without a byte after which it counts as broken.
 
     Raises
     ------
@@ -67,91 +59,122 @@ def fetch(url, path, checksum=None, attempts=5, timeout=60):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    with _lock(part, "ab"):
-        _receive_all(url, part, attempts, timeout)
+    with _lock(part):
+        part.touch()
+        _receive_all(url, part, attempts)
         _check(part, checksum, url)
         os.replace(part, path)
 
 
-@contextmanager
-def _lock(path, mode):
-    """Keeps other runs from a file, until this process ends at the latest."""
-    with open(path, mode) as file:
+def unpack(archive, folder):
+    """Unpacks a tar archive; what is there is there whole.
+
+    Files and directories go to a folder beside it first, and from there into
+    place: the directories of the second level last, each in one move. What is
+    there already stays.
+
+    Arguments
+    ---------
+    archive : str or Path
+        A tar file, plain or compressed by gzip.
+    folder : str or Path
+        Where its content goes.
+
+    Raises
+    ------
+    ValueError
+        If the archive is damaged, holds links or devices, or names a place
+        outside the folder. Nothing of it is left.
+    BlockingIOError
+        If another run unpacks it.
+    OSError
+        If the disk is full, or cannot be written. Nothing of it is left.
+    """
+    archive, folder = Path(archive), Path(folder)
+    partial = folder / f".{archive.name}.partial"
+    with _lock(archive):
+        shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+        partial.mkdir(parents=True)
         try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"Another run works on {path}: wait until it is done, or end "
-                "it; then start again."
-            ) from error
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s)", path, error)
+            _extract(archive, partial)
+            for entry in sorted(partial.glob("*/*"), key=Path.is_dir):
+                target = folder / entry.relative_to(partial)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if not target.exists():
+                    os.replace(entry, target)
+        finally:
+            shutil.rmtree(partial)
+
+
+@contextmanager
+def _lock(path):
+    """Keeps other runs from a file, until this process ends at the latest."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BlockingIOError(
+            f"Another run works on {path}: wait until it is done, or end it; "
+            "then start again."
+        ) from error
+    try:
         yield
+    finally:
+        os.unlink(lock.lock_file)
+        lock.release()
 
 
-def _receive_all(url, part, attempts, timeout):
+def _receive_all(url, part, attempts):
     """Appends to a file until it is whole, over as many connections."""
     left = attempts
     while True:
         have = part.stat().st_size
         try:
-            if _receive(url, part, have, timeout):
-                return
-            trouble = "it ended early"
+            return _receive(url, part, have)
         except (OSError, HTTPException) as error:
-            trouble = error
-            code = getattr(error, "code", 0)
-            if 400 <= code < 500 and code not in PASSING:
-                if not have:
-                    part.unlink()
-                absent = code in (404, 410)
-                raise (FileNotFoundError if absent else ConnectionError)(
-                    f"{url} cannot be downloaded ({error}): check the address "
-                    "(--download_from) and the subset."
-                ) from error
-        arrived = part.stat().st_size
-        left = attempts if arrived > have else left - 1
-        logger.warning("%s: %s, after %d bytes", url, trouble, arrived)
-        if not left or getattr(trouble, "errno", None) == errno.ENOSPC:
-            raise ConnectionError(
-                f"{url} cannot be downloaded ({trouble}). Start again to go on "
-                f"after the {arrived} bytes in {part}."
-            )
-        time.sleep(PAUSE * 2 ** (attempts - left))
+            arrived = part.stat().st_size
+            left = attempts if arrived > have else left - 1
+            _judge(error, url, part, left)
+        time.sleep(2 ** (attempts - left))
 
 
-def _receive(url, part, have, timeout):
-    """Appends what is missing to a file; returns whether it is whole now."""
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    request = urllib.request.Request(url, headers=headers)
+def _judge(error, url, part, left):
+    """Raises what another connection would not mend, and logs the rest."""
+    code, size = getattr(error, "code", 0), part.stat().st_size
+    if 400 <= code < 500 and code not in PASSING:
+        if not size:
+            part.unlink()
+        raise (FileNotFoundError if code in (404, 410) else ConnectionError)(
+            f"{url} cannot be downloaded ({error}): check the address "
+            "(--download_from) and the subset."
+        ) from error
+    logger.warning("%s: %s, after %d bytes", url, error, size)
+    if not left or getattr(error, "errno", None) == errno.ENOSPC:
+        raise ConnectionError(
+            f"{url} cannot be downloaded ({error}). Start again to go on after "
+            f"the {size} bytes in {part}."
+        ) from error
+
+
+def _receive(url, part, have):
+    """Appends what is missing to a file; raises if the connection breaks."""
+    request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        total = error.headers.get("Content-Range", "").rpartition("/")[2]
-        if error.code == 416 and total == str(have):
-            return True  # all of it was there
+        response = urlopen(request, timeout=60)
+    except HTTPError as error:
         if error.code == 416:
+            if error.headers.get("Content-Range") == f"bytes */{have}":
+                return  # all of it was there
             os.truncate(part, 0)  # of another file
         raise
-    with response:
-        resumed = response.status == 206
-        length = response.headers.get("Content-Length")
-        start = have if resumed else 0
-        total = start + int(length) if length else None
-        bar = tqdm(
-            desc=part.stem,
-            initial=start,
-            total=total,
-            unit="B",
-            unit_scale=True,
-            disable=None,
-        )
-        with bar, open(part, "ab" if resumed else "wb") as file:
-            while block := response.read(BLOCK):
-                file.write(block)
-                bar.update(len(block))
-    return total is None or part.stat().st_size == total
+    with response, open(part, "ab" if response.status == 206 else "wb") as file:
+        total = response.headers.get("Content-Length")
+        total = total and file.tell() + int(total)
+        bar = {"desc": part.stem, "initial": file.tell(), "total": total}
+        with tqdm.wrapattr(file, "write", **bar, disable=None) as counted:
+            shutil.copyfileobj(response, counted)
+        if total and file.tell() != total:
+            raise HTTPException("it ended early")
 
 
 def _check(path, checksum, url):
@@ -164,71 +187,31 @@ def _check(path, checksum, url):
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
-    found = digest.hexdigest()
-    if found != expected.lower():
+    if digest.hexdigest() != expected.lower():
         path.unlink()
         raise ValueError(
-            f"{url} has the {algorithm} {found}, not {expected}: it was "
-            "damaged on the way, or is another file. It was deleted; start "
-            "again, or correct the checksum."
+            f"{url} has the {algorithm} {digest.hexdigest()}, not {expected}: "
+            "it was damaged on the way, or is another file. It was deleted; "
+            "start again, or correct the checksum."
         )
 
 
-def unpack(archive, folder):
-    """Unpacks a tar archive; what is there is there whole.
-
-    Goes to a folder beside it first, and from there into place: the
-    directories of the second level last, each in one move. What is there
-    already stays.
-
-    Arguments
-    ---------
-    archive : str or Path
-        A tar file, plain or compressed by gzip.
-    folder : str or Path
-        Where its content goes.
-
-    Raises
-    ------
-    ValueError
-        If the archive is damaged. Nothing of it is left.
-    BlockingIOError
-        If another run unpacks it.
-    OSError
-        If the disk is full, or cannot be written. Nothing of it is left.
-    """
-    with _lock(archive, "rb"):
-        _unpack(Path(archive), Path(folder))
-
-
-def _unpack(archive, folder):
-    """Unpacks an archive that nobody else unpacks."""
-    partial = folder / f".{archive.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
-    partial.mkdir(parents=True)
+def _extract(archive, folder):
+    """Extracts an archive to its end, where gzip compares its checksum."""
     try:
         with tarfile.open(archive) as tar:
-            bar = tqdm(tar, f"Unpacking {archive.name}", disable=None)
-            for member in bar:
-                tar.extract(member, partial, filter="data")
+            for member in tqdm(tar, f"Unpacking {archive.name}", disable=None):
+                if not (member.isfile() or member.isdir()):
+                    raise tarfile.TarError(f"{member.name} is a link or device")
+                tar.extract(member, folder, filter="data")
             while tar.fileobj.read(BLOCK):
-                pass  # to the end, where gzip compares its checksum
+                pass
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        shutil.rmtree(partial)
         if getattr(error, "errno", None):  # of the disk, not of the archive
-            raise OSError(
-                error.errno,
-                f"{error.strerror}: {archive} takes more than "
-                f"{archive.stat().st_size / 1e9:.3g} GB in {folder}",
-            ) from error
+            size = archive.stat().st_size / 1e9
+            why = f"{error.strerror}: {archive} takes more than {size:.3g} GB"
+            raise OSError(error.errno, f"{why} in {folder}") from error
         raise ValueError(
             f"{archive} cannot be unpacked ({error}): delete it, and download "
             "it again."
         ) from error
-    entries = sorted(partial.glob("*/*"), key=lambda path: path.is_dir())
-    for entry in entries:
-        target = folder / entry.relative_to(partial)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            os.replace(entry, target)
-    shutil.rmtree(partial)

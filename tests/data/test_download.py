@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import os
@@ -12,6 +11,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from filelock import FileLock
 
 from speechbrain_sim.data.download import fetch, unpack
 
@@ -169,15 +169,13 @@ def test_nobody_answers(tmp_path, pauses):
 
 def test_two_runs_do_not_write_one_file(server, tmp_path):
     part = tmp_path / "a.bin.part"
-    with open(part, "wb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with FileLock(f"{part}.lock"):
         with pytest.raises(BlockingIOError, match=f"Another run .* {part}"):
             fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
         assert server.ranges == []
     fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
     archive = pack(tmp_path / "sub.tar.gz", {"L/S.TXT": b"s"})
-    with open(archive, "rb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with FileLock(f"{archive}.lock"):
         with pytest.raises(BlockingIOError, match="Another run"):
             unpack(archive, tmp_path / "out")
 
@@ -250,3 +248,18 @@ def test_an_archive_writes_nothing_outside(tmp_path):
     with pytest.raises(ValueError, match="cannot be unpacked"):
         unpack(archive, tmp_path / "deep/out")
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_an_archive_holds_no_links(tmp_path, kind):
+    (tmp_path / "out").mkdir()
+    archive = tmp_path / "sub.tar"
+    with tarfile.open(archive, "w") as tar:
+        info = tarfile.TarInfo("L/link")
+        info.type, info.linkname = kind, "L/other"
+        tar.addfile(info)
+    with pytest.raises(
+        ValueError, match="cannot be unpacked .L/link is a link"
+    ):
+        unpack(archive, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
