@@ -35,6 +35,23 @@ def sha256(path):
     return digest.hexdigest()
 
 
+def write_text(path, text):
+    """Writes a file in UTF-8 whole or not at all, ends of lines as they are.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        Where to; folders are made.
+    text : str
+        What to write.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8", newline="")
+    os.replace(partial, path)
+
+
 def write_json(path, content):
     """Writes a json file whole or not at all.
 
@@ -45,11 +62,7 @@ def write_json(path, content):
     content : dict or list
         What to write.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def remembered(path, made_of, compute):
