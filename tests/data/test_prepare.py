@@ -281,14 +281,6 @@ def test_folder_errors(tmp_path):
         prepare_folder(data, tmp_path / "a", 1600)
 
 
-def test_skip_prep_touches_nothing(tmp_path):
-    absent = tmp_path / "absent"
-    prepare_folder(absent, tmp_path / "a", 1, skip_prep=True)
-    prepare_artificial_speech(absent, tmp_path / "a", skip_prep=True)
-    prepare_librispeech(absent, tmp_path / "a", skip_prep=True)
-    assert not list(tmp_path.iterdir())
-
-
 # --- artificial speech -------------------------------------------------------
 
 

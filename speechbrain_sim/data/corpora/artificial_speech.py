@@ -1,15 +1,14 @@
-"""The artificial speech set of the paper → manifests.
+"""The artificial speech set of the paper -> manifests.
 
-One speaker says words of three syllables, each one of b, d, g and one of a,
+One speaker speaks words of three syllables, each one of b, d, g and one of a,
 i, u; some words were recorded twice (take 1 and 2). The set holds whole words
-(``reshuffledv2``) and single syllables cut from them (``split up data
-padded``); the two are divided into train and test independently.
+(`reshuffledv2`) and single syllables cut from them (`split up data padded`);
+the two are divided into train and test independently.
 
-File names of the syllables mislead. All are named as take 1, and those of
-``train`` are cut from take 1; those of ``test`` are cut from take 2. Aligning
-the audio shows it: each of the 360 test clips correlates with a stretch of
-its word's take 2 above 0.9999, and with none of take 1 above 0.93. So most
-test clips come from recordings that pretraining hears, see ``split``.
+File names of the syllables mislead: all are named as take 1, but those of
+`test` are cut from take 2. Each of the 360 test clips correlates with a
+stretch of its word's take 2 above 0.9999, and with none of take 1 above 0.93.
+So most test clips come from recordings of the pretraining set, see `split`.
 """
 
 import re
@@ -21,19 +20,11 @@ from speechbrain_sim.data.manifests import hash_split, write_manifests
 
 logger = get_logger(__name__)
 
-
 WORDS = "reshuffledv2"
-
-
 SYLLABLES = "split up data padded"
-
-
 VALID_SHARE = 0.3
 
-
 _WORD = re.compile(r"((?:[bdg][aiu]){3})_([12])")
-
-
 _SYLLABLE = re.compile(r"((?:[bdg][aiu]){3})_1_([123])_([bdg][aiu])")
 
 
@@ -43,119 +34,91 @@ def prepare_artificial_speech(
     split="published",
     min_samples=8800,
     on_bad_audio="fail",
-    skip_prep=False,
 ):
-    """Write the manifests of words (pretraining) and syllables (probes).
+    """Writes the manifests of words (pretraining) and syllables (probes).
 
-    ``pretrain.csv`` and ``pretrain_valid.csv`` hold the words of
-    ``reshuffledv2/train`` and ``/test``, with the columns ``word``,
-    ``recording`` (``<word>_<take>``), ``consonants`` and ``vowels``.
-
-    ``train.csv``, ``valid.csv`` and ``test.csv`` hold the syllables, with
-    ``syllable, consonant, vowel, position`` (1 to 3), ``word`` and
-    ``recording``, the word they are really cut from. ``valid.csv`` is 30 % of
-    the recordings of the published train folder: no recording is on two
-    sides. ``labelled.csv`` is ``train.csv`` and ``valid.csv`` together.
+    `pretrain.csv` and `pretrain_valid.csv` hold the words of
+    `reshuffledv2/train` and `/test`, see `word_labels`. `train.csv`,
+    `valid.csv` and `test.csv` hold the syllables, see `syllable_labels`:
+    `valid.csv` is 30 % of the recordings of the published train folder, so
+    that no recording is on two sides; `labelled.csv` is both together.
 
     Arguments
     ---------
     data_folder : str or Path
         The set, in its published layout.
-    save_folder : str or Path
-        Where manifests go.
     split : str
         "published" pretrains on all words, among them recordings that test
         syllables are cut from; how many is logged. "unheard" leaves those
         recordings out of both word manifests.
     min_samples : int
         Shortest file allowed, in samples at 16 kHz. Syllables have 8821.
-    on_bad_audio : str
-        "fail" or "skip", see ``write_manifests``.
-    skip_prep : bool
-        Do nothing: the manifests are there.
+    save_folder, on_bad_audio :
+        See `speechbrain_sim.data.manifests.write_manifests`.
 
     Raises
     ------
     FileNotFoundError
         If a folder of the published layout is missing.
     ValueError
-        For file names out of the scheme, and as ``write_manifests``.
-
-    Example
-    -------
-    >>> syllable_labels("badagu_1_3_gu", "test")["recording"]
-    'badagu_2'
+        For file names out of the scheme, and as `write_manifests`.
     """
-    if skip_prep:
-        return
     arguments = dict(locals())
     if split not in ("published", "unheard"):
         raise ValueError(
             f"split must be 'published' or 'unheard', got {split!r}"
         )
     folder = Path(data_folder)
-    splits = {
+    clips = _rows(folder, SYLLABLES, "train", syllable_labels)
+    sides = hash_split({c["recording"] for c in clips}, {"valid": VALID_SHARE})
+    test = _rows(folder, SYLLABLES, "test", syllable_labels)
+    splits = _words(folder, test, split) | {
+        "train": [c for c in clips if sides[c["recording"]] == "train"],
+        "valid": [c for c in clips if sides[c["recording"]] == "valid"],
+        "test": test,
+        "labelled": clips,
+    }
+    limits = min_samples, on_bad_audio
+    write_manifests(splits, save_folder, folder, *limits, arguments)
+
+
+def _words(folder, test, split):
+    """The two splits of words, without the recordings of test if asked for."""
+    words = {
         "pretrain": _rows(folder, WORDS, "train", word_labels),
         "pretrain_valid": _rows(folder, WORDS, "test", word_labels),
-        "train": _rows(folder, SYLLABLES, "train", syllable_labels),
-        "valid": [],
-        "test": _rows(folder, SYLLABLES, "test", syllable_labels),
     }
-    recordings = {row["recording"] for row in splits["train"]}
-    sides = hash_split(recordings, {"valid": VALID_SHARE})
-    clips = splits["labelled"] = splits["train"]
-    for side in ("train", "valid"):
-        splits[side] = [c for c in clips if sides[c["recording"]] == side]
-
-    tested = {row["recording"] for row in splits["test"]}
-    heard = tested & {row["recording"] for row in splits["pretrain"]}
+    tested = {row["recording"] for row in test}
+    shared = tested & {row["recording"] for row in words["pretrain"]}
     logger.info(
         "%d of %d test syllables (%d of %d recordings) are cut from words of "
         "the published pretraining set",
-        sum(row["recording"] in heard for row in splits["test"]),
-        len(splits["test"]),
-        len(heard),
+        sum(row["recording"] in shared for row in test),
+        len(test),
+        len(shared),
         len(tested),
     )
-    if split == "unheard":
-        for name in ("pretrain", "pretrain_valid"):
-            rows = splits[name]
-            splits[name] = [r for r in rows if r["recording"] not in tested]
-            logger.info(
-                "unheard: %s keeps %d of %d words",
-                name,
-                len(splits[name]),
-                len(rows),
-            )
-    write_manifests(
-        splits,
-        save_folder,
-        data_folder,
-        min_samples,
-        on_bad_audio,
-        arguments=arguments,
-    )
+    if split == "published":
+        return words
+    kept = {
+        name: [row for row in rows if row["recording"] not in tested]
+        for name, rows in words.items()
+    }
+    for name, rows in kept.items():
+        counts = len(rows), len(words[name])
+        logger.info("unheard: %s keeps %d of %d words", name, *counts)
+    return kept
 
 
 def word_labels(name, side):
-    """Labels of a word, from its file name.
+    """Returns `word, recording, consonants, vowels` of a word's file.
 
     Arguments
     ---------
     name : str
-        File name without extension.
+        File name without extension; ValueError if it is out of the scheme.
     side : str
         "train" or "test"; words are named alike on both.
-
-    Returns
-    -------
-    dict
-        ``word, recording, consonants, vowels``.
-
-    Raises
-    ------
-    ValueError
-        If the name is out of the scheme.
 
     Example
     -------
@@ -176,30 +139,22 @@ def word_labels(name, side):
 
 
 def syllable_labels(name, side):
-    """Labels of a syllable, from its file name and folder.
+    """Returns the labels of a syllable's file, and the recording it is from.
 
     Arguments
     ---------
     name : str
-        File name without extension.
+        File name without extension; ValueError if it is out of the scheme.
     side : str
         "train" (cut from take 1) or "test" (cut from take 2).
-
-    Returns
-    -------
-    dict
-        ``syllable, consonant, vowel, position, word, recording``.
-
-    Raises
-    ------
-    ValueError
-        If the name is out of the scheme.
 
     Example
     -------
     >>> syllable_labels("bidagu_1_2_da", "train")
     {'syllable': 'da', 'consonant': 'd', 'vowel': 'a', 'position': '2',
      'word': 'bidagu', 'recording': 'bidagu_1'}
+    >>> syllable_labels("badagu_1_3_gu", "test")["recording"]
+    'badagu_2'
     """
     match = _SYLLABLE.fullmatch(name)
     if match is None:
@@ -218,17 +173,12 @@ def syllable_labels(name, side):
 
 
 def word_factors(row):
-    """What a word is made of, for `speechbrain_sim.analysis.factors`.
+    """Returns the consonant and the vowel of each position of a word.
 
     Arguments
     ---------
     row : dict
         Row of `pretrain.csv` or `pretrain_valid.csv`.
-
-    Returns
-    -------
-    dict of str to str
-        The consonant and the vowel of each position.
 
     Example
     -------

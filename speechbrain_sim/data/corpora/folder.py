@@ -1,4 +1,4 @@
-"""Any folder of audio → train, valid and test manifests.
+"""Any folder of audio -> train, valid and test manifests.
 
 For recordings that a user already has: found recursively, divided by hashes
 of their paths, optionally labelled with a speaker.
@@ -10,48 +10,41 @@ from pathlib import Path
 
 from speechbrain_sim.data.manifests import hash_split, write_manifests
 
+#: endings of the files that are read, in any case
+ENDINGS = (".flac", ".ogg", ".wav")
+
 
 def prepare_folder(
     data_folder,
     save_folder,
     min_samples,
-    extensions=(".wav", ".flac", ".ogg"),
     speakers=None,
     valid_share=0.1,
     test_share=0.1,
     seed=1234,
     on_bad_audio="fail",
-    skip_prep=False,
 ):
-    """Write ``train.csv``, ``valid.csv`` and ``test.csv`` for a folder.
+    """Writes `train.csv`, `valid.csv` and `test.csv` for a folder.
 
-    A file's side depends on ``seed`` and on the paths of the files it is
+    A file's side depends on `seed` and on the paths of the files it is
     divided with: all, or, with speakers, those of its speaker, so that every
     speaker with three files or more is on all sides; one with fewer is in
-    ``train.csv``. Hidden files are left out.
+    `train.csv`. Hidden files and folders are left out.
 
     Arguments
     ---------
     data_folder : str or Path
-        Folder that is searched with all folders below it.
-    save_folder : str or Path
-        Where manifests go.
-    min_samples : int
-        Shortest file allowed, in samples at 16 kHz.
-    extensions : iterable of str
-        Which files are audio, in any case.
-    speakers : str, Path or None
-        None for no labels; "folder" takes the first folder below
-        ``data_folder``; else a csv with the columns ``path`` (relative to
-        ``data_folder``) and ``speaker``. Labels fill a column ``speaker``.
+        Searched with all folders below it for wav, flac and ogg.
+    save_folder, min_samples, on_bad_audio :
+        See `speechbrain_sim.data.manifests.write_manifests`.
+    speakers : str or Path, optional
+        "folder" takes the first folder below `data_folder`; else a csv with
+        the columns `path` (relative to `data_folder`) and `speaker`. Labels
+        fill a column `speaker`.
     valid_share, test_share : float
         Shares in [0, 1); zero writes no such manifest.
     seed : int
         Seed of the division.
-    on_bad_audio : str
-        "fail" or "skip", see ``write_manifests``.
-    skip_prep : bool
-        Do nothing: the manifests are there.
 
     Raises
     ------
@@ -59,37 +52,18 @@ def prepare_folder(
         If the folder, any audio in it, or the csv is missing.
     ValueError
         For files without a speaker or csv lines without a file, two files
-        with one ID, too few files to divide, and as ``write_manifests``.
-
-    Example
-    -------
-    >>> import numpy as np, soundfile as sf
-    >>> folder = getfixture("tmp_path")
-    >>> for name in "abcde":
-    ...     sf.write(folder / f"{name}.wav", np.ones(16000) / 2, 16000)
-    >>> prepare_folder(folder, folder / "save", min_samples=8000)
-    >>> sorted(path.name for path in (folder / "save").iterdir())
-    ['prepare.json', 'test.csv', 'train.csv', 'valid.csv']
+        with one ID, too few files to divide, and as `write_manifests`.
     """
-    if skip_prep:
-        return
     arguments = dict(locals())
-    names = _find_audio(Path(data_folder), extensions)
-    _check_ids(names)
-    labels = _label_speakers(names, Path(data_folder), speakers)
-    groups = defaultdict(list)
-    for name in names:
-        groups[labels.get(name)].append(name)
-
+    folder = Path(data_folder)
+    names = _find_audio(folder)
+    labels = _label_speakers(names, folder, speakers)
     shares = {"valid": valid_share, "test": test_share}
-    sides = {}
-    for group in groups.values():
-        sides |= hash_split(group, shares, seed)
+    sides = _divide(names, labels, shares, seed)
     splits = {"train": [], **{name: [] for name in shares if shares[name]}}
     for name in names:
-        row = {"ID": _id(name), "wav": Path(data_folder, name)}
-        if labels:
-            row["speaker"] = labels[name]
+        speaker = {"speaker": labels[name]} if labels else {}
+        row = {"ID": _id(name), "wav": folder / name, **speaker}
         splits[sides[name]].append(row)
     if not all(splits.values()):
         whose = " of one speaker" if labels else ""
@@ -98,33 +72,32 @@ def prepare_folder(
             f"{', '.join(splits)}: that takes {len(splits)} files{whose}. "
             "Add files, or set valid_share or test_share to 0."
         )
-    write_manifests(
-        splits,
-        save_folder,
-        data_folder,
-        min_samples,
-        on_bad_audio,
-        arguments=arguments,
-    )
+    limits = min_samples, on_bad_audio
+    write_manifests(splits, save_folder, folder, *limits, arguments)
 
 
-def _find_audio(folder, extensions):
+def _find_audio(folder):
     """Sorted relative paths, with "/", of all audio below a folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}")
-    endings = {f".{e.lstrip('.')}".lower() for e in extensions}
-    names = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in endings
-        and not path.name.startswith(".")
-        and path.is_file()
-    )
+    names, ids = [], {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if not hidden and path.suffix.lower() in ENDINGS and path.is_file():
+            names.append(name.as_posix())
     if not names:
         raise FileNotFoundError(
-            f"No file below {folder} ends in {', '.join(sorted(endings))}"
+            f"No file below {folder} ends in {', '.join(ENDINGS)}"
         )
-    return names
+    for name in sorted(names):
+        other = ids.setdefault(_id(name), name)
+        if other != name:
+            raise ValueError(
+                f"{other} and {name} would both have the ID {_id(name)}: "
+                "rename one of them."
+            )
+    return sorted(names)
 
 
 def _id(name):
@@ -132,16 +105,14 @@ def _id(name):
     return Path(name).with_suffix("").as_posix().replace("/", "-")
 
 
-def _check_ids(names):
-    """Raise if two files, on whichever side, would share an ID."""
-    seen = {}
+def _divide(names, labels, shares, seed):
+    """Path to split, the files of each speaker on their own."""
+    groups, sides = defaultdict(list), {}
     for name in names:
-        other = seen.setdefault(_id(name), name)
-        if other != name:
-            raise ValueError(
-                f"{other} and {name} would both have the ID {_id(name)}: "
-                "rename one of them."
-            )
+        groups[labels.get(name)].append(name)
+    for group in groups.values():
+        sides |= hash_split(group, shares, seed)
+    return sides
 
 
 def _label_speakers(names, folder, speakers):
