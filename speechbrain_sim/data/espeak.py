@@ -228,25 +228,15 @@ class _Event(ctypes.Structure):
     """`espeak_EVENT` of espeak-ng 1.52; `name` is a union with a pointer."""
 
     _fields_ = [
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("type", "id", "text_position")),
+        *((name, ctypes.c_int) for name in ("length", "position", "sample")),
         ("user_data", ctypes.c_void_p),
         ("name", ctypes.c_char * 8),
     ]
 
 
-_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int,
-    ctypes.POINTER(ctypes.c_short),
-    ctypes.c_int,
-    ctypes.POINTER(_Event),
-)
-
-
+_SAMPLES, _EVENTS = (ctypes.POINTER(t) for t in (ctypes.c_short, _Event))
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, _SAMPLES, ctypes.c_int, _EVENTS)
 _LIST_END, _WORD, _PHONEME = 0, 1, 7  # types of events
 _SYNCHRONOUS, _PHONEME_EVENTS, _DONT_EXIT, _UTF8 = 2, 1, 0x8000, 1
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # parameters

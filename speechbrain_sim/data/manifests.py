@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -87,25 +88,27 @@ def read_text(path):
         ) from error
 
 
-def hash_split(names, shares, seed=0):
-    """Divides one group of names into splits, in the order of their hashes.
+def hash_split(names, shares, seed=0, group=None):
+    """Divides names into splits, in the order of their hashes.
 
     Each split gets its share, rounded, but at least one name, and "train"
-    the rest. A group too small for one name on every side is all "train".
+    the rest. Too few names for one on every side are all "train".
 
     Arguments
     ---------
     names : iterable of str
-        The group; its order does not matter.
+        Their order does not matter.
     shares : dict
         Split to share in [0, 1). A share of zero makes no split.
     seed : int
         Seed of the hashes.
+    group : callable, optional
+        Name -> group, such as its speaker; each group is divided on its own.
 
     Returns
     -------
     dict
-        Name to split, in the order of the hashes.
+        Name to split, in the order of groups and hashes.
 
     Raises
     ------
@@ -122,21 +125,25 @@ def hash_split(names, shares, seed=0):
         raise ValueError(
             f"Shares must be at least 0 and sum to less than 1, got {shares}"
         )
+    groups, sides = defaultdict(list), {}
+    for name in names:
+        groups[group(name) if group else None].append(name)
+    for members in groups.values():
+        members.sort(key=lambda name: (_hash(name, seed), name))
+        wanted = [split for split, share in shares.items() if share]
+        order = []
+        if len(members) > len(wanted):
+            for number, split in enumerate(wanted, start=1):
+                count = max(1, round(shares[split] * len(members)))
+                spare = len(members) - len(order) - (len(wanted) - number) - 1
+                order += [split] * min(count, spare)
+        order += ["train"] * (len(members) - len(order))
+        sides |= zip(members, order, strict=True)
+    return sides
 
-    def place(name):
-        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-        return digest[:6], name
 
-    names = sorted(names, key=place)
-    wanted = [split for split, share in shares.items() if share]
-    sides = []
-    if len(names) > len(wanted):
-        for number, split in enumerate(wanted, start=1):
-            count = max(1, round(shares[split] * len(names)))
-            spare = len(names) - len(sides) - (len(wanted) - number) - 1
-            sides += [split] * min(count, spare)
-    sides += ["train"] * (len(names) - len(sides))
-    return dict(zip(names, sides, strict=True))
+def _hash(name, seed):
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6]
 
 
 def write_manifests(

@@ -19,28 +19,23 @@ from speechbrain_sim.data.manifests import Problem, read_text
 #: seconds that an alignment may differ from the length of its audio
 TOLERANCE = 0.05
 
-
 ARPABET = """\
 AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T
 TH UH UW V W Y Z ZH"""
 
-
 #: names of the classes of TextGrids and csv files, in the order of their ids
 PHONES = ["SIL", "SPN", *ARPABET.split()]
 
-
-#: the file that says which name a class has, one per line
+#: the file with the number and the name of each class, one per line
 NAMES = "phones.txt"
 
-
 SILENCES = ("", "sil", "sp", "<eps>")
-
 
 IDS = {name: number for number, name in enumerate(PHONES)}
 
 
 def phone_id(name):
-    """Class of an ARPAbet phone, with or without its stress; None if unknown.
+    """Returns the class of an ARPAbet phone, None if it is unknown.
 
     Example
     -------
@@ -53,7 +48,7 @@ def phone_id(name):
 
 
 def label_windows(intervals, num_samples, ids=phone_id):
-    """Reads the label of every 10 ms off intervals.
+    """Returns the label of every 10 ms of an utterance.
 
     Arguments
     ---------
@@ -88,17 +83,15 @@ def label_windows(intervals, num_samples, ids=phone_id):
                 f"'{phone}' from {start} to {end} s is empty, overlaps the "
                 f"phone before, or lies outside the {seconds:.3f} s of audio."
             )
+        if ids(phone) is None:
+            raise ValueError(
+                f"'{phone}' from {start} to {end} s is no phone of the map."
+            )
         before = end
-    classes = [ids(phone) for *_, phone in intervals]
-    if None in classes:
-        start, end, phone = intervals[classes.index(None)]
-        raise ValueError(
-            f"'{phone}' from {start} to {end} s is no phone of the map."
-        )
-    centres = (HOP * np.arange(num_labels(num_samples)) + WINDOW / 2) / (
-        SAMPLE_RATE
-    )
+    centres = HOP * np.arange(num_labels(num_samples)) + WINDOW / 2
+    centres = centres / SAMPLE_RATE  # (labels,), seconds
     starts, ends = (np.array([i[k] for i in intervals]) for k in (0, 1))
+    classes = [ids(phone) for *_, phone in intervals]
     at = np.searchsorted(starts, centres, "right") - 1
     inside = (at >= 0) & (centres < np.append(ends, 0)[at])
     return np.where(inside, np.append(classes, 0)[at], 0).astype(np.int64)
@@ -146,11 +139,19 @@ def read_phones(source, samples):
     if not has_names(source):
         return _read_list(source, samples)
     read = _read_textgrids if source.is_dir() else _read_intervals
-    return _label(*read(source, samples), samples)
+    places, intervals, problems = read(source, samples)
+    labels, remedy = {}, "Correct its intervals, or remove them."
+    for name, phones in intervals.items():
+        try:
+            windows = label_windows(phones, samples[name])
+            labels[name] = " ".join(map(str, windows))
+        except ValueError as error:
+            problems.append(Problem(places[name], f"{name}: {error}", remedy))
+    return labels, problems
 
 
 def has_names(source):
-    """Whether labels are names, numbered by `PHONES`, or a list's numbers.
+    """Returns whether labels are names, or the numbers of a list.
 
     Example
     -------
@@ -188,17 +189,16 @@ def write_names(folder, source):
 
 
 def name_phones(label, classes, folder):
-    r"""Names classes of phones by the `phones.txt` of a preparation.
+    r"""Names classes by the `<label>.txt` of a preparation, if there is one.
 
     Arguments
     ---------
     label : str
-        The probed label; classes of others than phones are names already.
+        The probed label.
     classes : list of str
         The classes.
     folder : str or Path
-        Of the manifests. There is no such file for the published list, whose
-        numbers have no names.
+        Of the manifests; the numbers of the published list have no names.
 
     Returns
     -------
@@ -213,8 +213,8 @@ def name_phones(label, classes, folder):
     >>> name_phones("phones", ["0", "1"], folder)
     ['SIL', 'AA']
     """
-    path = Path(folder, NAMES)
-    if label != "phones" or not path.exists():
+    path = Path(folder, f"{label}.txt")
+    if not path.exists():
         return classes
     lines = path.read_text(encoding="utf-8").splitlines()
     names = dict(line.split() for line in lines)
@@ -246,10 +246,11 @@ def _wrong_with(name, phones, num_samples):
             f"{len(PHONES) - 1}.",
             "Map it to one of these, or remove the line.",
         )
-    if len(phones) != num_labels(num_samples):
+    expected = num_labels(num_samples)
+    if len(phones) != expected:
         return (
             f"{name} has {len(phones)} labels, but its {num_samples} samples "
-            f"make {num_labels(num_samples)}.",
+            f"make {expected}.",
             "These are labels of other audio, or of another hop: get the right "
             "ones, or remove the line.",
         )
@@ -257,7 +258,7 @@ def _wrong_with(name, phones, num_samples):
 
 
 def _read_textgrids(folder, samples):
-    """Files and intervals, of the tier "phones", of every utterance."""
+    """Files and intervals of every utterance."""
     try:
         from praatio import textgrid
         from praatio.utilities.errors import PraatioException
@@ -269,39 +270,25 @@ def _read_textgrids(folder, samples):
     paths, intervals, problems = {}, {}, []
     for path in sorted(folder.rglob("*.TextGrid")):
         if path.stem in paths:
-            problems.append(
-                Problem(
-                    path,
-                    f"{paths[path.stem]} is of the same utterance.",
-                    "Remove one of them.",
-                )
-            )
+            problem = f"{paths[path.stem]} is of the same utterance."
+            problems.append(Problem(path, problem, "Remove one of them."))
         elif path.stem in samples:
             paths[path.stem] = path
     for name, path in tqdm(paths.items(), "TextGrids", disable=None):
+        seconds = samples[name] / SAMPLE_RATE
+        remedy = "Align this audio, or remove it."
         try:
             grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True)
             tier = grid.getTier("phones").entries
         except (PraatioException, KeyError, ValueError, IndexError) as error:
-            problems.append(
-                Problem(
-                    path,
-                    f"It is no TextGrid with a tier 'phones' ({error!r}).",
-                    "Align it again, or remove it.",
-                )
-            )
+            problem = f"It is no TextGrid with a tier 'phones' ({error!r})."
+            problems.append(Problem(path, problem, remedy))
             continue
-        if abs(grid.maxTimestamp - samples[name] / SAMPLE_RATE) > TOLERANCE:
-            problems.append(
-                Problem(
-                    path,
-                    f"It ends at {grid.maxTimestamp} s, the audio at "
-                    f"{samples[name] / SAMPLE_RATE} s.",
-                    "Align this audio, or remove it.",
-                )
-            )
-            continue
-        intervals[name] = [(i.start, i.end, i.label.strip()) for i in tier]
+        if abs(grid.maxTimestamp - seconds) > TOLERANCE:
+            ends = f"{grid.maxTimestamp} s, the audio at {seconds} s."
+            problems.append(Problem(path, f"It ends at {ends}", remedy))
+        else:
+            intervals[name] = [(i.start, i.end, i.label.strip()) for i in tier]
     return paths, intervals, problems
 
 
@@ -316,40 +303,17 @@ def _read_intervals(path, samples):
             f"{', '.join(sorted(missing))}."
         )
     for row in rows:
-        line = f"{path}:{rows.line_num}"
+        line, name = f"{path}:{rows.line_num}", row["ID"]
         try:
             times = float(row["start"]), float(row["end"])
-            said = (*times, row["phone"].strip())
+            interval = (*times, row["phone"].strip())
         except (AttributeError, TypeError, ValueError):
-            problems.append(
-                Problem(
-                    line,
-                    "It needs a start and an end in seconds, and a phone: "
-                    f"{row}",
-                    "Correct the line.",
-                )
+            problem = (
+                f"It needs a start and an end in seconds, and a phone: {row}"
             )
+            problems.append(Problem(line, problem, "Correct the line."))
             continue
-        if row["ID"] in samples:
-            places.setdefault(row["ID"], line)
-            intervals[row["ID"]].append(said)
+        if name in samples:
+            places.setdefault(name, line)
+            intervals[name].append(interval)
     return places, intervals, problems
-
-
-def _label(places, intervals, problems, samples):
-    """Labels from intervals; those that cannot be used become problems."""
-    labels = {}
-    for name, said in intervals.items():
-        try:
-            windows = label_windows(said, samples[name])
-        except ValueError as error:
-            problems.append(
-                Problem(
-                    places[name],
-                    f"{name}: {error}",
-                    "Correct its intervals, or remove them.",
-                )
-            )
-            continue
-        labels[name] = " ".join(map(str, windows))
-    return labels, problems

@@ -5,7 +5,6 @@ of their paths, optionally labelled with a speaker.
 """
 
 import csv
-from collections import defaultdict
 from pathlib import Path
 
 from speechbrain_sim.data.manifests import hash_split, write_manifests
@@ -59,7 +58,7 @@ def prepare_folder(
     names = _find_audio(folder)
     labels = _label_speakers(names, folder, speakers)
     shares = {"valid": valid_share, "test": test_share}
-    sides = _divide(names, labels, shares, seed)
+    sides = hash_split(names, shares, seed, labels.get)
     splits = {"train": [], **{name: [] for name in shares if shares[name]}}
     for name in names:
         speaker = {"speaker": labels[name]} if labels else {}
@@ -103,16 +102,6 @@ def _find_audio(folder):
 def _id(name):
     """Relative path without extension, folders joined with "-"."""
     return Path(name).with_suffix("").as_posix().replace("/", "-")
-
-
-def _divide(names, labels, shares, seed):
-    """Path to split, the files of each speaker on their own."""
-    groups, sides = defaultdict(list), {}
-    for name in names:
-        groups[labels.get(name)].append(name)
-    for group in groups.values():
-        sides |= hash_split(group, shares, seed)
-    return sides
 
 
 def _label_speakers(names, folder, speakers):

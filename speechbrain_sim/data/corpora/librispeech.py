@@ -220,19 +220,9 @@ def _divide(found, listed, valid_share, seed):
             found.lists,
             100 * TEST_SHARE,
         )
-        sides = _split_speakers(found.wavs, {"test": TEST_SHARE}, seed)
+        sides = hash_split(found.wavs, {"test": TEST_SHARE}, seed, _speaker)
     trained = [name for name, side in sides.items() if side == "train"]
-    return sides | _split_speakers(trained, {"valid": valid_share}, seed)
-
-
-def _split_speakers(names, shares, seed):
-    """ID to split, each speaker divided on its own."""
-    groups, sides = defaultdict(list), {}
-    for name in names:
-        groups[_speaker(name)].append(name)
-    for group in groups.values():
-        sides |= hash_split(group, shares, seed)
-    return sides
+    return sides | hash_split(trained, {"valid": valid_share}, seed, _speaker)
 
 
 def _speaker(name):

@@ -20,10 +20,7 @@ from tqdm import tqdm
 from speechbrain_sim import __version__
 from speechbrain_sim.data import espeak
 from speechbrain_sim.data.audio import SAMPLE_RATE
-from speechbrain_sim.data.corpora.librispeech import (
-    LABELS,
-    prepare_librispeech,
-)
+from speechbrain_sim.data.corpora.librispeech import LABELS, prepare_librispeech
 from speechbrain_sim.data.espeak import PHONES
 from speechbrain_sim.data.labels import HOP, WINDOW, num_labels
 from speechbrain_sim.data.phones import NAMES
@@ -98,12 +95,7 @@ def make_synthetic_corpus(
 
 
 def prepare_synthetic(
-    data_folder,
-    save_folder,
-    min_samples,
-    valid_share=0.1,
-    on_bad_audio="fail",
-    **corpus,
+    data_folder, save_folder, min_samples, on_bad_audio="fail", **corpus
 ):
     """Makes the corpus if it is not there, its manifests, and `phones.txt`.
 
@@ -111,20 +103,14 @@ def prepare_synthetic(
     ---------
     data_folder : str or Path
         Where the corpus is, or goes.
-    save_folder, min_samples, valid_share, on_bad_audio :
+    save_folder, min_samples, on_bad_audio :
         See `speechbrain_sim.data.corpora.librispeech.prepare_librispeech`.
     **corpus :
         See `make_synthetic_corpus`.
     """
     make_synthetic_corpus(data_folder, **corpus)
-    prepare_librispeech(
-        data_folder,
-        save_folder,
-        SUBSET,
-        valid_share=valid_share,
-        min_samples=min_samples,
-        on_bad_audio=on_bad_audio,
-    )
+    limits = {"min_samples": min_samples, "on_bad_audio": on_bad_audio}
+    prepare_librispeech(data_folder, save_folder, SUBSET, **limits)
     # a list's numbers have no names, but these are this corpus' own
     shutil.copyfile(Path(data_folder, NAMES), Path(save_folder, NAMES))
 
