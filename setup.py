@@ -65,6 +65,7 @@ setup(
         "ruamel.yaml",
         "sentencepiece",
         "numpy",
+        "filelock>=3.10",
         "huggingface-hub>=1.0",
         "safetensors>=0.4",
         "soundfile>=0.12",

@@ -194,6 +194,10 @@ def test_equal_manifests_are_not_rewritten(corpus, tmp_path, caplog):
     assert rewritten(rows)
     assert rows_of(save / "train.csv")[2]["num_samples"] == "17000"
     assert not rewritten(rows)
+    whole = (save / "train.csv").read_bytes()
+    (save / "train.csv").write_bytes(whole[:-30])  # cut, or edited
+    assert rewritten(rows)
+    assert (save / "train.csv").read_bytes() == whole
 
 
 # --- folder ------------------------------------------------------------------
@@ -207,6 +211,7 @@ def folder(tmp_path):
         for i in range(count):
             make(data / speaker / "day" / f"{i}.wav", 1600 + i)
     make(data / ".hidden.wav")
+    make(data / ".Trash-1000" / "files" / "0.wav")
     (data / "notes.txt").write_text("no audio")
     return data
 
@@ -421,6 +426,7 @@ def libri(tmp_path):
     data = tmp_path / "libri"
     subset = data / "LibriSpeech" / "train-clean-100"
     names = []
+    make(subset / "19" / "7" / "._19-7-0000.flac")  # of macOS
     for speaker in ("19", "1034"):
         for i in range(10):
             name = f"{speaker}-7-{i:04d}"
