@@ -236,7 +236,7 @@ def _missing(file):
     if file.format in _COUNTED and max(frames, default=0) > file.frames:
         return f"it holds {file.frames} of {max(frames)} frames"
     if "Seems to be a truncated file." in log:  # voc
-        return "it is shorter than its header says"
+        return "it is shorter than its header announces"
     return None
 
 

@@ -25,7 +25,7 @@ logger = get_logger(__name__)
 
 
 class Problem(NamedTuple):
-    """What is wrong with a corpus, where, and what to do about it."""
+    """What is wrong with a corpus, where, and a remedy."""
 
     path: object
     problem: str

@@ -83,7 +83,7 @@ def prepare_artificial_speech(
 
 
 def _words(folder, test, split):
-    """The two splits of words, without the recordings of test if asked for."""
+    """The two splits of words, "unheard" without the recordings of test."""
     words = {
         "pretrain": _rows(folder, WORDS, "train", word_labels),
         "pretrain_valid": _rows(folder, WORDS, "test", word_labels),

@@ -1,6 +1,6 @@
 """Any folder of audio -> train, valid and test manifests.
 
-For recordings that a user already has: found recursively, divided by hashes
+For recordings that a user already has: searched recursively, divided by hashes
 of their paths, optionally labelled with a speaker.
 """
 

@@ -44,8 +44,8 @@ CHECKSUMS = {
 }
 
 
-class _Subset(NamedTuple):
-    """What there is of a subset; whether lists and phones were asked for."""
+class _Files(NamedTuple):
+    """Files of a subset; whether lists and phones come from the caller."""
 
     folder: Path
     wavs: dict  # ID to path
@@ -101,20 +101,20 @@ def prepare_librispeech(
     folder = _find_root(data_folder, subset) / subset
     if download and not folder.is_dir():
         _download(folder, download_from, checksum)
-    found = _find(folder, labels_folder, phones)
-    arguments["inputs"] = _fingerprint(found)
+    files = _find(folder, labels_folder, phones)
+    arguments["inputs"] = _fingerprint(files)
     if is_prepared(save_folder, arguments):
         refuse([], save_folder)
     else:
-        listed = _read_lists(found)
-        sides = _divide(found, listed, valid_share, seed)
+        listed = _read_lists(files)
+        sides = _divide(files, listed, valid_share, seed)
         names = ("train", "valid", "test") if valid_share else ("train", "test")
         splits = {name: [] for name in names}
-        problems = _fill(splits, found, listed, sides, min_samples, incomplete)
+        problems = _fill(splits, files, listed, sides, min_samples, incomplete)
         refuse(problems, save_folder)
         limits = 1, on_bad_audio  # the short ones are gone
         write_manifests(splits, save_folder, data_folder, *limits, arguments)
-    write_names(save_folder, found.phones)
+    write_names(save_folder, files.phones)
 
 
 def _find_root(data_folder, subset):
@@ -168,21 +168,21 @@ def _find(folder, labels_folder, phones):
     own = labels_folder is not None, phones is not None
     if phones is None and (lists / PHONES).is_file():
         phones = lists / PHONES
-    return _Subset(
+    return _Files(
         folder, wavs, root / "SPEAKERS.TXT", lists, own[0], phones, own[1]
     )
 
 
-def _fingerprint(found):
+def _fingerprint(files):
     """Hash of paths, sizes and times of all that manifests are made of."""
     paths = [
-        found.speakers,
-        *found.folder.glob("*/*"),
-        *found.folder.glob("*/*/*"),
-        *found.lists.glob("*_split.txt"),
+        files.speakers,
+        *files.folder.glob("*/*"),
+        *files.folder.glob("*/*/*"),
+        *files.lists.glob("*_split.txt"),
     ]
-    if found.phones is not None:
-        paths += [Path(found.phones), *Path(found.phones).rglob("*.TextGrid")]
+    if files.phones is not None:
+        paths += [Path(files.phones), *Path(files.phones).rglob("*.TextGrid")]
     digest = hashlib.sha256(__version__.encode())
     for path in sorted(path for path in paths if path.exists()):
         stat = path.stat()
@@ -191,36 +191,36 @@ def _fingerprint(found):
     return digest.hexdigest()
 
 
-def _read_lists(found):
+def _read_lists(files):
     """ID to "train" or "test" from the two lists; {} without lists."""
     sides, absent = {}, []
     for side in ("train", "test"):
-        path = found.lists / f"{side}_split.txt"
+        path = files.lists / f"{side}_split.txt"
         if not path.is_file():
             absent.append(path)
             continue
         for name in read_text(path).split():
             if sides.setdefault(name, side) != side:
-                raise ValueError(f"{name} is on both lists of {found.lists}")
+                raise ValueError(f"{name} is on both lists of {files.lists}")
     if len(absent) == 1:
         raise FileNotFoundError(f"There is no {absent[0]}, only the other list")
-    other_subset = not found.own_lists and not sides.keys() & found.wavs
+    other_subset = not files.own_lists and not sides.keys() & files.wavs
     return {} if other_subset else sides
 
 
-def _divide(found, listed, valid_share, seed):
+def _divide(files, listed, valid_share, seed):
     """ID to split, by the two lists or by hash; logs which."""
     if listed:
-        logger.info("Split: the two lists of %s", found.lists)
-        sides = {name: listed[name] for name in listed if name in found.wavs}
+        logger.info("Split: the two lists of %s", files.lists)
+        sides = {name: listed[name] for name in listed if name in files.wavs}
     else:
         logger.info(
             "Split: no lists of this subset in %s, so %d %% of each speaker's "
             "utterances are the test set, by hash",
-            found.lists,
+            files.lists,
             100 * TEST_SHARE,
         )
-        sides = hash_split(found.wavs, {"test": TEST_SHARE}, seed, _speaker)
+        sides = hash_split(files.wavs, {"test": TEST_SHARE}, seed, _speaker)
     trained = [name for name, side in sides.items() if side == "train"]
     return sides | hash_split(trained, {"valid": valid_share}, seed, _speaker)
 
@@ -230,24 +230,24 @@ def _speaker(name):
     return name.split("-")[0]
 
 
-def _fill(splits, found, listed, sides, min_samples, incomplete):
+def _fill(splits, files, listed, sides, min_samples, incomplete):
     """Appends the rows of every split; returns the problems of the corpus."""
-    transcripts, repeated = _read_transcripts(found.folder)
-    sexes = _read_sexes(found)
+    transcripts, repeated = _read_transcripts(files.folder)
+    sexes = _read_sexes(files)
     gaps = [
-        *_missing_texts(found, transcripts),
-        *_missing_audio(found, transcripts, listed),
-        *_missing_speakers(found, sexes),
+        *_missing_texts(files, transcripts),
+        *_missing_audio(files, transcripts, listed),
+        *_missing_speakers(files, sexes),
     ]
-    samples = _measure(found.wavs, sides)
-    labels, wrong = _read_labels(found, samples)
-    problems = [*_check_folders(found.folder), *repeated]
+    samples = _measure(files.wavs, sides)
+    labels, wrong = _read_labels(files, samples)
+    problems = [*_check_folders(files.folder), *repeated]
     problems += [*(gaps if incomplete == "fail" else ()), *wrong]
     short = {name for name, n in samples.items() if 0 < n < min_samples}
     for name in sorted(sides.keys() - short):
         row = {
             "ID": name,
-            "wav": found.wavs[name],
+            "wav": files.wavs[name],
             "speaker": _speaker(name),
             "sex": sexes.get(_speaker(name), ("",))[0],
             "transcript": transcripts.get(name, ""),
@@ -259,7 +259,7 @@ def _fill(splits, found, listed, sides, min_samples, incomplete):
             problem = f"No utterance is left for {split}.csv."
             remedy = "Give more utterances per speaker, lists of them, or "
             remedy += "smaller --min_samples."
-            problems.append(Problem(found.folder, problem, remedy))
+            problems.append(Problem(files.folder, problem, remedy))
     rows = [row for rows in splits.values() for row in rows]
     lacking = {
         key: sum(not row[key] for row in rows)
@@ -268,14 +268,14 @@ def _fill(splits, found, listed, sides, min_samples, incomplete):
     logger.info(
         "%s: %d utterances of %d speakers, %d unlisted, %d left out for fewer "
         "than %d samples; %s (%s); %d gaps",
-        found.folder.name,
+        files.folder.name,
         len(rows),
         len({row["speaker"] for row in rows}),
-        len(found.wavs) - len(sides),
+        len(files.wavs) - len(sides),
         len(short),
         min_samples,
         ", ".join(f"{count} without {key}" for key, count in lacking.items()),
-        found.phones or "no source",
+        files.phones or "no source",
         len(gaps),
     )
     return problems
@@ -296,16 +296,16 @@ def _read_transcripts(folder):
     return transcripts, problems
 
 
-def _read_sexes(found):
+def _read_sexes(files):
     """Speaker to (F or M, whether of this subset); {} without the file."""
-    if not found.speakers.is_file():
+    if not files.speakers.is_file():
         return {}
     fields = [
         [field.strip() for field in line.split("|")]
-        for line in read_text(found.speakers).splitlines()
+        for line in read_text(files.speakers).splitlines()
         if not line.startswith(";")
     ]
-    subset = found.folder.name
+    subset = files.folder.name
     return {f[0]: (f[1], f[2] == subset) for f in fields if len(f) > 2}
 
 
@@ -324,22 +324,22 @@ def _check_folders(folder):
                 yield Problem(path, problem, remedy)
 
 
-def _missing_texts(found, transcripts):
+def _missing_texts(files, transcripts):
     """Problems of utterances without a transcript, one per chapter."""
     chapters = defaultdict(list)
-    for name in sorted(found.wavs):
+    for name in sorted(files.wavs):
         if not transcripts.get(name):
-            chapters[found.wavs[name].parent].append(name)
+            chapters[files.wavs[name].parent].append(name)
     for chapter, names in chapters.items():
         path = chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
         problem = f"{len(names)} utterances have no transcript in it, such as "
         yield Problem(path, f"{problem}{names[0]}.", ALLOW)
 
 
-def _missing_audio(found, transcripts, listed):
+def _missing_audio(files, transcripts, listed):
     """Problems of transcripts and listed IDs without audio."""
-    for name in sorted((transcripts.keys() | listed) - found.wavs.keys()):
-        path = Path(found.folder, *name.split("-")[:2], f"{name}.flac")
+    for name in sorted((transcripts.keys() | listed) - files.wavs.keys()):
+        path = Path(files.folder, *name.split("-")[:2], f"{name}.flac")
         if name in transcripts:
             problem = "It has a transcript, but the audio is missing."
             yield Problem(path, problem, ALLOW)
@@ -349,32 +349,32 @@ def _missing_audio(found, transcripts, listed):
             yield Problem(path, problem, remedy)
 
 
-def _missing_speakers(found, sexes):
+def _missing_speakers(files, sexes):
     """Problems of speakers that only audio or only SPEAKERS.TXT has."""
-    if not found.speakers.is_file():
-        yield Problem(found.speakers, "There is no such file.", ALLOW)
+    if not files.speakers.is_file():
+        yield Problem(files.speakers, "There is no such file.", ALLOW)
         return
-    here = {path.parents[1].name for path in found.wavs.values()}
+    here = {path.parents[1].name for path in files.wavs.values()}
     for speaker in sorted(here - sexes.keys()) if sexes else ():
-        problem = f"The speaker is unknown to {found.speakers}."
+        problem = f"The speaker is unknown to {files.speakers}."
         remedy = "Take the SPEAKERS.TXT of this corpus, or --incomplete allow."
-        yield Problem(found.folder / speaker, problem, remedy)
+        yield Problem(files.folder / speaker, problem, remedy)
     listed = {speaker for speaker, (_, ours) in sexes.items() if ours}
     for speaker in sorted(listed - here):
         problem = "SPEAKERS.TXT lists the speaker, but the audio is missing."
-        yield Problem(found.folder / speaker, problem, ALLOW)
+        yield Problem(files.folder / speaker, problem, ALLOW)
 
 
-def _read_labels(found, samples):
+def _read_labels(files, samples):
     """ID to labels of phones; and the problems of others."""
-    if found.phones is None:
+    if files.phones is None:
         return {}, []
     whole = {name: length for name, length in samples.items() if length}
-    labels, problems = read_phones(found.phones, whole)
-    if found.own_phones and not labels and not problems:
-        problem = f"It has no labels of any utterance of {found.folder.name}."
+    labels, problems = read_phones(files.phones, whole)
+    if files.own_phones and not labels and not problems:
+        problem = f"It has no labels of any utterance of {files.folder.name}."
         remedy = "Take those of this subset, or leave --phones out."
-        problems = [Problem(found.phones, problem, remedy)]
+        problems = [Problem(files.phones, problem, remedy)]
     return labels, problems
 
 

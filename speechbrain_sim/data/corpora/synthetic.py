@@ -162,10 +162,10 @@ def _is_finished(folder, sizes):
     """Whether the corpus is complete; FileExistsError if it is another."""
     for name in (RECORD, UNFINISHED):
         if (folder / name).exists():
-            found = json.loads((folder / name).read_text())["arguments"]
-            if found != sizes:
+            other = json.loads((folder / name).read_text())["arguments"]
+            if other != sizes:
                 raise FileExistsError(
-                    f"{folder} holds a synthetic corpus made with {found}, not "
+                    f"{folder} holds a synthetic corpus made with {other}, not "
                     f"with {sizes}: delete it or choose another folder"
                 )
             return name == RECORD
