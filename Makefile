@@ -32,7 +32,7 @@ bench: $(VENV)/installed
 
 # every warning is an error: dead links, arguments that are not in a signature
 docs: $(VENV)/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
