@@ -6,6 +6,7 @@
 """
 
 import ast
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,8 @@ PACKAGE_CODE, RECIPES_CODE = 7600, 1400
 #: docstring lines per code line; lines of a file, and of a function
 RATIO, FILE_LINES, FUNCTION_LINES = 0.6, 450, 60
 
+#: a name for importlib
+LAZY = re.compile(rf"{PACKAGE}(\.\w+)+")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DOCUMENTED = (ast.Module, ast.ClassDef, *FUNCTIONS)
 
@@ -62,13 +65,18 @@ def read_file(path):
 
 
 def _imports(tree):
-    """Returns the dotted names that a file imports, also inside functions."""
+    """Returns the dotted names that a file imports.
+
+    Also inside functions, and by a string that is such a name.
+    """
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and LAZY.fullmatch(str(node.value)):
+            names.add(node.value)
     # `__version__` is no part of a room
     return {n for n in names if n.split(".")[0] == PACKAGE and "__" not in n}
 

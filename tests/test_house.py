@@ -60,13 +60,17 @@ def test_arrows_lead_to_modules(house, tmp_path):
     )
     (package / "cli.py").write_text(
         "def run():\n    from speechbrain_sim.data.audio import read_audio\n"
+        'LAZY = {"labels": "speechbrain_sim.data.HOP"}\n'
     )
     arrows = house.arrows_of(house.read_package(tmp_path))
     assert arrows == {
         "speechbrain_sim": set(),
         "speechbrain_sim.data": set(),
         "speechbrain_sim.data.audio": {"speechbrain_sim.data"},
-        "speechbrain_sim.cli": {"speechbrain_sim.data.audio"},
+        "speechbrain_sim.cli": {
+            "speechbrain_sim.data",
+            "speechbrain_sim.data.audio",
+        },
     }
     rooms = house.arrows_of_rooms(arrows)
     assert rooms == {"speechbrain_sim": set(), "data": set(), "cli": {"data"}}
