@@ -1,32 +1,49 @@
-# make demo: SIM learns from speech and is looked into: eight minutes, two cores
-# make test: everything that is tested
-# make bench: speed and memory, in about ten minutes on two cores
-# Each sets up .venv with all it needs (a CUDA build of torch: some 5 GB).
+# make demo    SIM and GIM learn from speech and are analysed: eight minutes
+# make check   style, unit tests, doctests, sizes: two minutes
+# make test    everything that CI runs: recipes, Hub, browser, processes, docs
+# make slow    tests that take longer still
+# make bench   speed and memory, in about ten minutes
+# make docs    the pages, into build/docs
+# Times are those of two cores. Each target sets up .venv with all it needs (a
+# CUDA build of torch: some 5 GB).
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test bench lint browser clean
+.PHONY: demo check test slow bench docs lint counts chromium clean
 
 demo: $(VENV)/installed
-	$(BIN)/python recipes/table.py hparams/Synthetic/table.yaml
-	$(BIN)/python recipes/analyse.py hparams/Synthetic/analyse.yaml
+	$(BIN)/python recipes/study.py hparams/Synthetic/study.yaml
 
-test: $(VENV)/installed lint browser
+check: lint
+	$(BIN)/python -m pytest -m "not (recipe or browser or slow)" $(PYTEST)
+	$(BIN)/python docs/house.py counts
+
+test: lint counts docs chromium
 	$(BIN)/python -m pytest $(PYTEST)
+
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.bench $(BENCH)
+
+# every warning is an error: dead links, arguments that are not in a signature
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 
+counts: $(VENV)/installed
+	$(BIN)/python docs/house.py counts
+
 # the report is tested in Debian's chromium
-browser:
+chromium:
 	@command -v chromium chromedriver >/dev/null || { $(SUDO) apt-get update \
 		&& $(SUDO) apt-get install --yes chromium chromium-driver; }
 
@@ -38,4 +55,4 @@ $(VENV)/installed: setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build

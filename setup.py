@@ -1,10 +1,10 @@
 """Packaging of speechbrain_sim.
 
 `pip install .`; `.[synthetic]` for the synthetic corpus, `.[analysis]` for
-recipes/analyse.py, `.[spectral]` and `.[huggingface]` for some of its options,
+recipes/study.py, `.[spectral]` and `.[huggingface]` for some of its options,
 `.[onnx]` for encoders as ONNX files,
 `.[textgrid]` for phones of the Montreal Forced Aligner,
-`.[test]` for everything that `make test` runs.
+`.[docs]` for `make docs`, `.[test]` for everything that `make test` runs.
 """
 
 from pathlib import Path
@@ -15,7 +15,8 @@ HERE = Path(__file__).parent
 VERSION = (HERE / "speechbrain_sim/version.txt").read_text().strip()
 
 EXTRAS = {
-    "analysis": ["scikit-learn>=1.3"],
+    "analysis": ["captum>=0.7", "scikit-learn>=1.3"],
+    "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2"],
     "huggingface": ["transformers>=4.57"],
     "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
     "spectral": ["auraloss>=0.4"],
@@ -24,16 +25,9 @@ EXTRAS = {
     "textgrid": ["praatio>=6"],
 }
 EXTRAS["test"] = [
-    *EXTRAS["analysis"],
-    *EXTRAS["huggingface"],
-    *EXTRAS["onnx"],
-    *EXTRAS["spectral"],
-    *EXTRAS["synthetic"],
-    *EXTRAS["tensorboard"],
-    *EXTRAS["textgrid"],
+    *(requirement for extra in EXTRAS.values() for requirement in extra),
     "pytest>=8",
     "ruff==0.12.4",
-    "captum",
     "codespell",
     "selenium",
 ]
@@ -54,7 +48,13 @@ setup(
     ],
     package_dir={"speechbrain_sim.hparams_models": "hparams/models"},
     package_data={
-        "speechbrain_sim": ["version.txt", "report/*.html", "hub/*.md"],
+        "speechbrain_sim": [
+            "version.txt",
+            "hub/*.md",
+            "report/*.html",
+            "report/*.md",
+            "report/static/*",
+        ],
         "speechbrain_sim.hparams_models": ["*.yaml"],
     },
     install_requires=[

@@ -1,8 +1,8 @@
 """A tiny corpus, tiny brains, and recipes in processes of their own."""
 
-import contextlib
 import csv
 import importlib
+import inspect
 import json
 import os
 import shutil
@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch.utils.data import DataLoader
@@ -264,60 +262,6 @@ def options_for(yaml, corpora):
     return options
 
 
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory):
-    chromium, driver = map(shutil.which, ("chromium", "chromedriver"))
-    if not chromium or not driver:
-        pytest.fail("There is no chromium to test with: `make test` gets it.")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(f"--{argument}")
-    logs = {"browser": "ALL", "performance": "ALL"}
-    options.set_capability("goog:loggingPrefs", logs)
-    browser = webdriver.Chrome(options, Service(driver))
-    yield browser
-    browser.quit()
-
-
-def resize(browser, width):
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1}
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {**size, "mobile": width < 500}
-    )
-
-
-@contextlib.contextmanager
-def opened(browser, path, width):
-    """Opens a page in a browser; checks that nothing went wrong in it."""
-    resize(browser, width)
-    browser.get_log("browser")
-    browser.get_log("performance")
-    browser.get(path.as_uri())
-    yield browser
-    assert browser.get_log("browser") == []
-    messages = [
-        json.loads(entry["message"])["message"]
-        for entry in browser.get_log("performance")
-    ]
-    urls = [
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
-    ]
-    assert urls
-    assert {url.split(":")[0] for url in urls} <= {"file", "data", "blob"}
-
-
 def make_run(folder, corpus="Synthetic", model="sim", **architecture):
     """What recipes leave of a tiny encoder: itself, a decoder, two probes."""
     torch.manual_seed(0)
@@ -390,3 +334,32 @@ def trained(tmp_path_factory):
 def model_folder(trained, tmp_path):
     """A copy of the model folder, to be damaged."""
     return Path(shutil.copytree(trained.model, tmp_path / "model"))
+
+
+def names_used(function):
+    """Names in a function, and in those of its module that it calls."""
+    names, waiting = set(), [function]
+    while waiting:
+        called = waiting.pop()
+        for name in set(called.__code__.co_names) - names:
+            names.add(name)
+            other = function.__globals__.get(name)
+            if (
+                inspect.isfunction(other)
+                and other.__module__ == called.__module__
+            ):
+                waiting.append(other)
+    return names
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what `make check` leaves out: recipes, second processes, browsers."""
+    processes = {"start_process", "start_recipe", "subprocess"}
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "browser" in fixtures:
+            item.add_marker("browser")
+        if fixtures & {"recipes", "corpora"}:
+            item.add_marker("recipe")
+        if hasattr(item, "function") and processes & names_used(item.function):
+            item.add_marker("recipe")

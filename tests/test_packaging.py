@@ -1,5 +1,6 @@
 """The wheel works without the checkout."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,11 +15,11 @@ def test_wheel_builds_models_from_its_own_yamls(tmp_path):
         sources.mkdir(exist_ok=True)
         (sources / name).write_bytes((ROOT / name).read_bytes())
     for folder in ("speechbrain_sim", "hparams", "recipes", "tests"):
-        for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".yaml", ".txt", ".html"):
-                target = sources / path.relative_to(ROOT)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
+        shutil.copytree(
+            ROOT / folder,
+            sources / folder,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     subprocess.run(
         [*pip, "wheel", "-q", "--no-deps", "-w", tmp_path, sources], check=True
@@ -27,6 +28,8 @@ def test_wheel_builds_models_from_its_own_yamls(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         assert "speechbrain_sim/report/page.html" in names
+        files = (sources / "speechbrain_sim").rglob("*.*")
+        assert {str(f.relative_to(sources)) for f in files} <= set(names)
         (entries,) = (n for n in names if n.endswith("entry_points.txt"))
         command = b"speechbrain-sim = speechbrain_sim.cli:main"
         assert command in archive.read(entries)
@@ -34,7 +37,8 @@ def test_wheel_builds_models_from_its_own_yamls(tmp_path):
         archive.extractall(tmp_path / "installed")
     assert {f for f in folders if "dist-info" not in f} == {"speechbrain_sim"}
     code = (
-        "from speechbrain_sim.config import MODELS\nfrom speechbrain_sim.family import build_model\n"
+        "from speechbrain_sim.config import MODELS\n"
+        "from speechbrain_sim.family import build_model\n"
         "print(MODELS, build_model('gim', channels=4).encoder.layer_names)"
     )
     done = subprocess.run(

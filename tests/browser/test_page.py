@@ -26,7 +26,7 @@ from speechbrain_sim.report.page import (
     Table,
     write_page,
 )
-from tests.conftest import opened
+from tests.browser.conftest import opened
 
 SYSTEMS = ["SIM", "GIM"]
 LAYERS = ["module1", "module2"]

@@ -1,4 +1,4 @@
-"""recipes/LibriSpeech/README.md: its functions and its yaml run as printed."""
+"""docs/own-corpus.md: its functions and its yamls run as printed."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ import soundfile
 
 from tests.conftest import HPARAMS, ROOT, TINY, finish, start_process
 
-TEXT = (ROOT / "recipes/LibriSpeech/README.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs/own-corpus.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
@@ -72,7 +72,9 @@ def test_a_layout_like_timit_trains_and_is_probed(tmp_path):
     hparams = tmp_path / "hparams"
     shutil.copytree(HPARAMS, hparams)
     (hparams / "Mine").mkdir()
-    for name, yaml in zip(("pretrain", "probe"), blocks("yaml"), strict=True):
+    for name, yaml in zip(
+        ("corpus", "pretrain", "probe"), blocks("yaml"), strict=True
+    ):
         (hparams / f"Mine/{name}.yaml").write_text(yaml)
     tiny = [text for k, v in TINY.items() for text in (f"--{k}", str(v))]
     for recipe, options in {

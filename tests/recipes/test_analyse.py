@@ -9,8 +9,9 @@ import pytest
 from speechbrain_sim.analysis.latents import read_clips
 from speechbrain_sim.analysis.listening import WALK_STOPS
 from speechbrain_sim.analysis.story import delta_at_eighth
+from tests.browser.conftest import opened
 from tests.browser.test_page import stops, visible
-from tests.conftest import HPARAMS, opened, options_for
+from tests.conftest import HPARAMS, options_for
 from tests.encoders.test_huggingface import save_model
 
 SILENT = "All clips decode to the same waveform"

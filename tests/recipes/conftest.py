@@ -1,0 +1,3 @@
+"""Reports of recipes are opened in a browser, too."""
+
+from tests.browser.conftest import browser  # noqa: F401

@@ -1,0 +1,393 @@
+"""What README and docs show, runs: every code block, link and name."""
+
+import ast
+import importlib
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ruamel.yaml
+import soundfile
+import torch
+from hyperpyyaml import load_hyperpyyaml
+
+from speechbrain_sim import config
+from speechbrain_sim.cli import make_parser
+from tests.conftest import HPARAMS, ROOT
+
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (
+        *ROOT.glob("*.md"),
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "recipes").rglob("*.md")),
+    )
+}
+BLOCK = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.M)
+#: a block's first line that names the file it is
+NAMED = re.compile(r"# ([\w./]+\.(?:yaml|py))\n")
+
+
+def blocks(page, language):
+    return [
+        text for kind, text in BLOCK.findall(PAGES[page]) if kind == language
+    ]
+
+
+def pages_with(language):
+    return [page for page in PAGES if blocks(page, language)]
+
+
+@pytest.fixture
+def place(tmp_path, trained, monkeypatch):
+    """A folder with what the pages name: a model, a run, a recording, yamls."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(trained.model, "sim-demo")
+    shutil.copytree(trained.run, "results/demo/SIM_1")
+    shutil.copytree(HPARAMS, "hparams")
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, 15 * 22050)
+    soundfile.write("lecture.flac", noise, 22050)
+    torch.manual_seed(0)
+    yield tmp_path
+    sys.modules.pop("mine", None)
+
+
+def write_named(page, place):
+    """Writes the blocks of a page that name their file; returns their paths."""
+    paths = []
+    for text in blocks(page, "python") + blocks(page, "yaml"):
+        if name := NAMED.match(text):
+            paths.append(place / name[1])
+            paths[-1].parent.mkdir(parents=True, exist_ok=True)
+            paths[-1].write_text(text, encoding="utf-8")
+    return paths
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_of_a_kind_that_is_tested(page):
+    fences = re.findall(r"^\s*(?:```|~~~).*$", PAGES[page], re.M)
+    assert len(fences) == 2 * len(BLOCK.findall(PAGES[page]))
+    for kind, text in BLOCK.findall(PAGES[page]):
+        assert kind in ("python", "bash", "yaml", "text")
+        if kind == "text":  # a listing
+            assert not re.search(r"^[$>]|python|make |pip |import ", text)
+
+
+# ---------------------------------------------------------------------- python
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_blocks_run(page, place):
+    names = {}
+    for text in blocks(page, "python"):
+        exec(compile(text, page, "exec"), names)
+
+
+def printed_by(page, capsys):
+    names = {}
+    for text in blocks(page, "python"):
+        exec(text, names)
+    return names, capsys.readouterr().out.splitlines()
+
+
+def test_the_readme_prints_what_it_states(place, capsys):
+    (snippet,) = blocks("README.md", "python")
+    assert len(snippet.strip().splitlines()) <= 9
+    assert len(PAGES["README.md"].splitlines()) <= 110
+    _, printed = printed_by("README.md", capsys)
+    shape = "torch.Size([2, 64, 512])"
+    assert printed == [f"{shape} {shape}", "[64, 51] False"]
+
+
+def test_models_are_used_as_the_page_shows(place, capsys):
+    names, printed = printed_by("docs/use-anywhere.md", capsys)
+    assert printed[:2] == ["torch.Size([1, 1500, 6])", "[64, 51] True"]
+    assert re.fullmatch(r"\[(\['(ann|bob)'\](, )?){2}\]", printed[2])
+    # ten seconds, less the frame that still waits for its last samples
+    pieces = ["torch.Size([1, 999, 6])", "torch.Size([1, 501, 6])"]
+    assert printed[-2:] == pieces
+    assert names["waveform"].dim() == 2
+    assert names["latents"]["module3"].mean.shape == (2, 64, 6)
+    assert names["mean"].shape == (2, 64, 6)
+    assert names["frames"].tolist() == [64, 51]
+    assert (place / "sim.onnx").stat().st_size > 1000
+
+
+def test_paths_through_latents_are_decoded(place, capsys):
+    names, printed = printed_by("docs/look-inside.md", capsys)
+    assert printed == ["torch.Size([2, 10240])", "torch.Size([9, 10240])"]
+    assert names["varied"].shape == (3, 64, 512)
+
+
+# ------------------------------------------------------------------------ yaml
+
+
+@pytest.mark.parametrize("page", pages_with("yaml"))
+def test_yaml_blocks_are_loaded(page, place):
+    write_named(page, place)
+    bases = set()
+    for text in blocks(page, "yaml"):
+        name = NAMED.match(text)
+        if not name:
+            assert load_hyperpyyaml(text)
+            continue
+        path = place / name[1]
+        above = ruamel.yaml.YAML().load(text).get("base", [])
+        bases |= {(path.parent / base).resolve() for base in above}
+        if above:
+            needed = [
+                key
+                for key, node in config.read_yaml(path).items()
+                if str(getattr(node, "tag", "")).endswith("!PLACEHOLDER")
+            ]
+            assert set(needed) <= {"data_folder", "encoder"}
+            argv = [f"--{key}=sim-demo" for key in needed]
+            hparams, _ = config.load_experiment(
+                [str(path), "--device=cpu", *argv]
+            )
+            assert hparams["prepare"].func.__module__ == "mine"
+    named = {p for p in write_named(page, place) if p.suffix == ".yaml"}
+    assert all("base" in read_raw(p) or p.resolve() in bases for p in named)
+
+
+def read_raw(path):
+    return ruamel.yaml.YAML().load(path.read_text(encoding="utf-8"))
+
+
+def test_features_take_the_place_of_a_spectrogram(place):
+    (text,) = blocks("docs/use-anywhere.md", "yaml")
+    features = load_hyperpyyaml(text)["compute_features"]
+    assert features(torch.randn(2, 10240)).shape == (2, 64, 6)
+
+
+# ------------------------------------------------------------------------ bash
+
+
+def commands(text):
+    """Splits a block into commands: lists of words, variables replaced."""
+    text = re.sub(r"(^|\s)#[^\n]*", r"\1", text.replace("\\\n", " "))
+    lexer = shlex.shlex(text, posix=True, punctuation_chars="\n")
+    lexer.whitespace, lexer.whitespace_split = " \t", True
+    lines, variables = [[]], {}
+    for word in lexer:
+        if set(word) == {"\n"}:
+            lines.append([])
+        else:
+            lines[-1].append(word)
+    for words in filter(None, lines):
+        expanded = []
+        for word in words:
+            value = re.sub(r"\$(\w+)", lambda m: variables[m[1]], word)
+            bare = re.fullmatch(r"\$\w+", word)
+            expanded += value.split() if bare else [value]
+        assignments = [w for w in expanded if re.match(r"[A-Z]+=", w)]
+        if len(assignments) == len(expanded):
+            variables.update(word.split("=", 1) for word in assignments)
+            continue
+        while re.match(r"[A-Z]+=", expanded[0]):  # of this command only
+            expanded.pop(0)
+        yield expanded
+
+
+def test_a_block_is_split_into_commands():
+    text = (
+        'R=results/a  # where\nP="--lr 0.1 --seed 2"\n'
+        'python x.py $P \\\n    --to "$R/b c"\nA=1 make demo\n'
+    )
+    assert list(commands(text)) == [
+        [
+            "python",
+            "x.py",
+            "--lr",
+            "0.1",
+            "--seed",
+            "2",
+            "--to",
+            "results/a/b c",
+        ],
+        ["make", "demo"],
+    ]
+
+
+def check_make(target, *variables):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{target}:", makefile, re.M), target
+    for variable in variables:
+        assert f"$({variable.split('=')[0]})" in makefile, variable
+
+
+def check_speechbrain_sim(*words):
+    try:
+        make_parser().parse_args(words)
+    except SystemExit as error:
+        raise AssertionError(f"speechbrain-sim {' '.join(words)}") from error
+
+
+class Checked(Exception):
+    """Keys and kinds of values were accepted; objects would be made now."""
+
+
+def check_recipe(script, yaml, *options):
+    assert (ROOT / script).is_file(), script
+    assert Path(yaml).is_file(), yaml  # in `place`
+
+    def stop(_):
+        raise Checked
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Checked):
+        patch.setattr(config, "load_hyperpyyaml", stop)
+        config.load_experiment([yaml, *options])
+
+
+def check_python(*words):
+    if words[0] == "-c":
+        tree = ast.parse(words[1])
+        imports = [n for n in tree.body if isinstance(n, ast.ImportFrom)]
+        assert imports
+        exec(ast.unparse(ast.Module(imports, [])), {})
+    elif words[0].startswith("recipes/"):
+        check_recipe(*words)
+    else:  # our scripts: they print their use
+        script, command = words
+        assert f"{script} {command}" in (ROOT / script).read_text() or (
+            f"`{command}`" in (ROOT / script).read_text()
+        )
+
+
+def check_torchrun(option, *words):
+    assert re.fullmatch(r"--nproc-per-node=\d", option)
+    check_recipe(*words)
+
+
+def check_pip(verb, what):
+    assert verb == "install"
+    extra = re.fullmatch(r"\.(?:\[(\w+)\])?", what)
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert extra and (not extra[1] or f'"{extra[1]}"' in setup)
+
+
+CHECKS = {
+    "make": check_make,
+    "speechbrain-sim": check_speechbrain_sim,
+    "python": check_python,
+    "torchrun": check_torchrun,
+    "pip": check_pip,
+}
+
+
+@pytest.mark.parametrize("page", pages_with("bash"))
+def test_bash_blocks_name_what_exists(page, place):
+    write_named(page, place)
+    for text in blocks(page, "bash"):
+        for program, *words in commands(text):
+            CHECKS[program](*words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "make nothing",
+        "speechbrain-sim export",
+        "python recipes/pretrain.py hparams/Synthetic/pretrain.yaml --chanels 3",
+        "python recipes/pretrain.py hparams/Synthetic/nothing.yaml",
+        "python recipes/pretrain.py hparams/LibriSpeech/pretrain.yaml",
+        "python -c 'from speechbrain_sim.nothing import make'",
+        "pip install .[nothing]",
+        "curl something",
+    ],
+)
+def test_a_wrong_command_fails(line, place):
+    ((program, *words),) = commands(line)
+    with pytest.raises((AssertionError, LookupError, ValueError, ImportError)):
+        CHECKS[program](*words)
+
+
+# ------------------------------------------------------------- links and names
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    for link in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", PAGES[page]):
+        path = (ROOT / page).parent / link
+        assert path.exists(), link
+        assert path.resolve().is_relative_to(ROOT), link
+
+
+def spans(text):
+    """Code in single backticks, outside of blocks."""
+    return re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
+
+
+@pytest.mark.parametrize("page", set(PAGES) - {"CHANGELOG.md"})
+def test_names_are_of_files_and_objects_that_exist(page, place):
+    write_named(page, place)
+    for span in spans(PAGES[page]):
+        folders = "recipes|hparams|docs|benchmarks|tests|speechbrain_sim"
+        if re.fullmatch(rf"(?:{folders})/[\w./]+", span):
+            assert (ROOT / span).exists() or Path(span).exists(), span
+        if re.fullmatch(r"speechbrain_sim(\.\w+)+", span):
+            assert find(span), span
+
+
+def find(name):
+    """Imports what a dotted name leads to; None if there is no such thing."""
+    names = name.split(".")
+    for split in range(len(names), 0, -1):
+        try:
+            found = importlib.import_module(".".join(names[:split]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in names[split:]:
+            found = getattr(found, attribute, None)
+        return found
+    return None
+
+
+def columns(text):
+    """The cells of all table rows of a page."""
+    rows = re.findall(r"^\|(.*)\|$", text, re.M)
+    return [[cell.strip() for cell in row.split("|")] for row in rows]
+
+
+def test_the_changelog_leads_to_what_exists():
+    renamed = [
+        row[1] for row in columns(PAGES["CHANGELOG.md"]) if len(row) == 2
+    ]
+    names = [n for cell in renamed for n in spans(cell) if n[0] != "."]
+    assert len(names) > 20
+    assert [name for name in names if not find(name)] == []
+
+
+def test_the_walk_passes_files_that_exist():
+    now = [row[2] for row in columns(PAGES["docs/architecture.md"]) if row[2:]]
+    files = [n for cell in now for n in spans(cell) if n.endswith(".py")]
+    assert len(files) > 30
+    folders = ROOT, ROOT / "speechbrain_sim"
+    missing = [f for f in files if not any((d / f).is_file() for d in folders)]
+    assert missing == []
+
+
+def test_every_room_has_a_line():
+    text = PAGES["docs/architecture.md"].split("## Rooms")[1].split("## ")[0]
+    listed = [row[0].strip("`") for row in columns(text)[2:]]
+    package = ROOT / "speechbrain_sim"
+    rooms = {p.stem for p in package.glob("[a-z]*.py")}
+    rooms |= {p.parent.name for p in package.glob("*/__init__.py")}
+    assert set(listed) == rooms | {"speechbrain_sim"}
+    assert len(listed) == len(set(listed))
+
+
+def test_every_room_has_its_reference():
+    pages = [
+        text for name, text in PAGES.items() if name.startswith("docs/api")
+    ]
+    shown = re.findall(r"^::: speechbrain_sim\.(\w+)", "\n".join(pages), re.M)
+    package = ROOT / "speechbrain_sim"
+    rooms = {p.stem for p in package.glob("[a-z]*.py")}
+    rooms |= {p.parent.name for p in package.glob("*/__init__.py")}
+    assert set(shown) == rooms
