@@ -32,7 +32,6 @@ from speechbrain_sim.models.format import (
     CONFIG,
     DECODER,
     ENCODER,
-    HPARAMS,
     PROBE,
     WEIGHTS,
     load_parts,
@@ -43,6 +42,10 @@ from speechbrain_sim.traversals import interpolate, traverse
 
 #: seconds that are encoded at a time; waveforms beyond are encoded in pieces
 CHUNK_SECONDS = 10.0
+#: the yaml of `from_hparams`, which `speechbrain-sim export` writes
+HPARAMS = "hyperparams.yaml"
+#: key of config.json: which class the yaml is for; runs have no such yaml
+INTERFACE = "speechbrain_interface"
 #: how files are fetched unless something else is asked for
 DEFAULTS = FetchConfig()
 
@@ -119,13 +122,14 @@ class SafetensorsPretrainer(Pretrainer):
             if source is None:
                 raise ValueError(f"There is no source for '{name}': give one.")
             source = open_source(source, **source_options(fetch_config))
-            hashes = read_config(source.fetch(CONFIG))["sha256"]
-            if filename not in hashes:
+            parts = read_config(source.fetch(CONFIG))["parts"]
+            part = parts.get(filename.removesuffix(WEIGHTS))
+            if part is None:
                 raise ValueError(
-                    f"{source.name} has no {filename}, only "
-                    f"{', '.join(hashes)}."
+                    f"{source.name} has no {filename}, only the parts "
+                    f"{', '.join(parts)}."
                 )
-            self.collected[name] = source.fetch(filename), hashes[filename]
+            self.collected[name] = source.fetch(filename), part["sha256"]
         return {name: path for name, (path, _) in self.collected.items()}
 
     def load_collected(self):
@@ -272,7 +276,13 @@ class SmoothInfoMax(Pretrained):
         """
         opened = open_source(source, **source_options(fetch_config))
         config = read_config(opened.fetch(CONFIG))
-        files = [CONFIG, hparams_file, *config["sha256"]]
+        if INTERFACE not in config:
+            raise ValueError(
+                f"{opened.name} is the output folder of a run, whose yaml "
+                f"trains it: use from_pretrained, or make a model folder of it "
+                f"with `speechbrain-sim export`."
+            )
+        files = [CONFIG, hparams_file, *(n + WEIGHTS for n in config["parts"])]
         paths = [opened.fetch(name) for name in files]
         if savedir is not None:
             _put_into(savedir, paths, local_strategy, fetch_config.overwrite)
@@ -610,30 +620,31 @@ class SmoothInfoMax(Pretrained):
         ValueError
             If there is no such probe, or several and no label.
         """
-        labels = list(self.config["probes"])
+        labels = self._names(PROBE)
         if label is None:
             if len(labels) != 1:
                 there = " or ".join(labels) or "but this model has no probe"
                 raise ValueError(f"What is asked? Give label=: {there}.")
             label = labels[0]
         probes = self._part(PROBE, label)
-        about = self.config["probes"][label]
+        about = self.config["parts"][f"{PROBE}_{label}"]
         layer = layer or about["best_layer"]
         latent = self.encode_batch(wavs, wav_lens, layer)
         x, lengths = latent.mean, latent.lengths
-        if not about["per_frame"]:
+        if about["kind"] == "utterance":
             x, lengths = masked_mean(x, lengths)[:, None], lengths.clamp(max=1)
         probabilities = probes(x, layer).softmax(-1)
         return Classification(probabilities, lengths, about["classes"])
 
+    def _names(self, kind):
+        """Lists the layers of the decoders, or the labels of the probes."""
+        kind = f"{kind}_"
+        return [n.removeprefix(kind) for n in self.mods if n.startswith(kind)]
+
     def _part(self, kind, name):
-        """Finds a decoder or a probe."""
-        if f"{kind}_{name}" not in self.mods:
-            there = [
-                part.removeprefix(f"{kind}_")
-                for part in self.mods
-                if part.startswith(f"{kind}_")
-            ]
+        """Returns a decoder or a probe."""
+        there = self._names(kind)
+        if name not in there:
             raise ValueError(
                 f"The model comes with no {kind} of '{name}'; it has "
                 f"{', '.join(there) or 'none'}."
@@ -648,8 +659,7 @@ def _check_loaded(hparams, config, name):
         part: pretrainer.loadables[part]
         for part in getattr(pretrainer, "collected", None) or ()
     }
-    parts = {file.removesuffix(WEIGHTS) for file in config["sha256"]}
-    missing = parts - set(loaded)
+    missing = set(config["parts"]) - set(loaded)
     missing |= {
         part
         for part, module in hparams.modules.items()

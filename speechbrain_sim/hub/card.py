@@ -8,8 +8,10 @@ from typing import NamedTuple
 from huggingface_hub import EvalResult, ModelCardData
 
 from speechbrain_sim.analysis.probes import percent
-from speechbrain_sim.models.format import CARD
+from speechbrain_sim.models.format import DECODER, ENCODER, PROBE
 
+#: the file
+CARD = "README.md"
 PAPER = "https://arxiv.org/abs/2408.12936"
 
 
@@ -123,6 +125,13 @@ def write_card(folder, config):
         Its config.json.
     """
     folder = Path(folder)
+    config = dict(config, encoder=config["parts"][ENCODER])
+    for kind in (DECODER, PROBE):
+        config[f"{kind}s"] = {
+            name.removeprefix(f"{kind}_"): part
+            for name, part in config["parts"].items()
+            if name.startswith(kind)
+        }
     title = folder.resolve().name
     text = "\n".join(
         [
@@ -234,8 +243,8 @@ def _metadata(title, config):
 def _what(config):
     encoder, training = config["encoder"], config["training"]
     kind = MODELS.get(training.get("model"), "An encoder of the same family")
-    width = encoder["architecture"]["channels"]
-    strides = (s for x in encoder["architecture"]["strides"] for s in x)
+    width = encoder["arguments"]["channels"]
+    strides = (s for x in encoder["arguments"]["strides"] for s in x)
     step = 1000 * math.prod(strides) / config["sample_rate"]
     comes = []
     if config["decoders"]:
@@ -261,7 +270,7 @@ def _listed(names):
 
 def _reduced(config):
     """Says so if a run is smaller or shorter than the paper's."""
-    width = config["encoder"]["architecture"]["channels"]
+    width = config["encoder"]["arguments"]["channels"]
     epochs = config["training"].get("epochs")
     full = config["data"]["paper_epochs"]
     if not epochs or (width >= PAPER_CHANNELS and epochs >= (full or 0)):
@@ -364,7 +373,7 @@ def _decoders(decoders):
 def _training(config):
     data, training = config["data"], config["training"]
     unsaid = {"corpus"}
-    if not config["encoder"]["architecture"]["probabilistic"]:
+    if not config["encoder"]["arguments"]["probabilistic"]:
         unsaid |= {"kl_weight", "kl_reduction"}  # there is no KL
     plain = ", ".join(
         f"{key} {value}"

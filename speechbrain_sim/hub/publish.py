@@ -1,19 +1,16 @@
 """From a run to a model on the Hub: export, publish, check."""
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 import ruamel.yaml
 import soundfile
-import torch
 from huggingface_hub import HfApi, constants
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
-from speechbrain_sim.files import write_json
-from speechbrain_sim.hub.card import corpus_of, name_source, write_card
-from speechbrain_sim.inference import SmoothInfoMax
+from speechbrain_sim.hub.card import CARD, corpus_of, name_source, write_card
+from speechbrain_sim.inference import HPARAMS, INTERFACE, SmoothInfoMax
 from speechbrain_sim.models.fetch import (
     HubError,
     LocalFolder,
@@ -22,27 +19,20 @@ from speechbrain_sim.models.fetch import (
     open_source,
 )
 from speechbrain_sim.models.format import (
-    CARD,
+    CLASSES,
     CONFIG,
     DECODER,
     ENCODER,
-    EXAMPLE,
-    HPARAMS,
     PROBE,
-    load_decoder,
-    load_encoder,
+    WEIGHTS,
+    encoder_of,
+    load_parts,
     read_config,
-    write_folder,
+    save_parts,
 )
-from speechbrain_sim.probes import LayerProbes
 
-#: what a model's yaml may make
-CLASSES = {
-    ENCODER: "speechbrain_sim.encoders.greedy.GreedyEncoder",
-    DECODER: "speechbrain_sim.decoders.ConvDecoder",
-    PROBE: "speechbrain_sim.probes.LayerProbes",
-    "pretrainer": "speechbrain_sim.inference.SafetensorsPretrainer",
-}
+EXAMPLE = "example.wav"
+PRETRAINER = "speechbrain_sim.inference.SafetensorsPretrainer"
 
 
 def export_model(
@@ -50,11 +40,13 @@ def export_model(
 ):
     """Turns the output of a recipe into a model folder.
 
+    Copies the parts, and adds a card, an example and the yaml of
+    `SmoothInfoMax.from_hparams`.
+
     Arguments
     ---------
     run : str or Path
-        Output folder of recipes/pretrain.py; or of recipes/probe.py or
-        recipes/decode.py, whose encoder, and results, are taken.
+        Output folder of a recipe; all its parts are taken.
     folder : str or Path
         Where to: a new folder, or one that an export made.
     probes, decoders : list of str
@@ -62,8 +54,8 @@ def export_model(
     example : str or Path, optional
         A recording that may be given away; by default some tones.
     data, licence : str, optional
-        The training data and their licence, where they are not what the run
-        says: see `speechbrain_sim.hub.card.corpus_of`.
+        The training data and their licence, where they are not those of the
+        run: see `speechbrain_sim.hub.card.corpus_of`.
 
     Returns
     -------
@@ -78,159 +70,69 @@ def export_model(
         If a probe or decoder belongs to another encoder, or there are two of
         one label or layer, or the folder holds something else.
     """
-    run, folder = Path(run), Path(folder)
-    old = _weights_in(folder)
-    encoder, said = load_encoder(find_encoder(run))
-    probes = [*probes, *([run] if list(run.glob("probe_*.json")) else [])]
-    decoders = [*decoders, *([run] if (run / DECODER).is_dir() else [])]
-    parts = {ENCODER: encoder}
-    about = {
-        "encoder": {
-            "architecture": encoder.config,
-            "layers": encoder.layer_names,
-            "checkpoint_sha256": said["sha256"],
-        },
-        "decoders": {},
-        "probes": {},
-    }
-    for path in decoders:
-        layer, part, about_part = _read_decoder(path, said)
-        if layer in about["decoders"]:
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        path = folder / CONFIG
+        if not path.exists() or INTERFACE not in read_config(path):
             raise ValueError(
-                f"{path} holds a second decoder of {layer}: give one per layer."
+                f"{folder} is not empty, and no model that was exported: give "
+                f"a new folder."
             )
-        parts[f"{DECODER}_{layer}"] = part
-        about["decoders"][layer] = about_part
-    for path in probes:
-        for label, part, about_part in _read_probes(path, said):
-            if label in about["probes"]:
-                raise ValueError(
-                    f"{path} holds a second probe of {label}: give one per "
-                    f"label."
+    parts, config = load_parts(LocalFolder(run))
+    if ENCODER not in parts:
+        raise FileNotFoundError(
+            f"{run} has no encoder, only a reference to "
+            f"{config[ENCODER]['source']}: it cannot be exported."
+        )
+    entries = dict(config["parts"])
+    for kind, recipe, paths in (
+        (DECODER, "decode", decoders),
+        (PROBE, "probe", probes),
+    ):
+        for path in paths:
+            more, described = load_parts(LocalFolder(path))
+            names = [name for name in more if name.startswith(kind)]
+            if not names:
+                raise FileNotFoundError(
+                    f"{path} holds no {kind}: give the output folder of "
+                    f"recipes/{recipe}.py."
                 )
-            parts[f"{PROBE}_{label}"] = part
-            about["probes"][label] = about_part
-    kept = ("architecture", "layers", "sha256")
-    about["training"] = {k: v for k, v in said.items() if k not in kept}
-    about["data"] = corpus_of(about["training"], data, licence)._asdict()
+            if encoder_of(described) != encoder_of(config):
+                raise ValueError(
+                    f"{path} belongs to another encoder: run recipes/"
+                    f"{recipe}.py on this one."
+                )
+            for name in names:
+                if name in parts:
+                    raise ValueError(
+                        f"{path} holds a second {name}: give only one."
+                    )
+                parts[name], entries[name] = (
+                    more[name],
+                    described["parts"][name],
+                )
     wav = _read_example(example)
     # all is read: only now may an older model be lost
-    config = write_folder(folder, parts, about)
-    for name in old - set(config["sha256"]):
-        (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     soundfile.write(folder / EXAMPLE, wav, SAMPLE_RATE)
-    config["example"] = fingerprint(
-        SmoothInfoMax(parts, config, config=config, run_opts={"device": "cpu"}),
-        folder / EXAMPLE,
+    model = SmoothInfoMax(parts, config, run_opts={"device": "cpu"})
+    own = ("class", "arguments", "sha256")
+    config = save_parts(
+        folder,
+        parts,
+        {
+            name: {k: v for k, v in entry.items() if k not in own}
+            for name, entry in entries.items()
+        },
+        keep=False,
+        **{INTERFACE: SmoothInfoMax.__name__},
+        training=config["training"],
+        data=corpus_of(config["training"], data, licence)._asdict(),
+        example=fingerprint(model, folder / EXAMPLE),
     )
-    write_json(folder / CONFIG, config)
     (folder / HPARAMS).write_text(hyperparams(config), encoding="utf-8")
     write_card(folder, config)
     return config
-
-
-def _weights_in(folder):
-    """Names of the weight files that an earlier export left in a folder."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return set()
-    if not (folder / CONFIG).exists():
-        raise ValueError(f"{folder} is not empty: give a new folder.")
-    return set(read_config(folder / CONFIG)["sha256"])
-
-
-def find_encoder(run):
-    """Finds the encoder of a recipe's output.
-
-    Arguments
-    ---------
-    run : str or Path
-        Output folder of a recipe.
-
-    Returns
-    -------
-    Path
-        The folder of `encoder.json` and `encoder.ckpt`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    """
-    run = Path(run)
-    for folder in (run / ENCODER, run):
-        if (folder / f"{ENCODER}.json").exists():
-            return folder
-    if (run / HPARAMS).exists():
-        yaml = ruamel.yaml.YAML().load((run / HPARAMS).read_text("utf-8"))
-        named = yaml.get(ENCODER)
-        if isinstance(named, str) and (Path(named) / "encoder.json").exists():
-            return Path(named)
-    raise FileNotFoundError(
-        f"{run} has no encoder: give the output folder of a recipe, and run "
-        f"from where the recipe was run."
-    )
-
-
-def _read_decoder(path, encoder):
-    """Loads a decoder: its layer, the network, what to say of it."""
-    path = Path(path)
-    path = path / DECODER if (path / DECODER).is_dir() else path
-    described = path / f"{DECODER}.json"
-    if not described.exists():
-        raise FileNotFoundError(
-            f"{path} holds no decoder: give the output folder of "
-            f"recipes/decode.py."
-        )
-    layer = json.loads(described.read_text("utf-8"))["layer"]
-    decoder, said = load_decoder(path, encoder, layer)
-    keys = ("sampled", "epochs", "seed", "reconstruction", "valid")
-    about = {key: said[key] for key in keys if key in said}
-    return layer, decoder, {"architecture": decoder.config, **about}
-
-
-def _read_probes(path, encoder):
-    """Loads the probes of the first seed: label, network, what to say of it."""
-    found = sorted(Path(path).glob("probe_*.json"))
-    if not found:
-        raise FileNotFoundError(
-            f"{path} holds no probes: give the output folder of "
-            f"recipes/probe.py."
-        )
-    for described in found:
-        said = json.loads(described.read_text("utf-8"))
-        if said["encoder"]["sha256"] != encoder["sha256"]:
-            raise ValueError(
-                f"{described} is about another encoder: probe this one."
-            )
-        weights = np.load(described.with_name(f"{described.stem}_weights.npz"))
-        layers = list(said["layers"])
-        probes = LayerProbes(
-            {layer: weights[f"{layer}.weight"].shape[1] for layer in layers},
-            said["classes"],
-            bias=f"{layers[0]}.bias" in weights,
-        )
-        state = probes.state_dict()
-        for layer in layers:
-            for name in ("weight", "bias"):
-                if f"{layer}.{name}" in weights:
-                    state[f"probes.{layer}.{name}"] = torch.from_numpy(
-                        weights[f"{layer}.{name}"][:1]
-                    )
-            for name in ("mean", "std"):
-                if f"{layer}.{name}" in weights:
-                    state[f"{layer}_{name}"] = torch.from_numpy(
-                        weights[f"{layer}.{name}"]
-                    )
-        probes.load_state_dict(state)
-        about = {
-            "architecture": probes.config,
-            "classes": said["class_names"],
-            "per_frame": said["label"] == "phones",
-            "best_layer": said["best_layer"],
-            "settings": said["settings"],
-            "layers": said["layers"],
-        }
-        yield said["label"], probes.eval(), about
 
 
 def _read_example(example):
@@ -276,30 +178,27 @@ def hyperparams(config):
     -------
     str
     """
-    described = {ENCODER: (ENCODER, config["encoder"])}
-    for kind, many in (DECODER, "decoders"), (PROBE, "probes"):
-        for name, part in config[many].items():
-            described[f"{kind}_{name}"] = kind, part
     lines = [
         "# Needs the package speechbrain-sim. Load it with",
         "# speechbrain_sim.inference.SmoothInfoMax.from_hparams",
         f"sample_rate: {config['sample_rate']}",
         "",
     ]
-    for name, (kind, part) in described.items():
-        lines += [f"{name}: !new:{CLASSES[kind]}", _indented(part), ""]
-    refs = [f"{name}: !ref <{name}>" for name in described]
+    for name, part in config["parts"].items():
+        made = f"{CLASSES[part['class']]}.{part['class']}"
+        lines += [f"{name}: !new:{made}", _indented(part["arguments"]), ""]
+    refs = [f"{name}: !ref <{name}>" for name in config["parts"]]
     lines += ["modules:", *(f"    {ref}" for ref in refs), ""]
-    lines += [f"pretrainer: !new:{CLASSES['pretrainer']}", "    loadables:"]
+    lines += [f"pretrainer: !new:{PRETRAINER}", "    loadables:"]
     lines += [f"        {ref}" for ref in refs]
     return "\n".join(lines) + "\n"
 
 
-def _indented(part):
+def _indented(arguments):
     """Arguments as yaml, one level in."""
     yaml, text = ruamel.yaml.YAML(), io.StringIO()
     yaml.default_flow_style = None
-    yaml.dump(part["architecture"], text)
+    yaml.dump(arguments, text)
     return "\n".join(f"    {line}" for line in text.getvalue().splitlines())
 
 
@@ -327,12 +226,14 @@ def check_model(source, **options):
     model = SmoothInfoMax.from_pretrained(opened)
     count = sum(weight.numel() for weight in model.mods.parameters())
     yield (
-        f"{len(model.config['sha256'])} weight files have their hashes and fit "
+        f"{len(model.config['parts'])} weight files have their hashes and fit "
         f"the architecture: {count} parameters."
     )
     text = opened.fetch(HPARAMS).read_text(encoding="utf-8")
+    allowed = [f"{where}.{name}" for name, where in CLASSES.items()]
+    allowed.append(PRETRAINER)
     made = {tag for _, tag, _ in _events(text)} - {"None", "!", "!ref"}
-    strange = sorted(made - {f"!new:{name}" for name in CLASSES.values()})
+    strange = sorted(made - {f"!new:{name}" for name in allowed})
     if strange:
         raise ValueError(
             f"{HPARAMS} of {opened.name} does more than make the model: "
@@ -436,8 +337,9 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
         )
     for line in check_model(LocalFolder(folder)):
         say(line)
-    files = [*read_config(folder / CONFIG)["sha256"], CONFIG, HPARAMS]
-    files += [CARD, EXAMPLE]
+    config = read_config(folder / CONFIG)
+    files = [name + WEIGHTS for name in config["parts"]]
+    files += [CONFIG, HPARAMS, CARD, EXAMPLE]
     size = sum((folder / name).stat().st_size for name in files)
     say(
         f"To upload to {repo} at {constants.ENDPOINT}, made "
@@ -445,7 +347,7 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
         f"{size / 1e6:.1f} MB: {', '.join(files)}."
     )
     say(f"{CARD} will name {repo} as its source, there and in {folder}.")
-    if read_config(folder / CONFIG)["data"]["licence"] == "other":
+    if config["data"]["licence"] == "other":
         say("Nobody said under which licence: export it with --licence.")
     left = sorted({path.name for path in folder.iterdir()} - set(files))
     if left:

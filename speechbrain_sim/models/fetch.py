@@ -56,9 +56,17 @@ class LocalFolder:
         """
         path = self.folder / filename
         if not path.is_file():
+            for old in ("encoder.ckpt", "encoder/encoder.ckpt"):
+                if (self.folder / old).exists():
+                    raise FileNotFoundError(
+                        f"{self.folder} was written by an older version of "
+                        f"speechbrain-sim, whose files this one does not "
+                        f"read: train again."
+                    )
             raise FileNotFoundError(
-                f"{self.folder} holds no {filename}: give a folder that "
-                f"`speechbrain-sim export` wrote, and copy all its files."
+                f"{self.folder} holds no {filename}: give the output folder "
+                f"of a recipe, or a folder that `speechbrain-sim export` "
+                f"wrote, and copy all its files."
             )
         return path
 
@@ -173,6 +181,10 @@ def open_source(source, **options):
                 f"for the model of this name on the Hub."
             )
         return LocalFolder(folder)
+    if (folder.parent / "config.json").is_file():
+        raise FileNotFoundError(
+            f"There is no folder {text}: a model is {folder.parent} itself."
+        )
     if asked == FetchFrom.LOCAL or not names_a_repository(text):
         raise FileNotFoundError(
             f"There is no folder {text}, and it is no name of a model on the "
