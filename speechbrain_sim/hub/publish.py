@@ -79,12 +79,11 @@ def export_model(
                 f"a new folder."
             )
     parts, config = load_parts(LocalFolder(run))
-    if ENCODER not in parts:
-        raise FileNotFoundError(
-            f"{run} has no encoder, only a reference to "
-            f"{config[ENCODER]['source']}: it cannot be exported."
-        )
     entries = dict(config["parts"])
+    if entries.get(ENCODER, {}).get("class") != "GreedyEncoder":
+        raise FileNotFoundError(
+            f"{run} has no encoder of this package, only results of another."
+        )
     for kind, recipe, paths in (
         (DECODER, "decode", decoders),
         (PROBE, "probe", probes),
@@ -264,7 +263,7 @@ def _example_of(model, name):
     data, example = model.config.get("data"), model.config.get("example")
     if not isinstance(data, dict) or not {"name", "licence"} <= set(data):
         raise ValueError(
-            f"{CONFIG} of {name} says nothing of the training data and their "
+            f"{CONFIG} of {name} states no training data and their "
             f"licence: export the model again."
         )
     try:
@@ -356,7 +355,8 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
         say("Nothing was done (--dry-run).")
         return
     api = HfApi()
-    with hub_errors(repo):
+    what = f"{repo} could not be uploaded whole"
+    with hub_errors(what, "Run it again, it goes on"):
         api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.model_info(repo).private:
             raise HubError(
@@ -364,7 +364,7 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
                 f"another name, or make it private on its page."
             )
     name_source(folder / CARD, repo)
-    with hub_errors(repo):
+    with hub_errors(what, "Run it again, it goes on"):
         done = api.upload_folder(
             repo_id=repo,
             folder_path=folder,

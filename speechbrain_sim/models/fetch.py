@@ -1,7 +1,7 @@
 """Where a model comes from: a folder here, or a repository on the Hub.
 
 A folder never touches the network. What is fetched from the Hub comes from one
-commit, and every error says in one sentence what happened.
+commit, and every error names the model and what to do.
 """
 
 import os
@@ -15,13 +15,27 @@ from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-
-#: what a name begins with that is meant for the Hub, whatever lies here
+#: begins a name that is meant for the Hub, whatever folders there are
 HUB = "hf://"
+#: kind of error, or status of a response -> what to do
+REMEDIES = {
+    errors.GatedRepoError: "Accept its conditions on its page, then log in "
+    "with `hf auth login`",
+    errors.RepositoryNotFoundError: "Check the name, or log in with "
+    "`hf auth login`",
+    errors.RevisionNotFoundError: "Check the revision",
+    errors.RemoteEntryNotFoundError: "It was not made by `speechbrain-sim "
+    "export`, or is incomplete",
+    errors.OfflineModeIsEnabled: "Go online (HF_HUB_OFFLINE), or fetch it "
+    "before",
+    401: "Log in with `hf auth login`",
+    403: "Log in with a token that may do this, `hf auth login`",
+    429: "Try again in some minutes",
+}
 
 
 class HubError(OSError):
-    """Something went wrong with the Hub; the message is one sentence."""
+    """Something went wrong with the Hub; the message says what to do."""
 
 
 class LocalFolder:
@@ -34,41 +48,25 @@ class LocalFolder:
     """
 
     def __init__(self, folder):
-        self.folder = Path(folder)
-        self.name = str(folder)
+        self.folder, self.name = Path(folder), str(folder)
 
     def fetch(self, filename):
-        """Finds a file.
-
-        Arguments
-        ---------
-        filename : str
-            Its name.
-
-        Returns
-        -------
-        Path
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        """
+        """Returns the path of a file; FileNotFoundError if there is none."""
         path = self.folder / filename
-        if not path.is_file():
-            for old in ("encoder.ckpt", "encoder/encoder.ckpt"):
-                if (self.folder / old).exists():
-                    raise FileNotFoundError(
-                        f"{self.folder} was written by an older version of "
-                        f"speechbrain-sim, whose files this one does not "
-                        f"read: train again."
-                    )
-            raise FileNotFoundError(
-                f"{self.folder} holds no {filename}: give the output folder "
-                f"of a recipe, or a folder that `speechbrain-sim export` "
-                f"wrote, and copy all its files."
-            )
-        return path
+        if path.is_file():
+            return path
+        for old in ("encoder.ckpt", "encoder/encoder.ckpt"):
+            if (self.folder / old).exists():
+                raise FileNotFoundError(
+                    f"{self.folder} was written by an older version of "
+                    f"speechbrain-sim, whose files this one does not read: "
+                    f"train again."
+                )
+        raise FileNotFoundError(
+            f"{self.folder} holds no {filename}: give the output folder of a "
+            f"recipe, or a folder that `speechbrain-sim export` wrote, and "
+            f"copy all its files."
+        )
 
 
 class HubRepository:
@@ -85,7 +83,7 @@ class HubRepository:
     token : str or bool, optional
         Of `huggingface_hub`; by default the one that is logged in.
     allow_network : bool
-        Whether the Hub may be asked; otherwise the cache must do.
+        Whether the Hub may be used; otherwise only the cache is.
     cache_dir : str, optional
         The cache; by default that of `huggingface_hub`.
     """
@@ -106,23 +104,8 @@ class HubRepository:
         }
 
     def fetch(self, filename):
-        """Downloads a file, or finds it in the cache.
-
-        Arguments
-        ---------
-        filename : str
-            Its name.
-
-        Returns
-        -------
-        Path
-
-        Raises
-        ------
-        HubError
-            If it cannot be had; says why.
-        """
-        with hub_errors(self.name, self.revision, filename):
+        """Returns the path of a file in the cache; HubError if it fails."""
+        with hub_errors(f"{filename} of {self.name} could not be fetched"):
             path = hf_hub_download(
                 self.name, filename, revision=self.revision, **self.options
             )
@@ -136,8 +119,8 @@ def open_source(source, **options):
     Arguments
     ---------
     source : str, Path, FetchSource, LocalFolder or HubRepository
-        A folder; or, where there is none, `user/model` on the Hub, which is
-        said in a warning. `hf://user/model` is the Hub in any case, without
+        A folder; or, where there is none, `user/model` on the Hub, which a
+        warning states. `hf://user/model` is the Hub in any case, without
         one. What is open already is returned as it is.
     **options :
         `revision`, `token`, `allow_network`, `cache_dir`: see `HubRepository`.
@@ -151,29 +134,26 @@ def open_source(source, **options):
     FileNotFoundError
         If it is no folder, and looks like a path.
     ValueError
-        If there is a folder, and a revision is asked for.
+        If it is a folder, and a revision is given.
 
     Example
     -------
     >>> open_source(getfixture("tmp_path")).fetch("config.json")
     Traceback (most recent call last):
     FileNotFoundError: ... holds no config.json: ...
-    >>> open_source("./results/sim")
-    Traceback (most recent call last):
-    FileNotFoundError: There is no folder ./results/sim, and ...
     >>> open_source("hf://user/model").name
     'user/model'
     """
     if isinstance(source, (LocalFolder, HubRepository)):
         return source
-    asked = None
+    place = None
     if isinstance(source, FetchSource):
-        asked, source = source
+        place, source = source
     text = str(source)
     if text.startswith(HUB):
-        asked, text = FetchFrom.HUGGING_FACE, text.removeprefix(HUB)
+        place, text = FetchFrom.HUGGING_FACE, text.removeprefix(HUB)
     folder = Path(os.path.expanduser(source))  # never raises, unlike Path's
-    if asked != FetchFrom.HUGGING_FACE and folder.is_dir():
+    if place != FetchFrom.HUGGING_FACE and folder.is_dir():
         if options.get("revision"):
             raise ValueError(
                 f"{text} is a folder, and has no revision "
@@ -181,41 +161,30 @@ def open_source(source, **options):
                 f"for the model of this name on the Hub."
             )
         return LocalFolder(folder)
+    missing = f"There is no folder {text}"
     if (folder.parent / "config.json").is_file():
         raise FileNotFoundError(
-            f"There is no folder {text}: a model is {folder.parent} itself."
+            f"{missing}: a model is {folder.parent} itself."
         )
-    if asked == FetchFrom.LOCAL or not names_a_repository(text):
+    if place == FetchFrom.LOCAL or not names_a_repository(text):
         raise FileNotFoundError(
-            f"There is no folder {text}, and it is no name of a model on the "
-            f"Hub, 'user/model': check the path."
+            f"{missing}, and it is no name of a model on the Hub, "
+            f"'user/model': check the path."
         )
-    if asked is None:
-        if folder.parent.is_dir() or folder.is_file():
+    if place is None:
+        there = folder if folder.is_file() else folder.parent
+        hint = f"{HUB}{text} for the model of this name on the Hub"
+        if there.exists():
             raise FileNotFoundError(
-                f"There is no folder {text}, though there is "
-                f"{folder if folder.is_file() else folder.parent}: check the "
-                f"path, or write {HUB}{text} for the model of this name on "
-                f"the Hub."
+                f"{missing}, though there is {there}: check the path, or "
+                f"write {hint}."
             )
-        logger.warning(
-            f"There is no folder {text}: taking the model of this name from "
-            f"the Hub. ({HUB}{text} says so without this warning.)"
-        )
+        logger.warning(f"{missing}: it is taken from the Hub. Write {hint}.")
     return HubRepository(text, **options)
 
 
 def names_a_repository(text):
-    """Tells whether a text can be the name of a model on the Hub.
-
-    Arguments
-    ---------
-    text : str
-        Perhaps `user/model`.
-
-    Returns
-    -------
-    bool
+    """Returns whether a text can be the name of a model on the Hub.
 
     Example
     -------
@@ -230,15 +199,15 @@ def names_a_repository(text):
 
 
 @contextmanager
-def hub_errors(name, revision=None, filename=None):
-    """Turns whatever huggingface_hub raises into one sentence.
+def hub_errors(what, remedy="Try again later"):
+    """Turns whatever huggingface_hub raises into one line with a remedy.
 
     Arguments
     ---------
-    name : str
-        The repository.
-    revision, filename : str, optional
-        What is fetched; without a filename, files are uploaded.
+    what : str
+        What failed, with the name of the model.
+    remedy : str
+        What to do if the error itself does not imply it.
 
     Raises
     ------
@@ -247,85 +216,14 @@ def hub_errors(name, revision=None, filename=None):
     """
     try:
         yield
-    except HubError:  # is a sentence already
+    except HubError:
         raise
-    except (
-        errors.HTTPError,
-        errors.EntryNotFoundError,
-        OSError,
-        RuntimeError,  # huggingface_hub's, of an upload that broke off
-    ) as error:
-        raise HubError(_sentence(error, name, revision, filename)) from error
-
-
-def _sentence(error, name, revision, filename):
-    """Says what happened."""
-    if isinstance(error, errors.GatedRepoError):
-        return (
-            f"The model {name} is gated: accept its conditions on its page, "
-            f"then log in with `hf auth login`."
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            f"The Hub has no model {name} that you may see: check the name, "
-            f"or log in with `hf auth login` if it is private."
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"The model {name} has no revision {revision}."
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return (
-            f"The model {name} has no file {filename}: it was not made by "
-            f"`speechbrain-sim export`, or is incomplete."
-        )
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        cause = error.__cause__
-        why = (
-            "the Hub may not be asked (offline)"
-            if cause is None or isinstance(cause, errors.OfflineModeIsEnabled)
-            else _refusal(cause)
-        )
-        return f"{filename} of {name} is not in the cache, and {why}."
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"{name} needs the Hub, which may not be asked (offline)."
-    if isinstance(error, errors.HTTPError):
-        return f"{name}: {_refusal(error)}."
-    if filename is None:
-        cause = error.__cause__ or error  # RuntimeErrors do not say why
-        why = (
-            _refusal(cause)
-            if isinstance(cause, errors.HTTPError)
-            else _reason(cause)
-        )
-        return (
-            f"{name} could not be uploaded whole: {why}. Run it again, it "
-            f"goes on."
-        )
-    # a download that broke off, a full disk, ...
-    return (
-        f"{filename} of {name} could not be fetched whole: {_reason(error)}; "
-        f"try again."
-    )
-
-
-def _reason(error):
-    """What an error says, or else its name."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _refusal(error):
-    """Says what a request came to."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is None:
-        return f"the connection to the Hub failed ({_reason(error)})"
-    if status == 401:
-        return "the Hub does not know the token: log in with `hf auth login`"
-    if status == 403:
-        return (
-            "the token may not do this: log in with one that may, "
-            "`hf auth login`"
-        )
-    if status == 429:
-        return "the Hub asks to slow down (429): try again in some minutes"
-    if status >= 500:
-        return f"the Hub has a problem of its own ({status}): try again later"
-    return f"the Hub refuses the request ({status})"
+    except (errors.HTTPError, OSError, RuntimeError) as error:
+        vague = (errors.LocalEntryNotFoundError, RuntimeError)
+        cause = error.__cause__ if isinstance(error, vague) else None
+        cause = cause or error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        known = [REMEDIES[k] for k in type(cause).__mro__ if k in REMEDIES]
+        known.append(REMEDIES.get(status, remedy))
+        reason = " ".join(str(cause).split()) or type(cause).__name__
+        raise HubError(f"{what}: {reason.rstrip('.')}. {known[0]}.") from error

@@ -412,7 +412,8 @@ def test_a_bad_batch_is_skipped_if_asked(tmp_path):
             for value in module.values()
         )
 
-    assert not finite(tmp_path / "hit")
+    with pytest.raises(ValueError, match="of encoder holds NaN"):
+        finite(tmp_path / "hit")
     assert finite(tmp_path / "skipped", skip_nonfinite_grads=True)
     (stats,) = logged(tmp_path / "skipped")
     assert stats and all(map(math.isfinite, stats.values()))
