@@ -142,7 +142,7 @@ def load_parts(source, names=None):
             )
         entry = config["parts"][name]
         # weights are compared with shapes that take no memory
-        shapes = _make(name, entry, "meta" if entry["arguments"] else None)
+        shapes = _make(name, entry, "meta")
         path = source.fetch(name + WEIGHTS)
         state = _read_weights(shapes, path, entry["sha256"])
         parts[name] = _make(name, entry).eval().requires_grad_(False)
@@ -229,6 +229,8 @@ def _make(name, entry, device=None):
             f"version of speechbrain-sim makes {', '.join(CLASSES)}."
         )
     module = importlib.import_module(CLASSES[entry["class"]])
+    if entry["class"] == "LogMel":
+        device = None  # torchaudio looks at the filters that it makes
     try:
         with torch.device(device or torch.get_default_device()):
             return getattr(module, entry["class"])(**entry["arguments"])
