@@ -1,10 +1,9 @@
 """From a run to a model on the Hub: export, publish, check."""
 
-import io
+import json
 from pathlib import Path
 
 import numpy as np
-import ruamel.yaml
 import soundfile
 from huggingface_hub import HfApi, constants
 
@@ -78,38 +77,7 @@ def export_model(
                 f"{folder} is not empty, and no model that was exported: give "
                 f"a new folder."
             )
-    parts, config = load_parts(LocalFolder(run))
-    entries = dict(config["parts"])
-    if entries.get(ENCODER, {}).get("class") != "GreedyEncoder":
-        raise FileNotFoundError(
-            f"{run} has no encoder of this package, only results of another."
-        )
-    for kind, recipe, paths in (
-        (DECODER, "decode", decoders),
-        (PROBE, "probe", probes),
-    ):
-        for path in paths:
-            more, described = load_parts(LocalFolder(path))
-            names = [name for name in more if name.startswith(kind)]
-            if not names:
-                raise FileNotFoundError(
-                    f"{path} holds no {kind}: give the output folder of "
-                    f"recipes/{recipe}.py."
-                )
-            if encoder_of(described) != encoder_of(config):
-                raise ValueError(
-                    f"{path} belongs to another encoder: run recipes/"
-                    f"{recipe}.py on this one."
-                )
-            for name in names:
-                if name in parts:
-                    raise ValueError(
-                        f"{path} holds a second {name}: give only one."
-                    )
-                parts[name], entries[name] = (
-                    more[name],
-                    described["parts"][name],
-                )
+    parts, config = _gather(run, {PROBE: probes, DECODER: decoders})
     wav = _read_example(example)
     # all is read: only now may an older model be lost
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +89,7 @@ def export_model(
         parts,
         {
             name: {k: v for k, v in entry.items() if k not in own}
-            for name, entry in entries.items()
+            for name, entry in config["parts"].items()
         },
         keep=False,
         **{INTERFACE: SmoothInfoMax.__name__},
@@ -132,6 +100,35 @@ def export_model(
     (folder / HPARAMS).write_text(hyperparams(config), encoding="utf-8")
     write_card(folder, config)
     return config
+
+
+def _gather(run, more):
+    """Loads the parts of a run, and those of a kind of other runs."""
+    parts, config = load_parts(LocalFolder(run))
+    if config["parts"].get(ENCODER, {}).get("class") != "GreedyEncoder":
+        raise FileNotFoundError(
+            f"{run} has no encoder of this package, only results of another."
+        )
+    for kind, path in (
+        (k, path) for k, paths in more.items() for path in paths
+    ):
+        found, described = load_parts(LocalFolder(path))
+        found = {n: part for n, part in found.items() if n.startswith(kind)}
+        if not found:
+            raise FileNotFoundError(
+                f"{path} holds no {kind}: give another output folder."
+            )
+        if encoder_of(described) != encoder_of(config):
+            raise ValueError(
+                f"{path} belongs to another encoder: train a {kind} of this one."
+            )
+        for name, part in found.items():
+            if name in parts:
+                raise ValueError(
+                    f"{path} holds a second {name}: give only one."
+                )
+            parts[name], config["parts"][name] = part, described["parts"][name]
+    return parts, config
 
 
 def _read_example(example):
@@ -145,19 +142,9 @@ def _read_example(example):
 
 
 def fingerprint(model, path):
-    """Describes what a model makes of a file, to be compared elsewhere.
+    """Describes the latents of a file, to compare them on other machines.
 
-    Arguments
-    ---------
-    model : SmoothInfoMax
-        The model.
-    path : str or Path
-        An audio file.
-
-    Returns
-    -------
-    dict of str to list
-        For each layer, its number of frames, and the mean of |mean|.
+    For each layer, its number of frames, and the mean of |mean|.
     """
     return {
         layer: [latent.mean.shape[1], latent.mean.abs().mean().item()]
@@ -166,17 +153,7 @@ def fingerprint(model, path):
 
 
 def hyperparams(config):
-    """Writes the yaml that SpeechBrain's `from_hparams` reads.
-
-    Arguments
-    ---------
-    config : dict
-        A model's config.json.
-
-    Returns
-    -------
-    str
-    """
+    """Returns the text of the yaml of `from_hparams`, from a config.json."""
     lines = [
         "# Needs the package speechbrain-sim. Load it with",
         "# speechbrain_sim.inference.SmoothInfoMax.from_hparams",
@@ -184,21 +161,15 @@ def hyperparams(config):
         "",
     ]
     for name, part in config["parts"].items():
-        made = f"{CLASSES[part['class']]}.{part['class']}"
-        lines += [f"{name}: !new:{made}", _indented(part["arguments"]), ""]
+        lines.append(f"{name}: !new:{CLASSES[part['class']]}.{part['class']}")
+        for key, value in part["arguments"].items():
+            lines.append(f"    {key}: {json.dumps(value)}")
+        lines.append("")
     refs = [f"{name}: !ref <{name}>" for name in config["parts"]]
     lines += ["modules:", *(f"    {ref}" for ref in refs), ""]
     lines += [f"pretrainer: !new:{PRETRAINER}", "    loadables:"]
     lines += [f"        {ref}" for ref in refs]
     return "\n".join(lines) + "\n"
-
-
-def _indented(arguments):
-    """Arguments as yaml, one level in."""
-    yaml, text = ruamel.yaml.YAML(), io.StringIO()
-    yaml.default_flow_style = None
-    yaml.dump(arguments, text)
-    return "\n".join(f"    {line}" for line in text.getvalue().splitlines())
 
 
 def check_model(source, **options):
@@ -214,12 +185,12 @@ def check_model(source, **options):
     Yields
     ------
     str
-        What has been found good, step by step.
+        What is right, step by step.
 
     Raises
     ------
     FileNotFoundError, HubError, ValueError
-        At what is not; says what to do.
+        At what is not.
     """
     opened = open_source(source, **options)
     model = SmoothInfoMax.from_pretrained(opened)
@@ -228,72 +199,43 @@ def check_model(source, **options):
         f"{len(model.config['parts'])} weight files have their hashes and fit "
         f"the architecture: {count} parameters."
     )
-    text = opened.fetch(HPARAMS).read_text(encoding="utf-8")
-    allowed = [f"{where}.{name}" for name, where in CLASSES.items()]
-    allowed.append(PRETRAINER)
-    made = {tag for _, tag, _ in _events(text)} - {"None", "!", "!ref"}
-    strange = sorted(made - {f"!new:{name}" for name in allowed})
-    if strange:
+    found = opened.fetch(HPARAMS).read_text(encoding="utf-8")
+    expected = hyperparams(model.config)
+    if found != expected:
+        lines = set(found.splitlines()) - set(expected.splitlines())
         raise ValueError(
-            f"{HPARAMS} of {opened.name} does more than make the model: "
-            f"{', '.join(strange)}. Do not load it with from_hparams."
-        )
-    if _events(text) != _events(hyperparams(model.config)):
-        raise ValueError(
-            f"{HPARAMS} of {opened.name} does not make the model of {CONFIG}: "
-            f"export it again, or use from_pretrained."
+            f"{HPARAMS} of {opened.name} is not the one that makes the model "
+            f"of {CONFIG} ({min(lines, default='lines are missing').strip()}): "
+            f"do not load it with from_hparams, but with from_pretrained."
         )
     yield f"{HPARAMS} makes the model of {CONFIG} and nothing else."
-    expected = _example_of(model, opened.name)
-    found = fingerprint(model, opened.fetch(EXAMPLE))
-    for layer, (frames, size) in expected.items():
-        close = abs(found[layer][1] - size) <= 1e-3 * abs(size)  # never if nan
-        if found[layer][0] != frames or not close:
+    data = model.config.get("data")
+    if not isinstance(data, dict) or not {"name", "licence"} <= set(data):
+        raise ValueError(
+            f"{CONFIG} of {opened.name} states no training data and their "
+            f"licence: export the model again."
+        )
+    expected = model.config.get("example")
+    for layer, found in fingerprint(model, opened.fetch(EXAMPLE)).items():
+        if not _agrees(expected, layer, found):
             raise ValueError(
-                f"{layer} of {opened.name} makes {found[layer]} of {EXAMPLE}, "
-                f"not {[frames, size]}: this machine computes something else."
+                f"{layer} of {opened.name} makes {found} of {EXAMPLE}, which "
+                f"is not in {expected}: this machine computes something else, "
+                f"or {CONFIG} was changed."
             )
     yield f"{EXAMPLE} is encoded as where the model was exported."
     opened.fetch(CARD)
     yield f"There is a card, {CARD}."
 
 
-def _example_of(model, name):
-    """Reads what a model says of its example; it must say its data, too."""
-    data, example = model.config.get("data"), model.config.get("example")
-    if not isinstance(data, dict) or not {"name", "licence"} <= set(data):
-        raise ValueError(
-            f"{CONFIG} of {name} states no training data and their "
-            f"licence: export the model again."
-        )
+def _agrees(expected, layer, found):
+    """Whether an example is encoded as config.json states; never if NaN."""
     try:
-        example = {k: (int(n), float(size)) for k, (n, size) in example.items()}
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        example = {}
-    if set(example) != set(model.layer_names):
-        raise ValueError(
-            f"{CONFIG} of {name} does not say what all layers make of "
-            f"{EXAMPLE}: export the model again."
-        )
-    return example
-
-
-def _events(text):
-    """Lists what a yaml consists of, with tags and values; makes none of it."""
-    try:
-        return [
-            (
-                type(event).__name__,
-                str(getattr(event, "tag", None)),
-                getattr(event, "value", None),
-            )
-            for event in ruamel.yaml.YAML().parse(text)
-        ]
-    except ruamel.yaml.YAMLError as error:
-        raise ValueError(
-            f"{HPARAMS} is no yaml: {' '.join(str(error).split())}. Export the "
-            f"model again, or use from_pretrained."
-        ) from error
+        frames, size = expected[layer]
+        close = abs(found[1] - size) <= 1e-3 * abs(size)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return frames == found[0] and close
 
 
 def publish_model(folder, repo, private=False, dry_run=False, say=print):
@@ -311,9 +253,9 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
     private : bool
         Whether only you may see it.
     dry_run : bool
-        Say what would be done, and do nothing.
+        Only print what would be done.
     say : callable
-        Gets a line at a time, before what it says is done.
+        Prints a line.
 
     Raises
     ------
@@ -326,8 +268,7 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
     folder = Path(folder)
     if not names_a_repository(repo):
         raise ValueError(
-            f"'{repo}' is no name of a model on the Hub: give user/model, "
-            f"after the name of a user or organization."
+            f"'{repo}' is no name of a model on the Hub: give user/model."
         )
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -347,7 +288,7 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
     )
     say(f"{CARD} will name {repo} as its source, there and in {folder}.")
     if config["data"]["licence"] == "other":
-        say("Nobody said under which licence: export it with --licence.")
+        say("The licence is not known: export it with --licence.")
     left = sorted({path.name for path in folder.iterdir()} - set(files))
     if left:
         say(f"Not part of the model, and left out: {', '.join(left)}.")

@@ -17,19 +17,16 @@ logger = get_logger(__name__)
 
 #: begins a name that is meant for the Hub, whatever folders there are
 HUB = "hf://"
+LOGIN = "log in with `hf auth login`"
 #: kind of error, or status of a response -> what to do
 REMEDIES = {
-    errors.GatedRepoError: "Accept its conditions on its page, then log in "
-    "with `hf auth login`",
-    errors.RepositoryNotFoundError: "Check the name, or log in with "
-    "`hf auth login`",
+    errors.GatedRepoError: f"Accept its conditions on its page, then {LOGIN}",
+    errors.RepositoryNotFoundError: f"Check the name, or {LOGIN}",
     errors.RevisionNotFoundError: "Check the revision",
-    errors.RemoteEntryNotFoundError: "It was not made by `speechbrain-sim "
-    "export`, or is incomplete",
-    errors.OfflineModeIsEnabled: "Go online (HF_HUB_OFFLINE), or fetch it "
-    "before",
-    401: "Log in with `hf auth login`",
-    403: "Log in with a token that may do this, `hf auth login`",
+    errors.RemoteEntryNotFoundError: "Was it made by `speechbrain-sim export`?",
+    errors.OfflineModeIsEnabled: "Go online, or fetch it before",
+    401: f"Please {LOGIN}",
+    403: f"Please {LOGIN}, with a token that may do this",
     429: "Try again in some minutes",
 }
 
@@ -55,18 +52,16 @@ class LocalFolder:
         path = self.folder / filename
         if path.is_file():
             return path
-        for old in ("encoder.ckpt", "encoder/encoder.ckpt"):
-            if (self.folder / old).exists():
-                raise FileNotFoundError(
-                    f"{self.folder} was written by an older version of "
-                    f"speechbrain-sim, whose files this one does not read: "
-                    f"train again."
-                )
-        raise FileNotFoundError(
-            f"{self.folder} holds no {filename}: give the output folder of a "
-            f"recipe, or a folder that `speechbrain-sim export` wrote, and "
-            f"copy all its files."
+        remedy = (
+            "give the output folder of a recipe, or a folder that "
+            "`speechbrain-sim export` wrote, and copy all its files"
         )
+        if [
+            *self.folder.glob("encoder.ckpt"),
+            *self.folder.glob("*/encoder.ckpt"),
+        ]:
+            remedy = "it is of an older version of speechbrain-sim: train again"
+        raise FileNotFoundError(f"{self.folder} holds no {filename}: {remedy}.")
 
 
 class HubRepository:
@@ -80,28 +75,15 @@ class HubRepository:
         `user/model`.
     revision : str, optional
         Branch, tag or commit; `main` by default. A commit cannot change.
-    token : str or bool, optional
-        Of `huggingface_hub`; by default the one that is logged in.
     allow_network : bool
         Whether the Hub may be used; otherwise only the cache is.
-    cache_dir : str, optional
-        The cache; by default that of `huggingface_hub`.
+    **options :
+        `token` and `cache_dir` of `huggingface_hub`.
     """
 
-    def __init__(
-        self,
-        name,
-        revision=None,
-        token=None,
-        allow_network=True,
-        cache_dir=None,
-    ):
+    def __init__(self, name, revision=None, allow_network=True, **options):
         self.name, self.revision = name, revision
-        self.options = {
-            "token": token,
-            "local_files_only": not allow_network,
-            "cache_dir": cache_dir,
-        }
+        self.options = {"local_files_only": not allow_network, **options}
 
     def fetch(self, filename):
         """Returns the path of a file in the cache; HubError if it fails."""
@@ -152,34 +134,27 @@ def open_source(source, **options):
     text = str(source)
     if text.startswith(HUB):
         place, text = FetchFrom.HUGGING_FACE, text.removeprefix(HUB)
+    hint = f"write {HUB}{text} for the model of this name on the Hub"
     folder = Path(os.path.expanduser(source))  # never raises, unlike Path's
     if place != FetchFrom.HUGGING_FACE and folder.is_dir():
         if options.get("revision"):
             raise ValueError(
                 f"{text} is a folder, and has no revision "
-                f"{options['revision']}: leave it out, or write {HUB}{text} "
-                f"for the model of this name on the Hub."
+                f"{options['revision']}: leave it out, or {hint}."
             )
         return LocalFolder(folder)
-    missing = f"There is no folder {text}"
+    missing, there = f"There is no folder {text}", None
     if (folder.parent / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{missing}: a model is {folder.parent} itself."
-        )
-    if place == FetchFrom.LOCAL or not names_a_repository(text):
-        raise FileNotFoundError(
-            f"{missing}, and it is no name of a model on the Hub, "
-            f"'user/model': check the path."
-        )
-    if place is None:
+        there = f"a model is {folder.parent} itself"
+    elif place == FetchFrom.LOCAL or not names_a_repository(text):
+        there = "and it is no 'user/model' on the Hub: check the path"
+    elif place is None and (folder.is_file() or folder.parent.is_dir()):
         there = folder if folder.is_file() else folder.parent
-        hint = f"{HUB}{text} for the model of this name on the Hub"
-        if there.exists():
-            raise FileNotFoundError(
-                f"{missing}, though there is {there}: check the path, or "
-                f"write {hint}."
-            )
-        logger.warning(f"{missing}: it is taken from the Hub. Write {hint}.")
+        there = f"though there is {there}: check the path, or {hint}"
+    if there:
+        raise FileNotFoundError(f"{missing}, {there}.")
+    if place is None:
+        logger.warning(f"{missing}: it is taken from the Hub; {hint}.")
     return HubRepository(text, **options)
 
 

@@ -40,30 +40,24 @@ CLASSES = {
 
 
 def save_parts(folder, parts, metadata=None, keep=True, **config):
-    """Saves parts of a model, as a whole.
+    """Saves parts of a model; returns config.json.
 
     The weights are written first and config.json last, each atomically: after
     a kill in between, loading reports a hash that differs, and the run that
-    was killed writes both again. Parts and keys that config.json holds already
-    are kept if they are of the same encoder; the others are deleted.
+    was killed writes both again.
 
     Arguments
     ---------
     folder : str or Path
         Where to; made if needed.
     parts : dict of str to nn.Module
-        `encoder`, `decoder_<layer>`, `probe_<label>`, of classes in `CLASSES`.
+        By name, of classes in `CLASSES`.
     metadata : dict of str to dict, optional
         Further entries for a part: `layer`, `epochs`, `seed`, `classes`, ...
     keep : bool
-        Whether to keep what is there; else `parts` become all parts.
+        Keep parts and keys that are there, if of the same encoder.
     **config : json values
         Keys of config.json: `training`; `encoder`, where it is not a part.
-
-    Returns
-    -------
-    dict
-        config.json.
 
     Raises
     ------
@@ -73,31 +67,25 @@ def save_parts(folder, parts, metadata=None, keep=True, **config):
     folder, metadata = Path(folder), metadata or {}
     path = folder / CONFIG
     known = read_config(path) if path.exists() else {"parts": {}}
-    weights, entries = {}, {}
-    for name, part in parts.items():
-        weights[name] = _serialise(name, part)
-        entries[name] = {
+    weights = {name: _serialise(name, part) for name, part in parts.items()}
+    entries = {
+        name: {
             "class": type(part).__name__,
             "arguments": part.arguments,
             "sha256": hashlib.sha256(weights[name]).hexdigest(),
+            **metadata.get(name, {}),
         }
-        if hasattr(part, "layer_names"):
-            entries[name]["layers"] = list(part.layer_names)
-        entries[name] |= metadata.get(name, {})
-    made = {**config, "parts": entries}
-    encoder = encoder_of(made) or encoder_of(known)
+        for name, part in parts.items()
+    }
+    if ENCODER in parts:
+        entries[ENCODER]["layers"] = list(parts[ENCODER].layer_names)
+    encoder = encoder_of({**config, "parts": entries}) or encoder_of(known)
     for name in set(entries) - {ENCODER}:
         entries[name]["encoder"] = encoder
     kept = known if keep and encoder_of(known) == encoder else {"parts": {}}
-    made = {
-        **kept,
-        "model_type": MODEL_TYPE,
-        "format": FORMAT,
-        "sample_rate": SAMPLE_RATE,
-        **config,
-        "parts": {**kept["parts"], **entries},
-        "versions": versions(),
-    }
+    fixed = {"model_type": MODEL_TYPE, "format": FORMAT}
+    fixed |= {"sample_rate": SAMPLE_RATE, "versions": versions()}
+    made = {**kept, **fixed, **config, "parts": {**kept["parts"], **entries}}
     for name, content in weights.items():
         write_bytes(folder / (name + WEIGHTS), content)
     write_json(path, made)
@@ -177,17 +165,14 @@ def read_config(path):
             f"{path} describes a model of the type '{kind}', not {MODEL_TYPE}."
         )
     if config.get("format") != FORMAT:
-        older = config.get("format") == 1
-        remedy = (
-            "train and export the model again" if older else "install a newer"
-        )
+        remedy = "install a newer version"
+        if config.get("format") == 1:
+            remedy = "train and export the model again"
         raise ValueError(
             f"{path} has the format {config.get('format')}; this version of "
-            f"speechbrain-sim reads {FORMAT}: {remedy}"
-            + ("." if older else " version.")
+            f"speechbrain-sim reads {FORMAT}: {remedy}."
         )
-    problem = next(_problems(config), None)
-    if problem:
+    for problem in _problems(config):
         raise ValueError(
             f"{path} {problem}: export the model again, into a new folder."
         )
@@ -204,11 +189,9 @@ def _problems(config):
         pattern = rf"{ENCODER}|({DECODER}|{PROBE})_[\w-]+"
         if not re.fullmatch(pattern, name, re.ASCII):
             yield f"names a part '{name}': none of this package"
-        kinds = {"class": str, "arguments": dict, "sha256": str}
-        for key, kind in kinds.items():
-            if not isinstance(part, dict) or not isinstance(
-                part.get(key), kind
-            ):
+        part = part if isinstance(part, dict) else {}
+        for key, kind in ("class", str), ("arguments", dict), ("sha256", str):
+            if not isinstance(part.get(key), kind):
                 yield f"lacks the {key} of {name}"
         if name.startswith(PROBE):
             classes, made = part.get("classes"), part["arguments"]

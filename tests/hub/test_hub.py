@@ -176,7 +176,7 @@ def test_weights_are_given_under_the_licence_of_the_data(tmp_path, corpus):
 def test_foreign_parts_are_refused(tmp_path, trained):
     other = make_run(tmp_path, channels=5)
     for parts in ({"probes": [other.probe]}, {"decoders": [other.decoder]}):
-        with pytest.raises(ValueError, match="another encoder: run"):
+        with pytest.raises(ValueError, match="another encoder: train a"):
             export_model(trained.run, tmp_path / "model", **parts)
     for parts in ({"probes": [tmp_path]}, {"decoders": [tmp_path]}):
         with pytest.raises(FileNotFoundError, match="holds no"):
@@ -308,7 +308,7 @@ BAD = {
             "hyperparams.yaml",
             lambda text: text + "x: !apply:os.system [touch evil]\n",
         ),
-        "more than make the model: !apply:os.system",
+        r"x: !apply:os.system \[touch evil\]\): do not load it",
     ),
     "include": (
         lambda f: damage(
@@ -316,7 +316,7 @@ BAD = {
             "hyperparams.yaml",
             lambda text: text + "x: !include:/etc/passwd\n",
         ),
-        "more than make the model: !include:/etc/passwd",
+        "x: !include:/etc/passwd\\): do not load it",
     ),
     "weights of others": (
         lambda f: damage(
@@ -324,11 +324,11 @@ BAD = {
             "hyperparams.yaml",
             lambda text: text + "    paths: {encoder: evil/model}\n",
         ),
-        "does not make the model of config.json",
+        "paths: {encoder: evil/model}.: do not load it",
     ),
     "no yaml": (
         lambda f: damage(f, "hyperparams.yaml", lambda text: text + "x: ]\n"),
-        "hyperparams.yaml is no yaml: ",
+        "x: ]\\): do not load it",
     ),
     "numbers": (
         lambda f: damage(
@@ -391,18 +391,18 @@ ODD = {
         change_probe(kind=None),
         "does not state the kind of label of probe_phones",
     ),
-    "no example": (lambda c: c.pop("example"), "what all layers make of exam"),
+    "no example": (lambda c: c.pop("example"), r"is not in None: this machine"),
     "example of another": (
-        lambda c: c["example"].update(module9=[1, 1.0]),
-        "what all layers make of example.wav: export the model again",
+        lambda c: c.update(example={"module9": [1, 1.0]}),
+        "is not in .'module9': .1, 1.0.*: this machine",
     ),
     "example a number": (
         lambda c: c["example"].update(module3=1),
-        "what all layers make of example.wav",
+        "module3 of .* is not in .*'module3': 1, .*: this machine",
     ),
     "size 0": (
         lambda c: c["example"]["module3"].__setitem__(1, 0.0),
-        r"not \[150, 0.0\]: this machine computes something else",
+        r"not in .*'module3': \[150, 0.0\].*this machine computes something",
     ),
     "no data": (
         lambda c: c.pop("data"),
@@ -607,8 +607,8 @@ def test_errors_without_a_message_have_a_name():
 
 
 PUBLISHING = {
-    "no login": ({"token": None}, None, "Log in with `hf auth login`"),
-    "wrong token": ({"token": "hf_x"}, None, "Log in with `hf auth login`"),
+    "no login": ({"token": None}, None, "log in with `hf auth login`"),
+    "wrong token": ({"token": "hf_x"}, None, "log in with `hf auth login`"),
     "no right": ({"token": "hf_reader"}, None, "a token that may do this"),
     "slow down": ({}, ("POST .*create", 429, 99), "again in some minutes"),
     "broken": ({}, ("POST .*create", 500, 99), "'500 Internal Server Error'"),

@@ -208,7 +208,9 @@ def test_layouts_of_before_are_named(tmp_path, encoder):
     for folder in (tmp_path / "old", tmp_path / "old/encoder"):
         (tmp_path / "old/encoder").mkdir(parents=True, exist_ok=True)
         (tmp_path / "old/encoder/encoder.ckpt").write_bytes(b"")
-        with pytest.raises(FileNotFoundError, match="older .*: train again"):
+        with pytest.raises(
+            FileNotFoundError, match="older version of .*: train again"
+        ):
             load_encoder(folder)
     edit_config(tmp_path / "run", lambda c: c.update(format=1))
     with pytest.raises(ValueError, match="format 1; .* reads 2: train and exp"):
