@@ -94,7 +94,7 @@ class PlainSIM(nn.Module):
 
     def __init__(self, encoder, modules):
         super().__init__()
-        config = encoder.config
+        config = encoder.arguments
         self.layers, self.losses = nn.ModuleDict(), nn.ModuleDict()
         self.kl_weights, self.reductions = {}, {}
         in_channels = 1

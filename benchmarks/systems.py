@@ -42,7 +42,7 @@ class Ours:
                 "epoch_counter": counter,
                 "train_logger": RewindingTrainLogger(f"{folder}/log.txt"),
                 "encoder": self.model.encoder,
-                "encoder_folder": f"{folder}/encoder",
+                "output_folder": folder,
                 "max_grad_norm": float("inf"),
             },
             run_opts={"device": "cpu", **(run_opts or {})},

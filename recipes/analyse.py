@@ -36,14 +36,13 @@ from speechbrain_sim.config import (
 )
 from speechbrain_sim.encoders.greedy import CONTEXT, GreedyEncoder
 from speechbrain_sim.files import (
+    cached_result,
     machine,
-    remembered,
     sha256,
     versions,
     write_json,
 )
-from speechbrain_sim.models.format import load_decoder
-from speechbrain_sim.models.load import load_front_end
+from speechbrain_sim.models.load import load_decoder, load_encoder
 from speechbrain_sim.report.page import Section, write_page
 
 
@@ -74,7 +73,7 @@ def train_decoder(hparams, run_options, name, layer, description):
             **hparams["decode_options"],
         )
     )
-    return load_decoder(f"{folder}/decoder", description, layer)
+    return load_decoder(folder, layer, description["sha256"])
 
 
 def open_system(hparams, run_options, name, clips, device):
@@ -82,7 +81,7 @@ def open_system(hparams, run_options, name, clips, device):
 
     Returns the System, and what its results are made of.
     """
-    front_end, description = load_front_end(hparams["systems"][name])
+    front_end, description = load_encoder(hparams["systems"][name])
     layers, decoders, hashes = chosen_layers(hparams, front_end), {}, {}
     for layer in layers:
         decoder, about = train_decoder(
@@ -163,7 +162,7 @@ def untrained(front_end, seed, device):
     if not isinstance(front_end, GreedyEncoder):
         return None
     torch.manual_seed(seed)
-    return GreedyEncoder(**front_end.config).eval().to(device)
+    return GreedyEncoder(**front_end.arguments).eval().to(device)
 
 
 def read_codes(hparams, front_end, layers):
@@ -241,7 +240,7 @@ def measure(hparams, run_options, name, clips, device):
     for tool, (settings, compute) in tools.items():
         print(f"\n=== {name}: {tool}", flush=True)
         path = f"{hparams['output_folder']}/{name}/{tool}.json"
-        results[tool] = remembered(path, {**made_of, **settings}, compute)
+        results[tool] = cached_result(path, {**made_of, **settings}, compute)
     return system, results
 
 

@@ -1,7 +1,7 @@
 """Trains a decoder for one layer of a frozen encoder: latents -> waveform.
 
     python recipes/decode.py hparams/Synthetic/decode.yaml \
-        --encoder results/Synthetic/sim_1/encoder --layer module3
+        --encoder results/Synthetic/sim_1 --layer module3
 
 The decoder mirrors the encoder's own convolutions. The run's folder gets
 checkpoints, a log, the decoder for recipes/analyse.py and, after each epoch,
@@ -12,7 +12,6 @@ To read the code, begin at the bottom.
 """
 
 import sys
-from pathlib import Path
 
 import speechbrain as sb
 from speechbrain.utils.distributed import run_on_main
@@ -22,38 +21,39 @@ from speechbrain_sim.brains.decoder import DecoderBrain
 from speechbrain_sim.config import MAY_CHANGE, load_experiment
 from speechbrain_sim.data.batches import training_sets
 from speechbrain_sim.decoders import mirror
-from speechbrain_sim.files import remembered
-from speechbrain_sim.models.load import load_front_end
+from speechbrain_sim.models.load import (
+    load_encoder,
+    save_encoder,
+    saved_encoder,
+)
 
 
-def check_encoder(folder, description):
-    """Refuses to go on with a decoder of another encoder."""
-    path = Path(folder, "encoder_of_this_run.json")
-    found = remembered(path, {}, lambda: description["sha256"])
-    if found != description["sha256"]:
+def keep_encoder(folder, encoder, description, source):
+    """Saves the encoder beside the decoder; refuses that of another encoder."""
+    there = saved_encoder(folder)
+    if there not in (None, description["sha256"]):
         raise ValueError(
-            f"{folder} holds a decoder of another encoder ({found}, not "
+            f"{folder} holds a decoder of another encoder ({there}, not "
             f"{description['sha256']}): delete it, or choose another "
             f"--output_folder."
         )
+    save_encoder(folder, encoder, description, source)
 
 
 def decode(hparams, run_opts):
     """Prepares the data and trains."""
     sb.create_experiment_directory(hparams["output_folder"])
-    front_end, description = load_front_end(hparams["encoder"])
-    run_on_main(check_encoder, args=[hparams["output_folder"], description])
-    decoder = mirror(front_end, hparams["layer"])
+    source = hparams["encoder"]
+    encoder, description = load_encoder(source)
+    kept = [hparams["output_folder"], encoder, description, source]
+    run_on_main(keep_encoder, args=kept)
+    decoder = mirror(encoder, hparams["layer"])
     run_on_main(hparams["prepare"])
     if hparams["tensorboard"]:
         hparams["tensorboard_logger"] = TensorboardLogger(
             hparams["output_folder"] + "/tensorboard"
         )
-    hparams["front_end"] = front_end
-    hparams["about"] = {
-        "encoder": description["sha256"],
-        "reconstruction": hparams["reconstruction"].weights,
-    }
+    hparams["front_end"] = encoder
     brain = DecoderBrain(
         modules={"decoder": decoder},
         opt_class=hparams["opt_class"],

@@ -4,8 +4,9 @@
     python recipes/pretrain.py hparams/Synthetic/pretrain.yaml --model gim
 
 Every key of the yaml is an option. The run's folder gets checkpoints, a log
-and, after each epoch, the encoder for recipes/probe.py. Started again, a run
-goes on where it was.
+and, after each epoch, the encoder: it is what other recipes take as --encoder,
+and `speechbrain_sim.load_encoder` loads. Started again, a run goes on where it
+was.
 
 To read the code, begin at the bottom.
 """
@@ -19,7 +20,8 @@ from speechbrain.utils.train_logger import TensorboardLogger
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.config import MAY_CHANGE, load_experiment
 from speechbrain_sim.data.batches import classes_of, training_sets
-from speechbrain_sim.models.format import save_encoder
+from speechbrain_sim.files import versions
+from speechbrain_sim.models.format import ENCODER, save_parts
 
 
 def check_label(hparams):
@@ -58,12 +60,12 @@ def pretrain(hparams, run_opts):
     )
     if set(brain.frozen) == set(brain.modules):  # a random encoder
         if if_main_process():
-            save_encoder(
-                hparams["encoder"],
-                hparams["encoder_folder"],
-                epochs=0,
-                seed=hparams["seed"],
-                **hparams["about"],
+            training = {"epochs": 0, "seed": hparams["seed"]}
+            training |= {"versions": versions(), **hparams["about"]}
+            save_parts(
+                hparams["output_folder"],
+                {ENCODER: hparams["encoder"]},
+                training=training,
             )
         return
     train_set, valid_set = training_sets(

@@ -1,7 +1,7 @@
 """Asks what a linear layer reads from a frozen encoder, layer by layer.
 
     python recipes/probe.py hparams/Synthetic/probe.yaml \
-        --encoder results/Synthetic/sim_1/encoder --label phones
+        --encoder results/Synthetic/sim_1 --label phones
 
 Features are computed once and stay on disk. Probes of all layers and seeds, and
 controls with shuffled labels, are trained side by side. The best layer is chosen
@@ -36,7 +36,7 @@ from speechbrain_sim.config import load_experiment
 from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.data.phones import name_phones
 from speechbrain_sim.files import sha256
-from speechbrain_sim.models.load import load_front_end
+from speechbrain_sim.models.load import load_encoder
 
 PARTS = ("train", "valid", "test")
 
@@ -142,7 +142,7 @@ def probe(hparams, run_opts):
         )
     sb.create_experiment_directory(hparams["output_folder"])
     run_on_main(hparams["prepare"])
-    front_end, description = load_front_end(hparams["encoder"])
+    front_end, description = load_encoder(hparams["encoder"])
     about = {
         "label": hparams["label"],
         "encoder": description,

@@ -23,7 +23,7 @@ from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.probes import percent
 from speechbrain_sim.analysis.story import delta_at_eighth, with_interval
 from speechbrain_sim.config import as_arguments
-from speechbrain_sim.files import machine, remembered, write_json
+from speechbrain_sim.files import cached_result, machine, write_json
 from speechbrain_sim.report import figures
 
 
@@ -42,7 +42,7 @@ def train(hparams, run_options, name):
             **hparams["variants"][name],
         )
     )
-    hparams["systems"][name] = f"{folder}/encoder"
+    hparams["systems"][name] = folder
     label = hparams["weights_label"]
     probe.main(
         [f"{hparams['folder']}/probe.yaml", *run_options]
@@ -64,7 +64,7 @@ def decode(hparams, run_options, name, clips, device):
         hparams, run_options, name, clips, device
     )
     pairs = draw_pairs(len(clips.ids), hparams["pairs"], hparams["seed"])
-    return remembered(
+    return cached_result(
         f"{hparams['output_folder']}/{name}/delta.json",
         {**made_of, "pairs": hparams["pairs"]},
         lambda: measures.measure_delta(system, pairs),

@@ -35,7 +35,7 @@ def run_system(hparams, run_options, name, label, seed):
     }
     encoder = system.get("encoder")
     if "of" in system:
-        encoder = f"{hparams['output_folder']}/{system['of']}_{seed}/encoder"
+        encoder = f"{hparams['output_folder']}/{system['of']}_{seed}"
     if encoder is None:
         labelled = {}
         if system.get("per_label"):
@@ -44,7 +44,7 @@ def run_system(hparams, run_options, name, label, seed):
                 "label": label,
                 **hparams["labels"][label]["supervised"],
             }
-        encoder = f"{folder}/encoder"
+        encoder = folder
         print(
             f"\n=== {name} (seed {seed}): training, or finding it done",
             flush=True,

@@ -191,7 +191,7 @@ def compute_features(
     Arguments
     ---------
     front_end, description : nn.Module, dict
-        From `load_front_end`.
+        From `load_encoder`.
     manifest, data_folder : str
         A csv from `speechbrain_sim.data`, and its `$data_root`.
     label : str

@@ -1,4 +1,4 @@
-"""The command `speechbrain-sim`: export, publish and check models."""
+"""The command `speechbrain-sim`: export, publish, check, encode, decode."""
 
 import argparse
 import sys
@@ -9,86 +9,105 @@ def make_parser():
     parser = argparse.ArgumentParser("speechbrain-sim", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
 
-    export = verbs.add_parser(
-        "export", help="turn a recipe's output folder into a model folder"
-    )
-    export.add_argument("run", help="output folder of a recipe")
-    export.add_argument("folder", help="where to")
-    export.add_argument(
-        "--probe",
-        action="append",
-        default=[],
-        metavar="RUN",
-        help="take along the probes in an output folder of recipes/probe.py",
-    )
-    export.add_argument(
-        "--decoder",
-        action="append",
-        default=[],
-        metavar="RUN",
-        help="take along the decoder in an output folder of recipes/decode.py",
-    )
-    export.add_argument(
-        "--example", metavar="FILE", help="a recording that may be given away"
-    )
-    export.add_argument(
-        "--data",
-        help="the training data, where they are not what the run says: "
-        "ArtificialSpeech, LibriSpeech, Synthetic, or another name",
-    )
-    export.add_argument(
-        "--licence",
-        help="of data with another name, and so of the weights, e.g. cc-by-4.0",
-    )
+    def verb(name, text, *positional):
+        command = verbs.add_parser(name, help=text)
+        for argument, about in positional:
+            many = "+" if argument == "inputs" else None
+            command.add_argument(argument, nargs=many, help=about)
+        return command.add_argument
 
-    publish = verbs.add_parser("publish", help="upload a model folder")
-    publish.add_argument("folder", help="a folder that `export` made")
-    publish.add_argument("repo", help="user/model on the Hugging Face Hub")
-    publish.add_argument("--private", action="store_true")
-    publish.add_argument(
-        "--dry-run", action="store_true", help="say what would be done"
+    run = ("run", "output folder of a recipe")
+    source = ("source", "a run or model folder, or user/model on the Hub")
+    option = verb(
+        *("export", "turn a run into a model folder", run),
+        ("folder", "where to"),
     )
+    for kind in ("probe", "decoder"):
+        option(
+            f"--{kind}",
+            action="append",
+            default=[],
+            metavar="RUN",
+            help=f"take along the {kind}s in another run",
+        )
+    about = "a recording that may be given away"
+    option("--example", metavar="FILE", help=about)
+    about = "the training data, where they are not those of the run: "
+    about += "ArtificialSpeech, LibriSpeech, Synthetic, or another name"
+    option("--data", help=about)
+    about = "of data with another name, and so of the weights, e.g. cc-by-4.0"
+    option("--licence", help=about)
 
-    check = verbs.add_parser("check", help="verify a model")
-    check.add_argument("source", help="a folder, or user/model on the Hub")
-    check.add_argument("--revision", help="branch, tag or commit")
+    option = verb(
+        *("publish", "upload a model folder"),
+        ("folder", "a folder that `export` made"),
+        ("repo", "user/model on the Hugging Face Hub"),
+    )
+    option("--private", action="store_true")
+    option("--dry-run", action="store_true", help="only print what it would do")
+
+    option = verb("check", "verify a model", source)
+    option("--revision", help="branch, tag or commit")
+
+    for name, text, inputs in (
+        ("encode", "audio files to files of latents", "audio files or folders"),
+        ("decode", "files of latents to wav files", "latents or folders"),
+    ):
+        option = verb(name, text, source, ("inputs", inputs))
+        option("--layer", required=True, help="e.g. module3")
+        option("--out", required=True, metavar="FOLDER", help="where to")
+        option("--device", default="cpu", help="cpu, cuda, ...")
+        if name == "encode":
+            about = "draw from the posteriors, rather than take means"
+            option("--sample", action="store_true", help=about)
+            option("--format", choices=["npy", "safetensors"], default="npy")
+            option("--on-bad-audio", choices=["fail", "skip"], default="fail")
     return parser
 
 
-def run(arguments):
-    """Does what the command line says."""
+def run(given):
+    """Does what the command line asks for."""
     # here, since `--help` needs no torch
-    from speechbrain_sim.hub.publish import (
-        check_model,
-        export_model,
-        publish_model,
-    )
+    if given.verb in ("encode", "decode"):
+        from speechbrain_sim import convert
 
-    if arguments.verb == "export":
-        export_model(
-            arguments.run,
-            arguments.folder,
-            arguments.probe,
-            arguments.decoder,
-            arguments.example,
-            arguments.data,
-            arguments.licence,
+        places = (given.source, given.inputs, given.out, given.layer)
+        if given.verb == "decode":
+            wavs = convert.decode_files(*places, given.device)
+            return print(f"{len(wavs)} wav files in {given.out}.")
+        options = (given.format, given.sample, given.device, given.on_bad_audio)
+        record, bad = convert.encode_files(*places, *options)
+        for error in bad:
+            print(f"Left out: {error}")
+        return print(
+            f"{len(record['files'])} recordings in {given.out}, {len(bad)} "
+            f"left out: float32 (frames, {record['channels']}), a frame every "
+            f"{record['hop']} samples at 16 kHz."
         )
-        print(f"Exported to {arguments.folder}.")
-    elif arguments.verb == "publish":
-        publish_model(
-            arguments.folder,
-            arguments.repo,
-            arguments.private,
-            arguments.dry_run,
+    from speechbrain_sim.hub import publish
+
+    if given.verb == "export":
+        publish.export_model(
+            given.run,
+            given.folder,
+            given.probe,
+            given.decoder,
+            given.example,
+            given.data,
+            given.licence,
+        )
+        print(f"Exported to {given.folder}.")
+    elif given.verb == "publish":
+        publish.publish_model(
+            given.folder, given.repo, given.private, given.dry_run
         )
     else:
-        for line in check_model(arguments.source, revision=arguments.revision):
+        for line in publish.check_model(given.source, revision=given.revision):
             print(line)
 
 
 def main(argv=None):
-    """Runs the command; an error that says what to do ends it in one line.
+    """Runs the command; an error that states what to do ends it in one line.
 
     Arguments
     ---------

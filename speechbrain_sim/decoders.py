@@ -7,10 +7,12 @@ https://arxiv.org/abs/2408.12936
 import torch
 from torch import nn
 
+from speechbrain_sim.arguments import records_arguments
 from speechbrain_sim.encoders.base import absolute_lengths, zero_padding
 from speechbrain_sim.encoders.block_conv import conv_lengths
 
 
+@records_arguments
 class ConvDecoder(nn.Module):
     """The convolutions of an encoder, mirrored: latents -> waveform.
 
@@ -47,15 +49,6 @@ class ConvDecoder(nn.Module):
         refinements=0,
     ):
         super().__init__()
-        #: the constructor's arguments
-        self.config = {
-            "in_channels": in_channels,
-            "channels": channels,
-            "kernel_sizes": list(kernel_sizes),
-            "strides": list(strides),
-            "paddings": list(paddings),
-            "refinements": refinements,
-        }
         #: (kernel size, stride, padding), waveform first
         self.shapes = list(zip(kernel_sizes, strides, paddings, strict=True))
         widths = [1] + [channels] * (len(self.shapes) - 1) + [in_channels]

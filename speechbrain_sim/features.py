@@ -1,10 +1,18 @@
-"""features."""
+"""Latents of files of any length, in bounded memory.
 
+Encoders that stream read a file piece by piece; others (transformers, log-mel)
+read it in one piece.
+"""
+
+import io
+import json
 import os
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from speechbrain.utils.logger import get_logger
+import torch
 from tqdm import tqdm
 
 from speechbrain_sim.data.audio import (
@@ -14,21 +22,21 @@ from speechbrain_sim.data.audio import (
     read_audio,
 )
 
-logger = get_logger(__name__)
+#: seconds of audio that are read at a time
+CHUNK_SECONDS = 10.0
 
 
-def read_chunks(encoder, path, layers=None, chunk_seconds=10.0):
-    """Reads a file of any length for `encoder.stream`.
+def check_file(encoder, path, layers=None):
+    """Returns the samples of a file at 16 kHz, from its header.
 
     Arguments
     ---------
-    encoder, path, layers, chunk_seconds :
-        See `stream_file`.
+    encoder, path, layers :
+        See `stream_latents`.
 
     Returns
     -------
-    iterator of torch.Tensor
-        (1, samples) at 16 kHz, on the encoder's device.
+    int
 
     Raises
     ------
@@ -36,10 +44,31 @@ def read_chunks(encoder, path, layers=None, chunk_seconds=10.0):
         If the file cannot be read, or is too short for a frame.
     """
     samples = audio_info(path).num_samples
-    top = list(encoder.layers_up_to(layers))[-1]
-    if encoder.output_lengths(samples, top) < 1:
-        raise BadAudio(path, f"{samples} samples are too few for a frame.")
-    device = next(encoder.parameters()).device
+    for layer in encoder.layer_names if layers is None else layers:
+        if encoder.output_lengths(samples, layer) < 1:
+            raise BadAudio(path, f"{samples} samples are too few for a frame.")
+    return samples
+
+
+def read_chunks(path, samples, chunk_seconds=CHUNK_SECONDS, device=None):
+    """Reads a file piece by piece.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file.
+    samples : int
+        Its samples at 16 kHz.
+    chunk_seconds : float
+        How much is read at a time.
+    device : torch.device, optional
+        Where to.
+
+    Returns
+    -------
+    iterator of torch.Tensor
+        (1, samples) at 16 kHz.
+    """
     step = max(1, round(chunk_seconds * SAMPLE_RATE))
     return (
         read_audio(path, start, start + step)[None].to(device)
@@ -47,24 +76,66 @@ def read_chunks(encoder, path, layers=None, chunk_seconds=10.0):
     )
 
 
-def stream_file(encoder, path, layers=None, chunk_seconds=10.0):
+def stream_latents(
+    encoder,
+    path,
+    layers=None,
+    chunk_seconds=CHUNK_SECONDS,
+    sample=False,
+    generator=None,
+):
+    """Encodes a file piece by piece; see `stream_file`.
+
+    Arguments
+    ---------
+    encoder, path, layers, chunk_seconds, sample, generator :
+        See `stream_file`.
+
+    Yields
+    ------
+    dict of str to Latent
+        The next frames of each layer, (1, frames, channels).
+
+    Raises
+    ------
+    BadAudio
+        If the file cannot be read, or is too short for a frame.
+    """
+    samples = check_file(encoder, path, layers)
+    device = next(chain(encoder.parameters(), encoder.buffers())).device
+    if getattr(encoder, "streams", hasattr(encoder, "stream")):
+        chunks = read_chunks(path, samples, chunk_seconds, device)
+        yield from encoder.stream(chunks, layers, sample, generator)
+    else:
+        wavs = read_audio(path)[None].to(device)
+        with torch.no_grad():
+            latents = encoder(wavs, None, layers, sample, generator)
+        yield latents
+
+
+def stream_file(encoder, path, layers=None, *args, **options):
     """Encodes a file of any length in bounded memory.
 
     Arguments
     ---------
-    encoder : GreedyEncoder
+    encoder : Encoder
         In eval mode.
     path : str or Path
         Any audio file that `speechbrain_sim.data.audio.read_audio` reads.
     layers : list of str, optional
         All by default.
     chunk_seconds : float
-        How much is read at a time; the result does not depend on it.
+        How much is read at a time; no mean depends on it.
+    sample : bool
+        Draw from every posterior, rather than take means.
+    generator : torch.Generator, optional
+        Source of the noise.
 
     Yields
     ------
     dict of str to torch.Tensor
-        The next means of each layer, (frames, channels); there may be none.
+        The next means (or draws) of each layer, (frames, channels); there may
+        be none.
 
     Raises
     ------
@@ -81,17 +152,16 @@ def stream_file(encoder, path, layers=None, chunk_seconds=10.0):
     >>> [len(z["module3"]) for z in stream_file(encoder, path, None, 0.4)]
     [39, 40, 21]
     """
-    chunks = read_chunks(encoder, path, layers, chunk_seconds)
-    for latents in encoder.stream(chunks, layers):
-        yield {name: latent.mean[0] for name, latent in latents.items()}
+    for latents in stream_latents(encoder, path, layers, *args, **options):
+        yield {name: latent.sample[0] for name, latent in latents.items()}
 
 
-def encode_file(encoder, path, folder, layers=None, chunk_seconds=10.0):
+def encode_file(encoder, path, folder, layers=None, *args, **options):
     """Encodes a file of any length into memory-mapped arrays.
 
     Arguments
     ---------
-    encoder, path, layers, chunk_seconds :
+    encoder, path, layers, chunk_seconds, sample, generator :
         See `stream_file`.
     folder : str or Path
         Where `<layer>.npy` are written.
@@ -99,7 +169,7 @@ def encode_file(encoder, path, folder, layers=None, chunk_seconds=10.0):
     Returns
     -------
     dict of str to numpy.memmap
-        Means of each layer, (frames, channels), float32.
+        Means (or draws) of each layer, (frames, channels), float32.
 
     Example
     -------
@@ -111,34 +181,74 @@ def encode_file(encoder, path, folder, layers=None, chunk_seconds=10.0):
     >>> encode_file(encoder, path, path.parent)["context"].shape
     (100, 2)
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    samples = audio_info(path).num_samples
-    arrays, done = {}, {}
-    pieces = stream_file(encoder, path, layers, chunk_seconds)
-    for piece in tqdm(pieces, desc=Path(path).name, unit="chunk"):
-        for layer, x in piece.items():
-            if layer not in arrays:
-                frames = encoder.output_lengths(samples, layer)
-                arrays[layer] = np.lib.format.open_memmap(
-                    folder / f"{layer}.part.npy",
-                    mode="w+",
-                    dtype=np.float32,
-                    shape=(frames, x.shape[1]),
-                )
-                done[layer] = 0
-            arrays[layer][done[layer] : done[layer] + len(x)] = x.cpu().numpy()
-            done[layer] += len(x)
-    for layer, array in arrays.items():
-        if done[layer] < len(array):
+    names = encoder.layer_names if layers is None else layers
+    targets = {layer: Path(folder, f"{layer}.npy") for layer in names}
+    write_latents(encoder, path, targets, *args, **options)
+    return {n: np.load(file, mmap_mode="r") for n, file in targets.items()}
+
+
+def write_latents(encoder, path, targets, *args, **options):
+    """Encodes a file into files, each written as a whole or not at all.
+
+    Arguments
+    ---------
+    encoder, path, chunk_seconds, sample, generator :
+        See `stream_file`.
+    targets : dict of str to Path
+        For each layer, a file that ends in `.npy` or `.safetensors` (which
+        holds one tensor, named as the layer): (frames, channels), float32.
+
+    Raises
+    ------
+    BadAudio
+        If the file cannot be read as a whole, or is too short for a frame.
+    """
+    samples = check_file(encoder, path, targets)
+    frames = {n: encoder.output_lengths(samples, n) for n in targets}
+    partial = {n: f.with_name(f"{f.name}.part") for n, f in targets.items()}
+    done = dict.fromkeys(targets, 0)
+    pieces = stream_file(encoder, path, list(targets), *args, **options)
+    with ExitStack() as stack:
+        files = {}
+        for layer, file in partial.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            files[layer] = stack.enter_context(open(file, "wb"))
+        bar = tqdm(pieces, Path(path).name, unit="chunk", leave=False)
+        for piece in bar:
+            for layer, x in piece.items():
+                if files[layer].tell() == 0:
+                    shape = (frames[layer], x.shape[1])
+                    make = _HEADERS[targets[layer].suffix]
+                    files[layer].write(make(layer, shape))
+                files[layer].write(x.cpu().numpy().astype("<f4").tobytes())
+                done[layer] += len(x)
+    for layer, count in done.items():
+        if count != frames[layer]:
             raise BadAudio(
                 path,
-                f"It ends early: {done[layer]} of {len(array)} frames of "
-                f"{layer} could be encoded.",
+                f"It ends early: {count} of {frames[layer]} frames of {layer} "
+                f"could be encoded.",
             )
-        array.flush()
-        os.replace(folder / f"{layer}.part.npy", folder / f"{layer}.npy")
-    return {
-        layer: np.load(folder / f"{layer}.npy", mmap_mode="r")
-        for layer in arrays
-    }
+    for layer, file in partial.items():
+        os.replace(file, targets[layer])
+
+
+def _npy_header(layer, shape):
+    """What a .npy file of float32 begins with."""
+    header = io.BytesIO()
+    about = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, about)
+    return header.getvalue()
+
+
+def _safetensors_header(layer, shape):
+    """What a .safetensors file with one tensor of float32 begins with."""
+    ends = [0, 4 * shape[0] * shape[1]]
+    tensor = {"dtype": "F32", "shape": shape, "data_offsets": ends}
+    about = {"__metadata__": {"format": "pt"}, layer: tensor}
+    text = json.dumps(about).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+_HEADERS = {".npy": _npy_header, ".safetensors": _safetensors_header}

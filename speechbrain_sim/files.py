@@ -1,33 +1,17 @@
-"""files."""
+"""Files: hashes, atomic writes, json, and results that are computed once."""
 
 import hashlib
 import json
 import os
-import pathlib
 import platform
 from importlib.metadata import version
-
-import torch
-from speechbrain.utils.logger import get_logger
+from pathlib import Path
 
 from speechbrain_sim import __version__
 
-logger = get_logger(__name__)
-
 
 def sha256(path):
-    """Hashes a file.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The file.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
-    """
+    """Returns the hash of a file: 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:  # hashlib.file_digest needs Python 3.11
         while block := file.read(1 << 20):
@@ -35,42 +19,79 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def write_text(path, text):
-    """Writes a file in UTF-8 whole or not at all, ends of lines as they are.
+def write_bytes(path, content):
+    """Writes a file as a whole or not at all; makes its folder.
 
     Arguments
     ---------
-    path : str or pathlib.Path
-        Where to; folders are made.
-    text : str
-        What to write.
+    path : str or Path
+        Where to.
+    content : bytes
+        What.
     """
-    path = pathlib.Path(path)
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8", newline="")
+    partial.write_bytes(content)
     os.replace(partial, path)
 
 
+def write_text(path, text):
+    """Writes a text in UTF-8, its line ends as they are: see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
 def write_json(path, content):
-    """Writes a json file whole or not at all.
+    """Writes a json file as a whole or not at all; makes its folder.
 
     Arguments
     ---------
-    path : str or pathlib.Path
-        Where to; folders are made.
+    path : str or Path
+        Where to.
     content : dict or list
-        What to write.
+        Plain values.
+
+    Raises
+    ------
+    ValueError
+        If a number is NaN or infinite: json has no such numbers.
     """
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be written: {error}.") from error
+    write_bytes(path, (text + "\n").encode())
 
 
-def remembered(path, made_of, compute):
-    """Computes a result, or finds that it was computed from the same before.
+def read_json(path):
+    """Reads a json file.
 
     Arguments
     ---------
-    path : str or pathlib.Path
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    dict or list
+
+    Raises
+    ------
+    ValueError
+        If it is not json; the message names the file.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not json: {error}.") from error
+
+
+def cached_result(path, made_of, compute):
+    """Computes a result, unless it was computed from the same before.
+
+    Arguments
+    ---------
+    path : str or Path
         A json file that keeps the result.
     made_of : dict
         What it depends on: hashes and settings.
@@ -90,16 +111,16 @@ def remembered(path, made_of, compute):
     Example
     -------
     >>> path = getfixture("tmp_path") / "result.json"
-    >>> remembered(path, {"seed": 1}, lambda: [1])
+    >>> cached_result(path, {"seed": 1}, lambda: [1])
     [1]
-    >>> remembered(path, {"seed": 1}, lambda: [2])
+    >>> cached_result(path, {"seed": 1}, lambda: [2])
     [1]
-    >>> remembered(path, {"seed": 2}, lambda: [2])
+    >>> cached_result(path, {"seed": 2}, lambda: [2])
     [2]
     """
-    path, made_of = pathlib.Path(path), json.loads(json.dumps(made_of))
+    path, made_of = Path(path), json.loads(json.dumps(made_of))
     if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = read_json(path)
         if known["made_of"] == made_of:
             return known["result"]
     result = json.loads(json.dumps(compute(), allow_nan=False))
@@ -108,7 +129,7 @@ def remembered(path, made_of, compute):
 
 
 def versions():
-    """Names what computed a result, as a dict of str to str."""
+    """Returns the versions of what computes here: dict of str to str."""
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "speechbrain")},
@@ -117,14 +138,15 @@ def versions():
 
 
 def machine():
-    """Tells where a result was computed, as a dict."""
+    """Describes this machine: dict of processor, cores, load, versions, ..."""
+    import torch
+
+    gpu = torch.cuda.is_available()
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": list(os.getloadavg()),
-        "gpu": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else None,
+        "gpu": torch.cuda.get_device_name() if gpu else None,
         **versions(),
     }

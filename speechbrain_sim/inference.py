@@ -1,6 +1,6 @@
 """Trained models in use: `SmoothInfoMax`, from a folder or from the Hub.
 
-    from speechbrain_sim.inference import SmoothInfoMax
+    from speechbrain_sim import SmoothInfoMax
 
     model = SmoothInfoMax.from_pretrained("user/model")
     latent = model.encode_file("speech.wav", "module3")
@@ -21,18 +21,16 @@ from speechbrain.utils.fetching import (
     link_with_strategy,
 )
 from speechbrain.utils.parameter_transfer import Pretrainer
-from torch.nn.utils.rnn import pad_sequence
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.encoders.base import Latent, absolute_lengths, masked_mean
-from speechbrain_sim.features import read_chunks
+from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
 from speechbrain_sim.files import sha256
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
     CONFIG,
     DECODER,
     ENCODER,
-    HPARAMS,
     PROBE,
     WEIGHTS,
     load_parts,
@@ -41,8 +39,10 @@ from speechbrain_sim.models.format import (
 )
 from speechbrain_sim.traversals import interpolate, traverse
 
-#: seconds that are encoded at a time; waveforms beyond are encoded in pieces
-CHUNK_SECONDS = 10.0
+#: the yaml of `from_hparams`, which `speechbrain-sim export` writes
+HPARAMS = "hyperparams.yaml"
+#: key of config.json: which class the yaml is for; runs have no such yaml
+INTERFACE = "speechbrain_interface"
 #: how files are fetched unless something else is asked for
 DEFAULTS = FetchConfig()
 
@@ -75,8 +75,6 @@ class SafetensorsPretrainer(Pretrainer):
     >>> encoder = GreedyEncoder(channels=4, context_channels=2)
     >>> pretrainer = SafetensorsPretrainer(loadables={"encoder": encoder})
     >>> files = pretrainer.collect_files(folder)
-    >>> files["encoder"].name
-    'encoder.safetensors'
     >>> pretrainer.load_collected()
     """
 
@@ -111,21 +109,23 @@ class SafetensorsPretrainer(Pretrainer):
         """
         self.collected = {}
         for name in filter(self.is_loadable, self.loadables):
-            source, filename = default_source, name + WEIGHTS
+            source, part = default_source, name
             if name in self.paths:
                 source = str(self.paths[name])
                 if source.endswith(WEIGHTS):
-                    source, filename = self.split_path(source)
+                    source, part = self.split_path(source)
+                    part = part.removesuffix(WEIGHTS)
             if source is None:
                 raise ValueError(f"There is no source for '{name}': give one.")
             source = open_source(source, **source_options(fetch_config))
-            hashes = read_config(source.fetch(CONFIG))["sha256"]
-            if filename not in hashes:
+            parts = read_config(source.fetch(CONFIG))["parts"]
+            if part not in parts:
                 raise ValueError(
-                    f"{source.name} has no {filename}, only "
-                    f"{', '.join(hashes)}."
+                    f"{source.name} has no {part}{WEIGHTS}, only the parts "
+                    f"{', '.join(parts)}."
                 )
-            self.collected[name] = source.fetch(filename), hashes[filename]
+            path = source.fetch(part + WEIGHTS)
+            self.collected[name] = path, parts[part]["sha256"]
         return {name: path for name, (path, _) in self.collected.items()}
 
     def load_collected(self):
@@ -141,7 +141,7 @@ class SafetensorsPretrainer(Pretrainer):
 
 
 class Classification(NamedTuple):
-    """What a probe says.
+    """Predictions of a probe.
 
     Arguments
     ---------
@@ -167,12 +167,12 @@ class Classification(NamedTuple):
 
 
 class SmoothInfoMax(Pretrained):
-    """A trained encoder (SIM, GIM, CPC, ...) and what comes along with it.
+    """A trained encoder (SIM, GIM, CPC, ...), its decoders and its probes.
 
-    Make it with `from_hparams` or `from_pretrained`. Frozen and in eval mode,
-    even inside somebody's `modules.train()`; latents are means of posteriors
-    unless `sample=True` asks for draws.
-    Waveforms are 16 kHz mono; files are converted, see `encode_file`.
+    Made by `from_hparams` or `from_pretrained`. Frozen and in eval mode, even
+    inside somebody's `modules.train()`; latents are means of posteriors unless
+    `sample=True` asks for draws. Waveforms are 16 kHz mono; files are
+    converted, see `encode_file`.
 
     Arguments
     ---------
@@ -197,8 +197,6 @@ class SmoothInfoMax(Pretrained):
     >>> latent = model.encode_batch(wavs, wav_lens, "module3")
     >>> latent.mean.shape, latent.lengths.tolist()
     (torch.Size([2, 64, 4]), [64, 32])
-    >>> list(model.encode_batch(wavs))
-    ['module1', 'module2', 'module3', 'context']
     """
 
     MODULES_NEEDED = [ENCODER]
@@ -214,7 +212,7 @@ class SmoothInfoMax(Pretrained):
     ):
         for name in self.MODULES_NEEDED:  # SpeechBrain does not check these
             if name not in (modules or {}):
-                raise ValueError(f"The modules of {HPARAMS} lack '{name}'.")
+                raise ValueError(f"The modules of the model lack '{name}'.")
         super().__init__(
             modules, hparams, freeze_params=freeze_params, **kwargs
         )
@@ -224,7 +222,6 @@ class SmoothInfoMax(Pretrained):
                 f"The model is for {rate} Hz; this version of speechbrain-sim "
                 f"reads {SAMPLE_RATE} Hz only."
             )
-        #: what the model says of itself
         self.config = config
         self.frozen = freeze_params
 
@@ -238,7 +235,7 @@ class SmoothInfoMax(Pretrained):
         fetch_config=DEFAULTS,
         **kwargs,
     ):
-        """Loads a model through its yaml, as any model of SpeechBrain.
+        """Loads a model that was exported through its yaml, as SpeechBrain.
 
         The yaml may run any code: use `from_pretrained` for models of people
         that you do not trust.
@@ -246,8 +243,7 @@ class SmoothInfoMax(Pretrained):
         Arguments
         ---------
         source : str, Path or FetchSource
-            A folder, or `user/model` on the Hub, see `open_source`. Folders
-            never touch the network.
+            See `from_pretrained`.
         hparams_file : str
             The yaml.
         savedir : str or Path, optional
@@ -261,28 +257,29 @@ class SmoothInfoMax(Pretrained):
         **kwargs :
             `overrides` for the yaml, `run_opts` for the model, ...
 
-        Returns
-        -------
-        SmoothInfoMax
-
         Raises
         ------
         FileNotFoundError, HubError, ValueError
-            If a file is missing, damaged, or does not fit; says what to do.
+            If a file is missing, damaged, or does not fit.
         """
         opened = open_source(source, **source_options(fetch_config))
         config = read_config(opened.fetch(CONFIG))
-        files = [CONFIG, hparams_file, *config["sha256"]]
-        paths = [opened.fetch(name) for name in files]
+        yaml = opened.fetch(hparams_file)
+        if INTERFACE not in config:
+            raise ValueError(
+                f"{opened.name} is the output folder of a run, whose yaml "
+                f"trains it: use from_pretrained, or make a model folder of it "
+                f"with `speechbrain-sim export`."
+            )
+        weights = [name + WEIGHTS for name in config["parts"]]
+        paths = [yaml, *map(opened.fetch, [CONFIG, *weights])]
         if savedir is not None:
             _put_into(savedir, paths, local_strategy, fetch_config.overwrite)
         model = super().from_hparams(
-            str(paths[0].parent), hparams_file, config=config, **kwargs
+            str(yaml.parent), hparams_file, config=config, **kwargs
         )
         if model is not None:  # as it is with download_only=True
-            _check_loaded(
-                model.hparams, config, f"{opened.name}/{hparams_file}"
-            )
+            _check_loaded(model.hparams, config, yaml)
         return model
 
     @classmethod
@@ -302,36 +299,29 @@ class SmoothInfoMax(Pretrained):
         Arguments
         ---------
         source : str, Path or FetchSource
-            A folder, or `user/model` on the Hub, see `open_source`.
+            The output folder of a recipe, a folder that `speechbrain-sim
+            export` wrote, or `user/model` on the Hub, see `open_source`.
+            Folders never touch the network.
         revision, token, allow_network, cache_dir :
-            See `speechbrain_sim.models.fetch.HubRepository`. A commit as revision
-            is the same model for ever.
+            See `speechbrain_sim.models.fetch.HubRepository`. A commit as
+            revision is the same model for ever.
         **kwargs :
             `run_opts`, ...: see the class.
-
-        Returns
-        -------
-        SmoothInfoMax
 
         Raises
         ------
         FileNotFoundError, HubError, ValueError
-            If a file is missing, damaged, or does not fit; says what to do.
+            If a file is missing, damaged, or does not fit.
         """
-        opened = open_source(
-            source,
-            revision=revision,
-            token=token,
-            allow_network=allow_network,
-            cache_dir=cache_dir,
-        )
-        parts, config = load_parts(opened)
+        options = {"revision": revision, "token": token}
+        options |= {"allow_network": allow_network, "cache_dir": cache_dir}
+        parts, config = load_parts(open_source(source, **options))
         hparams = {"sample_rate": config["sample_rate"]}
         return cls(parts, hparams, config=config, **kwargs)
 
     @staticmethod
     def fetch(source, filename, **options):
-        """Fetches a file that lies beside a model, such as `example.wav`.
+        """Returns the path of a file beside a model, such as `example.wav`.
 
         Arguments
         ---------
@@ -339,10 +329,6 @@ class SmoothInfoMax(Pretrained):
             See `speechbrain_sim.models.fetch.open_source`.
         filename : str
             Its name.
-
-        Returns
-        -------
-        Path
         """
         return open_source(source, **options).fetch(filename)
 
@@ -393,8 +379,7 @@ class SmoothInfoMax(Pretrained):
         Returns
         -------
         Latent or dict of str to Latent
-            Mean, log_var, sample and lengths of the layer; of all layers,
-            bottom first, without `layer`.
+            Of the layer; of all layers, bottom first, without `layer`.
 
         Raises
         ------
@@ -428,8 +413,10 @@ class SmoothInfoMax(Pretrained):
         for wav, end in zip(wavs, lengths.tolist(), strict=True):
             chunks = wav[None, :end].split(step, dim=1)
             pieces = self.encoder.stream(chunks, layers, sample, generator)
-            rows.append(_join(list(pieces)))
-        return {layer: _pad([row[layer] for row in rows]) for layer in rows[0]}
+            rows.append(_join(pieces))
+        return {
+            name: Latent.pad([row[name] for row in rows]) for name in rows[0]
+        }
 
     def stream_file(
         self,
@@ -443,12 +430,8 @@ class SmoothInfoMax(Pretrained):
 
         Arguments
         ---------
-        path : str or Path
+        path, layer, sample, generator, chunk_seconds :
             See `encode_file`.
-        layer, sample, generator :
-            See `encode_batch`.
-        chunk_seconds : float
-            How much is read at a time; changes no mean.
 
         Yields
         ------
@@ -460,19 +443,17 @@ class SmoothInfoMax(Pretrained):
         BadAudio
             If the file cannot be read, or is too short for a frame.
         """
-        layers = None if layer is None else [layer]
-        chunks = read_chunks(self.encoder, path, layers, chunk_seconds)
-        for latents in self.encoder.stream(chunks, layers, sample, generator):
+        for latents in stream_latents(
+            self.encoder,
+            path,
+            None if layer is None else [layer],
+            chunk_seconds,
+            sample,
+            generator,
+        ):
             yield latents if layer is None else latents[layer]
 
-    def encode_file(
-        self,
-        path,
-        layer=None,
-        sample=False,
-        generator=None,
-        chunk_seconds=CHUNK_SECONDS,
-    ):
+    def encode_file(self, path, layer=None, *args, **options):
         """Encodes a file.
 
         It is read with `speechbrain_sim.data.audio.read_audio`, as in
@@ -500,12 +481,8 @@ class SmoothInfoMax(Pretrained):
         BadAudio
             If the file cannot be read, or is too short for a frame.
         """
-        pieces = list(
-            self.stream_file(path, layer, sample, generator, chunk_seconds)
-        )
-        if layer is None:
-            return _join(pieces)
-        return _join([{layer: piece} for piece in pieces])[layer]
+        pieces = list(self.stream_file(path, layer, *args, **options))
+        return _join(pieces) if layer is None else Latent.cat(pieces)
 
     @torch.no_grad()
     def decode(self, z, layer, samples=None, wav_lens=None):
@@ -531,8 +508,8 @@ class SmoothInfoMax(Pretrained):
         Raises
         ------
         ValueError
-            If no decoder of the layer comes along, or the axes or lengths do
-            not fit.
+            If there is no decoder of the layer, or the axes or lengths do not
+            fit.
         """
         decoder = self._part(DECODER, layer)
         if z.dim() != 3:
@@ -547,55 +524,39 @@ class SmoothInfoMax(Pretrained):
         return decoder(z.to(self.device), samples, wav_lens)
 
     def interpolate(self, start, target, layer, steps=9):
-        """Walks from one latent to another, and decodes every stop.
+        """Decodes `steps` latents from one to another: (steps, samples).
 
         Arguments
         ---------
-        start, target : torch.Tensor
-            (time, channel), of one length.
+        start, target, steps :
+            See `speechbrain_sim.traversals.interpolate`; (time, channel).
         layer : str
             The layer that they are of.
-        steps : int
-            Number of stops, both ends among them.
-
-        Returns
-        -------
-        torch.Tensor
-            (steps, samples).
         """
         return self.decode(interpolate(start, target, steps), layer)
 
     def traverse(self, z, dimension, values, layer):
-        """Sets one dimension to each of several values, and decodes.
+        """Decodes a latent with one dimension changed: (values, samples).
 
         Arguments
         ---------
-        z : torch.Tensor
-            (time, channel).
-        dimension : int
-            Which one.
-        values : list of float
-            See `speechbrain_sim.traversals.deviations`.
+        z, dimension, values :
+            See `speechbrain_sim.traversals.traverse`; (time, channel).
         layer : str
             The layer that `z` is of.
-
-        Returns
-        -------
-        torch.Tensor
-            (values, samples).
         """
         return self.decode(traverse(z, dimension, values), layer)
 
     @torch.no_grad()
     def classify(self, wavs, wav_lens=None, label=None, layer=None):
-        """Asks a linear probe that comes along.
+        """Classifies with a linear probe of the model.
 
         Arguments
         ---------
         wavs, wav_lens :
             See `encode_batch`.
         label : str, optional
-            What is asked; may be left out if there is one probe.
+            Which probe; may be left out if there is one.
         layer : str, optional
             The layer that is probed; by default the one that was chosen on
             validation data.
@@ -603,53 +564,59 @@ class SmoothInfoMax(Pretrained):
         Returns
         -------
         Classification
-            Of every frame of the layer for phones, else of the utterance.
+            Of every frame of the layer, or of the utterance: as the label is.
 
         Raises
         ------
         ValueError
             If there is no such probe, or several and no label.
         """
-        labels = list(self.config["probes"])
+        labels = self._names(PROBE)
         if label is None:
             if len(labels) != 1:
                 there = " or ".join(labels) or "but this model has no probe"
-                raise ValueError(f"What is asked? Give label=: {there}.")
+                raise ValueError(f"Which probe? Give label=: {there}.")
             label = labels[0]
         probes = self._part(PROBE, label)
-        about = self.config["probes"][label]
+        about = self.config["parts"][f"{PROBE}_{label}"]
         layer = layer or about["best_layer"]
         latent = self.encode_batch(wavs, wav_lens, layer)
         x, lengths = latent.mean, latent.lengths
-        if not about["per_frame"]:
+        if about["kind"] == "utterance":
             x, lengths = masked_mean(x, lengths)[:, None], lengths.clamp(max=1)
         probabilities = probes(x, layer).softmax(-1)
         return Classification(probabilities, lengths, about["classes"])
 
+    def _names(self, kind):
+        """Lists the layers of the decoders, or the labels of the probes."""
+        kind = f"{kind}_"
+        return [n.removeprefix(kind) for n in self.mods if n.startswith(kind)]
+
     def _part(self, kind, name):
-        """Finds a decoder or a probe."""
-        if f"{kind}_{name}" not in self.mods:
-            there = [
-                part.removeprefix(f"{kind}_")
-                for part in self.mods
-                if part.startswith(f"{kind}_")
-            ]
+        """Returns a decoder or a probe."""
+        there = self._names(kind)
+        if name not in there:
             raise ValueError(
-                f"The model comes with no {kind} of '{name}'; it has "
+                f"The model has no {kind} of '{name}'; it has "
                 f"{', '.join(there) or 'none'}."
             )
         return self.mods[f"{kind}_{name}"]
 
 
-def _check_loaded(hparams, config, name):
+def _join(pieces):
+    """Joins the pieces of a stream: dict of str to Latent."""
+    pieces = list(pieces)
+    return {name: Latent.cat([p[name] for p in pieces]) for name in pieces[0]}
+
+
+def _check_loaded(hparams, config, yaml):
     """Refuses a yaml that leaves weights of the model as they were drawn."""
     pretrainer = hparams.pretrainer
     loaded = {
         part: pretrainer.loadables[part]
         for part in getattr(pretrainer, "collected", None) or ()
     }
-    parts = {file.removesuffix(WEIGHTS) for file in config["sha256"]}
-    missing = parts - set(loaded)
+    missing = set(config["parts"]) - set(loaded)
     missing |= {
         part
         for part, module in hparams.modules.items()
@@ -657,7 +624,7 @@ def _check_loaded(hparams, config, name):
     }
     if missing:
         raise ValueError(
-            f"{name} loads no weights into {', '.join(sorted(missing))}: list "
+            f"{yaml} loads no weights into {', '.join(sorted(missing))}: list "
             f"them under 'loadables' of its {SafetensorsPretrainer.__name__}, "
             f"export the model again, or use from_pretrained."
         )
@@ -678,40 +645,3 @@ def _put_into(savedir, paths, strategy, overwrite):
         target = savedir / path.name
         if target.resolve() != path.resolve():
             link_with_strategy(path.resolve(), target, strategy)
-
-
-def _join(pieces):
-    """Puts the pieces of a stream together: dict of str to Latent."""
-    joined = {}
-    for layer in pieces[0]:
-        mean, log_var, sample, _, sampled = zip(
-            *(piece[layer] for piece in pieces), strict=True
-        )
-        mean = torch.cat(mean, dim=1)
-        has_posterior = log_var[0] is not None
-        joined[layer] = Latent(
-            mean,
-            torch.cat(log_var, dim=1) if has_posterior else None,
-            torch.cat(sample, dim=1) if any(sampled) else mean,
-            absolute_lengths(mean),
-            any(sampled),
-        )
-    return joined
-
-
-def _pad(rows):
-    """Makes one batch of the latents of single utterances."""
-
-    def batch(tensors):
-        if tensors[0] is None:
-            return None
-        return pad_sequence([x[0] for x in tensors], batch_first=True)
-
-    mean, log_var, sample, lengths, sampled = zip(*rows, strict=True)
-    return Latent(
-        batch(mean),
-        batch(log_var),
-        batch(sample),
-        torch.cat(lengths),
-        any(sampled),
-    )

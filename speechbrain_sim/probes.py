@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from speechbrain_sim.arguments import records_arguments
+
 
 class LinearProbe(nn.Module):
     """Linear classifiers, trained side by side on the same features.
@@ -64,6 +66,7 @@ class LinearProbe(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
+@records_arguments
 class LayerProbes(nn.Module):
     """One trained probe for each layer, and the units its features are put in.
 
@@ -88,12 +91,6 @@ class LayerProbes(nn.Module):
 
     def __init__(self, channels, classes, bias=True):
         super().__init__()
-        #: the constructor's arguments
-        self.config = {
-            "channels": dict(channels),
-            "classes": classes,
-            "bias": bias,
-        }
         self.probes = nn.ModuleDict()
         for layer, width in channels.items():
             self.probes[layer] = LinearProbe(width, classes, bias=bias)

@@ -19,7 +19,6 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch.utils.data import DataLoader
 
-from speechbrain_sim.analysis.probes import write_probe_results
 from speechbrain_sim.brains.checkpointer import (
     AtomicCheckpointer,
     RewindingTrainLogger,
@@ -31,7 +30,8 @@ from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.family import build_model
 from speechbrain_sim.files import write_json
 from speechbrain_sim.hub.publish import export_model
-from speechbrain_sim.models.format import load_encoder, save_encoder, save_model
+from speechbrain_sim.models.format import save_parts
+from speechbrain_sim.probes import LayerProbes
 
 ROOT = Path(__file__).parents[1]
 HPARAMS = ROOT / "hparams"
@@ -142,7 +142,7 @@ def make_brain(
         "max_grad_norm": float("inf"),
         "epoch_counter": EpochCounter(epochs),
         "train_logger": RewindingTrainLogger(folder / "train_log.txt", 8),
-        "encoder_folder": folder / "encoder",
+        "output_folder": folder,
     }
     for key in ("crop", "tensorboard_logger"):
         if key in changes:
@@ -262,56 +262,52 @@ def options_for(yaml, corpora):
     return options
 
 
-def make_run(folder, corpus="Synthetic", model="sim", **architecture):
+def make_run(folder, corpus="Synthetic", model="sim", **arguments):
     """What recipes leave of a tiny encoder: itself, a decoder, two probes."""
     torch.manual_seed(0)
     encoder = GreedyEncoder(
-        **{"channels": 6, "context_channels": 4, **architecture}
+        **{"channels": 6, "context_channels": 4, **arguments}
     )
-    about = {"model": model, "corpus": corpus, "epochs": 2, "seed": 1}
-    save_encoder(encoder, folder / "run/encoder", **about)
-    _, said = load_encoder(folder / "run/encoder")
-    save_model(
-        mirror(encoder, "module3"),
-        folder / "decoder/decoder",
-        "decoder",
-        layer="module3",
-        sampled=False,
-        encoder=said["sha256"],
-        epochs=1,
-        seed=1,
-        valid={"explained": 0.254},
+    training = {"model": model, "corpus": corpus, "epochs": 2, "seed": 1}
+    parts = {"encoder": encoder}
+    save_parts(folder / "run", parts, training=training)
+    decoder = {"decoder_module3": mirror(encoder, "module3")}
+    about = {"layer": "module3", "sampled": False, "epochs": 1, "seed": 1}
+    about["valid"] = {"explained": 0.254}
+    save_parts(
+        folder / "decoder",
+        {**parts, **decoder},
+        {"decoder_module3": about},
+        training=training,
     )
+    save_parts(folder / "probe", parts, training=training)
+    score = {
+        "accuracy": 0.5,
+        "deviation": 0.01,
+        "interval": [0.4, 0.6],
+        "per_seed": [0.49, 0.5, 0.51],
+        "valid_accuracy": 0.5,
+        "chance": 0.3,
+        "control": {"accuracy": 0.3, "passed": True},
+    }
     for label, classes in {"phones": "abc", "speaker": ["ann", "bob"]}.items():
-        score = {
-            "accuracy": 0.5,
-            "deviation": 0.01,
-            "interval": [0.4, 0.6],
-            "per_seed": [0.49, 0.5, 0.51],
-            "valid_accuracy": 0.5,
-            "chance": 0.3,
-            "control": {"accuracy": 0.3, "passed": True},
-        }
+        widths = {n: encoder.channels_of(n) for n in encoder.layer_names}
+        probes = LayerProbes(widths, len(classes))
+        for layer, width in widths.items():
+            getattr(probes, f"{layer}_mean").copy_(torch.randn(width))
+            getattr(probes, f"{layer}_std").copy_(torch.rand(width) + 0.5)
         scores = {n: dict(score) for n in encoder.layer_names}
         scores["module3"]["valid_accuracy"] = 0.6
-        weights = {}
-        for layer in encoder.layer_names:
-            width = encoder.channels_of(layer)
-            weights[f"{layer}.weight"] = torch.randn(3, width, len(classes))
-            weights[f"{layer}.bias"] = torch.randn(3, 1, len(classes))
-            weights[f"{layer}.mean"] = torch.randn(width)
-            weights[f"{layer}.std"] = torch.rand(width) + 0.5
-        (folder / "probe").mkdir(exist_ok=True)
-        write_probe_results(
-            folder / "probe",
-            (scores, {}),
-            weights,
-            label=label,
-            classes=len(classes),
-            class_names=list(classes),
-            encoder=said,
-            settings={"seeds": [1, 2, 3]},
-        )
+        about = {
+            "label": label,
+            "kind": "frames" if label == "phones" else "utterance",
+            "classes": list(classes),
+            "best_layer": "module3",
+            "settings": {"seeds": [1, 2, 3]},
+            "layers": scores,
+        }
+        name = f"probe_{label}"
+        save_parts(folder / "probe", {name: probes}, {name: about})
     return SimpleNamespace(
         run=folder / "run",
         decoder=folder / "decoder",

@@ -22,7 +22,7 @@ from speechbrain_sim.files import sha256
 from speechbrain_sim.hub.publish import export_model
 from speechbrain_sim.inference import SafetensorsPretrainer, SmoothInfoMax
 from speechbrain_sim.models.fetch import open_source
-from speechbrain_sim.models.format import save_encoder
+from speechbrain_sim.models.format import save_parts
 from tests.conftest import HPARAMS, ROOT, TINY, edit_config, options_for
 
 DOORS = ["from_hparams", "from_pretrained"]
@@ -75,7 +75,8 @@ def test_samples_are_drawn_when_asked_for(model):
 @pytest.mark.parametrize("kind", ["sim", "gim", "cpc"])
 def test_relatives_load_too(tmp_path, kind):
     encoder = build_model(kind, **TINY).encoder
-    save_encoder(encoder, tmp_path / "run/encoder", model=kind, corpus="Tiny")
+    training = {"model": kind, "corpus": "Tiny"}
+    save_parts(tmp_path / "run", {"encoder": encoder}, training=training)
     export_model(tmp_path / "run", tmp_path / "model")
     wavs = torch.randn(1, 3000)
     encoder.eval().requires_grad_(False)
@@ -154,11 +155,10 @@ def test_probes_answer_as_they_were_trained(model, trained):
     wavs, lens = torch.randn(2, 4000), torch.tensor([4000, 2000])
     latent = model.encode_batch(wavs, lens, "module3")
     for label in ("speaker", "phones"):
-        weights = np.load(trained.probe / f"probe_{label}_weights.npz")
-        weight, bias, mean, std = (
-            torch.from_numpy(weights[f"module3.{name}"])
-            for name in ("weight", "bias", "mean", "std")
-        )
+        state = load_file(trained.probe / f"probe_{label}.safetensors")
+        weight = state["probes.module3.weight"]
+        bias = state["probes.module3.bias"]
+        mean, std = state["module3_mean"], state["module3_std"]
         x = latent.mean
         if label == "speaker":
             rows = zip(x, latent.lengths, strict=True)
@@ -186,15 +186,16 @@ def test_phones_have_the_names_of_their_corpus(
     recipes, corpora, tmp_path, corpus
 ):
     encoder = build_model("sim", **TINY).encoder
-    save_encoder(encoder, tmp_path / "encoder", model="sim", corpus=corpus)
+    training = {"model": "sim", "corpus": corpus}
+    save_parts(tmp_path / "run", {"encoder": encoder}, training=training)
     yaml = HPARAMS / corpus / "probe.yaml"
     recipes["probe"].main(
-        [str(yaml), "--encoder", str(tmp_path / "encoder"), "--label=phones"]
+        [str(yaml), "--encoder", str(tmp_path / "run"), "--label=phones"]
         + ["--output_folder", str(tmp_path / "probe"), "--layers=[module3]"]
         + ["--number_of_epochs", "1", "--device", "cpu", "--controls", "2"]
         + options_for(yaml, corpora)
     )
-    export_model(tmp_path, tmp_path / "model", [tmp_path / "probe"])
+    export_model(tmp_path / "run", tmp_path / "model", [tmp_path / "probe"])
     model = SmoothInfoMax.from_pretrained(tmp_path / "model")
     found = model.classify(torch.randn(1, 4000))
     # numbers of a published list have no names
@@ -228,7 +229,7 @@ def test_other_latents_are_refused(model):
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_frozen_model_stays_in_eval_mode(tmp_path, frozen):
     encoder = build_model("sim", **{**TINY, "batch_norm": True}).encoder
-    save_encoder(encoder, tmp_path / "run/encoder", model="sim", corpus="Tiny")
+    save_parts(tmp_path / "run", {"encoder": encoder}, training={})
     export_model(tmp_path / "run", tmp_path / "model")
     model = SmoothInfoMax.from_pretrained(
         tmp_path / "model", freeze_params=frozen
@@ -287,7 +288,7 @@ def test_the_second_door_runs_no_code(trained, monkeypatch):
 
 
 def test_the_pretrainer_serves_other_recipes(trained):
-    encoder = type(trained.encoder)(**trained.encoder.config)
+    encoder = type(trained.encoder)(**trained.encoder.arguments)
     for path in ("", "/encoder.safetensors"):
         pretrainer = SafetensorsPretrainer(
             loadables={"encoder": encoder},
@@ -300,7 +301,7 @@ def test_the_pretrainer_serves_other_recipes(trained):
         ):
             assert torch.equal(a, b)
     pretrainer = SafetensorsPretrainer(loadables={"vocoder": encoder})
-    with pytest.raises(ValueError, match="no vocoder.safetensors, only enc"):
+    with pytest.raises(ValueError, match="no vocoder.safetensors, only the"):
         pretrainer.collect_files(trained.model)
     with pytest.raises(RuntimeError, match="call collect_files.*every process"):
         SafetensorsPretrainer(loadables={"encoder": encoder}).load_collected()
@@ -312,8 +313,8 @@ def test_the_pretrainer_serves_other_recipes(trained):
 
 
 def rehash(folder, name="encoder.safetensors"):
-    digest = sha256(folder / name)
-    edit_config(folder, lambda c: c["sha256"].update({name: digest}))
+    digest, part = sha256(folder / name), name.removesuffix(".safetensors")
+    edit_config(folder, lambda c: c["parts"][part].update(sha256=digest))
 
 
 def change_state(folder, change):
@@ -377,12 +378,16 @@ CONFIGS = {
     "a list": ("[]", "describes no model"),
     "foreign": ('{"model_type": "hubert"}', "the type 'hubert'"),
     "newer": (
-        '{"model_type": "smooth_infomax", "format": 2}',
-        "install a newer one",
+        '{"model_type": "smooth_infomax", "format": 3}',
+        "install a newer version",
+    ),
+    "older": (
+        '{"model_type": "smooth_infomax", "format": 1}',
+        "has the format 1.*train and export the model again",
     ),
     "empty": (
-        '{"model_type": "smooth_infomax", "format": 1}',
-        "lacks decoders",
+        '{"model_type": "smooth_infomax", "format": 2}',
+        "states parts as NoneType",
     ),
 }
 
@@ -396,21 +401,25 @@ def test_wrong_configs_are_refused(model_folder, door, kind):
 
 
 CHANGES = {
-    "hash gone": (lambda c: c["sha256"].popitem(), "lacks hashes of"),
+    "hash gone": (
+        lambda c: c["parts"]["encoder"].pop("sha256"),
+        "lacks the sha256 of encoder",
+    ),
     "path": (
-        lambda c: (
-            c["probes"].update({"/../x": {}}),
-            c["sha256"].update({"probe_/../x.safetensors": ""}),
-        ),
+        lambda c: c["parts"].update({"probe_/../x": c["parts"]["encoder"]}),
         "names a part",
+    ),
+    "class": (
+        lambda c: c["parts"]["encoder"].update({"class": "Linear"}),
+        "names a class 'Linear' for encoder",
     ),
     "rate": (lambda c: c.update(sample_rate=8000), "16000 Hz only"),
     "architecture": (
-        lambda c: c["encoder"]["architecture"].update(eval="1"),
+        lambda c: c["parts"]["encoder"]["arguments"].update(eval="1"),
         "no encoder that can be made",
     ),
     "size": (
-        lambda c: c["encoder"]["architecture"].update(channels=8),
+        lambda c: c["parts"]["encoder"]["arguments"].update(channels=8),
         "does not fit",
     ),
 }
@@ -482,7 +491,7 @@ def test_modules_are_asked_for():
 @pytest.mark.parametrize(
     "source",
     [
-        "results/sim_1/encoder",
+        "results/sim_1/model",
         "./model",
         "/no/where",
         "../model",
@@ -513,7 +522,7 @@ def test_what_could_be_either_is_asked_about(tmp_path, monkeypatch, caplog):
     with caplog.at_level("WARNING"):
         assert not caplog.text
         assert open_source("user/sim").name == "user/sim"
-    assert "no folder user/sim: taking the model of this name" in caplog.text
+    assert "no folder user/sim: it is taken from the Hub" in caplog.text
 
 
 def test_savedirs_do_not_mix_models(trained, model_folder, tmp_path):

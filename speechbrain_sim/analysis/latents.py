@@ -114,7 +114,7 @@ def encode_clips(front_end, wavs, layers, batch_size=8):
     Arguments
     ---------
     front_end : nn.Module
-        From `speechbrain_sim.models.load.load_front_end`.
+        From `speechbrain_sim.models.load.load_encoder`.
     wavs : torch.Tensor
         (clips, samples).
     layers : list of str

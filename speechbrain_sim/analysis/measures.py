@@ -41,7 +41,7 @@ class System(NamedTuple):
     name : str
         Its name in the report.
     front_end : nn.Module
-        From `speechbrain_sim.models.load.load_front_end`.
+        From `speechbrain_sim.models.load.load_encoder`.
     decoders : dict of str to ConvDecoder
         Of each layer.
     wavs : torch.Tensor

@@ -9,7 +9,7 @@ import torch
 from speechbrain_sim.brains.base import ResumableBrain
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.encoders.base import absolute_lengths
-from speechbrain_sim.models.format import DECODER, save_model
+from speechbrain_sim.models.format import DECODER, save_parts
 from speechbrain_sim.objectives.reconstruction import mean_squared_error
 from speechbrain_sim.randomness import keyed_generator
 
@@ -23,7 +23,8 @@ class DecoderBrain(ResumableBrain):
     `modules` is {"decoder": ConvDecoder}. Hyper-parameters read from `hparams`
     beside those of `ResumableBrain`: `seed`, `front_end` (the encoder),
     `layer`, `sampled` (decode draws from the posteriors, or means),
-    `reconstruction` (the loss), `decoder_folder`, `audio_folder`, `about`.
+    `reconstruction` (the loss), `audio_folder`, `output_folder` (which holds
+    the encoder, or a reference to it).
     """
 
     def __init__(self, *args, **kwargs):
@@ -71,17 +72,20 @@ class DecoderBrain(ResumableBrain):
         """Saves the decoder, and what it makes of a few recordings."""
         if not sb.utils.distributed.if_main_process():
             return
-        save_model(
-            self.raw["decoder"],
-            self.hparams.decoder_folder,
-            DECODER,
-            layer=self.hparams.layer,
-            sampled=self.hparams.sampled,
-            epochs=epoch,
-            seed=self.hparams.seed,
-            train=train,
-            valid=valid,
-            **self.hparams.about,
+        name = f"{DECODER}_{self.hparams.layer}"
+        about = {
+            "layer": self.hparams.layer,
+            "sampled": self.hparams.sampled,
+            "reconstruction": self.hparams.reconstruction.weights,
+            "epochs": epoch,
+            "seed": self.hparams.seed,
+            "train": train,
+            "valid": valid,
+        }
+        save_parts(
+            self.hparams.output_folder,
+            {name: self.raw["decoder"]},
+            {name: about},
         )
         board = getattr(self.hparams, "tensorboard_logger", None)
         for name, (wav, decoded) in self.heard.items():

@@ -11,7 +11,8 @@ from torch import nn
 from speechbrain_sim.brains.base import ResumableBrain
 from speechbrain_sim.data.labels import NO_LABEL
 from speechbrain_sim.encoders.base import absolute_lengths, valid_frames
-from speechbrain_sim.models.format import save_encoder
+from speechbrain_sim.files import versions
+from speechbrain_sim.models.format import ENCODER, save_parts
 
 logger = get_logger(__name__)
 
@@ -26,7 +27,7 @@ class GreedyBrain(ResumableBrain):
     optimizer for each, named as the module. Batches have `sig` (SpeechBrain's
     padded waveforms) and, for supervised modules, `target`. Hyper-parameters
     read from `hparams`: `seed`, `epoch_counter`, `train_logger`, `encoder`,
-    `encoder_folder`; optional `frozen` (modules that do not learn),
+    `output_folder`; optional `frozen` (modules that do not learn),
     `kl_warmup_epochs`, `crop` (told the epoch), `tensorboard_logger`, `about`
     (what the saved encoder says of itself).
 
@@ -175,14 +176,17 @@ class GreedyBrain(ResumableBrain):
         for name in self.raw:
             self.warn_of_collapse(name, train)
         if sb.utils.distributed.if_main_process():
-            save_encoder(
-                self.hparams.encoder,
-                self.hparams.encoder_folder,
-                epochs=epoch,
-                seed=self.hparams.seed,
-                train=train,
-                valid=valid,
-                **(getattr(self.hparams, "about", None) or {}),
+            save_parts(
+                self.hparams.output_folder,
+                {ENCODER: self.hparams.encoder},
+                training={
+                    "epochs": epoch,
+                    "seed": self.hparams.seed,
+                    "train": train,
+                    "valid": valid,
+                    "versions": versions(),
+                    **(getattr(self.hparams, "about", None) or {}),
+                },
             )
 
     def warn_of_collapse(self, name, stats):

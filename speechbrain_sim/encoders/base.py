@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from speechbrain_sim.encoders.block_conv import conv_lengths
 
@@ -71,6 +72,39 @@ class Latent(NamedTuple):
             log_var = log_var[:, start:end]
         mean, sample = self.mean[:, start:end], self.sample[:, start:end]
         return Latent(mean, log_var, sample, self.lengths, self.sampled)
+
+    @classmethod
+    def cat(cls, pieces):
+        """Joins consecutive pieces of the same utterances along time.
+
+        The pieces are a list of latents of one layer, without padding, as
+        `Encoder.stream` yields them.
+        """
+        lengths = torch.stack([piece.lengths for piece in pieces]).sum(0)
+        return cls._join(pieces, lambda x: torch.cat(x, dim=1), lengths)
+
+    @classmethod
+    def pad(cls, rows):
+        """Makes one padded batch of a list of (1, time, channel) latents."""
+        lengths = torch.cat([row.lengths for row in rows])
+        return cls._join(
+            rows, lambda x: pad_sequence([row[0] for row in x], True), lengths
+        )
+
+    @classmethod
+    def stack(cls, batches):
+        """Joins a list of batches of equally many frames."""
+        lengths = torch.cat([batch.lengths for batch in batches])
+        return cls._join(batches, torch.cat, lengths)
+
+    @classmethod
+    def _join(cls, latents, join, lengths):
+        """Joins every field; a latent without samples keeps one tensor."""
+        means, log_vars, samples, _, sampled = zip(*latents, strict=True)
+        mean = join(means)
+        log_var = None if log_vars[0] is None else join(log_vars)
+        sample = join(samples) if any(sampled) else mean
+        return cls(mean, log_var, sample, lengths, any(sampled))
 
 
 def absolute_lengths(x, wav_lens=None):

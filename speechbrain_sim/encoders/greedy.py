@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from speechbrain_sim.arguments import records_arguments
 from speechbrain_sim.encoders.base import (
     Encoder,
     Latent,
@@ -330,6 +331,7 @@ class ContextModule(nn.Module):
         return Latent(context, None, context, absolute_lengths(x), False), state
 
 
+@records_arguments
 class GreedyEncoder(Encoder):
     """The stack of modules, as one feature extractor.
 
@@ -380,17 +382,6 @@ class GreedyEncoder(Encoder):
         activation_checkpointing=(),
     ):
         super().__init__()
-        #: the constructor's arguments that shape the encoder
-        self.config = {
-            "channels": channels,
-            "context_channels": context_channels,
-            "kernel_sizes": [list(sizes) for sizes in kernel_sizes],
-            "strides": [list(sizes) for sizes in strides],
-            "paddings": [list(sizes) for sizes in paddings],
-            "probabilistic": probabilistic,
-            "batch_norm": batch_norm,
-            "initial_log_var": initial_log_var,
-        }
         if not len(kernel_sizes) == len(strides) == len(paddings):
             raise ValueError(
                 f"kernel_sizes, strides and paddings list {len(kernel_sizes)}, "
@@ -429,7 +420,7 @@ class GreedyEncoder(Encoder):
     @property
     def conv_channels(self):
         """Channels of the convolutions."""
-        return self.config["channels"]
+        return self.arguments["channels"]
 
     def channels_of(self, layer):
         """Tells the channels of a layer."""

@@ -256,7 +256,7 @@ def load_hidden_states(folder):
     return HiddenStates(encoder).requires_grad_(False), {
         "model": kind,
         "sha256": sha256(weights),
-        "architecture": _read_json(config),
+        "arguments": _read_json(config),
     }
 
 

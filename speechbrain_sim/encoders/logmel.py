@@ -5,6 +5,7 @@ import torchaudio
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
+from speechbrain_sim.arguments import records_arguments
 from speechbrain_sim.data.audio import (
     SAMPLE_RATE,
 )
@@ -16,6 +17,7 @@ logger = get_logger(__name__)
 LOGMEL = "logmel"
 
 
+@records_arguments
 class LogMel(nn.Module):
     """Log-mel spectrogram with the interface of an encoder: the baseline.
 

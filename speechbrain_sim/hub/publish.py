@@ -1,19 +1,15 @@
 """From a run to a model on the Hub: export, publish, check."""
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
-import ruamel.yaml
 import soundfile
-import torch
 from huggingface_hub import HfApi, constants
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
-from speechbrain_sim.files import write_json
-from speechbrain_sim.hub.card import corpus_of, name_source, write_card
-from speechbrain_sim.inference import SmoothInfoMax
+from speechbrain_sim.hub.card import CARD, corpus_of, name_source, write_card
+from speechbrain_sim.inference import HPARAMS, INTERFACE, SmoothInfoMax
 from speechbrain_sim.models.fetch import (
     HubError,
     LocalFolder,
@@ -22,27 +18,20 @@ from speechbrain_sim.models.fetch import (
     open_source,
 )
 from speechbrain_sim.models.format import (
-    CARD,
+    CLASSES,
     CONFIG,
     DECODER,
     ENCODER,
-    EXAMPLE,
-    HPARAMS,
     PROBE,
-    load_decoder,
-    load_encoder,
+    WEIGHTS,
+    encoder_of,
+    load_parts,
     read_config,
-    write_folder,
+    save_parts,
 )
-from speechbrain_sim.probes import LayerProbes
 
-#: what a model's yaml may make
-CLASSES = {
-    ENCODER: "speechbrain_sim.encoders.greedy.GreedyEncoder",
-    DECODER: "speechbrain_sim.decoders.ConvDecoder",
-    PROBE: "speechbrain_sim.probes.LayerProbes",
-    "pretrainer": "speechbrain_sim.inference.SafetensorsPretrainer",
-}
+EXAMPLE = "example.wav"
+PRETRAINER = "speechbrain_sim.inference.SafetensorsPretrainer"
 
 
 def export_model(
@@ -50,11 +39,13 @@ def export_model(
 ):
     """Turns the output of a recipe into a model folder.
 
+    Copies the parts, and adds a card, an example and the yaml of
+    `SmoothInfoMax.from_hparams`.
+
     Arguments
     ---------
     run : str or Path
-        Output folder of recipes/pretrain.py; or of recipes/probe.py or
-        recipes/decode.py, whose encoder, and results, are taken.
+        Output folder of a recipe; all its parts are taken.
     folder : str or Path
         Where to: a new folder, or one that an export made.
     probes, decoders : list of str
@@ -62,8 +53,8 @@ def export_model(
     example : str or Path, optional
         A recording that may be given away; by default some tones.
     data, licence : str, optional
-        The training data and their licence, where they are not what the run
-        says: see `speechbrain_sim.hub.card.corpus_of`.
+        The training data and their licence, where they are not those of the
+        run: see `speechbrain_sim.hub.card.corpus_of`.
 
     Returns
     -------
@@ -78,159 +69,66 @@ def export_model(
         If a probe or decoder belongs to another encoder, or there are two of
         one label or layer, or the folder holds something else.
     """
-    run, folder = Path(run), Path(folder)
-    old = _weights_in(folder)
-    encoder, said = load_encoder(find_encoder(run))
-    probes = [*probes, *([run] if list(run.glob("probe_*.json")) else [])]
-    decoders = [*decoders, *([run] if (run / DECODER).is_dir() else [])]
-    parts = {ENCODER: encoder}
-    about = {
-        "encoder": {
-            "architecture": encoder.config,
-            "layers": encoder.layer_names,
-            "checkpoint_sha256": said["sha256"],
-        },
-        "decoders": {},
-        "probes": {},
-    }
-    for path in decoders:
-        layer, part, about_part = _read_decoder(path, said)
-        if layer in about["decoders"]:
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        path = folder / CONFIG
+        if not path.exists() or INTERFACE not in read_config(path):
             raise ValueError(
-                f"{path} holds a second decoder of {layer}: give one per layer."
+                f"{folder} is not empty, and no model that was exported: give "
+                f"a new folder."
             )
-        parts[f"{DECODER}_{layer}"] = part
-        about["decoders"][layer] = about_part
-    for path in probes:
-        for label, part, about_part in _read_probes(path, said):
-            if label in about["probes"]:
-                raise ValueError(
-                    f"{path} holds a second probe of {label}: give one per "
-                    f"label."
-                )
-            parts[f"{PROBE}_{label}"] = part
-            about["probes"][label] = about_part
-    kept = ("architecture", "layers", "sha256")
-    about["training"] = {k: v for k, v in said.items() if k not in kept}
-    about["data"] = corpus_of(about["training"], data, licence)._asdict()
+    parts, config = _gather(run, {PROBE: probes, DECODER: decoders})
     wav = _read_example(example)
     # all is read: only now may an older model be lost
-    config = write_folder(folder, parts, about)
-    for name in old - set(config["sha256"]):
-        (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     soundfile.write(folder / EXAMPLE, wav, SAMPLE_RATE)
-    config["example"] = fingerprint(
-        SmoothInfoMax(parts, config, config=config, run_opts={"device": "cpu"}),
-        folder / EXAMPLE,
+    model = SmoothInfoMax(parts, config, run_opts={"device": "cpu"})
+    own = ("class", "arguments", "sha256")
+    config = save_parts(
+        folder,
+        parts,
+        {
+            name: {k: v for k, v in entry.items() if k not in own}
+            for name, entry in config["parts"].items()
+        },
+        keep=False,
+        **{INTERFACE: SmoothInfoMax.__name__},
+        training=config["training"],
+        data=corpus_of(config["training"], data, licence)._asdict(),
+        example=fingerprint(model, folder / EXAMPLE),
     )
-    write_json(folder / CONFIG, config)
     (folder / HPARAMS).write_text(hyperparams(config), encoding="utf-8")
     write_card(folder, config)
     return config
 
 
-def _weights_in(folder):
-    """Names of the weight files that an earlier export left in a folder."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return set()
-    if not (folder / CONFIG).exists():
-        raise ValueError(f"{folder} is not empty: give a new folder.")
-    return set(read_config(folder / CONFIG)["sha256"])
-
-
-def find_encoder(run):
-    """Finds the encoder of a recipe's output.
-
-    Arguments
-    ---------
-    run : str or Path
-        Output folder of a recipe.
-
-    Returns
-    -------
-    Path
-        The folder of `encoder.json` and `encoder.ckpt`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    """
-    run = Path(run)
-    for folder in (run / ENCODER, run):
-        if (folder / f"{ENCODER}.json").exists():
-            return folder
-    if (run / HPARAMS).exists():
-        yaml = ruamel.yaml.YAML().load((run / HPARAMS).read_text("utf-8"))
-        named = yaml.get(ENCODER)
-        if isinstance(named, str) and (Path(named) / "encoder.json").exists():
-            return Path(named)
-    raise FileNotFoundError(
-        f"{run} has no encoder: give the output folder of a recipe, and run "
-        f"from where the recipe was run."
-    )
-
-
-def _read_decoder(path, encoder):
-    """Loads a decoder: its layer, the network, what to say of it."""
-    path = Path(path)
-    path = path / DECODER if (path / DECODER).is_dir() else path
-    described = path / f"{DECODER}.json"
-    if not described.exists():
+def _gather(run, more):
+    """Loads the parts of a run, and those of a kind of other runs."""
+    parts, config = load_parts(LocalFolder(run))
+    if config["parts"].get(ENCODER, {}).get("class") != "GreedyEncoder":
         raise FileNotFoundError(
-            f"{path} holds no decoder: give the output folder of "
-            f"recipes/decode.py."
+            f"{run} has no encoder of this package, only results of another."
         )
-    layer = json.loads(described.read_text("utf-8"))["layer"]
-    decoder, said = load_decoder(path, encoder, layer)
-    keys = ("sampled", "epochs", "seed", "reconstruction", "valid")
-    about = {key: said[key] for key in keys if key in said}
-    return layer, decoder, {"architecture": decoder.config, **about}
-
-
-def _read_probes(path, encoder):
-    """Loads the probes of the first seed: label, network, what to say of it."""
-    found = sorted(Path(path).glob("probe_*.json"))
-    if not found:
-        raise FileNotFoundError(
-            f"{path} holds no probes: give the output folder of "
-            f"recipes/probe.py."
-        )
-    for described in found:
-        said = json.loads(described.read_text("utf-8"))
-        if said["encoder"]["sha256"] != encoder["sha256"]:
-            raise ValueError(
-                f"{described} is about another encoder: probe this one."
+    for kind, path in (
+        (k, path) for k, paths in more.items() for path in paths
+    ):
+        found, described = load_parts(LocalFolder(path))
+        found = {n: part for n, part in found.items() if n.startswith(kind)}
+        if not found:
+            raise FileNotFoundError(
+                f"{path} holds no {kind}: give another output folder."
             )
-        weights = np.load(described.with_name(f"{described.stem}_weights.npz"))
-        layers = list(said["layers"])
-        probes = LayerProbes(
-            {layer: weights[f"{layer}.weight"].shape[1] for layer in layers},
-            said["classes"],
-            bias=f"{layers[0]}.bias" in weights,
-        )
-        state = probes.state_dict()
-        for layer in layers:
-            for name in ("weight", "bias"):
-                if f"{layer}.{name}" in weights:
-                    state[f"probes.{layer}.{name}"] = torch.from_numpy(
-                        weights[f"{layer}.{name}"][:1]
-                    )
-            for name in ("mean", "std"):
-                if f"{layer}.{name}" in weights:
-                    state[f"{layer}_{name}"] = torch.from_numpy(
-                        weights[f"{layer}.{name}"]
-                    )
-        probes.load_state_dict(state)
-        about = {
-            "architecture": probes.config,
-            "classes": said["class_names"],
-            "per_frame": said["label"] == "phones",
-            "best_layer": said["best_layer"],
-            "settings": said["settings"],
-            "layers": said["layers"],
-        }
-        yield said["label"], probes.eval(), about
+        if encoder_of(described) != encoder_of(config):
+            raise ValueError(
+                f"{path} belongs to another encoder: train a {kind} of this one."
+            )
+        for name, part in found.items():
+            if name in parts:
+                raise ValueError(
+                    f"{path} holds a second {name}: give only one."
+                )
+            parts[name], config["parts"][name] = part, described["parts"][name]
+    return parts, config
 
 
 def _read_example(example):
@@ -244,19 +142,9 @@ def _read_example(example):
 
 
 def fingerprint(model, path):
-    """Describes what a model makes of a file, to be compared elsewhere.
+    """Describes the latents of a file, to compare them on other machines.
 
-    Arguments
-    ---------
-    model : SmoothInfoMax
-        The model.
-    path : str or Path
-        An audio file.
-
-    Returns
-    -------
-    dict of str to list
-        For each layer, its number of frames, and the mean of |mean|.
+    For each layer, its number of frames, and the mean of |mean|.
     """
     return {
         layer: [latent.mean.shape[1], latent.mean.abs().mean().item()]
@@ -265,42 +153,23 @@ def fingerprint(model, path):
 
 
 def hyperparams(config):
-    """Writes the yaml that SpeechBrain's `from_hparams` reads.
-
-    Arguments
-    ---------
-    config : dict
-        A model's config.json.
-
-    Returns
-    -------
-    str
-    """
-    described = {ENCODER: (ENCODER, config["encoder"])}
-    for kind, many in (DECODER, "decoders"), (PROBE, "probes"):
-        for name, part in config[many].items():
-            described[f"{kind}_{name}"] = kind, part
+    """Returns the text of the yaml of `from_hparams`, from a config.json."""
     lines = [
         "# Needs the package speechbrain-sim. Load it with",
         "# speechbrain_sim.inference.SmoothInfoMax.from_hparams",
         f"sample_rate: {config['sample_rate']}",
         "",
     ]
-    for name, (kind, part) in described.items():
-        lines += [f"{name}: !new:{CLASSES[kind]}", _indented(part), ""]
-    refs = [f"{name}: !ref <{name}>" for name in described]
+    for name, part in config["parts"].items():
+        lines.append(f"{name}: !new:{CLASSES[part['class']]}.{part['class']}")
+        for key, value in part["arguments"].items():
+            lines.append(f"    {key}: {json.dumps(value)}")
+        lines.append("")
+    refs = [f"{name}: !ref <{name}>" for name in config["parts"]]
     lines += ["modules:", *(f"    {ref}" for ref in refs), ""]
-    lines += [f"pretrainer: !new:{CLASSES['pretrainer']}", "    loadables:"]
+    lines += [f"pretrainer: !new:{PRETRAINER}", "    loadables:"]
     lines += [f"        {ref}" for ref in refs]
     return "\n".join(lines) + "\n"
-
-
-def _indented(part):
-    """Arguments as yaml, one level in."""
-    yaml, text = ruamel.yaml.YAML(), io.StringIO()
-    yaml.default_flow_style = None
-    yaml.dump(part["architecture"], text)
-    return "\n".join(f"    {line}" for line in text.getvalue().splitlines())
 
 
 def check_model(source, **options):
@@ -316,84 +185,57 @@ def check_model(source, **options):
     Yields
     ------
     str
-        What has been found good, step by step.
+        What is right, step by step.
 
     Raises
     ------
     FileNotFoundError, HubError, ValueError
-        At what is not; says what to do.
+        At what is not.
     """
     opened = open_source(source, **options)
     model = SmoothInfoMax.from_pretrained(opened)
     count = sum(weight.numel() for weight in model.mods.parameters())
     yield (
-        f"{len(model.config['sha256'])} weight files have their hashes and fit "
+        f"{len(model.config['parts'])} weight files have their hashes and fit "
         f"the architecture: {count} parameters."
     )
-    text = opened.fetch(HPARAMS).read_text(encoding="utf-8")
-    made = {tag for _, tag, _ in _events(text)} - {"None", "!", "!ref"}
-    strange = sorted(made - {f"!new:{name}" for name in CLASSES.values()})
-    if strange:
+    found = opened.fetch(HPARAMS).read_text(encoding="utf-8")
+    expected = hyperparams(model.config)
+    if found != expected:
+        lines = set(found.splitlines()) - set(expected.splitlines())
         raise ValueError(
-            f"{HPARAMS} of {opened.name} does more than make the model: "
-            f"{', '.join(strange)}. Do not load it with from_hparams."
-        )
-    if _events(text) != _events(hyperparams(model.config)):
-        raise ValueError(
-            f"{HPARAMS} of {opened.name} does not make the model of {CONFIG}: "
-            f"export it again, or use from_pretrained."
+            f"{HPARAMS} of {opened.name} is not the one that makes the model "
+            f"of {CONFIG} ({min(lines, default='lines are missing').strip()}): "
+            f"do not load it with from_hparams, but with from_pretrained."
         )
     yield f"{HPARAMS} makes the model of {CONFIG} and nothing else."
-    expected = _example_of(model, opened.name)
-    found = fingerprint(model, opened.fetch(EXAMPLE))
-    for layer, (frames, size) in expected.items():
-        close = abs(found[layer][1] - size) <= 1e-3 * abs(size)  # never if nan
-        if found[layer][0] != frames or not close:
+    data = model.config.get("data")
+    if not isinstance(data, dict) or not {"name", "licence"} <= set(data):
+        raise ValueError(
+            f"{CONFIG} of {opened.name} states no training data and their "
+            f"licence: export the model again."
+        )
+    expected = model.config.get("example")
+    for layer, found in fingerprint(model, opened.fetch(EXAMPLE)).items():
+        if not _agrees(expected, layer, found):
             raise ValueError(
-                f"{layer} of {opened.name} makes {found[layer]} of {EXAMPLE}, "
-                f"not {[frames, size]}: this machine computes something else."
+                f"{layer} of {opened.name} makes {found} of {EXAMPLE}, which "
+                f"is not in {expected}: this machine computes something else, "
+                f"or {CONFIG} was changed."
             )
     yield f"{EXAMPLE} is encoded as where the model was exported."
     opened.fetch(CARD)
     yield f"There is a card, {CARD}."
 
 
-def _example_of(model, name):
-    """Reads what a model says of its example; it must say its data, too."""
-    data, example = model.config.get("data"), model.config.get("example")
-    if not isinstance(data, dict) or not {"name", "licence"} <= set(data):
-        raise ValueError(
-            f"{CONFIG} of {name} says nothing of the training data and their "
-            f"licence: export the model again."
-        )
+def _agrees(expected, layer, found):
+    """Whether an example is encoded as config.json states; never if NaN."""
     try:
-        example = {k: (int(n), float(size)) for k, (n, size) in example.items()}
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        example = {}
-    if set(example) != set(model.layer_names):
-        raise ValueError(
-            f"{CONFIG} of {name} does not say what all layers make of "
-            f"{EXAMPLE}: export the model again."
-        )
-    return example
-
-
-def _events(text):
-    """Lists what a yaml consists of, with tags and values; makes none of it."""
-    try:
-        return [
-            (
-                type(event).__name__,
-                str(getattr(event, "tag", None)),
-                getattr(event, "value", None),
-            )
-            for event in ruamel.yaml.YAML().parse(text)
-        ]
-    except ruamel.yaml.YAMLError as error:
-        raise ValueError(
-            f"{HPARAMS} is no yaml: {' '.join(str(error).split())}. Export the "
-            f"model again, or use from_pretrained."
-        ) from error
+        frames, size = expected[layer]
+        close = abs(found[1] - size) <= 1e-3 * abs(size)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return frames == found[0] and close
 
 
 def publish_model(folder, repo, private=False, dry_run=False, say=print):
@@ -411,9 +253,9 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
     private : bool
         Whether only you may see it.
     dry_run : bool
-        Say what would be done, and do nothing.
+        Only print what would be done.
     say : callable
-        Gets a line at a time, before what it says is done.
+        Prints a line.
 
     Raises
     ------
@@ -426,8 +268,7 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
     folder = Path(folder)
     if not names_a_repository(repo):
         raise ValueError(
-            f"'{repo}' is no name of a model on the Hub: give user/model, "
-            f"after the name of a user or organization."
+            f"'{repo}' is no name of a model on the Hub: give user/model."
         )
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -436,8 +277,9 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
         )
     for line in check_model(LocalFolder(folder)):
         say(line)
-    files = [*read_config(folder / CONFIG)["sha256"], CONFIG, HPARAMS]
-    files += [CARD, EXAMPLE]
+    config = read_config(folder / CONFIG)
+    files = [name + WEIGHTS for name in config["parts"]]
+    files += [CONFIG, HPARAMS, CARD, EXAMPLE]
     size = sum((folder / name).stat().st_size for name in files)
     say(
         f"To upload to {repo} at {constants.ENDPOINT}, made "
@@ -445,8 +287,8 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
         f"{size / 1e6:.1f} MB: {', '.join(files)}."
     )
     say(f"{CARD} will name {repo} as its source, there and in {folder}.")
-    if read_config(folder / CONFIG)["data"]["licence"] == "other":
-        say("Nobody said under which licence: export it with --licence.")
+    if config["data"]["licence"] == "other":
+        say("The licence is not known: export it with --licence.")
     left = sorted({path.name for path in folder.iterdir()} - set(files))
     if left:
         say(f"Not part of the model, and left out: {', '.join(left)}.")
@@ -454,7 +296,8 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
         say("Nothing was done (--dry-run).")
         return
     api = HfApi()
-    with hub_errors(repo):
+    what = f"{repo} could not be uploaded whole"
+    with hub_errors(what, "Run it again, it goes on"):
         api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.model_info(repo).private:
             raise HubError(
@@ -462,7 +305,7 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
                 f"another name, or make it private on its page."
             )
     name_source(folder / CARD, repo)
-    with hub_errors(repo):
+    with hub_errors(what, "Run it again, it goes on"):
         done = api.upload_folder(
             repo_id=repo,
             folder_path=folder,

@@ -6,8 +6,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speechbrain_sim.encoders.base import all_hidden_states
 from speechbrain_sim.encoders.greedy import freeze_unused
-from speechbrain_sim.models.fetch import open_source
-from speechbrain_sim.models.format import ENCODER, load_parts
+from speechbrain_sim.models.load import load_encoder
 
 
 class UpstreamExpert(nn.Module):
@@ -39,8 +38,7 @@ class UpstreamExpert(nn.Module):
 
     def __init__(self, ckpt, model_config=None, **kwargs):
         super().__init__()
-        parts, _ = load_parts(open_source(ckpt), [ENCODER])
-        self.encoder = parts[ENCODER].requires_grad_(True)
+        self.encoder = load_encoder(ckpt)[0].requires_grad_(True)
         names = self.encoder.layer_names
         width = self.encoder.channels_of(names[0])
         self.layers = [n for n in names if self.encoder.channels_of(n) == width]

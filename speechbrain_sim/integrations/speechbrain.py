@@ -12,8 +12,7 @@ from torch import nn
 
 from speechbrain_sim.encoders.base import all_hidden_states, zero_padding
 from speechbrain_sim.encoders.greedy import freeze_unused
-from speechbrain_sim.models.fetch import open_source
-from speechbrain_sim.models.format import ENCODER, load_parts
+from speechbrain_sim.models.load import load_encoder
 
 
 class LatentFeatures(nn.Module):
@@ -52,8 +51,8 @@ class LatentFeatures(nn.Module):
 
     def __init__(self, source, layers, frozen=True, revision=None):
         super().__init__()
-        parts, _ = load_parts(open_source(source, revision=revision), [ENCODER])
-        self.encoder = parts[ENCODER].requires_grad_(not frozen)
+        encoder, _ = load_encoder(source, revision=revision)
+        self.encoder = encoder.requires_grad_(not frozen)
         self.layers, self.frozen = list(layers), frozen
         widths = {name: self.encoder.channels_of(name) for name in self.layers}
         if len(set(widths.values())) != 1:

@@ -1,233 +1,145 @@
-"""Saving that survives a kill, and loading that refuses a wrong file.
+"""One format for every saved part of a model, from the first epoch on.
 
-A checkpoint is written under another name, hashed, and renamed when complete;
-an encoder is a state dict beside a json file that says what it is.
+A folder holds `config.json`
+
+    {"model_type": "smooth_infomax", "format": 2, "sample_rate": 16000,
+     "parts": {NAME: {"class": ..., "arguments": {...}, "sha256": ..., ...}},
+     "training": {...}, "versions": {...}}
+
+and `NAME.safetensors` for every part: `encoder`, `decoder_<layer>`,
+`probe_<label>`. An encoder is identified by the sha256 of its weights; every
+other part carries that of its encoder as `encoder`. Where the encoder itself is
+not saved (a transformer), config.json holds its `source` and `sha256` under
+`encoder`. The output folder of a recipe is such a folder.
 """
 
 import hashlib
-import json
-import os
-import pathlib
+import importlib
 import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
-from speechbrain_sim.decoders import ConvDecoder
-from speechbrain_sim.encoders.greedy import GreedyEncoder
-from speechbrain_sim.files import sha256, versions, write_json
-from speechbrain_sim.probes import LayerProbes
+from speechbrain_sim.files import read_json, versions, write_bytes, write_json
+from speechbrain_sim.models.fetch import open_source
 
-logger = get_logger(__name__)
-
-
-ENCODER, DECODER = "encoder", "decoder"
-
-
-def save_model(model, folder, stem, /, **about):
-    """Saves a model that explains itself.
-
-    Writes `<stem>.ckpt` (a state dict, as SpeechBrain's Pretrainer loads it)
-    and `<stem>.json` (architecture, versions, hash and `about`).
-
-    Arguments
-    ---------
-    model : nn.Module
-        With a dict `config`, the arguments that construct it.
-    folder : str or pathlib.Path
-        Where to; made if needed.
-    stem : str
-        Name of the files.
-    **about : json values
-        What else to say: how it was trained, with which results.
-    """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {n: t.detach().cpu() for n, t in model.state_dict().items()}
-    partial = folder / f"{stem}.ckpt.part"
-    torch.save(state, partial)
-    digest = sha256(partial)
-    os.replace(partial, folder / f"{stem}.ckpt")
-    write_json(
-        folder / f"{stem}.json",
-        {
-            "architecture": model.config,
-            "sha256": digest,
-            "versions": versions(),
-            **about,
-        },
-    )
-
-
-def load_model(make, folder, stem, recipe):
-    """Loads what `save_model` wrote, in eval mode.
-
-    Arguments
-    ---------
-    make : callable
-        Makes the model from its architecture.
-    folder : str or pathlib.Path
-        Where it was saved.
-    stem : str
-        Name of the files.
-    recipe : str
-        Which recipe writes them, for the error.
-
-    Returns
-    -------
-    model, description : (nn.Module, dict)
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder does not hold the two files.
-    ValueError
-        If weights and description do not belong together, or the weights do
-        not fit the architecture.
-    """
-    folder = pathlib.Path(folder)
-    weights, described = folder / f"{stem}.ckpt", folder / f"{stem}.json"
-    for path in (described, weights):
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{folder} holds no {path.name}: give the folder '{stem}' that "
-                f"{recipe} wrote into its output_folder."
-            )
-    description = json.loads(described.read_text("utf-8"))
-    if sha256(weights) != description["sha256"]:
-        raise ValueError(
-            f"{weights} does not have the hash that {described.name} states: "
-            f"it is damaged or belongs to another run. Copy both files again, "
-            f"or train again."
-        )
-    model = make(**description["architecture"])
-    state = torch.load(weights, weights_only=True)
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{weights} does not fit the architecture in {described.name}: "
-            f"{error}"
-        ) from error
-    return model.eval(), description
-
-
-def save_encoder(encoder, folder, **about):
-    """Saves an encoder: see `save_model`; also names its layers.
-
-    Arguments
-    ---------
-    encoder : GreedyEncoder
-        What to save.
-    folder, **about :
-        See `save_model`.
-    """
-    save_model(encoder, folder, ENCODER, layers=encoder.layer_names, **about)
-
-
-def load_encoder(folder):
-    """Loads what `save_encoder` wrote, in eval mode.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The folder of `encoder.json` and `encoder.ckpt`.
-
-    Returns
-    -------
-    encoder, description : (GreedyEncoder, dict)
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        See `load_model`.
-
-    Example
-    -------
-    >>> folder = getfixture("tmpdir")
-    >>> save_encoder(GreedyEncoder(channels=4, context_channels=2), folder)
-    >>> encoder, description = load_encoder(folder)
-    >>> description["architecture"]["channels"]
-    4
-    """
-    return load_model(GreedyEncoder, folder, ENCODER, "recipes/pretrain.py")
-
-
-def load_decoder(folder, encoder, layer):
-    """Loads the decoder that `recipes/decode.py` trained for a layer.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The folder of `decoder.json` and `decoder.ckpt`.
-    encoder : dict
-        Description of the encoder whose latents it shall decode.
-    layer : str
-        The layer.
-
-    Returns
-    -------
-    decoder, description : (ConvDecoder, dict)
-        Frozen, in eval mode.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no decoder.
-    ValueError
-        If it decodes another layer or another encoder, or is damaged.
-    """
-    decoder, description = load_model(
-        ConvDecoder, folder, DECODER, "recipes/decode.py"
-    )
-    wanted = {"layer": layer, "encoder": encoder["sha256"]}
-    for name, value in wanted.items():
-        if description[name] != value:
-            raise ValueError(
-                f"{folder} decodes the {name} {description[name]}, not "
-                f"{value}: train a decoder for this one with recipes/decode.py."
-            )
-    return decoder.requires_grad_(False), description
-
-
-CONFIG = "config.json"
-
-
-HPARAMS = "hyperparams.yaml"
-
-
-CARD = "README.md"
-
-
-EXAMPLE = "example.wav"
-
-
-WEIGHTS = ".safetensors"
-
-
-PROBE = "probe"
-
-
-#: what every config.json holds
-LAYOUT = {
-    "decoders": dict,
-    "encoder": dict,
-    "probes": dict,
-    "sample_rate": int,
-    "sha256": dict,
+ENCODER, DECODER, PROBE = "encoder", "decoder", "probe"
+CONFIG, WEIGHTS = "config.json", ".safetensors"
+#: `model_type` and `format` of every config.json
+MODEL_TYPE, FORMAT = "smooth_infomax", 2
+#: the classes that a config.json may name, and where they are
+CLASSES = {
+    "GreedyEncoder": "speechbrain_sim.encoders.greedy",
+    "LogMel": "speechbrain_sim.encoders.logmel",
+    "ConvDecoder": "speechbrain_sim.decoders",
+    "LayerProbes": "speechbrain_sim.probes",
 }
 
 
-#: what config.json calls itself, and the version of its layout
-MODEL_TYPE, FORMAT = "smooth_infomax", 1
+def save_parts(folder, parts, metadata=None, keep=True, **config):
+    """Saves parts of a model; returns config.json.
+
+    The weights are written first and config.json last, each atomically: after
+    a kill in between, loading reports a hash that differs, and the run that
+    was killed writes both again.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where to; made if needed.
+    parts : dict of str to nn.Module
+        By name, of classes in `CLASSES`.
+    metadata : dict of str to dict, optional
+        Further entries for a part: `layer`, `epochs`, `seed`, `classes`, ...
+    keep : bool
+        Keep parts and keys that are there, if of the same encoder.
+    **config : json values
+        Keys of config.json: `training`; `encoder`, where it is not a part.
+
+    Raises
+    ------
+    ValueError
+        If a weight is NaN or infinite, or the folder holds another model.
+    """
+    folder, metadata = Path(folder), metadata or {}
+    path = folder / CONFIG
+    known = read_config(path) if path.exists() else {"parts": {}}
+    weights = {name: _serialise(name, part) for name, part in parts.items()}
+    entries = {
+        name: {
+            "class": type(part).__name__,
+            "arguments": part.arguments,
+            "sha256": hashlib.sha256(weights[name]).hexdigest(),
+            **metadata.get(name, {}),
+        }
+        for name, part in parts.items()
+    }
+    if ENCODER in parts:
+        entries[ENCODER]["layers"] = list(parts[ENCODER].layer_names)
+    encoder = encoder_of({**config, "parts": entries}) or encoder_of(known)
+    for name in set(entries) - {ENCODER}:
+        entries[name]["encoder"] = encoder
+    kept = known if keep and encoder_of(known) == encoder else {"parts": {}}
+    fixed = {"model_type": MODEL_TYPE, "format": FORMAT}
+    fixed |= {"sample_rate": SAMPLE_RATE, "versions": versions()}
+    made = {**kept, **fixed, **config, "parts": {**kept["parts"], **entries}}
+    for name, content in weights.items():
+        write_bytes(folder / (name + WEIGHTS), content)
+    write_json(path, made)
+    for name in set(known["parts"]) - set(made["parts"]):
+        (folder / (name + WEIGHTS)).unlink(missing_ok=True)
+    return made
+
+
+def encoder_of(config):
+    """Returns the sha256 of the encoder of a config.json; None without one."""
+    encoder = config["parts"].get(ENCODER) or config.get(ENCODER) or {}
+    return encoder.get("sha256")
+
+
+def load_parts(source, names=None):
+    """Makes and loads parts of a model; runs no code of its maker.
+
+    Arguments
+    ---------
+    source : str, Path, LocalFolder or HubRepository
+        See `speechbrain_sim.models.fetch.open_source`.
+    names : list of str, optional
+        Which parts; all by default. Others are not fetched.
+
+    Returns
+    -------
+    parts, config : (dict of str to nn.Module, dict)
+        Frozen, in eval mode; config.json.
+
+    Raises
+    ------
+    FileNotFoundError, HubError, ValueError
+        If a file or part is missing, damaged, or does not fit.
+    """
+    source = open_source(source)
+    config, parts = read_config(source.fetch(CONFIG)), {}
+    for name in config["parts"] if names is None else names:
+        if name not in config["parts"]:
+            raise FileNotFoundError(
+                f"{source.name} holds no {name}, only "
+                f"{', '.join(config['parts']) or 'a reference to its encoder'}."
+            )
+        entry = config["parts"][name]
+        # weights are compared with shapes that take no memory
+        shapes = _make(name, entry, "meta")
+        path = source.fetch(name + WEIGHTS)
+        state = _read_weights(shapes, path, entry["sha256"])
+        parts[name] = _make(name, entry).eval().requires_grad_(False)
+        parts[name].load_state_dict(state)
+    return parts, config
 
 
 def read_config(path):
-    """Reads a model's config.json.
+    """Reads and checks a config.json.
 
     Arguments
     ---------
@@ -241,26 +153,26 @@ def read_config(path):
     Raises
     ------
     ValueError
-        If it is not the config.json of a model of this package, or of a
-        newer version of it.
+        If it is not a config.json of this package, or of another format.
     """
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-        known = config["model_type"] == MODEL_TYPE
+        config = read_json(path)
+        kind = config["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} describes no model: {error!r}.") from error
-    if not known:
+    if kind != MODEL_TYPE:
         raise ValueError(
-            f"{path} describes a model of the type '{config['model_type']}', "
-            f"not {MODEL_TYPE}."
+            f"{path} describes a model of the type '{kind}', not {MODEL_TYPE}."
         )
     if config.get("format") != FORMAT:
+        remedy = "install a newer version"
+        if config.get("format") == 1:
+            remedy = "train and export the model again"
         raise ValueError(
-            f"{path} has the layout {config.get('format')}; this version of "
-            f"speechbrain-sim reads {FORMAT}: install a newer one."
+            f"{path} has the format {config.get('format')}; this version of "
+            f"speechbrain-sim reads {FORMAT}: {remedy}."
         )
-    problem = next(_problems(config), None)
-    if problem:
+    for problem in _problems(config):
         raise ValueError(
             f"{path} {problem}: export the model again, into a new folder."
         )
@@ -268,104 +180,70 @@ def read_config(path):
 
 
 def _problems(config):
-    """Says what is wrong with the layout of a config.json."""
-    for key, kind in LAYOUT.items():
-        if key not in config:
-            yield f"lacks {key}"
-        elif not isinstance(config[key], kind):
-            there = type(config[key]).__name__
+    """Lists what is wrong with the layout of a config.json."""
+    for key, kind in {"parts": dict, "sample_rate": int}.items():
+        if not isinstance(config.get(key), kind):
+            there = type(config.get(key)).__name__
             yield f"states {key} as {there}, not {kind.__name__}"
-    parts = _described(config)
-    for name, part in parts.items():
-        if not re.fullmatch(r"[\w-]+", name, re.ASCII):
-            yield f"names a part '{name}', not of letters, digits, '_' and '-'"
+    for name, part in config["parts"].items():
+        pattern = rf"{ENCODER}|({DECODER}|{PROBE})_[\w-]+"
+        if not re.fullmatch(pattern, name, re.ASCII):
+            yield f"names a part '{name}': none of this package"
         part = part if isinstance(part, dict) else {}
-        if not isinstance(part.get("architecture"), dict):
-            yield f"lacks the architecture of {name}"
-    files = {name + WEIGHTS for name in parts}
-    if files != set(config["sha256"]):
-        yield f"lacks hashes of {', '.join(sorted(files))}, or has more"
-    for label, probe in config["probes"].items():
-        names, made = probe.get("classes"), probe["architecture"]
-        if not isinstance(names, list) or len(names) != made.get("classes"):
-            yield f"does not name the {made.get('classes')} classes of {label}"
-        layers = made.get("channels")
-        layers = list(layers) if isinstance(layers, dict) else []
-        if probe.get("best_layer") not in layers:
-            yield f"names no best_layer of {label} that is probed"
-        if not isinstance(probe.get("per_frame"), bool):
-            yield f"does not say whether {label} is per_frame"
+        for key, kind in ("class", str), ("arguments", dict), ("sha256", str):
+            if not isinstance(part.get(key), kind):
+                yield f"lacks the {key} of {name}"
+        if name.startswith(PROBE):
+            classes, made = part.get("classes"), part["arguments"]
+            count = made.get("classes")
+            if not isinstance(classes, list) or len(classes) != count:
+                yield f"does not name the {count} classes of {name}"
+            if part.get("best_layer") not in dict(made.get("channels") or {}):
+                yield f"names no best_layer of {name} that is probed"
+            if part.get("kind") not in ("utterance", "frames", "sequence"):
+                yield f"does not state the kind of label of {name}"
 
 
-def _described(config):
-    """What is said of each network of a model, by its name."""
-    decoders, probes = config["decoders"], config["probes"]
-    return {
-        ENCODER: config["encoder"],
-        **{f"{DECODER}_{layer}": part for layer, part in decoders.items()},
-        **{f"{PROBE}_{label}": part for label, part in probes.items()},
-    }
+def _make(name, entry, device=None):
+    """Makes an untrained part."""
+    if entry["class"] not in CLASSES:
+        raise ValueError(
+            f"{CONFIG} names a class '{entry['class']}' for {name}; this "
+            f"version of speechbrain-sim makes {', '.join(CLASSES)}."
+        )
+    module = importlib.import_module(CLASSES[entry["class"]])
+    if entry["class"] == "LogMel":
+        device = None  # torchaudio looks at the filters that it makes
+    try:
+        with torch.device(device or torch.get_default_device()):
+            return getattr(module, entry["class"])(**entry["arguments"])
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"{CONFIG} describes no {name} that can be made: {error!r}."
+        ) from error
 
 
-def make_parts(config):
-    """Makes the networks that a config.json describes, untrained.
-
-    Arguments
-    ---------
-    config : dict
-        From `read_config`.
-
-    Returns
-    -------
-    dict of str to nn.Module
-        `encoder`, `decoder_<layer>`, `probe_<label>`: named as their files.
-
-    Raises
-    ------
-    ValueError
-        If an architecture cannot be made.
-    """
-    kinds = {ENCODER: GreedyEncoder, DECODER: ConvDecoder, PROBE: LayerProbes}
-    parts = {}
-    for name, part in _described(config).items():
-        try:
-            parts[name] = kinds[name.split("_")[0]](**part["architecture"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+def _serialise(name, part):
+    """Returns the weights of a part as the content of a safetensors file."""
+    state = {n: t.cpu().contiguous() for n, t in part.state_dict().items()}
+    for tensor, value in state.items():
+        if not value.isfinite().all():
             raise ValueError(
-                f"{CONFIG} describes no {name} that can be made: {error!r}."
-            ) from error
-    return parts
-
-
-def save_weights(model, path):
-    """Writes a network's weights.
-
-    Arguments
-    ---------
-    model : nn.Module
-        The network.
-    path : str or Path
-        A file that ends in `.safetensors`.
-
-    Returns
-    -------
-    str
-        The file's sha256.
-    """
-    state = {n: t.cpu().contiguous() for n, t in model.state_dict().items()}
-    Path(path).write_bytes(save(state))
-    return sha256(path)
+                f"{tensor} of {name} holds NaN or infinity: it is not saved. "
+                f"Lower the learning rate, or clip gradients."
+            )
+    return save(state, {"format": "pt"})
 
 
 def load_weights(model, path, digest):
-    """Reads a network's weights: these and no others.
+    """Loads a network's weights: these and no others.
 
     Arguments
     ---------
     model : nn.Module
         Gets the weights.
     path : str or Path
-        What `save_weights` wrote.
+        A safetensors file.
     digest : str
         Its sha256.
 
@@ -376,19 +254,27 @@ def load_weights(model, path, digest):
 
     Example
     -------
+    >>> from safetensors.torch import save_file
+    >>> from speechbrain_sim.files import sha256
     >>> path = getfixture("tmp_path") / "a.safetensors"
-    >>> digest = save_weights(torch.nn.Linear(2, 2), path)
-    >>> load_weights(torch.nn.Linear(2, 2), path, digest)
-    >>> load_weights(torch.nn.Linear(3, 2), path, digest)
+    >>> save_file(torch.nn.Linear(2, 2).state_dict(), path)
+    >>> load_weights(torch.nn.Linear(2, 2), path, sha256(path))
+    >>> load_weights(torch.nn.Linear(3, 2), path, sha256(path))
     Traceback (most recent call last):
     ValueError: ...a.safetensors does not fit ...: weight is [2, 2] ...
     """
+    model.load_state_dict(_read_weights(model, path, digest))
+
+
+def _read_weights(model, path, digest):
+    """Reads weights; refuses those that are not exactly the model's."""
     content = Path(path).read_bytes()  # what is hashed is what is loaded
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(
             f"{path} does not have the hash that {CONFIG} states: it is "
-            f"damaged, cut, or belongs to another model. Delete it and fetch "
-            f"or export it again."
+            f"damaged, belongs to another model, or was written by a run that "
+            f"was killed or goes on. Start that run again, or copy, fetch or "
+            f"export both files again."
         )
     try:
         state = load(content)
@@ -397,74 +283,33 @@ def load_weights(model, path, digest):
             f"{path} is no safetensors file: {error}. Export it again."
         ) from error
     own = model.state_dict()
-    problems = [
-        *(f"{name} is missing" for name in own if name not in state),
-        *(f"{name} is too much" for name in state if name not in own),
-        *(
-            f"{name} is {list(state[name].shape)} {state[name].dtype} there, "
-            f"{list(own[name].shape)} {own[name].dtype} here"
-            for name in own
-            if name in state
-            and (state[name].shape, state[name].dtype)
-            != (own[name].shape, own[name].dtype)
-        ),
-    ]
+    problems = [f"{name} is missing" for name in own if name not in state]
+    problems += [f"{name} is too much" for name in state if name not in own]
+    for name in set(own) & set(state):
+        there, here = (
+            f"{list(x.shape)} {x.dtype}" for x in (state[name], own[name])
+        )
+        if there != here:
+            problems.append(f"{name} is {there} there, {here} here")
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
             f"{path} does not fit the architecture that it is loaded into: "
-            f"{'; '.join(problems[:3])}{more}. Use the {CONFIG} or {HPARAMS} "
-            f"that it came with."
+            f"{'; '.join(sorted(problems)[:3])}{more}. Use the {CONFIG} or "
+            f"yaml that it came with."
         )
-    with torch.no_grad():
-        model.load_state_dict(state, strict=True)
+    return state
 
 
-def write_folder(folder, parts, about):
-    """Writes weights and config.json.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Where to; made if needed.
-    parts : dict of str to nn.Module
-        `encoder`, `decoder_<layer>`, `probe_<label>`.
-    about : dict
-        For config.json: `encoder`, `decoders` and `probes`, each with its
-        `architecture`, and what else there is to say.
-
-    Returns
-    -------
-    dict
-        config.json.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "model_type": MODEL_TYPE,
-        "format": FORMAT,
-        "speechbrain_interface": "SmoothInfoMax",
-        "sample_rate": SAMPLE_RATE,
-        **about,
-        "versions": versions(),
-        "sha256": {
-            name + WEIGHTS: save_weights(part, folder / (name + WEIGHTS))
-            for name, part in parts.items()
-        },
-    }
-    write_json(folder / CONFIG, config)
-    return config
-
-
-def example_folder(folder, **architecture):
-    """Writes a small untrained model, for examples and tests.
+def example_folder(folder, **arguments):
+    """Saves a small untrained encoder, for examples and tests.
 
     Arguments
     ---------
     folder : str or Path
         Where to.
-    **architecture :
-        Arguments of `GreedyEncoder`.
+    **arguments :
+        Of `GreedyEncoder`.
 
     Returns
     -------
@@ -477,43 +322,7 @@ def example_folder(folder, **architecture):
     >>> sorted(path.name for path in folder.iterdir())
     ['config.json', 'encoder.safetensors']
     """
-    encoder = GreedyEncoder(
-        **{"channels": 4, "context_channels": 2, **architecture}
-    )
-    about = {
-        "encoder": {"architecture": encoder.config},
-        "decoders": {},
-        "probes": {},
-    }
-    write_folder(folder, {ENCODER: encoder}, about)
+    arguments = {"channels": 4, "context_channels": 2, **arguments}
+    entry = {"class": "GreedyEncoder", "arguments": arguments}
+    save_parts(folder, {ENCODER: _make(ENCODER, entry)}, training={})
     return Path(folder)
-
-
-def load_parts(source, names=None):
-    """Makes and loads the networks of a model; runs no code of its maker.
-
-    Arguments
-    ---------
-    source : LocalFolder or HubRepository
-        From `speechbrain_sim.models.fetch.open_source`.
-    names : list of str, optional
-        Which networks; all by default. Others are not fetched.
-
-    Returns
-    -------
-    parts, config : (dict of str to nn.Module, dict)
-        See `make_parts`; frozen, in eval mode.
-
-    Raises
-    ------
-    FileNotFoundError, HubError, ValueError
-        See `open_source`, `read_config` and `load_weights`.
-    """
-    config = read_config(source.fetch(CONFIG))
-    parts = make_parts(config)
-    parts = {name: parts[name] for name in names or parts}
-    for name, part in parts.items():
-        path = source.fetch(name + WEIGHTS)
-        load_weights(part, path, config["sha256"][name + WEIGHTS])
-        part.eval().requires_grad_(False)
-    return parts, config

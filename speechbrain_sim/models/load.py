@@ -1,6 +1,7 @@
-"""models.load."""
+"""One opener for everything that encodes, and one for decoders."""
 
-from speechbrain.utils.logger import get_logger
+import os
+from pathlib import Path
 
 from speechbrain_sim.encoders.huggingface import (
     MODEL_TYPES,
@@ -8,58 +9,147 @@ from speechbrain_sim.encoders.huggingface import (
     model_type,
 )
 from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
-from speechbrain_sim.models.fetch import HUB, open_source
+from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
+    CLASSES,
+    CONFIG,
+    DECODER,
     ENCODER,
-    MODEL_TYPE,
-    load_encoder,
+    encoder_of,
     load_parts,
+    read_config,
+    save_parts,
 )
 
-logger = get_logger(__name__)
+#: what a description holds beside the metadata of the training
+OWN = ("sha256", "arguments", "layers")
 
 
-def load_front_end(source):
-    """Loads what features are taken from.
+def load_encoder(source, **options):
+    """Loads an encoder, from wherever it is.
 
     Arguments
     ---------
-    source : str
-        The folder `encoder` of a pretraining run, a model folder that
-        `speechbrain-sim export` wrote, or its name on the Hub as
-        `hf://user/model`; the folder of a Hugging Face model (see
-        `load_hidden_states`); or "logmel".
+    source : str or Path
+        The output folder of a recipe, a folder that `speechbrain-sim export`
+        wrote, `user/model` or `hf://user/model` on the Hub; the folder of a
+        Hugging Face transformer, see `load_hidden_states`; or "logmel".
+    **options :
+        Of the Hub: see `speechbrain_sim.models.fetch.open_source`.
 
     Returns
     -------
-    front_end, description : (nn.Module, dict)
-        Frozen, in eval mode; what it is, for the results.
+    encoder, description : (Encoder, dict)
+        Frozen, in eval mode; `sha256` (its identity), `model`, `arguments`,
+        `layers`, and the metadata of its training.
+
+    Raises
+    ------
+    FileNotFoundError, HubError, ValueError
+        If there is none, or it is damaged.
+
+    Example
+    -------
+    >>> encoder, description = load_encoder("logmel")
+    >>> description["layers"]
+    ['logmel']
+    """
+    if str(source) == LOGMEL:
+        encoder, description = LogMel(), {"model": LOGMEL, "sha256": LOGMEL}
+        description["arguments"] = encoder.arguments
+    elif model_type(os.path.expanduser(str(source))) in MODEL_TYPES:
+        encoder, description = load_hidden_states(source)
+    else:
+        opened = open_source(source, **options)
+        parts, config = load_parts(opened, [ENCODER])
+        encoder, entry = parts[ENCODER], config["parts"][ENCODER]
+        description = {
+            **config.get("training", {}),
+            **{name: entry[name] for name in OWN if name in entry},
+        }
+    description["layers"] = list(encoder.layer_names)
+    return encoder.eval().requires_grad_(False), description
+
+
+def save_encoder(folder, encoder, description, source):
+    """Saves a loaded encoder where parts that belong to it will be saved.
+
+    An encoder of a class that cannot be saved (a transformer) is referred to.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where to.
+    encoder, description : Encoder, dict
+        From `load_encoder`.
+    source : str or Path
+        Where it was loaded from.
+
+    Returns
+    -------
+    dict
+        config.json.
+    """
+    training = {k: v for k, v in description.items() if k not in OWN}
+    if type(encoder).__name__ in CLASSES:
+        return save_parts(folder, {ENCODER: encoder}, training=training)
+    named = {"source": str(source), "sha256": description["sha256"]}
+    return save_parts(folder, {}, encoder=named, training=training)
+
+
+def saved_encoder(folder):
+    """Returns the sha256 of the encoder that a folder's parts belong to.
+
+    Arguments
+    ---------
+    folder : str or Path
+        An output folder, which need not exist.
+
+    Returns
+    -------
+    str or None
+    """
+    path = Path(folder, CONFIG)
+    return encoder_of(read_config(path)) if path.exists() else None
+
+
+def load_decoder(source, layer, encoder_sha256):
+    """Loads the decoder of a layer.
+
+    Arguments
+    ---------
+    source : str or Path
+        The output folder of recipes/decode.py, or a model with a decoder, see
+        `speechbrain_sim.models.fetch.open_source`.
+    layer : str
+        The layer.
+    encoder_sha256 : str
+        `sha256` of the encoder whose latents it shall decode.
+
+    Returns
+    -------
+    decoder, description : (ConvDecoder, dict)
+        Frozen, in eval mode; its entry in config.json.
 
     Raises
     ------
     FileNotFoundError
-        If the folder holds neither.
+        If there is no decoder of the layer.
+    ValueError
+        If it decodes another encoder, or is damaged.
     """
-    source = str(source)
-    if source == LOGMEL:
-        front_end, description = LogMel(), {"model": LOGMEL, "sha256": LOGMEL}
-    elif source.startswith(HUB) or model_type(source) == MODEL_TYPE:
-        parts, config = load_parts(open_source(source), [ENCODER])
-        front_end, about = parts[ENCODER], config["encoder"]
-        description = {
-            **config["training"],
-            "architecture": about["architecture"],
-            "layers": about["layers"],
-            "sha256": about["checkpoint_sha256"],  # what decoders refer to
-        }
-    elif model_type(source) in MODEL_TYPES:
-        front_end, description = load_hidden_states(source)
-    else:
-        try:
-            front_end, description = load_encoder(source)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{error} Or give the folder of a Hugging Face model, whose "
-                f"config.json has the model_type wav2vec2, hubert or wavlm."
-            ) from error
-    return front_end.eval().requires_grad_(False), description
+    name = f"{DECODER}_{layer}"
+    try:
+        parts, config = load_parts(source, [name])
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error} Train it with recipes/decode.py --layer {layer}."
+        ) from error
+    description = config["parts"][name]
+    if description["encoder"] != encoder_sha256:
+        raise ValueError(
+            f"{source} decodes the encoder {description['encoder']}, not "
+            f"{encoder_sha256}: train a decoder for this one with "
+            f"recipes/decode.py."
+        )
+    return parts[name], description

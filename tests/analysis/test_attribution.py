@@ -10,9 +10,9 @@ from speechbrain_sim.analysis.attribution import (
     envelope,
     integrated_gradients,
 )
-from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.logmel import LogMel
-from speechbrain_sim.models.format import load_encoder, save_encoder
+from speechbrain_sim.models.format import example_folder
+from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.report.figures import plot_attribution
 
 
@@ -20,8 +20,8 @@ from speechbrain_sim.report.figures import plot_attribution
 def encoder(tmp_path):
     """As it is analysed: loaded from a file, and frozen."""
     torch.manual_seed(0)
-    save_encoder(GreedyEncoder(channels=6, context_channels=4), tmp_path)
-    return load_encoder(tmp_path)[0].double().requires_grad_(False)
+    folder = example_folder(tmp_path, channels=6, context_channels=4)
+    return load_encoder(folder)[0].double().requires_grad_(False)
 
 
 def noise(batch=2, samples=1600):

@@ -1,7 +1,6 @@
-"""Checkpoints that survive kills and damage; encoders that refuse mix-ups."""
+"""Checkpoints that survive kills and damage."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -13,10 +12,7 @@ from speechbrain_sim.brains.checkpointer import (
     Averages,
     RewindingTrainLogger,
 )
-from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.files import sha256, write_json
-from speechbrain_sim.models.format import load_encoder, save_encoder
-from tests.conftest import same
 
 
 class Killed(BaseException):
@@ -73,7 +69,7 @@ def test_killed_while_saving(tmp_path, monkeypatch, moment):
         raise Killed
 
     if moment == "hashing":
-        monkeypatch.setattr("speechbrain_sim.files.sha256", kill)
+        monkeypatch.setattr("speechbrain_sim.brains.checkpointer.sha256", kill)
     else:
         checkpointer.add_recoverable("other", object(), kill, kill)
         if moment == "first saver":
@@ -215,63 +211,6 @@ def test_a_log_that_is_gone_does_not_matter(tmp_path):
     checkpointer.save_checkpoint()
     checkpointer.recover_if_possible()
     assert not (tmp_path / "train_log.txt").exists()
-
-
-# encoders -------------------------------------------------------------------
-
-
-@pytest.fixture
-def encoder():
-    torch.manual_seed(0)
-    return GreedyEncoder(channels=4, context_channels=2, batch_norm=True)
-
-
-def test_an_encoder_comes_back(tmp_path, encoder):
-    encoder(torch.randn(2, 2000))  # moves the batch norms' statistics
-    save_encoder(encoder, tmp_path / "a/b", epochs=3, valid={"loss": 1.5})
-    loaded, description = load_encoder(tmp_path / "a/b")
-    assert same(loaded.state_dict(), encoder.state_dict())
-    assert not loaded.training
-    assert loaded.config == encoder.config == description["architecture"]
-    assert description["layers"] == encoder.layer_names
-    assert description["epochs"] == 3
-    assert description["valid"] == {"loss": 1.5}
-    assert torch.__version__.startswith(description["versions"]["torch"])
-    files = {path.name for path in (tmp_path / "a/b").iterdir()}
-    assert files == {"encoder.ckpt", "encoder.json"}
-
-
-def test_weights_of_another_run_are_refused(tmp_path, encoder):
-    save_encoder(encoder, tmp_path / "one")
-    with torch.no_grad():
-        encoder.layers["module1"].mean.bias += 1
-    save_encoder(encoder, tmp_path / "two")
-    shutil.copy(
-        tmp_path / "one" / "encoder.ckpt", tmp_path / "two" / "encoder.ckpt"
-    )
-    with pytest.raises(ValueError, match="does not have the hash"):
-        load_encoder(tmp_path / "two")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"channels": 8}, {"batch_norm": False}, {"probabilistic": False}],
-)
-def test_weights_must_fit_the_architecture(tmp_path, encoder, change):
-    save_encoder(encoder, tmp_path)
-    description = json.loads((tmp_path / "encoder.json").read_text())
-    description["architecture"].update(change)
-    write_json(tmp_path / "encoder.json", description)
-    with pytest.raises(ValueError, match="does not fit the architecture"):
-        load_encoder(tmp_path)
-
-
-@pytest.mark.parametrize("missing", ["encoder.ckpt", "encoder.json"])
-def test_a_missing_file_is_named(tmp_path, encoder, missing):
-    save_encoder(encoder, tmp_path)
-    (tmp_path / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=missing):
-        load_encoder(tmp_path)
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from speechbrain_sim.models.format import load_encoder
+from speechbrain_sim.models.load import load_encoder
 from tests.conftest import ROOT, finish, same, start_process
 
 #: saves each rank's weights and draws; arguments: folder, frozen modules
@@ -98,10 +98,10 @@ def test_the_recipe_runs_and_resumes_under_torchrun(tiny_yaml, tmp_path):
     options = ["--num_workers", "1", "--ckpt_interval_steps", "2"]
     options += ["--precision", "bf16", "--grad_accumulation_factor", "2"]
     finish(recipe(tiny_yaml, tmp_path, *options, "--number_of_epochs", "1"))
-    one, description = load_encoder(tmp_path / "encoder")
+    one, description = load_encoder(tmp_path)
     assert description["epochs"] == 1
     finish(recipe(tiny_yaml, tmp_path, *options))
-    two, description = load_encoder(tmp_path / "encoder")
+    two, description = load_encoder(tmp_path)
     assert description["epochs"] == 2
     assert not same(one.state_dict(), two.state_dict())
     log = (tmp_path / "train_log.txt").read_text()

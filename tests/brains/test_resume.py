@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from tests.conftest import HPARAMS, finish, same, start_recipe
 
@@ -78,7 +79,7 @@ def final_state(folder):
     names = ["module1", "module2", "module3", "context"]
     names += [f"{name}_optimizer" for name in names]
     state = {name: torch.load(newest / f"{name}.ckpt") for name in names}
-    encoder = torch.load(folder / "encoder" / "encoder.ckpt")
+    encoder = load_file(folder / "encoder.safetensors")
     return {**state, "encoder": encoder}
 
 

@@ -79,7 +79,7 @@ def test_a_layout_like_timit_trains_and_is_probed(tmp_path):
     tiny = [text for k, v in TINY.items() for text in (f"--{k}", str(v))]
     for recipe, options in {
         "pretrain": [*tiny, "--batch_size", "2", "--num_workers", "0"],
-        "probe": ["--encoder", tmp_path / "pretrain/encoder", "--label=phones"],
+        "probe": ["--encoder", tmp_path / "pretrain", "--label=phones"],
     }.items():
         command = ["env", f"PYTHONPATH={ROOT}:{tmp_path}"]
         command += [sys.executable, ROOT / f"recipes/{recipe}.py"]

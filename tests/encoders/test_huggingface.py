@@ -15,7 +15,7 @@ from speechbrain_sim.encoders.huggingface import (
     HiddenStates,
     load_hidden_states,
 )
-from speechbrain_sim.models.load import load_front_end
+from speechbrain_sim.models.load import load_encoder
 from tests.conftest import ROOT, finish, start_recipe
 
 KINDS = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM"}
@@ -73,11 +73,11 @@ def test_loading_asks_nobody(folder, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     files = {path.name for path in folder.iterdir()}
-    encoder, description = load_front_end(str(folder))
+    encoder, description = load_encoder(str(folder))
     assert isinstance(encoder, HiddenStates) and not asked
     assert {path.name for path in folder.iterdir()} == files
     assert description["model"] == "hubert"
-    assert description["architecture"]["conv_dim"] == [6] * 4
+    assert description["arguments"]["conv_dim"] == [6] * 4
     assert description == json.loads(json.dumps(description))
     assert len(description["sha256"]) == 64
 
@@ -162,7 +162,7 @@ def test_frames_lie_where_their_convolutions_read(folder):
 
 @pytest.mark.parametrize("label", ["pitch", "phones"])
 def test_features_for_a_probe(folder, corpus, tmp_path, label):
-    encoder, description = load_front_end(str(folder))
+    encoder, description = load_encoder(str(folder))
     classes = classes_of(corpus.train, corpus.folder, label)
     features = [
         compute_features(
@@ -221,7 +221,7 @@ def test_half_precision_weights_are_read_in_float32(folder):
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"holds no {name}"):
-        load_front_end(str(folder))
+        load_encoder(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_damaged_files_are_refused(folder):
         load_hidden_states(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json is not json"):
-        load_front_end(str(folder))
+        load_encoder(str(folder))
 
 
 def test_a_folder_of_neither_kind_names_both(tmp_path):
@@ -254,7 +254,7 @@ def test_a_folder_of_neither_kind_names_both(tmp_path):
         if text:
             (tmp_path / "config.json").write_text(text)
         with pytest.raises(FileNotFoundError, match="encoder.json.*wav2vec2"):
-            load_front_end(str(tmp_path))
+            load_encoder(str(tmp_path))
 
 
 def test_without_transformers_the_extra_is_named(folder, monkeypatch):

@@ -37,7 +37,7 @@ SMALL += [
 def analyse_argv(corpus, data_folder, folder, names=SYSTEMS):
     """Options that make an analysis of a tiny corpus take seconds."""
     yaml = HPARAMS / corpus / "analyse.yaml"
-    systems = {name: str(folder / name / "encoder") for name in names}
+    systems = {name: str(folder / name) for name in names}
     argv = [str(yaml), "--output_folder", str(folder / "analysis")]
     argv += ["--report_folder", str(folder / "report"), "--device", "cpu"]
     argv += ["--data_folder", str(data_folder), "--systems", str(systems)]
@@ -78,7 +78,7 @@ def analysed(recipes, corpora, tmp_path_factory):
             )
         yaml = yaml.with_name("probe.yaml")
         recipes["probe"].main(  # of SIM only
-            [str(yaml), "--encoder", str(folder / "SIM/encoder")]
+            [str(yaml), "--encoder", str(folder / "SIM")]
             + ["--output_folder", str(folder / "SIM/probe")]
             + ["--label", LABELS[corpus], "--number_of_epochs", "1"]
             + options_for(yaml, corpora)
@@ -209,7 +209,7 @@ def test_a_decoder_of_another_encoder_is_refused(
 ):
     folder = analysed["Synthetic"]
     argv = analyse_argv("Synthetic", corpora / "Synthetic", folder)
-    swapped = {name: str(folder / "GIM/encoder") for name in SYSTEMS}
+    swapped = {name: str(folder / "GIM") for name in SYSTEMS}
     argv[argv.index("--systems") + 1] = str(swapped)
     with pytest.raises(ValueError, match="holds a decoder of another encoder"):
         recipes["analyse"].main(argv)

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 from speechbrain_sim.decoders import mirror
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.logmel import LogMel
-from speechbrain_sim.models.format import (
-    load_decoder,
-    load_encoder,
-    save_encoder,
-)
+from speechbrain_sim.models.format import example_folder
+from speechbrain_sim.models.load import load_decoder, load_encoder
 from speechbrain_sim.objectives.reconstruction import ReconstructionLoss
 from tests.brains.test_resume import kill_at
 from tests.conftest import ROOT, TINY, finish, same, start_recipe
@@ -27,8 +25,7 @@ def encoder_folder(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("encoder")
     shape = {"channels": TINY["channels"], "context_channels": 4}
-    save_encoder(GreedyEncoder(**shape), folder)
-    return folder
+    return example_folder(folder, **shape)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +125,8 @@ def test_decode_learns_and_keeps_what_it_heard(
         float(line.split("valid explained: ")[1]) for line in log.splitlines()
     ]
     assert max(explained[1:]) > explained[0]
-    about = json.loads((tmp_path / "decoder/decoder.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text())
+    about = config["parts"]["decoder_module1"]
     assert about["layer"] == "module1" and about["epochs"] == 12
     heard = sorted((tmp_path / "audio").iterdir())
     assert len(heard) == 2  # one batch
@@ -139,15 +137,16 @@ def test_decode_learns_and_keeps_what_it_heard(
     assert list((tmp_path / "tensorboard").glob("*tfevents*"))
 
     _, description = load_encoder(encoder_folder)
-    decoder, _ = load_decoder(tmp_path / "decoder", description, "module1")
+    digest = description["sha256"]
+    decoder, about = load_decoder(tmp_path, "module1", digest)
+    assert about["encoder"] == digest == load_encoder(tmp_path)[1]["sha256"]
     assert not any(weight.requires_grad for weight in decoder.parameters())
-    with pytest.raises(ValueError, match="decodes the layer module1, not mod"):
-        load_decoder(tmp_path / "decoder", description, "module2")
-    other = {**description, "sha256": "0" * 64}
+    with pytest.raises(FileNotFoundError, match="no decoder_module2, only"):
+        load_decoder(tmp_path, "module2", digest)
     with pytest.raises(ValueError, match="decodes the encoder .*, not 000"):
-        load_decoder(tmp_path / "decoder", other, "module1")
+        load_decoder(tmp_path, "module1", "0" * 64)
     with pytest.raises(FileNotFoundError, match="recipes/decode.py"):
-        load_decoder(tmp_path, description, "module1")
+        load_decoder(encoder_folder, "module1", digest)
 
 
 def test_killed_decoder_training_ends_the_same(decode_yaml, tmp_path):
@@ -162,7 +161,9 @@ def test_killed_decoder_training_ends_the_same(decode_yaml, tmp_path):
     finish(start_recipe(*argv))
     finish(uninterrupted)
     # not the last checkpoint by name: several are written in one second
-    states = [torch.load(f / "decoder/decoder.ckpt") for f in (whole, killed)]
+    states = [
+        load_file(f / "decoder_module3.safetensors") for f in (whole, killed)
+    ]
     assert same(*states)
     logs = [(f / "train_log.txt").read_text() for f in (whole, killed)]
     assert logs[0] == logs[1] and logs[0].count("epoch: ") == 5

@@ -6,6 +6,7 @@ import pytest
 import soundfile
 
 from speechbrain_sim.config import load_experiment
+from speechbrain_sim.models.load import load_encoder
 from tests.conftest import HPARAMS, ROOT, options_for
 
 REAL = ROOT.parent / "shared/data/ArtificialSpeech"
@@ -38,9 +39,9 @@ def test_pretrain_each_model(recipes, corpora, tmp_path, yaml, model):
         + options_for(yaml, corpora)
         + TINY
     )
-    about = json.loads((tmp_path / "encoder/encoder.json").read_text())
+    _, about = load_encoder(tmp_path)
     assert about["model"] == model
-    assert about["architecture"]["channels"] == 8
+    assert about["arguments"]["channels"] == 8
     assert about["epochs"] == (model != "random")
     if model != "random":
         assert "train " in (tmp_path / "train_log.txt").read_text()
@@ -283,7 +284,7 @@ def test_real_librispeech_trains_and_is_probed(recipes, tmp_path, caplog):
             str(HPARAMS / "LibriSpeech/probe.yaml"),
             *("--data_folder", str(tmp_path / "parts")),
             *("--incomplete", "allow"),
-            *("--encoder", str(tmp_path / "sim/encoder")),
+            *("--encoder", str(tmp_path / "sim")),
             *("--output_folder", str(tmp_path / "probe")),
             *("--number_of_epochs", "1", "--controls", "2"),
         ]

@@ -1,0 +1,273 @@
+"""Many files at once, from the command line: encode, kill, go on, decode."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from speechbrain_sim import cli, convert, features
+from speechbrain_sim.inference import SmoothInfoMax
+from tests.conftest import ROOT
+from tests.encoders.test_huggingface import save_model
+
+
+@pytest.fixture
+def audio(tmp_path):
+    """Four recordings in a folder, of several rates and lengths."""
+    rng = np.random.default_rng(0)
+    files = {"a": 16000, "ann/b": 22050, "ann/c": 16000, "bob/b": 44100}
+    for i, (name, rate) in enumerate(files.items()):
+        path = tmp_path / "audio" / f"{name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.uniform(-0.5, 0.5, rate // 2 + 777 * i)
+        soundfile.write(path, noise, rate)
+    (tmp_path / "audio/notes.txt").write_text("no audio")
+    return tmp_path / "audio"
+
+
+def encode(source, *inputs, out, layer="module3", options=()):
+    out = ["--layer", layer, "--out", str(out), *options]
+    cli.main(["encode", str(source), *map(str, inputs), *out])
+
+
+def files_in(folder):
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+NAMES = {"a", "ann/b", "ann/c", "bob/b"}
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+def test_there_and_back(trained, audio, tmp_path, capsys, kind):
+    latents, wavs = tmp_path / "latents", tmp_path / "wavs"
+    encode(trained.decoder, audio, out=latents, options=["--format", kind])
+    printed = capsys.readouterr().out
+    assert "4 recordings" in printed and "(frames, 6)" in printed
+    assert "every 160 samples" in printed
+    assert files_in(latents) == {"encode.json", *(f"{n}.{kind}" for n in NAMES)}
+    command = ["decode", str(trained.model), str(latents)]
+    cli.main([*command, "--layer", "module3", "--out", str(wavs)])
+    assert files_in(wavs) == {f"{name}.wav" for name in NAMES}
+    model = SmoothInfoMax.from_pretrained(trained.model)
+    for name in NAMES:
+        expected = model.encode_file(audio / f"{name}.wav", "module3").mean
+        file = latents / f"{name}.{kind}"
+        found = (
+            torch.from_numpy(np.load(file))
+            if kind == "npy"
+            else load_file(file)["module3"]
+        )
+        assert found.dtype == torch.float32
+        assert torch.equal(found, expected[0])
+        samples = features.check_file(model.encoder, audio / f"{name}.wav")
+        wav, rate = soundfile.read(wavs / f"{name}.wav", dtype="float32")
+        assert rate == 16000 and len(wav) == samples
+        decoded = model.decode(expected, "module3", samples)[0]
+        assert torch.equal(torch.from_numpy(wav), decoded)
+
+
+def test_samples_are_drawn_and_drawn_again(trained, audio, tmp_path):
+    for out in ("one", "two"):
+        encode(trained.run, audio, out=tmp_path / out, options=["--sample"])
+    encode(trained.run, audio, out=tmp_path / "means")
+    one, two, means = (
+        np.load(tmp_path / out / "a.npy") for out in ("one", "two", "means")
+    )
+    assert np.array_equal(one, two) and not np.allclose(one, means)
+    with pytest.raises(SystemExit, match="with the sample True, not False"):
+        encode(trained.run, audio, out=tmp_path / "one")
+
+
+KILLED = """
+import os, signal, sys
+from speechbrain_sim import cli, convert
+write, count = convert.write_latents, 0
+def write_some(encoder, path, targets, **options):
+    global count
+    count += 1
+    if count == 3:
+        target = targets["module3"]
+        target.with_name(target.name + ".part").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(encoder, path, targets, **options)
+convert.write_latents = write_some
+cli.main(sys.argv[1:])
+"""
+
+
+def test_killed_it_goes_on(trained, audio, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    argv = ["encode", str(trained.run), str(audio)]
+    argv += ["--layer", "module3", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *argv],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == -9
+    whole = {path: path.stat().st_mtime_ns for path in out.rglob("*.npy")}
+    assert len(whole) == 2
+    encoded, write = [], convert.write_latents
+    monkeypatch.setattr(
+        convert,
+        "write_latents",
+        lambda *args, **kw: (encoded.append(args[1]), write(*args, **kw)),
+    )
+    cli.main(argv)
+    assert len(encoded) == 2
+    assert all(path.stat().st_mtime_ns == at for path, at in whole.items())
+    assert files_in(out) == {"encode.json", *(f"{n}.npy" for n in NAMES)}
+    encode(trained.run, audio, out=tmp_path / "once")
+    for name in NAMES:
+        a, b = (
+            (f / f"{name}.npy").read_bytes() for f in (out, tmp_path / "once")
+        )
+        assert a == b
+
+
+def test_more_files_join_but_nothing_else(trained, audio, tmp_path):
+    out = tmp_path / "out"
+    encode(trained.run, audio / "a.wav", out=out)
+    encode(trained.run, audio, out=out)
+    assert len(list(out.rglob("*.npy"))) == 4
+    with pytest.raises(SystemExit, match="the layer module3, not context"):
+        encode(trained.run, audio, out=out, layer="context")
+    with pytest.raises(SystemExit, match="the encoder .* another --out"):
+        encode(other_model(tmp_path), audio, out=out)
+    shutil.copy(audio / "ann/c.wav", audio / "a.wav")
+    with pytest.raises(SystemExit, match="holds 'a' of .*another --out"):
+        encode(trained.run, audio, out=out)
+    with pytest.raises(
+        SystemExit, match="no layer 'module9'; there are module1"
+    ):
+        encode(trained.run, audio, out=out, layer="module9")
+
+
+def other_model(folder):
+    from speechbrain_sim.models.format import example_folder
+
+    return example_folder(folder / "other")
+
+
+def test_names_that_clash_are_refused(trained, audio, tmp_path):
+    for inputs in ([audio / "ann/b.wav", audio / "bob/b.wav"], [audio]):
+        if inputs == [audio]:
+            shutil.copy(audio / "a.wav", audio / "a.flac")
+        with pytest.raises(SystemExit, match="would both become '(a|b)'"):
+            encode(trained.run, *inputs, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit, match="is no file, and no folder with .wav"):
+        encode(trained.run, tmp_path / "nowhere", out=tmp_path / "out")
+
+
+def test_bad_files_are_named(trained, audio, tmp_path, capsys):
+    (audio / "bad.wav").write_bytes(b"no audio")
+    soundfile.write(audio / "short.wav", np.zeros(20), 16000)
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match="(?s)2 bad files.*bad.wav.*short.wav"):
+        encode(trained.run, audio, out=out)
+    assert not out.exists()
+    skip = ["--on-bad-audio", "skip"]
+    encode(trained.run, audio, out=out, options=skip)
+    printed = capsys.readouterr().out
+    assert printed.count("Left out: ") == 2 and "2 left out" in printed
+    assert len(list(out.rglob("*.npy"))) == 4
+
+
+def test_a_file_that_is_bad_inside_stops_no_other(
+    trained, audio, tmp_path, capsys
+):
+    path = audio / "ann/aa.flac"
+    soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, 99999), 16000)
+    path.write_bytes(path.read_bytes()[:-30000])
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match="(?s)All others were .*aa.flac"):
+        encode(trained.run, audio, out=out)
+    assert {f for f in files_in(out) if f.endswith(".npy")} == {
+        f"{name}.npy" for name in NAMES
+    }
+    encode(trained.run, audio, out=out, options=["--on-bad-audio", "skip"])
+    assert "1 left out" in capsys.readouterr().out
+
+
+def test_other_latents_are_not_decoded(trained, audio, tmp_path):
+    def decode(source, *inputs, layer="module3"):
+        out = ["--layer", layer, "--out", str(tmp_path / "wavs")]
+        cli.main(["decode", str(source), *map(str, inputs), *out])
+
+    encode(trained.run, audio, out=tmp_path / "x", layer="module2")
+    with pytest.raises(
+        SystemExit, match="is of the layer module2, not module3"
+    ):
+        decode(trained.model, tmp_path / "x")
+    with pytest.raises(SystemExit, match="no decoder of 'module2'; it has mod"):
+        decode(trained.model, tmp_path / "x", layer="module2")
+    (tmp_path / "x/encode.json").unlink()
+    z = np.load(tmp_path / "x/a.npy")[:20]
+    np.save(tmp_path / "alone.npy", z)
+    decode(trained.model, tmp_path / "alone.npy")
+    frames = soundfile.info(tmp_path / "wavs/alone.wav").frames
+    assert trained.encoder.output_lengths(frames, "module3") == 20
+
+
+@pytest.mark.parametrize("kind", ["logmel", "hubert"])
+def test_encoders_that_read_whole_files(audio, tmp_path, kind):
+    source, layer = kind, kind
+    if kind == "hubert":
+        source = save_model(tmp_path / "model", "hubert", "base")
+        layer = "hidden1"
+    encode(source, audio, out=tmp_path / "out", layer=layer)
+    record = json.loads((tmp_path / "out/encode.json").read_text())
+    encoder, _ = convert.load_encoder(source)
+    for name in NAMES:
+        found = np.load(tmp_path / "out" / f"{name}.npy")
+        samples = record["files"][name]["samples"]
+        assert len(found) == encoder.output_lengths(samples, layer)
+
+
+def test_a_long_file_takes_little_memory(trained, tmp_path):
+    code = (
+        "import resource, sys\nfrom speechbrain_sim import cli\n"
+        "for n in sys.argv[2:]:\n"
+        "    cli.main(['encode', sys.argv[1], n, '--layer', 'module3',\n"
+        "              '--out', 'out'])\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    minute = np.random.default_rng(0).uniform(-0.1, 0.1, 60 * 16000)
+    for name, minutes in {"short.wav": 1, "long.wav": 21}.items():
+        with soundfile.SoundFile(tmp_path / name, "w", 16000, 1) as file:
+            for _ in range(minutes):
+                file.write(minute)
+    done = subprocess.run(
+        [sys.executable, "-c", code, trained.run, "short.wav", "long.wav"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    short, long = (
+        int(x) for x in done.stdout.split() if x.isdigit() and len(x) > 4
+    )
+    assert long - short < 20_000  # kB; the waveform alone has 80,000
+    assert len(np.load(tmp_path / "out/long.npy", mmap_mode="r")) == 126000
+
+
+def test_the_record_knows_relative_folders(
+    trained, audio, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(audio)
+    encode(trained.run, "ann", out=Path("../out"))
+    encode(trained.run, audio / "ann", out=tmp_path / "out")  # the same
+    assert len(list((tmp_path / "out").rglob("*.npy"))) == 2
