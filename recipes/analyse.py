@@ -163,7 +163,7 @@ def untrained(front_end, seed, device):
     if not isinstance(front_end, GreedyEncoder):
         return None
     torch.manual_seed(seed)
-    return GreedyEncoder(**front_end.config).eval().to(device)
+    return GreedyEncoder(**front_end.arguments).eval().to(device)
 
 
 def read_codes(hparams, front_end, layers):

@@ -1,4 +1,4 @@
-"""Decoders: what a layer's latents sound like.
+"""Decoders: latents of a layer -> waveform.
 
 Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 4.1.3,
 https://arxiv.org/abs/2408.12936
@@ -7,10 +7,12 @@ https://arxiv.org/abs/2408.12936
 import torch
 from torch import nn
 
+from speechbrain_sim.arguments import records_arguments
 from speechbrain_sim.encoders.base import absolute_lengths, zero_padding
 from speechbrain_sim.encoders.block_conv import conv_lengths
 
 
+@records_arguments
 class ConvDecoder(nn.Module):
     """The convolutions of an encoder, mirrored: latents -> waveform.
 
@@ -47,35 +49,20 @@ class ConvDecoder(nn.Module):
         refinements=0,
     ):
         super().__init__()
-        #: the constructor's arguments
-        self.config = {
-            "in_channels": in_channels,
-            "channels": channels,
-            "kernel_sizes": list(kernel_sizes),
-            "strides": list(strides),
-            "paddings": list(paddings),
-            "refinements": refinements,
-        }
         #: (kernel size, stride, padding), waveform first
         self.shapes = list(zip(kernel_sizes, strides, paddings, strict=True))
         widths = [1] + [channels] * (len(self.shapes) - 1) + [in_channels]
         self.stages = nn.ModuleList()
-        for i, (kernel, stride, padding) in reversed(
-            list(enumerate(self.shapes))
-        ):
+        for i, shape in reversed(list(enumerate(self.shapes))):
             inner = channels if refinements else widths[i]
-            convs = [
-                nn.ConvTranspose1d(
-                    widths[i + 1], inner, kernel, stride, padding
-                )
-            ]
+            convs = [nn.ConvTranspose1d(widths[i + 1], inner, *shape)]
             for r in range(refinements):
                 outer = widths[i] if r == refinements - 1 else channels
                 convs.append(nn.ConvTranspose1d(channels, outer, 3, 1, 1))
             self.stages.append(nn.ModuleList(convs))
 
     def frames(self, samples):
-        """Lengths from the waveform up to the latents: list of int or tensor."""
+        """Lists the lengths from the waveform up to the latents."""
         lengths = [samples]
         for shape in self.shapes:
             lengths.append(conv_lengths(lengths[-1], *shape))
@@ -124,18 +111,18 @@ class ConvDecoder(nn.Module):
         return x[:, 0]
 
 
-def mirror(encoder, layer, refinements=None):
+def mirror(encoder, layer):
     """Makes the decoder of a layer from the encoder's own hyper-parameters.
+
+    As in the authors' release, the lowest layer has two refinements after each
+    of its two convolutions, and no other layer has any.
 
     Arguments
     ---------
-    encoder : GreedyEncoder or HiddenStates
+    encoder : Encoder
         The encoder.
     layer : str
         The layer to decode.
-    refinements : int, optional
-        See `ConvDecoder`; by default the release's: 2 for `module1`, else
-        none.
 
     Returns
     -------
@@ -150,11 +137,11 @@ def mirror(encoder, layer, refinements=None):
     >>> mirror(encoder, "module3")(z, wavs.shape[1]).shape
     torch.Size([2, 8821])
     """
-    if refinements is None:
-        refinements = 2 if layer == "module1" else 0
+    convolutions = encoder.convolutions(layer)
+    lowest = layer == encoder.layer_names[0] and len(convolutions) == 2
     return ConvDecoder(
         encoder.channels_of(layer),
         encoder.conv_channels,
-        *zip(*encoder.convolutions(layer), strict=True),
-        refinements,
+        *zip(*convolutions, strict=True),
+        refinements=2 if lowest else 0,
     )

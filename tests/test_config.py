@@ -103,18 +103,19 @@ def test_every_tunable_reaches_the_objective(tiny_yaml, tmp_path):
         tiny_yaml,
         tmp_path,
         kl_weight="[1,2,3]",
-        draws=4,
-        window=17,
+        num_samples=4,
+        window_frames=17,
         prediction_steps=3,
-        negatives=5,
-        own_negatives=2,
+        num_negatives=5,
+        within_utterance_negatives=2,
         kl_reduction="channel",
     )
     for name, module in hparams["modules"].items():
         objective = module.smooth_info_nce
-        assert module.draws == 4
-        assert objective.window == 17
-        assert (objective.negatives, objective.own_negatives) == (5, 2)
+        assert module.num_samples == 4
+        assert objective.window_frames == 17
+        assert objective.num_negatives == 5
+        assert objective.within_utterance_negatives == 2
         assert objective.kl_reduction == "channel"
         z, c = TINY["channels"], TINY["channels"]
         if name == "context":
@@ -128,21 +129,25 @@ def test_precedence(tiny_yaml, tmp_path):
     difference = tmp_path / "difference.yaml"
     difference.write_text(
         f"base: {tiny_yaml}\n"
-        "model: gim\nprobabilistic: True\nnegatives: 5\nbatch_size: 3\n"
+        "model: gim\nprobabilistic: True\nnum_negatives: 5\nbatch_size: 3\n"
     )
     hparams = load(difference, tmp_path / "0")
     assert hparams["prediction_steps"] == TINY["prediction_steps"]  # base's
     assert hparams["channels"] == TINY["channels"]
-    assert hparams["negatives"] == 5  # the difference's
+    assert hparams["num_negatives"] == 5  # the difference's
     assert hparams["batch_size"] == 3
     assert hparams["probabilistic"] is False  # the model's
     assert hparams["model_name"] == "gim"
     assert hparams["encoder"].layers["module1"].log_var is None
     hparams = load(
-        difference, tmp_path / "1", probabilistic=True, negatives=4, model="cpc"
+        difference,
+        tmp_path / "1",
+        probabilistic=True,
+        num_negatives=4,
+        model="cpc",
     )
     assert hparams["probabilistic"] is True  # typed
-    assert hparams["negatives"] == 4
+    assert hparams["num_negatives"] == 4
     assert hparams["model_name"] == "cpc"
     assert list(hparams["modules"]) == ["encoder"]
     assert hparams["encoder"].layers["module1"].log_var is not None
@@ -210,10 +215,11 @@ def test_the_papers_values():
     ]
     for name, module in sim.modules.items():
         objective = module.smooth_info_nce
-        assert objective.prediction_steps == objective.negatives == 10
-        assert (objective.own_negatives, objective.window) == (0, 128)
+        assert objective.prediction_steps == objective.num_negatives == 10
+        assert objective.within_utterance_negatives == 0
+        assert objective.window_frames == 128
         assert objective.kl_reduction == "time"
-        assert module.draws == 1
+        assert module.num_samples == 1
         c = 256 if name == "context" else 512
         assert objective.predictor.weight.shape == (5120, c)
         assert objective.predictor.bias is None

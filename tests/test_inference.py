@@ -287,7 +287,7 @@ def test_the_second_door_runs_no_code(trained, monkeypatch):
 
 
 def test_the_pretrainer_serves_other_recipes(trained):
-    encoder = type(trained.encoder)(**trained.encoder.config)
+    encoder = type(trained.encoder)(**trained.encoder.arguments)
     for path in ("", "/encoder.safetensors"):
         pretrainer = SafetensorsPretrainer(
             loadables={"encoder": encoder},

@@ -23,9 +23,9 @@ class ResumableBrain(sb.Brain):
 
     Every entry of `modules` has its own optimizer and is checkpointed, with
     the running means and the length of the log. Hyper-parameters read from
-    `hparams`: `epoch_counter`, `train_logger`; optional `crop` (told the
-    epoch), `tensorboard_logger`. Subclasses define `save_result`. After some
-    twenty steps the log says what the run will take, and so does `estimate`.
+    `hparams`: `epoch_counter`, `train_logger`; optional `crop` (its epoch is
+    set), `tensorboard_logger`. Subclasses define `save_result`. After some
+    twenty steps the cost of the run is logged, and kept as `estimate`.
     """
 
     def __init__(
@@ -39,11 +39,12 @@ class ResumableBrain(sb.Brain):
                 f"stop or reverse the gradient. Use .inf (inf on the command "
                 f"line) for no clipping."
             )
-        self.raw = dict(self.modules.items())  # never wrapped by DDP
+        #: the modules, never wrapped by DDP
+        self.unwrapped = dict(self.modules.items())
         self.stopwatch, self.estimate = Stopwatch(), None
         self.averages = {stage: Averages() for stage in sb.Stage}
         if checkpointer is not None:
-            for name, module in self.raw.items():
+            for name, module in self.unwrapped.items():
                 checkpointer.add_recoverable(name, module)
             checkpointer.add_recoverable(
                 "averages", self.averages[sb.Stage.TRAIN]
@@ -53,7 +54,7 @@ class ResumableBrain(sb.Brain):
             )
 
     def on_fit_start(self):
-        """Wraps, makes optimizers, resumes; a run without past has no log."""
+        """Wraps, makes optimizers, resumes; a new run starts with an empty log."""
         super().on_fit_start()
         begins = self.hparams.epoch_counter.current == 0
         if self.checkpointer is not None and begins and not self.debug:
@@ -78,7 +79,7 @@ class ResumableBrain(sb.Brain):
                 )
 
     def key(self, name, stage):
-        """Names the draws of one module in this step."""
+        """Returns the key of the draws of one module in this step."""
         if stage == sb.Stage.TRAIN:
             epoch = self.hparams.epoch_counter.current
             return (self.hparams.seed, self.rank, name, epoch, self.step)
@@ -91,7 +92,7 @@ class ResumableBrain(sb.Brain):
         self.averages[stage].update(named)
 
     def on_stage_start(self, stage, epoch=None):
-        """Tells crops the epoch; starts the averages anew."""
+        """Sets the epoch of crops; starts the averages anew."""
         if stage != sb.Stage.TRAIN or self.step == 0:  # else: resumed
             self.averages[stage].clear()
         crop = getattr(self.hparams, "crop", None)
@@ -112,7 +113,7 @@ class ResumableBrain(sb.Brain):
         super()._fit_train(train_set, epoch, enable)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Says once what the run will take."""
+        """Logs once what the run will take."""
         seconds = self.stopwatch.lap()
         if seconds is None or not if_main_process():
             return
@@ -125,7 +126,7 @@ class ResumableBrain(sb.Brain):
             memory=peak_memory(self.device),
             disk=CHECKPOINTS
             * checkpoint_bytes(
-                self.raw.values(), self.optimizers_dict.values()
+                self.unwrapped.values(), self.optimizers_dict.values()
             ),
         )
         logger.info(str(self.estimate))

@@ -1,4 +1,4 @@
-"""Training of a decoder: what a frozen layer remembers of the waveform."""
+"""Training of a decoder: latents of a frozen layer -> waveform."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class DecoderBrain(ResumableBrain):
         super().__init__(*args, **kwargs)
         self.front_end = self.hparams.front_end.to(self.device)
         self.reconstruction = self.hparams.reconstruction.to(self.device)
-        self.heard = {}
+        self.examples = {}
 
     def compute_forward(self, batch, stage):
         """Encodes and decodes a batch: waveforms, (batch, samples)."""
@@ -45,7 +45,7 @@ class DecoderBrain(ResumableBrain):
         )
 
     def compute_objectives(self, predictions, batch, stage):
-        """Compares with what was recorded; the first validation clips are kept."""
+        """Scores the decoded waveforms; keeps the first validation clips."""
         wavs, wav_lens = batch.sig
         wavs = wavs.to(self.device)
         lengths = absolute_lengths(wavs, wav_lens.to(self.device))
@@ -61,18 +61,18 @@ class DecoderBrain(ResumableBrain):
         self.record(stats, stage)
         if stage == sb.Stage.VALID and self.step == 1:
             kept = zip(batch.id, wavs, predictions, lengths, strict=True)
-            self.heard = {
+            self.examples = {
                 name: (wav[:end].cpu(), decoded[:end].detach().float().cpu())
                 for name, wav, decoded, end in list(kept)[:AUDIO_SAMPLES]
             }
         return loss
 
     def save_result(self, epoch, train, valid):
-        """Saves the decoder, and what it makes of a few recordings."""
+        """Saves the decoder and a few decoded recordings."""
         if not sb.utils.distributed.if_main_process():
             return
         save_model(
-            self.raw["decoder"],
+            self.unwrapped["decoder"],
             self.hparams.decoder_folder,
             DECODER,
             layer=self.hparams.layer,
@@ -84,7 +84,7 @@ class DecoderBrain(ResumableBrain):
             **self.hparams.about,
         )
         board = getattr(self.hparams, "tensorboard_logger", None)
-        for name, (wav, decoded) in self.heard.items():
+        for name, (wav, decoded) in self.examples.items():
             folder = Path(self.hparams.audio_folder, name)
             folder.mkdir(parents=True, exist_ok=True)
             for stem, x in ("recorded", wav), (f"epoch_{epoch:04}", decoded):

@@ -25,10 +25,9 @@ class GreedyBrain(ResumableBrain):
     `modules` are `GreedyModule`s in order, bottom first; `opt_class` makes one
     optimizer for each, named as the module. Batches have `sig` (SpeechBrain's
     padded waveforms) and, for supervised modules, `target`. Hyper-parameters
-    read from `hparams`: `seed`, `epoch_counter`, `train_logger`, `encoder`,
-    `encoder_folder`; optional `frozen` (modules that do not learn),
-    `kl_warmup_epochs`, `crop` (told the epoch), `tensorboard_logger`, `about`
-    (what the saved encoder says of itself).
+    read from `hparams`: `seed`, `encoder`, `encoder_folder`; optional `frozen`
+    (modules that do not learn), `kl_schedule` (epoch -> share of beta), `about`
+    (metadata of the encoder), and those of `ResumableBrain`.
 
     All randomness is keyed by (seed, rank, module, epoch, step).
     """
@@ -163,16 +162,16 @@ class GreedyBrain(ResumableBrain):
         return sum(output.loss for output in predictions.values())
 
     def on_stage_start(self, stage, epoch=None):
-        """Tells crops and KL warm-up the epoch; starts the averages anew."""
+        """Sets the epoch of crops and of the KL; starts the averages anew."""
         super().on_stage_start(stage, epoch)
-        if stage == sb.Stage.TRAIN:
-            warmup = getattr(self.hparams, "kl_warmup_epochs", 0)
-            for module in self.raw.values():
-                module.kl_scale = min(1.0, epoch / warmup) if warmup else 1.0
+        schedule = getattr(self.hparams, "kl_schedule", None)
+        if stage == sb.Stage.TRAIN and schedule is not None:
+            for module in self.unwrapped.values():
+                module.kl_scale = schedule(epoch)
 
     def save_result(self, epoch, train, valid):
         """Warns of collapse, saves the encoder."""
-        for name in self.raw:
+        for name in self.unwrapped:
             self.warn_of_collapse(name, train)
         if sb.utils.distributed.if_main_process():
             save_encoder(
@@ -195,7 +194,9 @@ class GreedyBrain(ResumableBrain):
         ]
         if nce is None or not kls:
             return
-        chance = math.log(1 + self.raw[name].smooth_info_nce.negatives)
+        chance = math.log(
+            1 + self.unwrapped[name].smooth_info_nce.num_negatives
+        )
         if min(kls) < COLLAPSED_KL and nce > COLLAPSED_NCE * chance:
             logger.warning(
                 f"{name} may have collapsed: its KL is {min(kls):.2f} nats per "

@@ -1,27 +1,31 @@
-"""encoders.base."""
+"""The contract of every encoder: waveforms -> one `Latent` per layer.
 
+All tensors are (batch, time, channel).
+"""
+
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from speechbrain_sim.encoders.block_conv import conv_lengths
 
 
 class Latent(NamedTuple):
-    """What a layer says about its input, (batch, time, channel) throughout.
-
-    Frames beyond an utterance's length mean nothing.
+    """The output of a layer.
 
     Arguments
     ---------
     mean : torch.Tensor
-        Mean of the posterior, or the output of a deterministic layer.
+        Mean of the posterior, or the output of a deterministic layer,
+        (batch, time, channel).
     log_var : torch.Tensor or None
         Log-variance of the posterior; None where there is no posterior.
     sample : torch.Tensor
-        What the next layer reads: a draw from the posterior if `sampled`,
-        else the mean itself.
+        Input of the next layer: a draw from the posterior if `sampled`, else
+        the mean.
     lengths : torch.Tensor
         Valid frames of each utterance, (batch,), integer.
     sampled : bool
@@ -53,28 +57,84 @@ class Latent(NamedTuple):
         return torch.addcmul(self.mean, torch.exp(0.5 * self.log_var), noise)
 
     def window(self, start, frames):
-        """Cuts a window of frames out of mean, log-variance and sample.
+        """Cuts out the frames `start : start + frames`; `lengths` stay."""
+        return self._map(lambda x: x[:, start : start + frames])
+
+    def without_padding(self):
+        """Zeroes mean, log-variance and sample beyond each utterance."""
+        return self._map(lambda x: zero_padding(x, self.lengths))
+
+    def _map(self, change):
+        """Changes mean, log-variance and sample alike."""
+        mean = change(self.mean)
+        log_var = None if self.log_var is None else change(self.log_var)
+        sample = mean if self.sample is self.mean else change(self.sample)
+        return Latent(mean, log_var, sample, self.lengths, self.sampled)
+
+    @classmethod
+    def cat(cls, pieces):
+        """Joins consecutive pieces of the same utterances along time.
 
         Arguments
         ---------
-        start, frames : int
-            The window is `start : start + frames`.
+        pieces : list of Latent
+            Of one layer, without padding, as `Encoder.stream` yields them.
 
         Returns
         -------
         Latent
-            (batch, frames, channel); `lengths` are still the sequence's.
         """
-        end = start + frames
-        log_var = self.log_var
-        if log_var is not None:
-            log_var = log_var[:, start:end]
-        mean, sample = self.mean[:, start:end], self.sample[:, start:end]
-        return Latent(mean, log_var, sample, self.lengths, self.sampled)
+        lengths = torch.stack([piece.lengths for piece in pieces]).sum(0)
+        return cls._join(pieces, lambda x: torch.cat(x, dim=1), lengths)
+
+    @classmethod
+    def pad(cls, rows):
+        """Makes one batch, zero-padded, of latents of single utterances.
+
+        Arguments
+        ---------
+        rows : list of Latent
+            Of one layer, each (1, time, channel).
+
+        Returns
+        -------
+        Latent
+        """
+
+        def padded(tensors):
+            return pad_sequence([x[0] for x in tensors], batch_first=True)
+
+        lengths = torch.cat([row.lengths for row in rows])
+        return cls._join(rows, padded, lengths)
+
+    @classmethod
+    def stack(cls, batches):
+        """Joins batches along the batch.
+
+        Arguments
+        ---------
+        batches : list of Latent
+            Of one layer, all padded to the same number of frames.
+
+        Returns
+        -------
+        Latent
+        """
+        lengths = torch.cat([batch.lengths for batch in batches])
+        return cls._join(batches, torch.cat, lengths)
+
+    @classmethod
+    def _join(cls, latents, join, lengths):
+        """Joins every field; a latent without samples keeps one tensor."""
+        means, log_vars, samples, _, sampled = zip(*latents, strict=True)
+        mean = join(means)
+        log_var = None if log_vars[0] is None else join(log_vars)
+        sample = join(samples) if any(sampled) else mean
+        return cls(mean, log_var, sample, lengths, any(sampled))
 
 
 def absolute_lengths(x, wav_lens=None):
-    """Turns SpeechBrain's relative lengths into samples.
+    """Converts SpeechBrain's relative lengths to samples.
 
     Arguments
     ---------
@@ -117,7 +177,10 @@ def absolute_lengths(x, wav_lens=None):
 
 
 def valid_frames(lengths, time):
-    """Tells frames from padding.
+    """Marks the frames that lie inside each utterance.
+
+    SpeechBrain's `length_to_mask`, for integer lengths; that one fixes the
+    size of the batch when it is traced, and so cannot be exported.
 
     Arguments
     ---------
@@ -141,19 +204,9 @@ def valid_frames(lengths, time):
 
 
 def zero_padding(x, lengths):
-    """Zeroes what lies beyond each utterance.
+    """Zeroes (batch, time, channel) beyond each utterance.
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        (batch, time, channel).
-    lengths : torch.Tensor
-        Valid frames of each utterance, (batch,).
-
-    Returns
-    -------
-    torch.Tensor
-        Of the same shape; `x` itself where there is no padding.
+    Returns `x` itself where there is no padding.
 
     Example
     -------
@@ -161,25 +214,13 @@ def zero_padding(x, lengths):
     tensor([[1., 0., 0.],
             [1., 1., 1.]])
     """
-    if lengths.min() >= x.shape[1]:
+    if not torch.jit.is_tracing() and lengths.min() >= x.shape[1]:
         return x
     return x.masked_fill(~valid_frames(lengths, x.shape[1])[..., None], 0)
 
 
 def masked_mean(x, lengths):
-    """Averages over the valid frames of each utterance.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        (batch, time, channel).
-    lengths : torch.Tensor
-        (batch,).
-
-    Returns
-    -------
-    torch.Tensor
-        (batch, channel).
+    """Averages (batch, time, channel) over the valid frames.
 
     Example
     -------
@@ -189,16 +230,129 @@ def masked_mean(x, lengths):
     return zero_padding(x, lengths).sum(1) / lengths[:, None]
 
 
-class Encoder(nn.Module):
-    """What can be asked of the layers of an encoder, whatever it is made of.
+class Encoder(nn.Module, ABC):
+    """Waveforms -> latents of named layers, whatever it is made of.
 
-    A subclass has `layer_names`, bottom first, and knows the convolutions
-    below a layer, `convolutions(layer)`, how wide they are, `conv_channels`,
-    and how wide a layer is, `channels_of(layer)`.
+    Subclasses define the abstract members; `forward` checks its input, once
+    for all of them.
     """
 
+    #: whether `stream` works
+    streams = False
+
+    @property
+    @abstractmethod
+    def layer_names(self):
+        """Names of the layers, bottom first."""
+
+    @abstractmethod
+    def channels_of(self, layer):
+        """Returns the number of channels of a layer."""
+
+    @abstractmethod
+    def convolutions(self, layer):
+        """Lists the convolutions between the waveform and a layer.
+
+        Returns
+        -------
+        list of (int, int, int)
+            Kernel size, stride and padding, waveform first.
+        """
+
+    @abstractmethod
+    def encode(self, wavs, lengths, layers, sample, generator):
+        """Encodes a checked batch; see `forward`.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            (batch, samples).
+        lengths : torch.Tensor
+            Valid samples, (batch,), int64.
+        layers : list of str
+            Layers to return, bottom first.
+        sample, generator :
+            See `forward`.
+
+        Returns
+        -------
+        dict of str to Latent
+            Frames beyond an utterance may hold anything.
+        """
+
+    def forward(
+        self, wavs, wav_lens=None, layers=None, sample=None, generator=None
+    ):
+        """Encodes waveforms.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            (batch, samples) at 16 kHz.
+        wav_lens : torch.Tensor, optional
+            Relative lengths (floating) or samples (integer), (batch,).
+        layers : list of str, optional
+            The layers to return; all by default.
+        sample : bool, optional
+            Draw from every posterior on the way; by default in training only.
+        generator : torch.Generator, optional
+            Source of the noise.
+
+        Returns
+        -------
+        dict of str to Latent
+            Bottom first; zero beyond each utterance.
+
+        Raises
+        ------
+        ValueError
+            If a layer does not exist, `wavs` has another shape, or an
+            utterance is too short for a frame.
+        """
+        if wavs.ndim != 2:
+            raise ValueError(
+                f"wavs has shape {tuple(wavs.shape)}; expected (batch, samples)."
+            )
+        wanted = self.layers_up_to(layers)
+        lengths = absolute_lengths(wavs, wav_lens)
+        shortest = int(lengths.min())
+        for name in wanted:
+            if min(shortest, self.output_lengths(shortest, name)) < 1:
+                raise ValueError(
+                    f"An utterance of {shortest} samples is too short: it "
+                    f"gives no frame of {name}."
+                )
+        names = [name for name, is_wanted in wanted.items() if is_wanted]
+        latents = self.encode(wavs, lengths, names, sample, generator)
+        return {name: latents[name].without_padding() for name in names}
+
+    def stream(self, chunks, layers=None, sample=None, generator=None):
+        """Encodes a signal piece by piece, where `streams` is True.
+
+        Raises
+        ------
+        ValueError
+            Where it is not.
+        """
+        raise ValueError(f"{type(self).__name__} cannot encode in pieces.")
+
+    @property
+    def conv_channels(self):
+        """Channels between the convolutions."""
+        return self.channels_of(self.layer_names[0])
+
+    def has_posterior(self, layer):
+        """Returns whether a layer is a Gaussian posterior."""
+        self.check_layer(layer)
+        return False
+
+    def predicts_input(self, layer):
+        """Returns whether a contrastive layer predicts its own input."""
+        self.check_layer(layer)
+        return False
+
     def check_layer(self, layer):
-        """Raises a ValueError naming the layers there are, if `layer` is not."""
+        """Raises a ValueError that names the layers if `layer` is not one."""
         if layer not in self.layer_names:
             raise ValueError(
                 f"There is no layer '{layer}'; this encoder has "
@@ -206,18 +360,9 @@ class Encoder(nn.Module):
             )
 
     def output_lengths(self, samples, layer):
-        """Computes the frames of a layer for a number of samples.
+        """Computes the frames of a layer from the samples at 16 kHz.
 
-        Arguments
-        ---------
-        samples : int or torch.Tensor
-            Samples at 16 kHz.
-        layer : str
-            Name of the layer.
-
-        Returns
-        -------
-        int or torch.Tensor
+        Both are int, or integer tensors.
 
         Example
         -------
@@ -230,12 +375,7 @@ class Encoder(nn.Module):
         return samples
 
     def frame_geometry(self, layer):
-        """Tells where the frames of a layer lie on the time axis.
-
-        Arguments
-        ---------
-        layer : str
-            Name of the layer.
+        """Computes where the frames of a layer lie on the time axis.
 
         Returns
         -------
@@ -256,19 +396,14 @@ class Encoder(nn.Module):
         return hop, center
 
     def layers_up_to(self, layers=None):
-        """Tells of each layer that must be computed whether it is wanted.
-
-        Arguments
-        ---------
-        layers : list of str, optional
-            The layers that are wanted; all by default.
+        """Lists the layers up to the highest of `layers`, all by default.
 
         Returns
         -------
         dict of str to bool
-            Bottom first, up to the highest that is wanted.
+            Bottom first; whether each is one of `layers`.
         """
-        names = self.layer_names
+        names = list(self.layer_names)
         layers = names if layers is None else list(layers)
         for layer in layers:
             self.check_layer(layer)
@@ -284,20 +419,16 @@ def all_hidden_states(encoder, wavs, wav_lens=None, layers=None):
 
     Arguments
     ---------
-    encoder : GreedyEncoder
+    encoder : Encoder
         The encoder.
-    wavs : torch.Tensor
-        (batch, samples) at 16 kHz.
-    wav_lens : torch.Tensor, optional
-        Relative lengths (floating) or samples (integer), (batch,).
-    layers : list of str, optional
-        The layers, all by default.
+    wavs, wav_lens, layers :
+        See `Encoder.forward`.
 
     Returns
     -------
     states, lengths : (tuple of torch.Tensor, torch.Tensor)
-        Of each layer, in the order asked for, (batch, time, channels), at the
-        frames of the slowest and zero beyond each utterance; valid frames,
+        Of each layer, in the order of `layers`, (batch, time, channels), at
+        the frames of the slowest and zero beyond each utterance; valid frames,
         (batch,).
 
     Example
@@ -359,7 +490,7 @@ def at_frames_of(latent, geometry, slower, time):
     total = 0.0
     for step in range(count):
         at = (index + step).clamp(min=0)[None]
-        at = torch.minimum(at, latent.lengths[:, None] - 1)
+        at = torch.minimum(at, latent.lengths[:, None] - 1)  # (batch, time)
         rows = torch.arange(len(at), device=device)[:, None]
         total = total + latent.mean[rows, at]
     return total / count

@@ -20,17 +20,8 @@ from torch.autograd.function import once_differentiable
 def conv_lengths(lengths, kernel_size, stride, padding):
     """Computes the frames out of a convolution from the frames in.
 
-    Arguments
-    ---------
-    lengths : int or torch.Tensor
-        Frames in.
-    kernel_size, stride, padding : int
-        Of the convolution.
-
-    Returns
-    -------
-    int or torch.Tensor
-        Frames out; zero or less where the input is too short.
+    Both are int, or integer tensors; zero or less comes out where the input is
+    too short.
 
     Example
     -------
@@ -69,17 +60,7 @@ class BlockConv1d(nn.Conv1d):
         )
 
     def output_lengths(self, lengths):
-        """Computes frames out from frames in.
-
-        Arguments
-        ---------
-        lengths : int or torch.Tensor
-            Frames in.
-
-        Returns
-        -------
-        int or torch.Tensor
-        """
+        """Computes frames out from frames in; see `conv_lengths`."""
         return conv_lengths(
             lengths, self.kernel_size[0], self.stride[0], self.padding[0]
         )
@@ -92,8 +73,7 @@ class BlockConv1d(nn.Conv1d):
         x : torch.Tensor
             (batch, time, in_channels).
         relu : bool
-            Convolve ReLU(x) instead. Done here, the rectified copy is the only
-            one that backward needs.
+            Convolve ReLU(x) instead; backward then stores one copy, not two.
         padding : int, optional
             Zeros on both sides, instead of the convolution's own.
 
@@ -105,7 +85,8 @@ class BlockConv1d(nn.Conv1d):
         kernel_size, stride = self.kernel_size[0], self.stride[0]
         padding = self.padding[0] if padding is None else padding
         device = x.device.type
-        if device != "cpu" or kernel_size % stride:
+        plain = torch.jit.is_tracing() or kernel_size % stride
+        if plain or device != "cpu":
             x = torch.relu(x) if relu else x
             y = nn.functional.conv1d(
                 x.transpose(1, 2), self.weight, self.bias, stride, padding
@@ -226,10 +207,8 @@ class _Layout(NamedTuple):
     def rows(self, x, relu):
         """(batch, time, channel) -> (batch * blocks, width)."""
         rows = x.new_empty(len(x) * self.blocks, self.width)
-        padded, end = (
-            rows.view(len(x), -1, x.shape[2]),
-            self.padding + self.time,
-        )
+        padded = rows.view(len(x), -1, x.shape[2])
+        end = self.padding + self.time
         padded[:, : self.padding] = 0
         padded[:, end:] = 0
         inside = padded[:, self.padding : end]

@@ -86,7 +86,7 @@ def export_model(
     parts = {ENCODER: encoder}
     about = {
         "encoder": {
-            "architecture": encoder.config,
+            "architecture": encoder.arguments,
             "layers": encoder.layer_names,
             "checkpoint_sha256": said["sha256"],
         },
@@ -185,7 +185,7 @@ def _read_decoder(path, encoder):
     decoder, said = load_decoder(path, encoder, layer)
     keys = ("sampled", "epochs", "seed", "reconstruction", "valid")
     about = {key: said[key] for key in keys if key in said}
-    return layer, decoder, {"architecture": decoder.config, **about}
+    return layer, decoder, {"architecture": decoder.arguments, **about}
 
 
 def _read_probes(path, encoder):

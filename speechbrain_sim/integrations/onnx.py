@@ -6,16 +6,13 @@ Needs `pip install 'speechbrain-sim[onnx]'`.
 import torch
 from torch import nn
 
-from speechbrain_sim.encoders.base import valid_frames
-from speechbrain_sim.encoders.block_conv import conv_lengths
-from speechbrain_sim.encoders.greedy import CONTEXT
+from speechbrain_sim.encoders.base import zero_padding
 
 
 class PlainEncoder(nn.Module):
-    """An encoder up to one layer, in operations that every runtime has.
+    """An encoder up to one layer, as a function of tensors only.
 
-    The same weights, and the same numbers up to rounding, as the encoder in
-    eval mode; no branch depends on the data.
+    While it is traced, the encoder takes no branch that depends on the data.
 
     Arguments
     ---------
@@ -38,8 +35,8 @@ class PlainEncoder(nn.Module):
         super().__init__()
         if encoder.training:
             raise ValueError("Only an encoder in eval mode is exported.")
-        names = list(encoder.layers_up_to([layer]))
-        self.names, self.layers = names, encoder.layers
+        encoder.check_layer(layer)
+        self.encoder, self.layer = encoder, layer
 
     def forward(self, wavs, lengths):
         """Encodes a padded batch.
@@ -57,34 +54,9 @@ class PlainEncoder(nn.Module):
             (batch, time, channel), zero beyond each utterance; valid frames,
             (batch,).
         """
-        x = _masked(wavs[..., None], lengths)
-        for name in self.names:
-            layer = self.layers[name]
-            if name == CONTEXT:
-                x, _ = layer.gru(x)
-                continue
-            x, lengths = self._convolve(layer, x, lengths)
-            x = layer.mean(x)
-        return _masked(x, lengths), lengths
-
-    @staticmethod
-    def _convolve(layer, x, lengths):
-        """The convolutions of a module."""
-        x = _masked(x, lengths)
-        for i, conv in enumerate(layer.convs):
-            shape = conv.kernel_size[0], conv.stride[0], conv.padding[0]
-            x = nn.functional.conv1d(
-                x.transpose(1, 2), conv.weight, conv.bias, *shape[1:]
-            )
-            x = layer.norms[i](x) if layer.norms else x
-            lengths = conv_lengths(lengths, *shape)
-            x = _masked(torch.relu(x).transpose(1, 2), lengths)
-        return x, lengths
-
-
-def _masked(x, lengths):
-    """Zeroes the padding, whether there is any or not."""
-    return x * valid_frames(lengths, x.shape[1])[..., None]
+        latents = self.encoder.encode(wavs, lengths, [self.layer], False, None)
+        latent = latents[self.layer]
+        return zero_padding(latent.mean, latent.lengths), latent.lengths
 
 
 def export_onnx(encoder, layer, path):

@@ -55,7 +55,7 @@ def save_model(model, folder, stem, /, **about):
     write_json(
         folder / f"{stem}.json",
         {
-            "architecture": model.config,
+            "architecture": model.arguments,
             "sha256": digest,
             "versions": versions(),
             **about,
@@ -481,7 +481,7 @@ def example_folder(folder, **architecture):
         **{"channels": 4, "context_channels": 2, **architecture}
     )
     about = {
-        "encoder": {"architecture": encoder.config},
+        "encoder": {"architecture": encoder.arguments},
         "decoders": {},
         "probes": {},
     }

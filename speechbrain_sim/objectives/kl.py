@@ -1,4 +1,4 @@
-"""objectives.kl."""
+"""The KL term of Smooth-InfoNCE, pure, and the count of active units."""
 
 import torch
 
@@ -30,7 +30,7 @@ def kl_per_channel(mean, log_var, lengths):
 
 
 def reduce_kl(per_channel, lengths, reduction):
-    """Brings the KL of each channel to the scalar that beta multiplies.
+    """Reduces the KL of each channel to the scalar that beta multiplies.
 
     Arguments
     ---------
@@ -66,19 +66,7 @@ def reduce_kl(per_channel, lengths, reduction):
 def gaussian_kl(mean, log_var, lengths, reduction="channel"):
     """KL divergence from N(mean, exp(log_var)) to N(0, I), over valid frames.
 
-    Arguments
-    ---------
-    mean, log_var : torch.Tensor
-        (batch, time, channel).
-    lengths : torch.Tensor
-        Valid frames, (batch,).
-    reduction : str
-        "channel" or "time", see `reduce_kl`.
-
-    Returns
-    -------
-    torch.Tensor
-        A scalar, in nats.
+    `kl_per_channel`, then `reduce_kl`: a scalar.
 
     Example
     -------
@@ -91,7 +79,11 @@ def gaussian_kl(mean, log_var, lengths, reduction="channel"):
     return reduce_kl(kl_per_channel(mean, log_var, lengths), lengths, reduction)
 
 
-def active_units(mean, lengths, threshold=0.01):
+#: least variance of an active unit (Burda et al. 2016, section 5)
+ACTIVE = 0.01
+
+
+def active_units(mean, lengths):
     """Counts the channels whose mean varies over the valid frames of a batch.
 
     Arguments
@@ -100,8 +92,6 @@ def active_units(mean, lengths, threshold=0.01):
         (batch, time, channel).
     lengths : torch.Tensor
         Valid frames, (batch,).
-    threshold : float
-        Least variance of an active unit (Burda et al. 2016, section 5).
 
     Returns
     -------
@@ -118,4 +108,4 @@ def active_units(mean, lengths, threshold=0.01):
     center = zero_padding(mean, lengths).sum((0, 1)) / total
     squares = (mean - center).square_()  # torch.var is slow over the first axis
     variance = zero_padding(squares, lengths).sum((0, 1)) / total
-    return (variance > threshold).sum().float()
+    return (variance > ACTIVE).sum().float()

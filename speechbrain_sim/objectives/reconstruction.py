@@ -1,4 +1,4 @@
-"""How far a decoded waveform is from the recorded one: what decoders minimise."""
+"""Distances between decoded and recorded waveforms: the decoders' loss."""
 
 from torch import nn
 

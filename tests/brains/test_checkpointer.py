@@ -232,7 +232,7 @@ def test_an_encoder_comes_back(tmp_path, encoder):
     loaded, description = load_encoder(tmp_path / "a/b")
     assert same(loaded.state_dict(), encoder.state_dict())
     assert not loaded.training
-    assert loaded.config == encoder.config == description["architecture"]
+    assert loaded.arguments == encoder.arguments == description["architecture"]
     assert description["layers"] == encoder.layer_names
     assert description["epochs"] == 3
     assert description["valid"] == {"loss": 1.5}
