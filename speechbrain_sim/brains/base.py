@@ -28,10 +28,8 @@ class ResumableBrain(sb.Brain):
     twenty steps the cost of the run is logged, and kept as `estimate`.
     """
 
-    def __init__(
-        self, modules, opt_class, hparams, run_opts=None, checkpointer=None
-    ):
-        super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.rank = getattr(self, "rank", 0)
         if self.max_grad_norm <= 0:
             raise ValueError(
@@ -43,15 +41,11 @@ class ResumableBrain(sb.Brain):
         self.unwrapped = dict(self.modules.items())
         self.stopwatch, self.estimate = Stopwatch(), None
         self.averages = {stage: Averages() for stage in sb.Stage}
-        if checkpointer is not None:
-            for name, module in self.unwrapped.items():
-                checkpointer.add_recoverable(name, module)
-            checkpointer.add_recoverable(
-                "averages", self.averages[sb.Stage.TRAIN]
-            )
-            checkpointer.add_recoverable(
-                "train_logger", self.hparams.train_logger
-            )
+        if self.checkpointer is not None:
+            averages, log = self.averages[sb.Stage.TRAIN], "train_logger"
+            self.checkpointer.add_recoverables(self.unwrapped)
+            self.checkpointer.add_recoverable("averages", averages)
+            self.checkpointer.add_recoverable(log, self.hparams.train_logger)
 
     def on_fit_start(self):
         """Wraps, makes optimizers, resumes; a new run starts with an empty log."""
@@ -71,12 +65,11 @@ class ResumableBrain(sb.Brain):
         """Gives every module its own optimizer, named as the module."""
         self.optimizers_dict = {}
         for name, module in self.modules.items():
-            optimizer = self.opt_class(module.parameters())
-            self.optimizers_dict[name] = optimizer
-            if self.checkpointer is not None:
-                self.checkpointer.add_recoverable(
-                    f"{name}_optimizer", optimizer
-                )
+            self.optimizers_dict[name] = self.opt_class(module.parameters())
+        if self.checkpointer is not None:
+            for name, optimizer in self.optimizers_dict.items():
+                name = f"{name}_optimizer"
+                self.checkpointer.add_recoverable(name, optimizer)
 
     def key(self, name, stage):
         """Returns the key of the draws of one module in this step."""
@@ -119,15 +112,14 @@ class ResumableBrain(sb.Brain):
             return
         counter = self.hparams.epoch_counter
         epochs = counter.limit - counter.current + 1
+        steps = epochs * self.steps_per_epoch - self.step
+        saved = self.unwrapped.values(), self.optimizers_dict.values()
         self.estimate = Estimate(
             step=seconds,
             epoch=seconds * self.steps_per_epoch,
-            left=seconds * (epochs * self.steps_per_epoch - self.step),
+            left=seconds * steps,
             memory=peak_memory(self.device),
-            disk=CHECKPOINTS
-            * checkpoint_bytes(
-                self.unwrapped.values(), self.optimizers_dict.values()
-            ),
+            disk=CHECKPOINTS * checkpoint_bytes(*saved),
         )
         logger.info(str(self.estimate))
         if self.checkpointer is not None:
@@ -146,8 +138,7 @@ class ResumableBrain(sb.Brain):
         """Logs the epoch, saves its result and a checkpoint."""
         train = self.averages[sb.Stage.TRAIN].means()
         valid = self.averages[sb.Stage.VALID].means() if validated else None
-        meta = {"epoch": epoch}
-        self.hparams.train_logger.log_stats(meta, train, valid)
+        self.hparams.train_logger.log_stats({"epoch": epoch}, train, valid)
         self.log_tensorboard(epoch, train, valid)
         self.save_result(epoch, train, valid)
         # last: a run that is killed before this point repeats the epoch
@@ -175,10 +166,7 @@ class ResumableBrain(sb.Brain):
         board = getattr(self.hparams, "tensorboard_logger", None)
         if board is not None:
             steps = dict.fromkeys([*train, *(valid or ())], epoch - 1)
-            board.global_step = {
-                "train": dict(steps),
-                "valid": dict(steps),
-                "test": {},
-                "meta": epoch - 1,
-            }
+            board.global_step.update(
+                train=dict(steps), valid=steps, meta=epoch - 1
+            )
             board.log_stats({}, train, valid)

@@ -40,9 +40,8 @@ class DecoderBrain(ResumableBrain):
         noise = keyed_generator(*self.key("noise", stage), device=self.device)
         with torch.no_grad():
             latents = self.front_end(wavs, wav_lens, [layer], sampled, noise)
-        return self.modules["decoder"](
-            latents[layer].sample, wavs.shape[1], wav_lens
-        )
+        z = latents[layer].sample
+        return self.modules["decoder"](z, wavs.shape[1], wav_lens)
 
     def compute_objectives(self, predictions, batch, stage):
         """Scores the decoded waveforms; keeps the first validation clips."""
@@ -53,12 +52,8 @@ class DecoderBrain(ResumableBrain):
         with torch.no_grad():
             error = mean_squared_error(predictions, wavs, lengths)
             power = mean_squared_error(torch.zeros_like(wavs), wavs, lengths)
-        stats = {
-            "loss": loss.detach(),
-            "mse": error,
-            "explained": 1 - error / power,
-        }
-        self.record(stats, stage)
+        stats = {"loss": loss.detach(), "mse": error}
+        self.record({**stats, "explained": 1 - error / power}, stage)
         if stage == sb.Stage.VALID and self.step == 1:
             kept = zip(batch.id, wavs, predictions, lengths, strict=True)
             self.examples = {
@@ -88,7 +83,7 @@ class DecoderBrain(ResumableBrain):
             folder = Path(self.hparams.audio_folder, name)
             folder.mkdir(parents=True, exist_ok=True)
             for stem, x in ("recorded", wav), (f"epoch_{epoch:04}", decoded):
-                path = folder / f"{stem}.wav"
-                soundfile.write(path, x.clamp(-1, 1).numpy(), SAMPLE_RATE)
+                x = x.clamp(-1, 1).numpy()
+                soundfile.write(folder / f"{stem}.wav", x, SAMPLE_RATE)
             if board is not None:
                 board.log_audio(name, decoded[None], SAMPLE_RATE)

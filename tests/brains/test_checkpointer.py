@@ -73,7 +73,7 @@ def test_killed_while_saving(tmp_path, monkeypatch, moment):
         raise Killed
 
     if moment == "hashing":
-        monkeypatch.setattr("speechbrain_sim.files.sha256", kill)
+        monkeypatch.setattr("speechbrain_sim.brains.checkpointer.sha256", kill)
     else:
         checkpointer.add_recoverable("other", object(), kill, kill)
         if moment == "first saver":
