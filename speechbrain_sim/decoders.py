@@ -98,17 +98,14 @@ class ConvDecoder(nn.Module):
             )
         wavs = z.new_empty(len(z), samples)
         valid = self.frames(absolute_lengths(wavs, wav_lens))
-        x = zero_padding(z, valid[-1]).transpose(1, 2)
-        for at, stage in zip(
-            reversed(range(len(self.shapes))), self.stages, strict=True
-        ):
+        x = zero_padding(z, valid[-1])
+        for depth, stage in enumerate(self.stages, start=2):
             for i, conv in enumerate(stage):
-                size = [padded[at]] if i == 0 else None
-                x = conv(x, output_size=size)
-                x = zero_padding(x.transpose(1, 2), valid[at]).transpose(1, 2)
-                last = at == 0 and i == len(stage) - 1
-                x = x if last else torch.relu(x)
-        return x[:, 0]
+                x = x if depth == 2 and i == 0 else torch.relu(x)
+                size = [padded[-depth]] if i == 0 else None
+                x = conv(x.transpose(1, 2), output_size=size).transpose(1, 2)
+                x = zero_padding(x, valid[-depth])
+        return x[..., 0]
 
 
 def mirror(encoder, layer):

@@ -10,11 +10,7 @@ from speechbrain_sim.objectives.supervised import SupervisedModule
 
 
 def training_modules(
-    encoder,
-    objective="contrastive",
-    classes=0,
-    per_frame=False,
-    **contrastive,
+    encoder, objective="contrastive", classes=0, per_frame=False, **contrastive
 ):
     """Divides an encoder into modules that train on their own.
 
@@ -53,8 +49,7 @@ def training_modules(
         return contrastive_modules(encoder, **contrastive)
     if objective != "supervised":
         raise ValueError(
-            f"objective is '{objective}'; it must be 'contrastive' or "
-            f"'supervised'."
+            f"objective is '{objective}'; not 'contrastive' or 'supervised'."
         )
     if classes < 2:
         raise ValueError(f"classes is {classes}; it must be 2 or more.")

@@ -100,12 +100,10 @@ class Latent(NamedTuple):
         -------
         Latent
         """
-
-        def padded(tensors):
-            return pad_sequence([x[0] for x in tensors], batch_first=True)
-
         lengths = torch.cat([row.lengths for row in rows])
-        return cls._join(rows, padded, lengths)
+        return cls._join(
+            rows, lambda x: pad_sequence([row[0] for row in x], True), lengths
+        )
 
     @classmethod
     def stack(cls, batches):
@@ -169,9 +167,8 @@ def absolute_lengths(x, wav_lens=None):
     lengths = lengths.long()
     if lengths.shape != (batch,) or lengths.min() < 1 or lengths.max() > time:
         raise ValueError(
-            f"wav_lens gives {lengths.tolist()} valid samples for a batch of "
-            f"{batch} x {time}: one length per utterance, relative in (0, 1] "
-            f"(floating) or 1..{time} samples (integer)."
+            f"wav_lens gives {lengths.tolist()} samples for {batch} utterances "
+            f"of {time}: pass one each, in (0, 1] (floating) or 1..{time}."
         )
     return lengths
 
@@ -484,13 +481,9 @@ def at_frames_of(latent, geometry, slower, time):
     if geometry == slower:
         return latent.mean
     count = slow_hop // hop
-    device = latent.mean.device
-    first = (slow_center - center) / hop - (count - 1) / 2
-    index = round(first) + count * torch.arange(time, device=device)
-    total = 0.0
-    for step in range(count):
-        at = (index + step).clamp(min=0)[None]
-        at = torch.minimum(at, latent.lengths[:, None] - 1)  # (batch, time)
-        rows = torch.arange(len(at), device=device)[:, None]
-        total = total + latent.mean[rows, at]
-    return total / count
+    first = round((slow_center - center) / hop - (count - 1) / 2)
+    at = first + torch.arange(time * count, device=latent.mean.device)
+    at = at.clamp(min=0).minimum(latent.lengths[:, None] - 1)
+    rows = torch.arange(len(at), device=at.device)[:, None]
+    averaged = latent.mean[rows, at]  # (batch, time * count, channel)
+    return averaged.unflatten(1, (time, count)).mean(2)

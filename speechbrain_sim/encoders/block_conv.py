@@ -49,21 +49,16 @@ class BlockConv1d(nn.Conv1d):
     torch.Size([2, 25, 8])
     """
 
-    def __init__(
-        self, in_channels, out_channels, kernel_size, stride=1, padding=0
-    ):
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding
-        )
-        self.weight.data = (
-            self.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
-        )
+    def __init__(self, in_channels, out_channels, kernel_size, stride, padding):
+        #: kernel size, stride, padding
+        self.shape = kernel_size, stride, padding
+        super().__init__(in_channels, out_channels, *self.shape)
+        weight = self.weight.data.transpose(1, 2).contiguous()
+        self.weight.data = weight.transpose(1, 2)
 
     def output_lengths(self, lengths):
         """Computes frames out from frames in; see `conv_lengths`."""
-        return conv_lengths(
-            lengths, self.kernel_size[0], self.stride[0], self.padding[0]
-        )
+        return conv_lengths(lengths, *self.shape)
 
     def forward(self, x, relu=False, padding=None):
         """Convolves.
@@ -82,8 +77,8 @@ class BlockConv1d(nn.Conv1d):
         torch.Tensor
             (batch, time out, out_channels).
         """
-        kernel_size, stride = self.kernel_size[0], self.stride[0]
-        padding = self.padding[0] if padding is None else padding
+        kernel_size, stride, own_padding = self.shape
+        padding = own_padding if padding is None else padding
         device = x.device.type
         plain = torch.jit.is_tracing() or kernel_size % stride
         if plain or device != "cpu":
@@ -125,9 +120,8 @@ class _SumOfProducts(torch.autograd.Function):
         ctx.relu, ctx.channels = relu, x.shape[2]
         y = x.new_empty(len(x), layout.frames, len(weight))
         saved = []
-        for x_part, y_part in zip(
-            layout.parts(x), layout.parts(y), strict=True
-        ):
+        parts = zip(layout.parts(x), layout.parts(y), strict=True)
+        for x_part, y_part in parts:
             rows = layout.rows(x_part, relu)
             out = rows.new_empty(len(rows), len(weight))
             for i, shifted, w in layout.shifts(rows, weight):

@@ -74,19 +74,20 @@ class GreedyEncoder(Encoder):
         activation_checkpointing=(),
     ):
         super().__init__()
-        shapes = kernel_sizes, strides, paddings
-        if len(set(map(len, shapes))) > 1:
+        numbers = kernel_sizes, strides, paddings
+        counts = [[len(of_module) for of_module in kind] for kind in numbers]
+        if not counts[0] == counts[1] == counts[2]:
             raise ValueError(
-                f"kernel_sizes, strides and paddings list {len(kernel_sizes)}, "
-                f"{len(strides)} and {len(paddings)} modules."
+                f"kernel_sizes, strides and paddings must list equally many "
+                f"modules and convolutions; they list {counts}."
             )
         options = probabilistic, batch_norm, initial_log_var
         self.layers = nn.ModuleDict()
         in_channels = 1
-        for m, shape in enumerate(zip(*shapes, strict=True), 1):
-            self.layers[f"module{m}"] = ConvModule(
-                in_channels, channels, *shape, *options
-            )
+        for m, of_module in enumerate(zip(*numbers, strict=True), 1):
+            shapes = list(zip(*of_module, strict=True))
+            layer = ConvModule(in_channels, channels, shapes, *options)
+            self.layers[f"module{m}"] = layer
             in_channels = channels
         if context_channels:
             self.layers[CONTEXT] = ContextModule(in_channels, context_channels)
@@ -94,8 +95,7 @@ class GreedyEncoder(Encoder):
             self.check_layer(name)
             if name == CONTEXT:
                 raise ValueError(
-                    "activation_checkpointing is for convolutions: context "
-                    "has none."
+                    "activation_checkpointing is for convolutions, not context."
                 )
             self.layers[name].activation_checkpointing = True
 
@@ -106,18 +106,20 @@ class GreedyEncoder(Encoder):
 
     def channels_of(self, layer):
         """See `Encoder`."""
-        self.check_layer(layer)
-        return self.layers[layer].out_channels
+        return self._checked(layer).out_channels
 
     def has_posterior(self, layer):
         """See `Encoder`."""
-        self.check_layer(layer)
-        return self.layers[layer].has_posterior
+        return self._checked(layer).has_posterior
 
     def predicts_input(self, layer):
         """See `Encoder`."""
+        return self._checked(layer).predicts_input
+
+    def _checked(self, layer):
+        """Returns the module of a layer."""
         self.check_layer(layer)
-        return self.layers[layer].predicts_input
+        return self.layers[layer]
 
     def convolutions(self, layer):
         """See `Encoder`.
@@ -130,7 +132,7 @@ class GreedyEncoder(Encoder):
         convs = []
         for name in self.layers_up_to([layer]):
             convs += getattr(self.layers[name], "convs", [])
-        return [(c.kernel_size[0], c.stride[0], c.padding[0]) for c in convs]
+        return [conv.shape for conv in convs]
 
     def encode(self, wavs, lengths, layers, sample, generator, state=None):
         """Encodes a checked batch; computes no layer above the highest.

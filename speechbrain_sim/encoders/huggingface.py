@@ -6,6 +6,7 @@ probes, decoders and measures read their layers as they read our own. Needs
 """
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ CONFIG = "config.json"
 #: in the order of preference
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")
-MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
+#: of config.json -> SpeechBrain's class, in the module of that name
+MODEL_TYPES = {"wav2vec2": "Wav2Vec2", "hubert": "HuBERT", "wavlm": "WavLM"}
 
 
 class HiddenStates(Encoder):
@@ -45,8 +47,7 @@ class HiddenStates(Encoder):
         super().__init__()
         if not encoder.output_all_hiddens or encoder.output_norm:
             raise ValueError(
-                "Make the encoder with output_all_hiddens=True and "
-                "output_norm=False."
+                "Pass output_all_hiddens=True and output_norm=False to it."
             )
         self.encoder = encoder
         #: Hugging Face's, of the transformer
@@ -128,10 +129,10 @@ def load_hidden_states(folder):
     Arguments
     ---------
     folder : str or Path
-        What `save_pretrained` of transformers writes, or a copy of a
-        repository of the Hugging Face Hub: config.json, with the model_type
-        wav2vec2, hubert or wavlm, the weights, and preprocessor_config.json,
-        which decides whether waveforms are normalised.
+        As `save_pretrained` of transformers writes it, or the Hub holds it:
+        config.json, with the model_type wav2vec2, hubert or wavlm, the
+        weights, and preprocessor_config.json, which decides whether waveforms
+        are normalised.
 
     Returns
     -------
@@ -140,12 +141,9 @@ def load_hidden_states(folder):
 
     Raises
     ------
-    ImportError
-        If transformers is not installed.
-    FileNotFoundError
-        If a file is missing.
-    ValueError
-        If it is another kind of model, or the weights do not fit.
+    ImportError, FileNotFoundError, ValueError
+        If transformers or a file is missing, it is another kind of model, or
+        the weights do not fit.
 
     Example
     -------
@@ -159,11 +157,8 @@ def load_hidden_states(folder):
     >>> HubertModel(config).save_pretrained(folder)
     >>> saved = Wav2Vec2FeatureExtractor().save_pretrained(folder)
     >>> encoder, description = load_hidden_states(folder)
-    >>> latents = encoder(torch.randn(2, 10240), torch.tensor([1.0, 0.5]))
-    >>> {name: tuple(z.mean.shape) for name, z in latents.items()}
-    {'hidden0': (2, 31, 8), 'hidden1': (2, 31, 8), 'hidden2': (2, 31, 8)}
-    >>> latents["hidden2"].lengths
-    tensor([31, 15])
+    >>> encoder(torch.randn(2, 10240))["hidden2"].mean.shape
+    torch.Size([2, 31, 8])
     """
     folder = Path(folder)
     config = _find(folder, [CONFIG])
@@ -172,18 +167,17 @@ def load_hidden_states(folder):
     kind = model_type(folder)
     if kind not in MODEL_TYPES:
         raise ValueError(
-            f"{config} has the model_type '{kind}'; it must be "
-            f"{', '.join(MODEL_TYPES[:-1])} or {MODEL_TYPES[-1]}."
+            f"{config} has the model_type '{kind}'; it must be one of "
+            f"{', '.join(MODEL_TYPES)}."
         )
     try:
-        from speechbrain.integrations.huggingface import hubert, wav2vec2, wavlm
+        module = import_module(f"speechbrain.integrations.huggingface.{kind}")
     except ImportError as error:
         raise ImportError(
             f"{folder} needs transformers: pip install "
             f"'speechbrain-sim[huggingface]'."
         ) from error
-    classes = wav2vec2.Wav2Vec2, hubert.HuBERT, wavlm.WavLM
-    make = dict(zip(MODEL_TYPES, classes, strict=True))[kind]
+    make = getattr(module, MODEL_TYPES[kind])
     _check_weights(folder)
     # SpeechBrain's own freezing would also stop gradients of the waveform
     encoder = make(str(folder), str(folder), output_all_hiddens=True).float()

@@ -60,8 +60,8 @@ class ConvModule(nn.Module):
         Channels of the input; 1 for a waveform.
     channels : int
         Channels of the convolutions and of the latent.
-    kernel_sizes, strides, paddings : list of int
-        One number per convolution, in frames of its input.
+    shapes : list of (int, int, int)
+        Kernel size, stride and padding of each convolution.
     probabilistic : bool
         Whether there is a log-variance head. Without it the module is
         deterministic (Greedy InfoMax) and `log_var` is None.
@@ -74,7 +74,7 @@ class ConvModule(nn.Module):
 
     Example
     -------
-    >>> module = ConvModule(1, 16, [10, 8], [5, 4], [2, 2]).eval()
+    >>> module = ConvModule(1, 16, [(10, 5, 2), (8, 4, 2)]).eval()
     >>> latent = module(torch.randn(2, 10240, 1))
     >>> latent.mean.shape, latent.log_var.shape, latent.sampled
     (torch.Size([2, 511, 16]), torch.Size([2, 511, 16]), False)
@@ -86,25 +86,18 @@ class ConvModule(nn.Module):
         self,
         in_channels,
         channels,
-        kernel_sizes,
-        strides,
-        paddings,
+        shapes,
         probabilistic=True,
         batch_norm=False,
         initial_log_var=0.0,
     ):
         super().__init__()
-        if not len(kernel_sizes) == len(strides) == len(paddings):
-            raise ValueError(
-                f"kernel_sizes {kernel_sizes}, strides {strides} and paddings "
-                f"{paddings} of a module must be equally long."
-            )
         self.out_channels = channels
         #: whether backward convolves again instead of storing activations
         self.activation_checkpointing = False
         self.convs = nn.ModuleList()
         self.norms = nn.ModuleList()
-        for shape in zip(kernel_sizes, strides, paddings, strict=True):
+        for shape in shapes:
             self.convs.append(BlockConv1d(in_channels, channels, *shape))
             if batch_norm:
                 self.norms.append(nn.BatchNorm1d(channels))

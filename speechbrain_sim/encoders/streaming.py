@@ -34,8 +34,7 @@ class StreamState:
         torch.Tensor
             (batch, time out, out_channels).
         """
-        shape = conv.kernel_size[0], conv.stride[0], conv.padding[0]
-        kernel_size, stride, padding = shape
+        kernel_size, stride, padding = conv.shape
         if kernel_size < stride:
             raise ValueError("A kernel below its stride cannot stream.")
         if conv not in self.kept:

@@ -106,14 +106,8 @@ class SmoothInfoNCE(nn.Module):
         """
         longest = int(lengths.max())
         start, frames = draw_window(longest, self.window_frames, generator)
-        negatives = draw_negatives(
-            lengths,
-            time,
-            frames,
-            self.num_negatives,
-            self.within_utterance_negatives,
-            generator,
-        )
+        counts = self.num_negatives, self.within_utterance_negatives
+        negatives = draw_negatives(lengths, time, frames, *counts, generator)
         return Choices(start, frames, negatives)
 
     def forward(self, pairs, lengths, choices, posteriors=()):
@@ -138,17 +132,12 @@ class SmoothInfoNCE(nn.Module):
         terms = [self._nce(c, z, lengths, choices) for c, z in pairs]
         nce = sum(term.loss for term in terms) / len(terms)
         accuracy = sum(term.accuracy for term in terms) / len(terms)
-        kls = [
-            kl_per_channel(latent.mean, latent.log_var, latent.lengths)
-            for latent, _ in posteriors
-        ]
-        total = nce
-        for (latent, beta), kl in zip(posteriors, kls, strict=True):
-            total = total + beta * reduce_kl(
-                kl, latent.lengths, self.kl_reduction
-            )
-        detached = [kl.detach() for kl in kls]
-        return SmoothInfoNCELoss(total, nce, detached, accuracy)
+        total, kls = nce, []
+        for z, beta in posteriors:
+            kl = kl_per_channel(z.mean, z.log_var, z.lengths)
+            total = total + beta * reduce_kl(kl, z.lengths, self.kl_reduction)
+            kls.append(kl.detach())
+        return SmoothInfoNCELoss(total, nce, kls, accuracy)
 
     def _nce(self, c, z, lengths, choices):
         """One Monte-Carlo sample of the contrastive term."""
@@ -238,14 +227,12 @@ class GreedyModule(nn.Module):
         choices = key and keyed_generator(*key, "negatives")
         latents = dict(run_layers(self.layers, x, lengths, self.sample, noise))
         inputs = [x, *(latent.sample for latent in latents.values())]
-        loss, stats = self.objective(
-            latents, inputs[-2], noise, choices, targets
-        )
-        stats = {"loss": loss, **stats}
+        below = inputs[-2]  # what the topmost layer reads
+        loss, terms = self.objective(latents, below, noise, choices, targets)
+        stats = {"loss": loss, **terms}
         for name, latent in latents.items():
-            stats[self.prefix(name) + "active_units"] = active_units(
-                latent.mean.detach(), latent.lengths
-            )
+            units = active_units(latent.mean.detach(), latent.lengths)
+            stats[self.prefix(name) + "active_units"] = units
         stats = {f"{self.name}_{n}": v.detach() for n, v in stats.items()}
         return ModuleOutput(inputs[-1], latent.lengths, loss, stats)
 
@@ -293,13 +280,7 @@ class ContrastiveModule(GreedyModule):
     """
 
     def __init__(
-        self,
-        name,
-        layers,
-        smooth_info_nce,
-        kl_weights,
-        num_samples=1,
-        noise=True,
+        self, name, layers, smooth_info_nce, kl_weights, num_samples, noise
     ):
         super().__init__(name, layers, None if noise else False)
         self.smooth_info_nce = smooth_info_nce
@@ -322,14 +303,12 @@ class ContrastiveModule(GreedyModule):
                 pairs.append((c.draw(noise), top.draw(noise)))
         else:
             pairs = [(c.mean, z)]
-        posteriors = {n: z for n, z in latents.items() if z.log_var is not None}
-        weighted = [
-            (z, self.kl_scale * self.kl_weights[n])
-            for n, z in posteriors.items()
-        ]
-        terms = self.smooth_info_nce(pairs, top.lengths, chosen, weighted)
+        names = [n for n, z in latents.items() if z.log_var is not None]
+        betas = [self.kl_scale * self.kl_weights[name] for name in names]
+        posteriors = zip((latents[n] for n in names), betas, strict=True)
+        terms = self.smooth_info_nce(pairs, top.lengths, chosen, posteriors)
         stats = {"nce": terms.nce, "accuracy": terms.accuracy}
-        for name, kl in zip(posteriors, terms.kl, strict=True):
+        for name, kl in zip(names, terms.kl, strict=True):
             stats[self.prefix(name) + "kl"] = kl.sum()
             stats[self.prefix(name) + "kl_median"] = kl.median()
             stats[self.prefix(name) + "kl_max"] = kl.max()

@@ -60,19 +60,14 @@ def draw_window(longest, window_frames, generator=None):
 
 
 def draw_negatives(
-    lengths,
-    time,
-    frames,
-    num_negatives,
-    within_utterance_negatives=0,
-    generator=None,
+    lengths, time, frames, num_negatives, within=0, generator=None
 ):
     """Draws the negatives of each scored frame, never from the padding.
 
     Negatives are i.i.d. uniform over all valid frames of the batch, so one of
-    them may be the positive itself. The last `within_utterance_negatives` of
-    them are uniform over the frame's own utterance instead: they ask for
-    content, where the others can be told apart by speaker.
+    them may be the positive itself. The last `within` of them are uniform
+    over the frame's own utterance instead: they ask for content, where the
+    others can be told apart by speaker.
 
     Arguments
     ---------
@@ -82,8 +77,8 @@ def draw_negatives(
         Padded frames of the sequence that is indexed.
     frames : int
         Frames of the scored window.
-    num_negatives, within_utterance_negatives : int
-        How many per frame, N; how many of these from its own utterance.
+    num_negatives, within : int
+        How many per frame, N; how many of these within its utterance.
     generator : torch.Generator, optional
         On the CPU.
 
@@ -95,14 +90,13 @@ def draw_negatives(
     Raises
     ------
     ValueError
-        If `within_utterance_negatives` is outside 0..N.
+        If `within` is outside 0..N.
 
     Example
     -------
     >>> draw_negatives(torch.tensor([5, 3]), 5, 4, 10).shape
     torch.Size([2, 4, 10])
     """
-    within = within_utterance_negatives
     if not 0 <= within <= num_negatives:
         raise ValueError(
             f"within_utterance_negatives is {within}; it must be "
@@ -115,11 +109,8 @@ def draw_negatives(
     row = torch.searchsorted(ends, position, right=True)
     drawn = [row * time + position - (ends - counts)[row]]
     if within:
-        uniform = torch.rand(
-            (len(counts), frames, within),
-            generator=generator,
-            dtype=torch.float64,
-        )
+        shape, dtype = (len(counts), frames, within), torch.float64
+        uniform = torch.rand(shape, generator=generator, dtype=dtype)
         position = (uniform * counts[:, None, None]).long()
         drawn.append(torch.arange(len(counts))[:, None, None] * time + position)
     return torch.cat(drawn, dim=-1).to(lengths.device)
