@@ -88,7 +88,7 @@ class ConvDecoder(nn.Module):
         Raises
         ------
         ValueError
-            If the latents are not as many as `samples` encode to.
+            If `samples` do not encode to so many latents.
         """
         padded = self.frames(samples)
         if z.shape[1] != padded[-1]:
@@ -114,24 +114,12 @@ def mirror(encoder, layer):
     As in the authors' release, the lowest layer has two refinements after each
     of its two convolutions, and no other layer has any.
 
-    Arguments
-    ---------
-    encoder : Encoder
-        The encoder.
-    layer : str
-        The layer to decode.
-
-    Returns
-    -------
-    ConvDecoder
-
     Example
     -------
     >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
     >>> encoder = GreedyEncoder(channels=8, context_channels=4).eval()
-    >>> wavs = torch.randn(2, 8821)
-    >>> z = encoder(wavs)["module3"].mean
-    >>> mirror(encoder, "module3")(z, wavs.shape[1]).shape
+    >>> z = encoder(torch.randn(2, 8821))["module3"].mean
+    >>> mirror(encoder, "module3")(z, 8821).shape
     torch.Size([2, 8821])
     """
     convolutions = encoder.convolutions(layer)

@@ -31,19 +31,12 @@ def training_modules(
     -------
     dict of str to GreedyModule
 
-    Raises
-    ------
-    ValueError
-        If the objective is unknown, or a supervised model has no classes.
-
     Example
     -------
     >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
     >>> encoder = GreedyEncoder(channels=4, context_channels=2)
     >>> list(training_modules(encoder, kl_weight=0.01))
     ['module1', 'module2', 'module3', 'context']
-    >>> list(training_modules(encoder, greedy=False))
-    ['encoder']
     """
     if objective == "contrastive":
         return contrastive_modules(encoder, **contrastive)
@@ -80,17 +73,11 @@ def contrastive_modules(
     num_samples, noise :
         See `ContrastiveModule`.
     **smooth_info_nce :
-        Further arguments of `SmoothInfoNCE`; a list gives one value for each
-        layer, bottom first.
+        See `SmoothInfoNCE`; a list gives one value for each layer.
 
     Returns
     -------
     dict of str to ContrastiveModule
-
-    Raises
-    ------
-    ValueError
-        If a list has not one value per layer.
     """
     names = encoder.layer_names
     gaussian = [name for name in names if not encoder.predicts_input(name)]
@@ -144,13 +131,7 @@ def build_model(name="sim", **changes):
     Returns
     -------
     SimpleNamespace
-        With `encoder` (GreedyEncoder), `modules` (those that a GreedyBrain
-        trains) and every hyper-parameter.
-
-    Raises
-    ------
-    KeyError
-        If a change is not a key of the yaml.
+        `encoder`, `modules` (for a GreedyBrain), and every hyper-parameter.
 
     Example
     -------

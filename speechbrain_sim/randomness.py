@@ -14,10 +14,7 @@ import torch
 def key_seed(*key):
     """Hashes a key, e.g. (seed, rank, module, epoch, step), into a seed.
 
-    Returns
-    -------
-    int
-        Below 2 ** 63; equal keys give equal seeds.
+    Below 2 ** 63; equal keys give equal seeds.
 
     Example
     -------

@@ -10,17 +10,7 @@ import torch
 def interpolate(start, target, steps):
     """Interpolates between two latents: (1 - a) start + a target.
 
-    Arguments
-    ---------
-    start, target : torch.Tensor
-        Of one shape, (time, channel).
-    steps : int
-        Number of latents, both ends among them.
-
-    Returns
-    -------
-    torch.Tensor
-        (steps, time, channel).
+    From two of (time, channel) to (steps, time, channel), both ends included.
 
     Example
     -------
@@ -51,24 +41,13 @@ def most_different(start, target):
 
 
 def swap(start, target, dimensions):
-    """Copies some dimensions of the target into the start.
+    """Copies some dimensions, (..., n), int64, of the target into the start.
 
-    Arguments
-    ---------
-    start, target : torch.Tensor
-        (..., time, channel).
-    dimensions : torch.Tensor
-        (..., n), int64.
-
-    Returns
-    -------
-    torch.Tensor
-        Of the shape of `start`.
+    Both are (..., time, channel).
 
     Example
     -------
-    >>> start, target = torch.zeros(2, 3), torch.ones(2, 3)
-    >>> swap(start, target, torch.tensor([2]))
+    >>> swap(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([2]))
     tensor([[0., 0., 1.],
             [0., 0., 1.]])
     """
@@ -80,10 +59,7 @@ def swap(start, target, dimensions):
 def traverse(z, dimension, values):
     """Sets one dimension of (time, channel) to each of several values.
 
-    Returns
-    -------
-    torch.Tensor
-        (values, time, channel).
+    Returns (values, time, channel).
 
     Example
     -------
@@ -99,16 +75,8 @@ def traverse(z, dimension, values):
 def deviations(steps, mean=0.0, std=1.0):
     """Lists the values of a traversal: mean - 3 std ... mean + 3 std.
 
-    Arguments
-    ---------
-    steps : int
-        How many; odd, to pass through the mean.
-    mean, std : float
-        Of the dimension: 0 and 1 are the prior's, or the posterior's own.
-
-    Returns
-    -------
-    list of float
+    An odd number of `steps` passes through the mean; 0 and 1 are mean and
+    standard deviation of the prior.
 
     Example
     -------

@@ -9,6 +9,7 @@ from speechbrain.core import RunOptions
 
 from speechbrain_sim.config import (
     MODELS,
+    RENAMED,
     load_experiment,
     model_changes,
     read_yaml,
@@ -189,6 +190,21 @@ def test_unknown_names(tiny_yaml, tmp_path):
     assert not (tmp_path / "hyperparams.yaml").exists()
 
 
+@pytest.mark.parametrize("old, new", RENAMED.items())
+def test_a_former_name_is_answered_with_the_new_one(
+    tiny_yaml, tmp_path, old, new
+):
+    with pytest.raises(KeyError, match=f"{old} is now {new}"):
+        load(tiny_yaml, tmp_path, **{old: 2})
+    yaml = tmp_path / "former.yaml"
+    yaml.write_text(f"base: {tiny_yaml}\n{old}: 2\n")
+    with pytest.raises(KeyError, match=f"{old} is now {new}"):
+        load(yaml, tmp_path)
+    with pytest.raises(KeyError, match=f"{old} is now {new}"):
+        build_model("sim", **{old: 2})
+    assert not (tmp_path / "hyperparams.yaml").exists()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_persist_if_there_are_any(tiny_yaml, tmp_path, workers):
     hparams = load(tiny_yaml, tmp_path, num_workers=workers)
@@ -254,7 +270,11 @@ def test_every_key_is_used(name):
     yaml = ROOT / "hparams" / name
     yamls = "".join(
         path.read_text()
-        for path in [yaml, *(ROOT / "hparams").glob(f"*/{yaml.name}")]
+        for path in [
+            yaml,
+            MODELS / "sim.yaml",
+            *(ROOT / "hparams").glob(f"*/{yaml.name}"),
+        ]
     )
     code = "".join(
         (ROOT / path).read_text()

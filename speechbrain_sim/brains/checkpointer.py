@@ -38,6 +38,7 @@ class AtomicCheckpointer(sb_checkpoints.Checkpointer):
 
     Example
     -------
+    >>> import torch
     >>> model, folder = torch.nn.Linear(2, 2), getfixture("tmpdir")
     >>> checkpointer = AtomicCheckpointer(folder, {"model": model})
     >>> saved = checkpointer.save_checkpoint()

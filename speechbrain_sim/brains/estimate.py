@@ -21,15 +21,10 @@ CHECKPOINTS = 3
 class Estimate(NamedTuple):
     """Expected cost of a run.
 
-    Arguments
-    ---------
-    step, epoch, left : float
-        Seconds of a training step, of the training steps of an epoch, and of
-        all that are left; validation is not counted.
-    memory : int or None
-        Bytes at the peak so far: of the GPU, or else of this process.
-    disk : int
-        Bytes of the checkpoints that are there at once.
+    `step`, `epoch` and `left` are the seconds of a training step, of those of an
+    epoch, and of all that are left, without validation; `memory` the peak so far
+    in bytes, of the GPU or else of this process; `disk` the bytes of the
+    checkpoints that exist at once.
     """
 
     step: float

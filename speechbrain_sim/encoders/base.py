@@ -14,18 +14,16 @@ from speechbrain_sim.encoders.block_conv import conv_lengths
 
 
 class Latent(NamedTuple):
-    """The output of a layer.
+    """The output of a layer, (batch, time, channel).
 
     Arguments
     ---------
     mean : torch.Tensor
-        Mean of the posterior, or the output of a deterministic layer,
-        (batch, time, channel).
+        Mean of the posterior, or the output of a deterministic layer.
     log_var : torch.Tensor or None
-        Log-variance of the posterior; None where there is no posterior.
+        Log-variance of the posterior, if there is one.
     sample : torch.Tensor
-        Input of the next layer: a draw from the posterior if `sampled`, else
-        the mean.
+        Input of the next layer: a draw from the posterior, or the mean.
     lengths : torch.Tensor
         Valid frames of each utterance, (batch,), integer.
     sampled : bool
@@ -39,18 +37,7 @@ class Latent(NamedTuple):
     sampled: bool
 
     def draw(self, generator=None):
-        """Draws from the posterior: mean + sigma * noise (reparameterised).
-
-        Arguments
-        ---------
-        generator : torch.Generator, optional
-            Source of the noise.
-
-        Returns
-        -------
-        torch.Tensor
-            (batch, time, channel); the mean where there is no posterior.
-        """
+        """Draws mean + sigma * noise; the mean where there is no posterior."""
         if self.log_var is None:
             return self.mean
         noise = torch.empty_like(self.mean).normal_(generator=generator)
@@ -75,31 +62,15 @@ class Latent(NamedTuple):
     def cat(cls, pieces):
         """Joins consecutive pieces of the same utterances along time.
 
-        Arguments
-        ---------
-        pieces : list of Latent
-            Of one layer, without padding, as `Encoder.stream` yields them.
-
-        Returns
-        -------
-        Latent
+        The pieces are a list of latents of one layer, without padding, as
+        `Encoder.stream` yields them.
         """
         lengths = torch.stack([piece.lengths for piece in pieces]).sum(0)
         return cls._join(pieces, lambda x: torch.cat(x, dim=1), lengths)
 
     @classmethod
     def pad(cls, rows):
-        """Makes one batch, zero-padded, of latents of single utterances.
-
-        Arguments
-        ---------
-        rows : list of Latent
-            Of one layer, each (1, time, channel).
-
-        Returns
-        -------
-        Latent
-        """
+        """Makes one padded batch of a list of (1, time, channel) latents."""
         lengths = torch.cat([row.lengths for row in rows])
         return cls._join(
             rows, lambda x: pad_sequence([row[0] for row in x], True), lengths
@@ -107,17 +78,7 @@ class Latent(NamedTuple):
 
     @classmethod
     def stack(cls, batches):
-        """Joins batches along the batch.
-
-        Arguments
-        ---------
-        batches : list of Latent
-            Of one layer, all padded to the same number of frames.
-
-        Returns
-        -------
-        Latent
-        """
+        """Joins a list of batches of equally many frames."""
         lengths = torch.cat([batch.lengths for batch in batches])
         return cls._join(batches, torch.cat, lengths)
 
@@ -132,7 +93,7 @@ class Latent(NamedTuple):
 
 
 def absolute_lengths(x, wav_lens=None):
-    """Converts SpeechBrain's relative lengths to samples.
+    """Converts SpeechBrain's relative lengths to samples, (batch,), int64.
 
     Arguments
     ---------
@@ -140,13 +101,8 @@ def absolute_lengths(x, wav_lens=None):
         Padded batch, (batch, time, ...).
     wav_lens : torch.Tensor, optional
         (batch,): relative lengths in (0, 1] if floating, samples if integer.
-        Relative lengths in float32 are exact up to 2 ** 24 samples (17.5
-        minutes at 16 kHz); pass integers for longer audio.
-
-    Returns
-    -------
-    torch.Tensor
-        (batch,), int64.
+        In float32, relative ones are exact up to 2 ** 24 samples (17.5 minutes
+        at 16 kHz).
 
     Raises
     ------
@@ -174,22 +130,10 @@ def absolute_lengths(x, wav_lens=None):
 
 
 def valid_frames(lengths, time):
-    """Marks the frames that lie inside each utterance.
+    """Marks the frames of each utterance: (batch,) -> (batch, time), bool.
 
-    SpeechBrain's `length_to_mask`, for integer lengths; that one fixes the
-    size of the batch when it is traced, and so cannot be exported.
-
-    Arguments
-    ---------
-    lengths : torch.Tensor
-        Valid frames per utterance, (batch,).
-    time : int
-        Padded number of frames.
-
-    Returns
-    -------
-    torch.Tensor
-        (batch, time), bool, True inside the utterance.
+    SpeechBrain's `length_to_mask` for integer lengths; that one fixes the size
+    of the batch when it is traced, and so cannot be exported.
 
     Example
     -------
@@ -204,12 +148,6 @@ def zero_padding(x, lengths):
     """Zeroes (batch, time, channel) beyond each utterance.
 
     Returns `x` itself where there is no padding.
-
-    Example
-    -------
-    >>> zero_padding(torch.ones(2, 3, 1), torch.tensor([1, 3]))[..., 0]
-    tensor([[1., 0., 0.],
-            [1., 1., 1.]])
     """
     if not torch.jit.is_tracing() and lengths.min() >= x.shape[1]:
         return x
@@ -250,31 +188,15 @@ class Encoder(nn.Module, ABC):
     def convolutions(self, layer):
         """Lists the convolutions between the waveform and a layer.
 
-        Returns
-        -------
-        list of (int, int, int)
-            Kernel size, stride and padding, waveform first.
+        Each is (kernel size, stride, padding), waveform first.
         """
 
     @abstractmethod
     def encode(self, wavs, lengths, layers, sample, generator):
         """Encodes a checked batch; see `forward`.
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            (batch, samples).
-        lengths : torch.Tensor
-            Valid samples, (batch,), int64.
-        layers : list of str
-            Layers to return, bottom first.
-        sample, generator :
-            See `forward`.
-
-        Returns
-        -------
-        dict of str to Latent
-            Frames beyond an utterance may hold anything.
+        `lengths` are samples, (batch,), int64, and `layers` is a list, bottom
+        first. Frames beyond an utterance may hold anything.
         """
 
     def forward(
@@ -287,7 +209,7 @@ class Encoder(nn.Module, ABC):
         wavs : torch.Tensor
             (batch, samples) at 16 kHz.
         wav_lens : torch.Tensor, optional
-            Relative lengths (floating) or samples (integer), (batch,).
+            See `absolute_lengths`.
         layers : list of str, optional
             The layers to return; all by default.
         sample : bool, optional
@@ -324,13 +246,7 @@ class Encoder(nn.Module, ABC):
         return {name: latents[name].without_padding() for name in names}
 
     def stream(self, chunks, layers=None, sample=None, generator=None):
-        """Encodes a signal piece by piece, where `streams` is True.
-
-        Raises
-        ------
-        ValueError
-            Where it is not.
-        """
+        """Encodes a signal piece by piece; a ValueError unless `streams`."""
         raise ValueError(f"{type(self).__name__} cannot encode in pieces.")
 
     @property
@@ -357,12 +273,11 @@ class Encoder(nn.Module, ABC):
             )
 
     def output_lengths(self, samples, layer):
-        """Computes the frames of a layer from the samples at 16 kHz.
-
-        Both are int, or integer tensors.
+        """Computes frames from samples at 16 kHz, int or integer tensor.
 
         Example
         -------
+        >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
         >>> encoder = GreedyEncoder(channels=4, context_channels=2)
         >>> [encoder.output_lengths(10240, n) for n in encoder.layer_names]
         [511, 129, 64, 64]
@@ -372,16 +287,13 @@ class Encoder(nn.Module, ABC):
         return samples
 
     def frame_geometry(self, layer):
-        """Computes where the frames of a layer lie on the time axis.
+        """Returns hop and centre: frame i is centred at `center + hop * i`.
 
-        Returns
-        -------
-        hop, center : (int, float)
-            Frame i is centred at sample `center + hop * i` of the input. (The
-            GRU of `context` looks back from there.)
+        In samples at 16 kHz. (The GRU of `context` looks back from there.)
 
         Example
         -------
+        >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
         >>> encoder = GreedyEncoder(channels=4, context_channels=2)
         >>> [encoder.frame_geometry(name) for name in encoder.layer_names]
         [(20, 10.0), (80, -20.0), (160, 20.0), (160, 20.0)]
@@ -393,13 +305,7 @@ class Encoder(nn.Module, ABC):
         return hop, center
 
     def layers_up_to(self, layers=None):
-        """Lists the layers up to the highest of `layers`, all by default.
-
-        Returns
-        -------
-        dict of str to bool
-            Bottom first; whether each is one of `layers`.
-        """
+        """Maps each layer up to the highest of `layers` to whether it is one."""
         names = list(self.layer_names)
         layers = names if layers is None else list(layers)
         for layer in layers:
@@ -412,21 +318,13 @@ def all_hidden_states(encoder, wavs, wav_lens=None, layers=None):
     """Computes the means of several layers at one frame rate.
 
     Like `hidden_states` of Hugging Face's encoders, a tuple with one tensor per
-    layer; here the layers may differ in width.
-
-    Arguments
-    ---------
-    encoder : Encoder
-        The encoder.
-    wavs, wav_lens, layers :
-        See `Encoder.forward`.
+    layer; here the layers may differ in width. See `Encoder.forward`.
 
     Returns
     -------
     states, lengths : (tuple of torch.Tensor, torch.Tensor)
-        Of each layer, in the order of `layers`, (batch, time, channels), at
-        the frames of the slowest and zero beyond each utterance; valid frames,
-        (batch,).
+        In the order of `layers`, (batch, time, channels) at the frames of the
+        slowest, zero beyond each utterance; valid frames, (batch,).
 
     Example
     -------
@@ -453,25 +351,11 @@ def at_frames_of(latent, geometry, slower, time):
 
     Frame i becomes the mean of the hop / hop' frames that are centred around
     frame i of the slower layer; at the ends of an utterance, its first and last
-    frames stand for those that are missing.
-
-    Arguments
-    ---------
-    latent : Latent
-        Of the faster layer.
-    geometry, slower : (int, float)
-        `frame_geometry` of the two layers.
-    time : int
-        Frames of the slower layer.
-
-    Returns
-    -------
-    torch.Tensor
-        (batch, time, channel).
+    frames stand for those that are missing. `geometry` and `slower` are the
+    `frame_geometry` of the two layers, `time` the frames of the slower one.
 
     Example
     -------
-    >>> from speechbrain_sim.encoders.base import Latent
     >>> x = torch.arange(8.0).view(1, 8, 1)
     >>> latent = Latent(x, None, x, torch.tensor([8]), False)
     >>> at_frames_of(latent, (20, 10.0), (80, 40.0), 2)[0, :, 0]

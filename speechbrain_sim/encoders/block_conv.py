@@ -32,15 +32,10 @@ def conv_lengths(lengths, kernel_size, stride, padding):
 
 
 class BlockConv1d(nn.Conv1d):
-    """A convolution over (batch, time, channel).
+    """A convolution over (batch, time, channel), with zeros as padding.
 
     Same parameters as `torch.nn.Conv1d`, same numbers up to rounding. The
     weight lies channels-last in memory, so that W_1 .. W_m are views.
-
-    Arguments
-    ---------
-    in_channels, out_channels, kernel_size, stride, padding : int
-        As of `torch.nn.Conv1d`; the padding is zeros, and there is a bias.
 
     Example
     -------
@@ -61,7 +56,7 @@ class BlockConv1d(nn.Conv1d):
         return conv_lengths(lengths, *self.shape)
 
     def forward(self, x, relu=False, padding=None):
-        """Convolves.
+        """Convolves (batch, time, in_channels).
 
         Arguments
         ---------
@@ -71,11 +66,6 @@ class BlockConv1d(nn.Conv1d):
             Convolve ReLU(x) instead; backward then stores one copy, not two.
         padding : int, optional
             Zeros on both sides, instead of the convolution's own.
-
-        Returns
-        -------
-        torch.Tensor
-            (batch, time out, out_channels).
         """
         kernel_size, stride, own_padding = self.shape
         padding = own_padding if padding is None else padding

@@ -25,8 +25,7 @@ class GreedyEncoder(Encoder):
 
     Layers are named `module1`, `module2`, ..., and `context` if there is one.
     In `train()` every posterior is sampled, in `eval()` the means travel
-    upwards; `sample=` overrides both, and `Latent.sampled` records which it
-    was. This class does not train anything: `speechbrain_sim.brains` does.
+    upwards; `sample=` overrides both. `speechbrain_sim.brains` trains it.
 
     Arguments
     ---------
@@ -135,9 +134,9 @@ class GreedyEncoder(Encoder):
         return [conv.shape for conv in convs]
 
     def encode(self, wavs, lengths, layers, sample, generator, state=None):
-        """Encodes a checked batch; computes no layer above the highest.
+        """See `Encoder`; computes nothing above the highest layer.
 
-        See `Encoder`; `state` is a `StreamState` for a signal in pieces.
+        `state` is a `StreamState` for a signal in pieces.
         """
         needed = self.layers_up_to(layers)
         stack = {name: self.layers[name] for name in needed}
@@ -148,12 +147,10 @@ class GreedyEncoder(Encoder):
 
     @torch.no_grad()
     def stream(self, chunks, layers=None, sample=None, generator=None):
-        """Encodes a signal of any length, piece by piece.
+        """Encodes a signal of any length, piece by piece, without gradients.
 
         The pieces of each layer, one after the other, are what `forward` gives
-        for the whole signal: every convolution keeps the frames that it has to
-        read again, the GRU its state. Memory does not grow with the length,
-        and there are no gradients.
+        for the whole signal; memory does not grow with the length.
 
         Arguments
         ---------
@@ -176,10 +173,9 @@ class GreedyEncoder(Encoder):
         Example
         -------
         >>> encoder = GreedyEncoder(channels=16, context_channels=8).eval()
-        >>> wavs = torch.randn(1, 10240)
-        >>> pieces = encoder.stream(wavs.split(1000, dim=1), ["module3"])
-        >>> torch.cat([piece["module3"].mean for piece in pieces], 1).shape
-        torch.Size([1, 64, 16])
+        >>> chunks = torch.randn(1, 10240).split(1000, dim=1)
+        >>> sum(z["module3"].mean.shape[1] for z in encoder.stream(chunks))
+        64
         """
         if self.training:
             raise ValueError(
@@ -208,16 +204,8 @@ def freeze_unused(encoder, layers):
     These are the heads of log variances, and the layers above the highest one:
     DistributedDataParallel waits in vain for gradients of such weights.
 
-    Arguments
-    ---------
-    encoder : GreedyEncoder
-        The encoder.
-    layers : list of str
-        The layers whose means are used.
-
     Example
     -------
-    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
     >>> encoder = GreedyEncoder(channels=4, context_channels=2)
     >>> freeze_unused(encoder, ["module1"])
     >>> [n for n, p in encoder.named_parameters() if p.requires_grad][-2:]

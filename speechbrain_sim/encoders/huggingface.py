@@ -26,15 +26,13 @@ MODEL_TYPES = {"wav2vec2": "Wav2Vec2", "hubert": "HuBERT", "wavlm": "WavLM"}
 class HiddenStates(Encoder):
     """The hidden states of a transformer, one layer each.
 
-    `hidden0` is the input of the first layer of the transformer, `hidden1`,
-    `hidden2`, ... are the outputs of its layers; the last is the model's
-    output, after the final norm if there is one. Deterministic and always in
-    eval mode.
+    `hidden0` is the input of the transformer's first layer, `hidden1`, ... are
+    the outputs of its layers; the last is the model's output, after the final
+    norm if there is one. Deterministic and always in eval mode.
 
-    Each utterance is encoded alone and without its padding, so that it has the
-    same frames in any batch. In one piece they would depend on the padding:
-    the waveform is normalised together with it, and the group norm of the
-    "base" models averages over it.
+    Each utterance is encoded alone and without its padding: in one piece its
+    frames would depend on the padding, over which the waveform and the group
+    norm of the "base" models are normalised.
 
     Arguments
     ---------
@@ -110,13 +108,7 @@ class HiddenStates(Encoder):
 
 
 def model_type(folder):
-    """Returns the `model_type` of a folder's config.json; None without one.
-
-    Raises
-    ------
-    ValueError
-        If config.json cannot be read.
-    """
+    """Returns the `model_type` of a folder's config.json; None without one."""
     path = Path(folder) / CONFIG
     if not path.exists():
         return None
@@ -130,9 +122,7 @@ def load_hidden_states(folder):
     ---------
     folder : str or Path
         As `save_pretrained` of transformers writes it, or the Hub holds it:
-        config.json, with the model_type wav2vec2, hubert or wavlm, the
-        weights, and preprocessor_config.json, which decides whether waveforms
-        are normalised.
+        config.json, weights and preprocessor_config.json.
 
     Returns
     -------

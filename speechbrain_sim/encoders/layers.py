@@ -25,17 +25,8 @@ PART = 1 << 22
 def run_layers(layers, x, lengths, sample=None, generator=None, state=None):
     """Runs layers bottom up, each on the sample of the one below.
 
-    Arguments
-    ---------
-    layers : dict of str to nn.Module
-        `ConvModule`s and `ContextModule`s, bottom first.
-    x, lengths, sample, generator, state :
-        See `ConvModule.forward`.
-
-    Yields
-    ------
-    name, latent : (str, Latent)
-        Before the next layer runs.
+    Yields name and `Latent` of each before the next one runs. `layers` is a
+    dict; for the other arguments see `ConvModule.forward`.
     """
     sampled = False
     for name, layer in layers.items():
@@ -56,28 +47,24 @@ class ConvModule(nn.Module):
 
     Arguments
     ---------
-    in_channels : int
-        Channels of the input; 1 for a waveform.
-    channels : int
-        Channels of the convolutions and of the latent.
+    in_channels, channels : int
+        Channels of the input, 1 for a waveform, and of everything else.
     shapes : list of (int, int, int)
         Kernel size, stride and padding of each convolution.
     probabilistic : bool
-        Whether there is a log-variance head. Without it the module is
-        deterministic (Greedy InfoMax) and `log_var` is None.
+        Whether there is a log-variance head; without it the module is
+        deterministic (Greedy InfoMax) and `log_var` None.
     batch_norm : bool
         Whether each convolution is followed by batch norm (over valid frames).
     initial_log_var : float
         Added to the log-variance head's initial bias. At 0 the first samples
-        are mostly noise of unit variance; well below, a module starts almost
-        deterministic, and learns at once.
+        are mostly noise; well below, a module starts almost deterministic.
 
     Example
     -------
     >>> module = ConvModule(1, 16, [(10, 5, 2), (8, 4, 2)]).eval()
-    >>> latent = module(torch.randn(2, 10240, 1))
-    >>> latent.mean.shape, latent.log_var.shape, latent.sampled
-    (torch.Size([2, 511, 16]), torch.Size([2, 511, 16]), False)
+    >>> module(torch.randn(2, 10240, 1)).mean.shape
+    torch.Size([2, 511, 16])
     """
 
     predicts_input = False
@@ -127,13 +114,10 @@ class ConvModule(nn.Module):
             (batch, time, in_channels).
         lengths : torch.Tensor, optional
             Valid frames of the input, (batch,); all by default.
-        sample : bool, optional
-            Whether to draw from the posterior; by default in training only.
-        generator : torch.Generator, optional
-            Source of the noise.
+        sample, generator :
+            See `Encoder.forward`.
         state : StreamState, optional
-            Of a signal that comes in pieces; the output is the frames that
-            are complete.
+            Of a signal in pieces; the frames that are complete are returned.
 
         Returns
         -------
@@ -231,13 +215,6 @@ def _norm_valid(norm, x, lengths):
 
 class ContextModule(nn.Module):
     """The autoregressive module g_ar: a GRU over the latents below it.
-
-    Arguments
-    ---------
-    in_channels : int
-        Channels of its input.
-    channels : int
-        Channels of the context.
 
     Example
     -------

@@ -20,19 +20,7 @@ class StreamState:
     def convolve(self, conv, x, relu):
         """Convolves the frames that are complete; there may be none.
 
-        Arguments
-        ---------
-        conv : BlockConv1d
-            The convolution.
-        x : torch.Tensor
-            The next piece, (batch, time, in_channels); time may be 0.
-        relu : bool
-            Convolve ReLU(x) instead.
-
-        Returns
-        -------
-        torch.Tensor
-            (batch, time out, out_channels).
+        See `BlockConv1d.forward`; `x` is the next piece, whose time may be 0.
         """
         kernel_size, stride, padding = conv.shape
         if kernel_size < stride:

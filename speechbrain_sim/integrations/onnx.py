@@ -39,20 +39,10 @@ class PlainEncoder(nn.Module):
         self.encoder, self.layer = encoder, layer
 
     def forward(self, wavs, lengths):
-        """Encodes a padded batch.
+        """Encodes waveforms, (batch, samples), with `lengths` valid samples.
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            (batch, samples) at 16 kHz.
-        lengths : torch.Tensor
-            Valid samples, (batch,), int64.
-
-        Returns
-        -------
-        mean, frames : (torch.Tensor, torch.Tensor)
-            (batch, time, channel), zero beyond each utterance; valid frames,
-            (batch,).
+        Returns means, (batch, time, channel), zero beyond each utterance, and
+        valid frames, (batch,).
         """
         latents = self.encoder.encode(wavs, lengths, [self.layer], False, None)
         latent = latents[self.layer]
@@ -73,11 +63,6 @@ def export_onnx(encoder, layer, path):
         The layer.
     path : str or Path
         The file to write.
-
-    Raises
-    ------
-    ImportError
-        If the extra is not installed.
     """
     try:
         import onnx  # noqa: F401  # torch's exporter needs it

@@ -42,10 +42,8 @@ class SmoothInfoNCE(nn.Module):
         Channels of the predicted latents z and of the predictor's input c.
     prediction_steps : int
         K, how many frames ahead are predicted; one matrix W_k for each.
-    num_negatives : int
-        N, negatives of each frame.
-    within_utterance_negatives : int
-        How many of these are drawn from the same utterance.
+    num_negatives, within_utterance_negatives : int
+        N, negatives of each frame; how many are from the same utterance.
     window_frames : int
         Longest window of scored frames; negatives come from everywhere.
     kl_reduction : str
@@ -89,21 +87,7 @@ class SmoothInfoNCE(nn.Module):
         )
 
     def draw(self, lengths, time, generator=None):
-        """Makes the random choices of a step.
-
-        Arguments
-        ---------
-        lengths : torch.Tensor
-            Valid frames, (batch,).
-        time : int
-            Padded frames.
-        generator : torch.Generator, optional
-            On the CPU.
-
-        Returns
-        -------
-        Choices
-        """
+        """Draws the `Choices` of a step, for (batch,) lengths padded to `time`."""
         longest = int(lengths.max())
         start, frames = draw_window(longest, self.window_frames, generator)
         counts = self.num_negatives, self.within_utterance_negatives
@@ -122,8 +106,8 @@ class SmoothInfoNCE(nn.Module):
             Valid frames, (batch,).
         choices : Choices
             From `draw`, shared by all L samples.
-        posteriors : list of (Latent, float)
-            What the KL regularises, with its weight beta.
+        posteriors : iterable of (Latent, float)
+            The posteriors of the KL, each with its weight beta.
 
         Returns
         -------
@@ -149,9 +133,8 @@ class SmoothInfoNCE(nn.Module):
 class SmoothInfoNCELoss(NamedTuple):
     """The sum (with a gradient) and its terms.
 
-    `nce` is in nats, `kl` holds the KL of each posterior per channel in nats
-    per frame, whatever the reduction, and `accuracy` is the share of positives
-    that scored above all their negatives.
+    `nce` in nats; `kl` of each posterior per channel, in nats per frame, whatever
+    the reduction; `accuracy`, the share of positives that scored highest.
     """
 
     total: torch.Tensor
@@ -161,18 +144,11 @@ class SmoothInfoNCELoss(NamedTuple):
 
 
 class ModuleOutput(NamedTuple):
-    """What one training step of one module gives.
+    """Output of one training step of one module.
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        Input of the module above, (batch, time, channel).
-    lengths : torch.Tensor
-        Its valid frames, (batch,).
-    loss : torch.Tensor
-        Scalar, with the gradient of this module only.
-    stats : dict of str to torch.Tensor
-        Detached scalars for the log.
+    `x` is the input of the module above, (batch, time, channel), with `lengths`
+    valid frames, (batch,); `loss` is a scalar with the gradient of this module
+    only, and `stats` are detached scalars for the log.
     """
 
     x: torch.Tensor
@@ -208,10 +184,8 @@ class GreedyModule(nn.Module):
 
         Arguments
         ---------
-        x : torch.Tensor
-            (batch, time, channel), from the module below.
-        lengths : torch.Tensor
-            Valid frames, (batch,).
+        x, lengths : torch.Tensor
+            (batch, time, channel), from the module below; valid frames, (batch,).
         key : tuple, optional
             Key of the random draws, e.g. (seed, rank, module, epoch, step);
             the global generator by default.
@@ -241,22 +215,10 @@ class GreedyModule(nn.Module):
         return "" if layer == self.name else f"{layer}_"
 
     def objective(self, latents, below, noise, choices, targets):
-        """Scores a batch.
+        """Scores latents: dict of str to Latent -> loss, dict of stats.
 
-        Arguments
-        ---------
-        latents : dict of str to Latent
-            Of the layers, bottom first.
-        below : torch.Tensor
-            Input of the topmost layer.
-        noise, choices : torch.Generator
-            Sources of the noise and of the choices.
-        targets : torch.Tensor or None
-            Labels.
-
-        Returns
-        -------
-        loss, stats : (torch.Tensor, dict of str to torch.Tensor)
+        `below` is the input of the topmost layer; `noise` and `choices` are
+        generators, `targets` labels.
         """
         raise NotImplementedError
 

@@ -32,20 +32,8 @@ class NCE(NamedTuple):
 def draw_window(longest, window_frames, generator=None):
     """Draws where the scored window begins, the same for a whole batch.
 
-    Arguments
-    ---------
-    longest : int
-        Frames of the longest utterance in the batch.
-    window_frames : int
-        Frames of the window.
-    generator : torch.Generator, optional
-        On the CPU.
-
-    Returns
-    -------
-    start, frames : (int, int)
-        The window is `start : start + frames`; the whole utterance if that is
-        not longer than the window.
+    Returns `start, frames`: the window is `start : start + frames`, the whole
+    of the longest utterance if that has no more than `window_frames`.
 
     Example
     -------
@@ -73,10 +61,8 @@ def draw_negatives(
     ---------
     lengths : torch.Tensor
         Valid frames per utterance, (batch,).
-    time : int
-        Padded frames of the sequence that is indexed.
-    frames : int
-        Frames of the scored window.
+    time, frames : int
+        Padded frames of the sequence that is indexed, and of the window.
     num_negatives, within : int
         How many per frame, N; how many of these within its utterance.
     generator : torch.Generator, optional
@@ -86,11 +72,6 @@ def draw_negatives(
     -------
     torch.Tensor
         (batch, frames, N), int64: indices into the (batch * time) sequence.
-
-    Raises
-    ------
-    ValueError
-        If `within` is outside 0..N.
 
     Example
     -------
@@ -135,7 +116,7 @@ def info_nce(predicted, z, lengths, start, negatives):
     start : int
         First frame of the window.
     negatives : torch.Tensor
-        Indices into the (batch * time) sequence, (batch, frames, N).
+        From `draw_negatives`, (batch, frames, N).
 
     Returns
     -------
@@ -144,7 +125,7 @@ def info_nce(predicted, z, lengths, start, negatives):
     Raises
     ------
     ValueError
-        If no utterance has a frame and its successor inside the window.
+        If no frame has a positive.
     """
     frames, steps = predicted.shape[1:3]
     scores = _Scores.apply(predicted, z.to(predicted.dtype), start, negatives)

@@ -8,19 +8,8 @@ from speechbrain_sim.encoders.base import zero_padding
 def kl_per_channel(mean, log_var, lengths):
     """KL divergence from N(mean, exp(log_var)) to N(0, 1) of each channel.
 
-    1/2 (-log sigma^2 - 1 + sigma^2 + mu^2), averaged over the valid frames.
-
-    Arguments
-    ---------
-    mean, log_var : torch.Tensor
-        (batch, time, channel).
-    lengths : torch.Tensor
-        Valid frames, (batch,).
-
-    Returns
-    -------
-    torch.Tensor
-        (channel,), nats per frame.
+    1/2 (-log sigma^2 - 1 + sigma^2 + mu^2), averaged over the valid frames:
+    (batch, time, channel) -> (channel,), nats per frame.
     """
     dtype = torch.promote_types(mean.dtype, torch.float32)
     mean = zero_padding(mean.to(dtype), lengths)
@@ -43,16 +32,6 @@ def reduce_kl(per_channel, lengths, reduction):
         equation). "time": sum over each utterance's frames, mean over
         utterances and channels (the authors' release; its beta so depends on
         clip length and width).
-
-    Returns
-    -------
-    torch.Tensor
-        A scalar.
-
-    Raises
-    ------
-    ValueError
-        If the reduction is neither.
     """
     if reduction == "channel":
         return per_channel.sum()
@@ -85,18 +64,6 @@ ACTIVE = 0.01
 
 def active_units(mean, lengths):
     """Counts the channels whose mean varies over the valid frames of a batch.
-
-    Arguments
-    ---------
-    mean : torch.Tensor
-        (batch, time, channel).
-    lengths : torch.Tensor
-        Valid frames, (batch,).
-
-    Returns
-    -------
-    torch.Tensor
-        A scalar between 0 and the number of channels.
 
     Example
     -------

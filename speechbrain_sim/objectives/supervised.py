@@ -17,8 +17,8 @@ class SupervisedModule(GreedyModule):
     channels, classes : int
         Shape of the classifier.
     frame_geometry : (int, float), optional
-        Hop and centre of the topmost layer, for one label per frame; without
-        it, one label per utterance is predicted from the mean over time.
+        Of the topmost layer, for one label per frame; without it, one label per
+        utterance is predicted from the mean over time.
     """
 
     def __init__(self, name, layers, channels, classes, frame_geometry=None):
