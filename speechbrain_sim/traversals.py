@@ -88,11 +88,5 @@ def deviations(steps, mean=0.0, std=1.0):
 
 
 def draw_prior(frames, channels, generator=None):
-    """Draws (frames, channels) from the prior N(0, I).
-
-    Example
-    -------
-    >>> draw_prior(64, 8).shape
-    torch.Size([64, 8])
-    """
+    """Draws (frames, channels) from the prior N(0, I)."""
     return torch.randn(frames, channels, generator=generator)

@@ -322,6 +322,15 @@ def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
     load_experiment(argv, may_change=allowed)
     (tmp_path / "save/CKPT+1").mkdir(parents=True)
     load_experiment([*argv, "--number_of_epochs", "7"], may_change=allowed)
+    written = tmp_path / "hyperparams.yaml"  # as before a key got its new name
+    former = written.read_text().replace("num_negatives: 10", "negatives: 12")
+    written.write_text(former)
+    load_experiment([*argv, "--num_negatives", "12"], may_change=allowed)
+    written.write_text(former)
+    with pytest.raises(ValueError, match="num_negatives .12 before, 10 now"):
+        load_experiment(argv, may_change=allowed)
+    written.write_text(former.replace("negatives: 12", "negatives: 10"))
+    load_experiment(argv, may_change=allowed)
     with pytest.raises(ValueError, match=r"split \(published before, unheard"):
         load_experiment([*argv, "--split", "unheard"], may_change=allowed)
     with pytest.raises(ValueError, match="kl_weight .*Choose another"):

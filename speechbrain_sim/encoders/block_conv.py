@@ -56,16 +56,10 @@ class BlockConv1d(nn.Conv1d):
         return conv_lengths(lengths, *self.shape)
 
     def forward(self, x, relu=False, padding=None):
-        """Convolves (batch, time, in_channels).
+        """Convolves (batch, time, in_channels), or its ReLU.
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            (batch, time, in_channels).
-        relu : bool
-            Convolve ReLU(x) instead; backward then stores one copy, not two.
-        padding : int, optional
-            Zeros on both sides, instead of the convolution's own.
+        With `relu`, backward stores one copy of the input, not two. `padding`
+        zeros on both sides replace the convolution's own.
         """
         kernel_size, stride, own_padding = self.shape
         padding = own_padding if padding is None else padding

@@ -10,16 +10,9 @@ from speechbrain_sim.encoders.base import zero_padding
 
 
 class PlainEncoder(nn.Module):
-    """An encoder up to one layer, as a function of tensors only.
+    """A GreedyEncoder in eval mode, up to one layer, from tensors to tensors.
 
     While it is traced, the encoder takes no branch that depends on the data.
-
-    Arguments
-    ---------
-    encoder : GreedyEncoder
-        In eval mode.
-    layer : str
-        The layer.
 
     Example
     -------
@@ -50,19 +43,10 @@ class PlainEncoder(nn.Module):
 
 
 def export_onnx(encoder, layer, path):
-    """Writes a layer of an encoder as an ONNX file.
+    """Writes a layer of a GreedyEncoder, on the CPU, as an ONNX file.
 
     Inputs `wavs` (batch, samples) float32 at 16 kHz and `lengths` (batch,)
     int64; outputs `mean` (batch, time, channel) and `frames` (batch,).
-
-    Arguments
-    ---------
-    encoder : GreedyEncoder
-        In eval mode, on the CPU.
-    layer : str
-        The layer.
-    path : str or Path
-        The file to write.
     """
     try:
         import onnx  # noqa: F401  # torch's exporter needs it

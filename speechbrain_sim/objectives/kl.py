@@ -21,17 +21,10 @@ def kl_per_channel(mean, log_var, lengths):
 def reduce_kl(per_channel, lengths, reduction):
     """Reduces the KL of each channel to the scalar that beta multiplies.
 
-    Arguments
-    ---------
-    per_channel : torch.Tensor
-        (channel,), nats per frame, from `kl_per_channel`.
-    lengths : torch.Tensor
-        Valid frames, (batch,).
-    reduction : str
-        "channel": sum over channels, mean over all valid frames (the paper's
-        equation). "time": sum over each utterance's frames, mean over
-        utterances and channels (the authors' release; its beta so depends on
-        clip length and width).
+    `reduction` is "channel": sum over channels, mean over all valid frames (the
+    paper's equation); or "time": sum over each utterance's frames, mean over
+    utterances and channels (the authors' release; its beta so depends on clip
+    length and width).
     """
     if reduction == "channel":
         return per_channel.sum()

@@ -23,9 +23,9 @@ def mean_squared_error(decoded, wavs, lengths):
 
 
 def mel_distance(mel, decoded, wavs, lengths):
-    """Mean difference of two log-mel spectrograms over their valid frames.
+    """Mean difference of two log-mel spectrograms, in nepers.
 
-    In nepers; `mel` is a `LogMel`, the rest as for `mean_squared_error`.
+    `mel` is a `LogMel`, the rest as for `mean_squared_error`.
     """
     ours, theirs = (mel(x, lengths)[LOGMEL] for x in (decoded, wavs))
     valid = theirs.lengths.sum() * theirs.mean.shape[-1]
