@@ -1,4 +1,4 @@
-"""The members of one family: SIM, GIM, CPC, ..., told apart by numbers only."""
+"""The members of one family: SIM, GIM, CPC, ..., which differ in numbers only."""
 
 from types import SimpleNamespace
 

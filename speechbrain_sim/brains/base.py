@@ -162,7 +162,7 @@ class ResumableBrain(sb.Brain):
         raise NotImplementedError
 
     def log_tensorboard(self, epoch, train, valid):
-        """Logs to TensorBoard if asked, at the epoch's place."""
+        """Logs an epoch to TensorBoard, where there is a logger."""
         board = getattr(self.hparams, "tensorboard_logger", None)
         if board is not None:
             steps = dict.fromkeys([*train, *(valid or ())], epoch - 1)

@@ -54,7 +54,7 @@ def draw_negatives(
 
     Negatives are i.i.d. uniform over all valid frames of the batch, so one of
     them may be the positive itself. The last `within` of them are uniform
-    over the frame's own utterance instead: they ask for content, where the
+    over the frame's own utterance instead: they test content, where the
     others can be told apart by speaker.
 
     Arguments
