@@ -1,7 +1,5 @@
 """Floating point operations of a training step, counted from the shapes."""
 
-from speechbrain_sim.encoders.greedy import CONTEXT
-
 
 def step_flops(encoder, modules, batch, samples):
     """Operations that no implementation of the equations avoids.
@@ -34,7 +32,7 @@ def step_flops(encoder, modules, batch, samples):
     for name, layer in encoder.layers.items():
         objective = modules[name].smooth_info_nce
         below = in_channels
-        if name == CONTEXT:
+        if layer.predicts_input:
             gates = 3 * layer.out_channels
             total += 2 * _product(batch * frames, in_channels, gates)
             total += 3 * _product(batch * frames, layer.out_channels, gates)
@@ -47,17 +45,17 @@ def step_flops(encoder, modules, batch, samples):
                     conv.out_channels,
                 )
                 in_channels = conv.out_channels
-            heads = 1 if layer.log_var is None else 2
+            heads = 2 if layer.has_posterior else 1
             total += 3 * _product(
                 batch * frames, in_channels, heads * in_channels
             )
-        window = min(frames, objective.window)
-        steps, scored = objective.prediction_steps, 1 + objective.negatives
-        z_channels = below if name == CONTEXT else in_channels
+        window = min(frames, objective.window_frames)
+        steps, scored = objective.prediction_steps, 1 + objective.num_negatives
+        z_channels = below if layer.predicts_input else in_channels
         total += 3 * _product(
             batch * window, layer.out_channels, steps * z_channels
         )
-        total += (2 if name == CONTEXT else 3) * _product(
+        total += (2 if layer.predicts_input else 3) * _product(
             batch * window * steps, z_channels, scored
         )
     return total

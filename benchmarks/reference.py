@@ -99,7 +99,7 @@ class PlainSIM(nn.Module):
         self.kl_weights, self.reductions = {}, {}
         in_channels = 1
         for name, module in modules.items():
-            if name == "context":
+            if encoder.predicts_input(name):
                 width = config["context_channels"]
                 self.layers[name] = nn.GRU(in_channels, width, batch_first=True)
                 state = encoder.layers[name].gru.state_dict()
@@ -124,8 +124,8 @@ class PlainSIM(nn.Module):
                 in_channels,
                 width,
                 objective.prediction_steps,
-                objective.negatives,
-                objective.window,
+                objective.num_negatives,
+                objective.window_frames,
             )
             parts = objective.predictor.weight.chunk(objective.prediction_steps)
             for weight, part in zip(
@@ -139,7 +139,7 @@ class PlainSIM(nn.Module):
         for name, layer in self.layers.items():
             noise = keyed_generator(*key(name), "noise")
             choices = keyed_generator(*key(name), "negatives")
-            if name == "context":
+            if isinstance(layer, nn.GRU):
                 c, _ = layer(x)
                 losses[name] = self.losses[name](c, x, choices)
                 continue

@@ -201,7 +201,7 @@ DOUBLED = {
     "batch": ({}, 2, 1),
     "length": ({}, 1, 2),
     "K": ({"prediction_steps": 20}, 1, 1),
-    "N": ({"negatives": 20}, 1, 1),
+    "N": ({"num_negatives": 20}, 1, 1),
     "channels": ({"channels": 512, "context_channels": 256}, 1, 1),
 }
 

@@ -9,7 +9,8 @@ def records_arguments(cls):
 
     `self.arguments` becomes a dict of every constructor argument, defaults
     included, in json's kinds (tuples become lists), so that
-    `cls(**self.arguments)` makes another one.
+    `cls(**self.arguments)` makes another one. Those that `cls.unrecorded`
+    lists, if it has such an attribute, are left out.
 
     Arguments
     ---------
@@ -38,8 +39,12 @@ def records_arguments(cls):
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         construct(self, *args, **kwargs)
-        named = list(bound.arguments.items())[1:]
-        self.arguments = {name: _plain(value) for name, value in named}
+        unrecorded = {"self", *getattr(cls, "unrecorded", ())}
+        self.arguments = {
+            name: _plain(value)
+            for name, value in bound.arguments.items()
+            if name not in unrecorded
+        }
 
     cls.__init__ = __init__
     return cls

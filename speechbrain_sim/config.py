@@ -25,6 +25,13 @@ if not MODELS.is_dir():
 MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
 MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder", "download"]
 MAY_CHANGE += ["download_from", "download_checksum"]
+#: former names of keys
+RENAMED = {
+    "negatives": "num_negatives",
+    "own_negatives": "within_utterance_negatives",
+    "window": "window_frames",
+    "draws": "num_samples",
+}
 #: kinds of values that are settings; others are objects made of them
 PLAIN = (str, int, float, bool, list, type(None))
 
@@ -160,7 +167,7 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
     Raises
     ------
     KeyError
-        If an option is not a key of the yaml.
+        See `check_keys`.
     ValueError
         If a key without a value is not given, or the output folder holds a
         run with other settings.
@@ -169,7 +176,7 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
     model = document.pop("model", None)
     if "model_name" in document:
         model = options.pop("model", model)
-    _check_keys(hparams_file, document, options)
+    check_keys(hparams_file, document, options)
     defaults = dict(document)
     document.update({**(model_changes(model) if model else {}), **options})
     missing = [
@@ -199,8 +206,17 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
     return hparams, run_opts
 
 
-def _check_keys(hparams_file, document, options):
-    """Raises a KeyError if an option is not a key of the yaml."""
+def check_keys(hparams_file, document, options):
+    """Checks the keys of a yaml and of the options for it.
+
+    Raises
+    ------
+    KeyError
+        If one has been renamed, or an option is not a key of the yaml.
+    """
+    for old, new in RENAMED.items():
+        if old in document or old in options:
+            raise KeyError(f"{old} is now {new} (in {hparams_file}).")
     unknown = sorted(set(options) - set(document))
     if unknown:
         near = get_close_matches(unknown[0], document, n=1)
@@ -216,7 +232,9 @@ def _check_same_run(written, settings, defaults, may_change):
 
     An option that the run did not know yet had the value of its yaml.
     """
-    before = {**defaults, **_parse_yaml(written.read_text(encoding="utf-8"))}
+    former = _parse_yaml(written.read_text(encoding="utf-8"))
+    former = {RENAMED.get(key, key): value for key, value in former.items()}
+    before = {**defaults, **former}
     changed = [
         f"{key} ({before.get(key)} before, {value} now)"
         for key, value in settings.items()

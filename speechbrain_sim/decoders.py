@@ -1,4 +1,4 @@
-"""Decoders: what a layer's latents sound like.
+"""Decoders: latents of a layer -> waveform.
 
 Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 4.1.3,
 https://arxiv.org/abs/2408.12936
@@ -53,22 +53,16 @@ class ConvDecoder(nn.Module):
         self.shapes = list(zip(kernel_sizes, strides, paddings, strict=True))
         widths = [1] + [channels] * (len(self.shapes) - 1) + [in_channels]
         self.stages = nn.ModuleList()
-        for i, (kernel, stride, padding) in reversed(
-            list(enumerate(self.shapes))
-        ):
+        for i, shape in reversed(list(enumerate(self.shapes))):
             inner = channels if refinements else widths[i]
-            convs = [
-                nn.ConvTranspose1d(
-                    widths[i + 1], inner, kernel, stride, padding
-                )
-            ]
+            convs = [nn.ConvTranspose1d(widths[i + 1], inner, *shape)]
             for r in range(refinements):
                 outer = widths[i] if r == refinements - 1 else channels
                 convs.append(nn.ConvTranspose1d(channels, outer, 3, 1, 1))
             self.stages.append(nn.ModuleList(convs))
 
     def frames(self, samples):
-        """Lengths from the waveform up to the latents: list of int or tensor."""
+        """Lists the lengths from the waveform up to the latents."""
         lengths = [samples]
         for shape in self.shapes:
             lengths.append(conv_lengths(lengths[-1], *shape))
@@ -94,7 +88,7 @@ class ConvDecoder(nn.Module):
         Raises
         ------
         ValueError
-            If the latents are not as many as `samples` encode to.
+            If `samples` do not encode to so many latents.
         """
         padded = self.frames(samples)
         if z.shape[1] != padded[-1]:
@@ -104,50 +98,35 @@ class ConvDecoder(nn.Module):
             )
         wavs = z.new_empty(len(z), samples)
         valid = self.frames(absolute_lengths(wavs, wav_lens))
-        x = zero_padding(z, valid[-1]).transpose(1, 2)
-        for at, stage in zip(
-            reversed(range(len(self.shapes))), self.stages, strict=True
-        ):
+        x = zero_padding(z, valid[-1])
+        for depth, stage in enumerate(self.stages, start=2):
             for i, conv in enumerate(stage):
-                size = [padded[at]] if i == 0 else None
-                x = conv(x, output_size=size)
-                x = zero_padding(x.transpose(1, 2), valid[at]).transpose(1, 2)
-                last = at == 0 and i == len(stage) - 1
-                x = x if last else torch.relu(x)
-        return x[:, 0]
+                x = x if depth == 2 and i == 0 else torch.relu(x)
+                size = [padded[-depth]] if i == 0 else None
+                x = conv(x.transpose(1, 2), output_size=size).transpose(1, 2)
+                x = zero_padding(x, valid[-depth])
+        return x[..., 0]
 
 
-def mirror(encoder, layer, refinements=None):
+def mirror(encoder, layer):
     """Makes the decoder of a layer from the encoder's own hyper-parameters.
 
-    Arguments
-    ---------
-    encoder : GreedyEncoder or HiddenStates
-        The encoder.
-    layer : str
-        The layer to decode.
-    refinements : int, optional
-        See `ConvDecoder`; by default the release's: 2 for `module1`, else
-        none.
-
-    Returns
-    -------
-    ConvDecoder
+    As in the authors' release, the lowest layer has two refinements after each
+    of its two convolutions, and no other layer has any.
 
     Example
     -------
     >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
     >>> encoder = GreedyEncoder(channels=8, context_channels=4).eval()
-    >>> wavs = torch.randn(2, 8821)
-    >>> z = encoder(wavs)["module3"].mean
-    >>> mirror(encoder, "module3")(z, wavs.shape[1]).shape
+    >>> z = encoder(torch.randn(2, 8821))["module3"].mean
+    >>> mirror(encoder, "module3")(z, 8821).shape
     torch.Size([2, 8821])
     """
-    if refinements is None:
-        refinements = 2 if layer == "module1" else 0
+    convolutions = encoder.convolutions(layer)
+    lowest = layer == encoder.layer_names[0] and len(convolutions) == 2
     return ConvDecoder(
         encoder.channels_of(layer),
         encoder.conv_channels,
-        *zip(*encoder.convolutions(layer), strict=True),
-        refinements,
+        *zip(*convolutions, strict=True),
+        refinements=2 if lowest else 0,
     )

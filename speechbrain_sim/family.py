@@ -1,28 +1,16 @@
-"""family."""
+"""The members of one family: SIM, GIM, CPC, ..., which differ in numbers only."""
 
 from types import SimpleNamespace
 
 from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_sim.config import MODELS, model_changes
-from speechbrain_sim.encoders.greedy import CONTEXT
-from speechbrain_sim.objectives.greedy import (
-    ContrastiveModule,
-    SmoothInfoNCE,
-    SupervisedModule,
-)
+from speechbrain_sim.config import MODELS, check_keys, model_changes, read_yaml
+from speechbrain_sim.objectives.greedy import ContrastiveModule, SmoothInfoNCE
+from speechbrain_sim.objectives.supervised import SupervisedModule
 
 
 def training_modules(
-    encoder,
-    objective="contrastive",
-    greedy=True,
-    kl_weight=0.0,
-    draws=1,
-    noise=True,
-    classes=0,
-    per_frame=False,
-    **smooth_info_nce,
+    encoder, objective="contrastive", classes=0, per_frame=False, **contrastive
 ):
     """Divides an encoder into modules that train on their own.
 
@@ -32,32 +20,16 @@ def training_modules(
         Its layers are shared with the modules.
     objective : str
         "contrastive" or "supervised".
-    greedy : bool
-        Contrastive: one module per layer (SIM, GIM), or one for all (CPC,
-        end-to-end SIM).
-    kl_weight : float or list of float
-        Beta; a list gives one for each layer with a posterior, bottom first.
-    draws : int
-        L, Monte-Carlo draws of (c, z).
-    noise : bool
-        Contrastive: whether training draws from posteriors.
     classes : int
         Supervised: number of classes.
     per_frame : bool
         Supervised: one label per 10 ms (phones), or one per utterance.
-    **smooth_info_nce :
-        Further arguments of `speechbrain_sim.objectives.greedy.SmoothInfoNCE`; a list
-        gives one value for each layer, bottom first.
+    **contrastive :
+        See `contrastive_modules`.
 
     Returns
     -------
     dict of str to GreedyModule
-
-    Raises
-    ------
-    ValueError
-        If the objective is unknown, a list has not one value per layer, or a
-        supervised model has no classes.
 
     Example
     -------
@@ -65,54 +37,72 @@ def training_modules(
     >>> encoder = GreedyEncoder(channels=4, context_channels=2)
     >>> list(training_modules(encoder, kl_weight=0.01))
     ['module1', 'module2', 'module3', 'context']
-    >>> list(training_modules(encoder, greedy=False))
-    ['encoder']
+    """
+    if objective == "contrastive":
+        return contrastive_modules(encoder, **contrastive)
+    if objective != "supervised":
+        raise ValueError(
+            f"objective is '{objective}'; not 'contrastive' or 'supervised'."
+        )
+    if classes < 2:
+        raise ValueError(f"classes is {classes}; it must be 2 or more.")
+    layers, top = dict(encoder.layers), encoder.layer_names[-1]
+    geometry = encoder.frame_geometry(top) if per_frame else None
+    shape = encoder.channels_of(top), classes
+    return {"encoder": SupervisedModule("encoder", layers, *shape, geometry)}
+
+
+def contrastive_modules(
+    encoder,
+    greedy=True,
+    kl_weight=0.0,
+    num_samples=1,
+    noise=True,
+    **smooth_info_nce,
+):
+    """Makes one contrastive module per layer, or one for all.
+
+    Arguments
+    ---------
+    encoder : GreedyEncoder
+        Its layers are shared with the modules.
+    greedy : bool
+        One module per layer (SIM, GIM), or one for all (CPC, end-to-end SIM).
+    kl_weight : float or list of float
+        Beta; a list gives one for each convolutional module, bottom first.
+    num_samples, noise :
+        See `ContrastiveModule`.
+    **smooth_info_nce :
+        See `SmoothInfoNCE`; a list gives one value for each layer.
+
+    Returns
+    -------
+    dict of str to ContrastiveModule
     """
     names = encoder.layer_names
-    if objective == "supervised":
-        if classes < 2:
-            raise ValueError(f"classes is {classes}; it must be 2 or more.")
-        module = SupervisedModule(
-            "encoder",
-            dict(encoder.layers),
-            encoder.layers[names[-1]].out_channels,
-            classes,
-            encoder.frame_geometry(names[-1]) if per_frame else None,
-        )
-        return {"encoder": module}
-    if objective != "contrastive":
-        raise ValueError(
-            f"objective is '{objective}'; it must be 'contrastive' or "
-            f"'supervised'."
-        )
-    with_posterior = [name for name in names if name != CONTEXT]
-    kl_weights = _per_layer("kl_weight", kl_weight, with_posterior)
+    gaussian = [name for name in names if not encoder.predicts_input(name)]
+    kl_weights = _per_layer("kl_weight", kl_weight, gaussian)
     settings = {
         argument: _per_layer(argument, value, names)
         for argument, value in smooth_info_nce.items()
     }
 
-    def contrastive(name, layer_names):
-        top = layer_names[-1]
-        z_name = with_posterior[-1] if top == CONTEXT else top
+    def module(name, layers):
+        top = layers[-1]
+        z = names[names.index(top) - encoder.predicts_input(top)]
+        objective = SmoothInfoNCE(
+            encoder.channels_of(z),
+            encoder.channels_of(top),
+            **{argument: value[top] for argument, value in settings.items()},
+        )
+        shared = {layer: encoder.layers[layer] for layer in layers}
         return ContrastiveModule(
-            name,
-            {layer: encoder.layers[layer] for layer in layer_names},
-            SmoothInfoNCE(
-                encoder.layers[z_name].out_channels,
-                encoder.layers[top].out_channels,
-                **{
-                    argument: value[top] for argument, value in settings.items()
-                },
-            ),
-            kl_weights,
-            draws,
-            noise,
+            name, shared, objective, kl_weights, num_samples, noise
         )
 
     if greedy:
-        return {name: contrastive(name, [name]) for name in names}
-    return {"encoder": contrastive("encoder", names)}
+        return {name: module(name, [name]) for name in names}
+    return {"encoder": module("encoder", names)}
 
 
 def _per_layer(argument, value, layers):
@@ -141,8 +131,7 @@ def build_model(name="sim", **changes):
     Returns
     -------
     SimpleNamespace
-        With `encoder` (GreedyEncoder), `modules` (what a GreedyBrain trains)
-        and every hyper-parameter.
+        `encoder`, `modules` (for a GreedyBrain), and every hyper-parameter.
 
     Example
     -------
@@ -150,6 +139,8 @@ def build_model(name="sim", **changes):
     >>> model.encoder.layer_names == list(model.modules)
     True
     """
-    with open(MODELS / "sim.yaml", encoding="utf-8") as file:
-        content = load_hyperpyyaml(file, {**model_changes(name), **changes})
-    return SimpleNamespace(**content)
+    path = MODELS / "sim.yaml"
+    overrides = {**model_changes(name), **changes}
+    check_keys(path, read_yaml(path), overrides)
+    with open(path, encoding="utf-8") as file:
+        return SimpleNamespace(**load_hyperpyyaml(file, overrides))

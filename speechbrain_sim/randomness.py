@@ -1,9 +1,9 @@
 """Random numbers that depend on names, not on history.
 
 Every draw of a training run (noise, negatives, window, crop) comes from a
-generator whose seed is a hash of what the draw is for. So a run that was
-killed and resumed draws what it would have drawn, and freezing one module
-shifts nobody's draws.
+generator whose seed is a hash of its purpose. So a run that was killed and
+resumed draws what it would have drawn, and freezing one module shifts no other
+draw.
 """
 
 import hashlib
@@ -12,22 +12,12 @@ import torch
 
 
 def key_seed(*key):
-    """Hashes a key into a seed.
+    """Hashes a key, e.g. (seed, rank, module, epoch, step), into a seed.
 
-    Arguments
-    ---------
-    *key : str or int
-        What the draw is for, e.g. (seed, rank, module, epoch, step).
-
-    Returns
-    -------
-    int
-        A seed below 2 ** 63; equal keys give equal seeds.
+    Below 2 ** 63; equal keys give equal seeds.
 
     Example
     -------
-    >>> key_seed(1, 0, "module1", 3, 17) == key_seed(1, 0, "module1", 3, 17)
-    True
     >>> key_seed(1, 0, "module1", 3, 17) == key_seed(1, 1, "module1", 3, 17)
     False
     """
@@ -38,18 +28,7 @@ def key_seed(*key):
 
 @torch.compiler.disable  # a generator is made, not computed
 def keyed_generator(*key, device="cpu"):
-    """Makes a generator that is seeded by a key.
-
-    Arguments
-    ---------
-    *key : str or int
-        What the draw is for.
-    device : str or torch.device
-        Where the numbers are drawn.
-
-    Returns
-    -------
-    torch.Generator
+    """Makes a torch.Generator on a device, seeded by a key.
 
     Example
     -------

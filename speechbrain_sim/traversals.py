@@ -1,6 +1,6 @@
-"""Walks through a latent space; all pure, latents -> latents.
+"""Paths through a latent space; all pure, latents -> latents.
 
-All take and return (..., channel). Reference: Denoodt, de Boer, Oramas: Smooth
+Reference: Denoodt, de Boer, Oramas: Smooth
 InfoMax (2025), sections 4.3.1 and 4.3.3, https://arxiv.org/abs/2408.12936
 """
 
@@ -8,19 +8,9 @@ import torch
 
 
 def interpolate(start, target, steps):
-    """Walks from one latent to another: (1 - a) start + a target.
+    """Interpolates between two latents: (1 - a) start + a target.
 
-    Arguments
-    ---------
-    start, target : torch.Tensor
-        Of one shape, (time, channel).
-    steps : int
-        Number of stops, both ends among them.
-
-    Returns
-    -------
-    torch.Tensor
-        (steps, time, channel).
+    From two of (time, channel) to (steps, time, channel), both ends included.
 
     Example
     -------
@@ -39,15 +29,7 @@ def interpolate(start, target, steps):
 def most_different(start, target):
     """Ranks the dimensions by how much their means over time differ.
 
-    Arguments
-    ---------
-    start, target : torch.Tensor
-        (..., time, channel).
-
-    Returns
-    -------
-    torch.Tensor
-        (..., channel), int64: dimensions, most different first.
+    From (..., time, channel) to (..., channel), int64, most different first.
 
     Example
     -------
@@ -59,24 +41,13 @@ def most_different(start, target):
 
 
 def swap(start, target, dimensions):
-    """Copies some dimensions of the target into the start.
+    """Copies some dimensions, (..., n), int64, of the target into the start.
 
-    Arguments
-    ---------
-    start, target : torch.Tensor
-        (..., time, channel).
-    dimensions : torch.Tensor
-        (..., n), int64: which ones.
-
-    Returns
-    -------
-    torch.Tensor
-        Of the shape of `start`.
+    Both are (..., time, channel).
 
     Example
     -------
-    >>> start, target = torch.zeros(2, 3), torch.ones(2, 3)
-    >>> swap(start, target, torch.tensor([2]))
+    >>> swap(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([2]))
     tensor([[0., 0., 1.],
             [0., 0., 1.]])
     """
@@ -86,21 +57,9 @@ def swap(start, target, dimensions):
 
 
 def traverse(z, dimension, values):
-    """Sets one dimension to each of several values, at all times.
+    """Sets one dimension of (time, channel) to each of several values.
 
-    Arguments
-    ---------
-    z : torch.Tensor
-        (time, channel).
-    dimension : int
-        Which one.
-    values : list of float
-        Stops, e.g. from -3 to 3 for three deviations of the prior.
-
-    Returns
-    -------
-    torch.Tensor
-        (stops, time, channel).
+    Returns (values, time, channel).
 
     Example
     -------
@@ -113,50 +72,21 @@ def traverse(z, dimension, values):
     return stops
 
 
-def deviations(steps, mean=0.0, std=1.0, reach=3.0):
-    """Lists the stops of a traversal: mean - reach std ... mean + reach std.
+def deviations(steps, mean=0.0, std=1.0):
+    """Lists the values of a traversal: mean - 3 std ... mean + 3 std.
 
-    Arguments
-    ---------
-    steps : int
-        How many; odd, to pass through the mean.
-    mean, std : float
-        Of the dimension: 0 and 1 are the prior's, or the posterior's own.
-    reach : float
-        How far to go, in deviations.
-
-    Returns
-    -------
-    list of float
+    An odd number of `steps` passes through the mean; 0 and 1 are mean and
+    standard deviation of the prior.
 
     Example
     -------
     >>> deviations(3, mean=1.0, std=2.0)
     [-5.0, 1.0, 7.0]
     """
-    return torch.linspace(
-        mean - reach * std, mean + reach * std, steps, dtype=torch.float64
-    ).tolist()
+    ends = mean - 3.0 * std, mean + 3.0 * std
+    return torch.linspace(*ends, steps, dtype=torch.float64).tolist()
 
 
 def draw_prior(frames, channels, generator=None):
-    """Draws latents from the prior N(0, I), every frame by itself.
-
-    Arguments
-    ---------
-    frames, channels : int
-        Shape.
-    generator : torch.Generator, optional
-        Source of the noise.
-
-    Returns
-    -------
-    torch.Tensor
-        (frames, channels).
-
-    Example
-    -------
-    >>> draw_prior(64, 8).shape
-    torch.Size([64, 8])
-    """
+    """Draws (frames, channels) from the prior N(0, I)."""
     return torch.randn(frames, channels, generator=generator)

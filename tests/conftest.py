@@ -40,7 +40,7 @@ TINY = {
     "channels": 6,
     "context_channels": 4,
     "prediction_steps": 2,
-    "negatives": 3,
+    "num_negatives": 3,
 }
 
 
@@ -176,7 +176,7 @@ def weights(brain):
     """Copies all weights and buffers of a brain's modules."""
     return {
         name: {key: value.clone() for key, value in module.state_dict().items()}
-        for name, module in brain.raw.items()
+        for name, module in brain.unwrapped.items()
     }
 
 

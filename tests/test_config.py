@@ -9,6 +9,7 @@ from speechbrain.core import RunOptions
 
 from speechbrain_sim.config import (
     MODELS,
+    RENAMED,
     load_experiment,
     model_changes,
     read_yaml,
@@ -103,18 +104,19 @@ def test_every_tunable_reaches_the_objective(tiny_yaml, tmp_path):
         tiny_yaml,
         tmp_path,
         kl_weight="[1,2,3]",
-        draws=4,
-        window=17,
+        num_samples=4,
+        window_frames=17,
         prediction_steps=3,
-        negatives=5,
-        own_negatives=2,
+        num_negatives=5,
+        within_utterance_negatives=2,
         kl_reduction="channel",
     )
     for name, module in hparams["modules"].items():
         objective = module.smooth_info_nce
-        assert module.draws == 4
-        assert objective.window == 17
-        assert (objective.negatives, objective.own_negatives) == (5, 2)
+        assert module.num_samples == 4
+        assert objective.window_frames == 17
+        assert objective.num_negatives == 5
+        assert objective.within_utterance_negatives == 2
         assert objective.kl_reduction == "channel"
         z, c = TINY["channels"], TINY["channels"]
         if name == "context":
@@ -128,21 +130,25 @@ def test_precedence(tiny_yaml, tmp_path):
     difference = tmp_path / "difference.yaml"
     difference.write_text(
         f"base: {tiny_yaml}\n"
-        "model: gim\nprobabilistic: True\nnegatives: 5\nbatch_size: 3\n"
+        "model: gim\nprobabilistic: True\nnum_negatives: 5\nbatch_size: 3\n"
     )
     hparams = load(difference, tmp_path / "0")
     assert hparams["prediction_steps"] == TINY["prediction_steps"]  # base's
     assert hparams["channels"] == TINY["channels"]
-    assert hparams["negatives"] == 5  # the difference's
+    assert hparams["num_negatives"] == 5  # the difference's
     assert hparams["batch_size"] == 3
     assert hparams["probabilistic"] is False  # the model's
     assert hparams["model_name"] == "gim"
     assert hparams["encoder"].layers["module1"].log_var is None
     hparams = load(
-        difference, tmp_path / "1", probabilistic=True, negatives=4, model="cpc"
+        difference,
+        tmp_path / "1",
+        probabilistic=True,
+        num_negatives=4,
+        model="cpc",
     )
     assert hparams["probabilistic"] is True  # typed
-    assert hparams["negatives"] == 4
+    assert hparams["num_negatives"] == 4
     assert hparams["model_name"] == "cpc"
     assert list(hparams["modules"]) == ["encoder"]
     assert hparams["encoder"].layers["module1"].log_var is not None
@@ -184,6 +190,21 @@ def test_unknown_names(tiny_yaml, tmp_path):
     assert not (tmp_path / "hyperparams.yaml").exists()
 
 
+@pytest.mark.parametrize("old, new", RENAMED.items())
+def test_a_former_name_is_answered_with_the_new_one(
+    tiny_yaml, tmp_path, old, new
+):
+    with pytest.raises(KeyError, match=f"{old} is now {new}"):
+        load(tiny_yaml, tmp_path, **{old: 2})
+    yaml = tmp_path / "former.yaml"
+    yaml.write_text(f"base: {tiny_yaml}\n{old}: 2\n")
+    with pytest.raises(KeyError, match=f"{old} is now {new}"):
+        load(yaml, tmp_path)
+    with pytest.raises(KeyError, match=f"{old} is now {new}"):
+        build_model("sim", **{old: 2})
+    assert not (tmp_path / "hyperparams.yaml").exists()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_persist_if_there_are_any(tiny_yaml, tmp_path, workers):
     hparams = load(tiny_yaml, tmp_path, num_workers=workers)
@@ -210,10 +231,11 @@ def test_the_papers_values():
     ]
     for name, module in sim.modules.items():
         objective = module.smooth_info_nce
-        assert objective.prediction_steps == objective.negatives == 10
-        assert (objective.own_negatives, objective.window) == (0, 128)
+        assert objective.prediction_steps == objective.num_negatives == 10
+        assert objective.within_utterance_negatives == 0
+        assert objective.window_frames == 128
         assert objective.kl_reduction == "time"
-        assert module.draws == 1
+        assert module.num_samples == 1
         c = 256 if name == "context" else 512
         assert objective.predictor.weight.shape == (5120, c)
         assert objective.predictor.bias is None
@@ -248,7 +270,11 @@ def test_every_key_is_used(name):
     yaml = ROOT / "hparams" / name
     yamls = "".join(
         path.read_text()
-        for path in [yaml, *(ROOT / "hparams").glob(f"*/{yaml.name}")]
+        for path in [
+            yaml,
+            MODELS / "sim.yaml",
+            *(ROOT / "hparams").glob(f"*/{yaml.name}"),
+        ]
     )
     code = "".join(
         (ROOT / path).read_text()
@@ -296,6 +322,15 @@ def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
     load_experiment(argv, may_change=allowed)
     (tmp_path / "save/CKPT+1").mkdir(parents=True)
     load_experiment([*argv, "--number_of_epochs", "7"], may_change=allowed)
+    written = tmp_path / "hyperparams.yaml"  # as before a key got its new name
+    former = written.read_text().replace("num_negatives: 10", "negatives: 12")
+    written.write_text(former)
+    load_experiment([*argv, "--num_negatives", "12"], may_change=allowed)
+    written.write_text(former)
+    with pytest.raises(ValueError, match="num_negatives .12 before, 10 now"):
+        load_experiment(argv, may_change=allowed)
+    written.write_text(former.replace("negatives: 12", "negatives: 10"))
+    load_experiment(argv, may_change=allowed)
     with pytest.raises(ValueError, match=r"split \(published before, unheard"):
         load_experiment([*argv, "--split", "unheard"], may_change=allowed)
     with pytest.raises(ValueError, match="kl_weight .*Choose another"):

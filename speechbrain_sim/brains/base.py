@@ -23,15 +23,13 @@ class ResumableBrain(sb.Brain):
 
     Every entry of `modules` has its own optimizer and is checkpointed, with
     the running means and the length of the log. Hyper-parameters read from
-    `hparams`: `epoch_counter`, `train_logger`; optional `crop` (told the
-    epoch), `tensorboard_logger`. Subclasses define `save_result`. After some
-    twenty steps the log says what the run will take, and so does `estimate`.
+    `hparams`: `epoch_counter`, `train_logger`; optional `crop` (its epoch is
+    set), `tensorboard_logger`. Subclasses define `save_result`. After some
+    twenty steps the cost of the run is logged, and kept as `estimate`.
     """
 
-    def __init__(
-        self, modules, opt_class, hparams, run_opts=None, checkpointer=None
-    ):
-        super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.rank = getattr(self, "rank", 0)
         if self.max_grad_norm <= 0:
             raise ValueError(
@@ -39,21 +37,18 @@ class ResumableBrain(sb.Brain):
                 f"stop or reverse the gradient. Use .inf (inf on the command "
                 f"line) for no clipping."
             )
-        self.raw = dict(self.modules.items())  # never wrapped by DDP
+        #: the modules, never wrapped by DDP
+        self.unwrapped = dict(self.modules.items())
         self.stopwatch, self.estimate = Stopwatch(), None
         self.averages = {stage: Averages() for stage in sb.Stage}
-        if checkpointer is not None:
-            for name, module in self.raw.items():
-                checkpointer.add_recoverable(name, module)
-            checkpointer.add_recoverable(
-                "averages", self.averages[sb.Stage.TRAIN]
-            )
-            checkpointer.add_recoverable(
-                "train_logger", self.hparams.train_logger
-            )
+        if self.checkpointer is not None:
+            averages, log = self.averages[sb.Stage.TRAIN], "train_logger"
+            self.checkpointer.add_recoverables(self.unwrapped)
+            self.checkpointer.add_recoverable("averages", averages)
+            self.checkpointer.add_recoverable(log, self.hparams.train_logger)
 
     def on_fit_start(self):
-        """Wraps, makes optimizers, resumes; a run without past has no log."""
+        """Wraps, makes optimizers, resumes; a new run starts with an empty log."""
         super().on_fit_start()
         begins = self.hparams.epoch_counter.current == 0
         if self.checkpointer is not None and begins and not self.debug:
@@ -70,15 +65,14 @@ class ResumableBrain(sb.Brain):
         """Gives every module its own optimizer, named as the module."""
         self.optimizers_dict = {}
         for name, module in self.modules.items():
-            optimizer = self.opt_class(module.parameters())
-            self.optimizers_dict[name] = optimizer
-            if self.checkpointer is not None:
-                self.checkpointer.add_recoverable(
-                    f"{name}_optimizer", optimizer
-                )
+            self.optimizers_dict[name] = self.opt_class(module.parameters())
+        if self.checkpointer is not None:
+            for name, optimizer in self.optimizers_dict.items():
+                name = f"{name}_optimizer"
+                self.checkpointer.add_recoverable(name, optimizer)
 
     def key(self, name, stage):
-        """Names the draws of one module in this step."""
+        """Returns the key of the draws of one module in this step."""
         if stage == sb.Stage.TRAIN:
             epoch = self.hparams.epoch_counter.current
             return (self.hparams.seed, self.rank, name, epoch, self.step)
@@ -91,7 +85,7 @@ class ResumableBrain(sb.Brain):
         self.averages[stage].update(named)
 
     def on_stage_start(self, stage, epoch=None):
-        """Tells crops the epoch; starts the averages anew."""
+        """Sets the epoch of crops; starts the averages anew."""
         if stage != sb.Stage.TRAIN or self.step == 0:  # else: resumed
             self.averages[stage].clear()
         crop = getattr(self.hparams, "crop", None)
@@ -112,21 +106,20 @@ class ResumableBrain(sb.Brain):
         super()._fit_train(train_set, epoch, enable)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Says once what the run will take."""
+        """Logs once what the run will take."""
         seconds = self.stopwatch.lap()
         if seconds is None or not if_main_process():
             return
         counter = self.hparams.epoch_counter
         epochs = counter.limit - counter.current + 1
+        steps = epochs * self.steps_per_epoch - self.step
+        saved = self.unwrapped.values(), self.optimizers_dict.values()
         self.estimate = Estimate(
             step=seconds,
             epoch=seconds * self.steps_per_epoch,
-            left=seconds * (epochs * self.steps_per_epoch - self.step),
+            left=seconds * steps,
             memory=peak_memory(self.device),
-            disk=CHECKPOINTS
-            * checkpoint_bytes(
-                self.raw.values(), self.optimizers_dict.values()
-            ),
+            disk=CHECKPOINTS * checkpoint_bytes(*saved),
         )
         logger.info(str(self.estimate))
         if self.checkpointer is not None:
@@ -145,8 +138,7 @@ class ResumableBrain(sb.Brain):
         """Logs the epoch, saves its result and a checkpoint."""
         train = self.averages[sb.Stage.TRAIN].means()
         valid = self.averages[sb.Stage.VALID].means() if validated else None
-        meta = {"epoch": epoch}
-        self.hparams.train_logger.log_stats(meta, train, valid)
+        self.hparams.train_logger.log_stats({"epoch": epoch}, train, valid)
         self.log_tensorboard(epoch, train, valid)
         self.save_result(epoch, train, valid)
         # last: a run that is killed before this point repeats the epoch
@@ -170,14 +162,11 @@ class ResumableBrain(sb.Brain):
         raise NotImplementedError
 
     def log_tensorboard(self, epoch, train, valid):
-        """Logs to TensorBoard if asked, at the epoch's place."""
+        """Logs an epoch to TensorBoard, where there is a logger."""
         board = getattr(self.hparams, "tensorboard_logger", None)
         if board is not None:
             steps = dict.fromkeys([*train, *(valid or ())], epoch - 1)
-            board.global_step = {
-                "train": dict(steps),
-                "valid": dict(steps),
-                "test": {},
-                "meta": epoch - 1,
-            }
+            board.global_step.update(
+                train=dict(steps), valid=steps, meta=epoch - 1
+            )
             board.log_stats({}, train, valid)

@@ -1,4 +1,4 @@
-"""brains.checkpointer."""
+"""Checkpoints, averages and logs that survive a kill at any moment."""
 
 import json
 import os
@@ -25,8 +25,6 @@ logger = get_logger(__name__)
 
 
 INCOMPLETE = "incomplete+"
-
-
 HASHES = "SHA256.json"
 
 
@@ -40,6 +38,7 @@ class AtomicCheckpointer(sb_checkpoints.Checkpointer):
 
     Example
     -------
+    >>> import torch
     >>> model, folder = torch.nn.Linear(2, 2), getfixture("tmpdir")
     >>> checkpointer = AtomicCheckpointer(folder, {"model": model})
     >>> saved = checkpointer.save_checkpoint()
@@ -63,27 +62,24 @@ class AtomicCheckpointer(sb_checkpoints.Checkpointer):
         """Saves like the parent class, then gives the folder its name."""
         if if_main_process():
             damaged = set(self._list_checkpoint_dirs()) - set(self._whole())
-            for leftover in self.checkpoints_dir.glob(INCOMPLETE + "*"):
-                damaged.add(leftover)
+            damaged |= set(self.checkpoints_dir.glob(INCOMPLETE + "*"))
         ddp_barrier()
         saved = super().save_checkpoint(*args, **kwargs)
         ddp_barrier()  # every process has written what it writes
         if saved is not None:
-            hashes = {
-                file.name: sha256(file) for file in sorted(saved.path.iterdir())
-            }
+            files = sorted(saved.path.iterdir())
+            hashes = {file.name: sha256(file) for file in files}
             write_json(saved.path / HASHES, hashes)
-            final = saved.path.with_name(
-                saved.path.name.removeprefix(INCOMPLETE)
-            )
+            name = saved.path.name.removeprefix(INCOMPLETE)
+            final = saved.path.with_name(name)
             if final.exists():
                 shutil.rmtree(final)
             os.replace(saved.path, final)
             self._verified.add(final)
             for folder in damaged:  # not needed any more
                 shutil.rmtree(folder)
-            files = {n: final / p.name for n, p in saved.paramfiles.items()}
-            saved = saved._replace(path=final, paramfiles=files)
+            moved = {n: final / p.name for n, p in saved.paramfiles.items()}
+            saved = saved._replace(path=final, paramfiles=moved)
         ddp_barrier()
         return saved
 
@@ -110,7 +106,7 @@ class AtomicCheckpointer(sb_checkpoints.Checkpointer):
 
 
 def _damage(folder):
-    """Says what is wrong with a checkpoint folder; nothing if it is whole."""
+    """Returns what is wrong with a checkpoint folder; None if it is whole."""
     try:
         hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -137,7 +133,7 @@ class Averages:
     """
 
     def __init__(self):
-        self.sums, self.count = {}, 0
+        self.clear()
 
     def clear(self):
         """Starts anew."""
@@ -171,20 +167,20 @@ class RewindingTrainLogger(FileTrainLogger):
     """SpeechBrain's FileTrainLogger, rewound with the checkpoint it resumes.
 
     Lines that a killed run wrote after its last checkpoint are dropped on
-    resume, so that the log never tells an epoch twice. Arguments are those of
+    resume, so that no epoch is logged twice. Arguments are those of
     `speechbrain.utils.train_logger.FileTrainLogger`.
     """
 
     @mark_as_saver
     @main_process_only
     def save(self, path):
-        """Notes how long the log is."""
+        """Saves the length of the log."""
         log = pathlib.Path(self.save_file)
         write_json(path, {"bytes": log.stat().st_size if log.exists() else 0})
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
-        """Cuts the log to what it was."""
+        """Cuts the log to the saved length."""
         self.rewind(json.loads(pathlib.Path(path).read_text())["bytes"])
 
     @main_process_only

@@ -1,4 +1,4 @@
-"""Training of a decoder: what a frozen layer remembers of the waveform."""
+"""Training of a decoder: latents of a frozen layer -> waveform."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class DecoderBrain(ResumableBrain):
         super().__init__(*args, **kwargs)
         self.front_end = self.hparams.front_end.to(self.device)
         self.reconstruction = self.hparams.reconstruction.to(self.device)
-        self.heard = {}
+        self.examples = {}
 
     def compute_forward(self, batch, stage):
         """Encodes and decodes a batch: waveforms, (batch, samples)."""
@@ -41,12 +41,11 @@ class DecoderBrain(ResumableBrain):
         noise = keyed_generator(*self.key("noise", stage), device=self.device)
         with torch.no_grad():
             latents = self.front_end(wavs, wav_lens, [layer], sampled, noise)
-        return self.modules["decoder"](
-            latents[layer].sample, wavs.shape[1], wav_lens
-        )
+        z = latents[layer].sample
+        return self.modules["decoder"](z, wavs.shape[1], wav_lens)
 
     def compute_objectives(self, predictions, batch, stage):
-        """Compares with what was recorded; the first validation clips are kept."""
+        """Scores the decoded waveforms; keeps the first validation clips."""
         wavs, wav_lens = batch.sig
         wavs = wavs.to(self.device)
         lengths = absolute_lengths(wavs, wav_lens.to(self.device))
@@ -54,22 +53,18 @@ class DecoderBrain(ResumableBrain):
         with torch.no_grad():
             error = mean_squared_error(predictions, wavs, lengths)
             power = mean_squared_error(torch.zeros_like(wavs), wavs, lengths)
-        stats = {
-            "loss": loss.detach(),
-            "mse": error,
-            "explained": 1 - error / power,
-        }
-        self.record(stats, stage)
+        stats = {"loss": loss.detach(), "mse": error}
+        self.record({**stats, "explained": 1 - error / power}, stage)
         if stage == sb.Stage.VALID and self.step == 1:
             kept = zip(batch.id, wavs, predictions, lengths, strict=True)
-            self.heard = {
+            self.examples = {
                 name: (wav[:end].cpu(), decoded[:end].detach().float().cpu())
                 for name, wav, decoded, end in list(kept)[:AUDIO_SAMPLES]
             }
         return loss
 
     def save_result(self, epoch, train, valid):
-        """Saves the decoder, and what it makes of a few recordings."""
+        """Saves the decoder and a few decoded recordings."""
         if not sb.utils.distributed.if_main_process():
             return
         name = f"{DECODER}_{self.hparams.layer}"
@@ -84,15 +79,15 @@ class DecoderBrain(ResumableBrain):
         }
         save_parts(
             self.hparams.output_folder,
-            {name: self.raw["decoder"]},
+            {name: self.unwrapped["decoder"]},
             {name: about},
         )
         board = getattr(self.hparams, "tensorboard_logger", None)
-        for name, (wav, decoded) in self.heard.items():
+        for name, (wav, decoded) in self.examples.items():
             folder = Path(self.hparams.audio_folder, name)
             folder.mkdir(parents=True, exist_ok=True)
             for stem, x in ("recorded", wav), (f"epoch_{epoch:04}", decoded):
-                path = folder / f"{stem}.wav"
-                soundfile.write(path, x.clamp(-1, 1).numpy(), SAMPLE_RATE)
+                x = x.clamp(-1, 1).numpy()
+                soundfile.write(folder / f"{stem}.wav", x, SAMPLE_RATE)
             if board is not None:
                 board.log_audio(name, decoded[None], SAMPLE_RATE)

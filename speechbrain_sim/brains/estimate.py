@@ -1,4 +1,4 @@
-"""What a run will take, measured on its first steps."""
+"""Time, memory and disk of a run, extrapolated from its first steps."""
 
 import shutil
 import sys
@@ -19,17 +19,12 @@ CHECKPOINTS = 3
 
 
 class Estimate(NamedTuple):
-    """What a run will take.
+    """Expected cost of a run.
 
-    Arguments
-    ---------
-    step, epoch, left : float
-        Seconds of a training step, of the training steps of an epoch, and of
-        all that are left; validation is not counted.
-    memory : int or None
-        Bytes at the peak so far: of the GPU, or else of this process.
-    disk : int
-        Bytes of the checkpoints that are there at once.
+    `step`, `epoch` and `left` are the seconds of a training step, of those of an
+    epoch, and of all that are left, without validation; `memory` the peak so far
+    in bytes, of the GPU or else of this process; `disk` the bytes of the
+    checkpoints that exist at once.
     """
 
     step: float
@@ -49,14 +44,14 @@ class Estimate(NamedTuple):
 
 
 class Stopwatch:
-    """Times the steps of a run, without what lies between epochs.
+    """Times the steps of a run, without the time between epochs.
 
     Example
     -------
     >>> watch = Stopwatch()
     >>> watch.begin()
     >>> seconds = [watch.lap() for _ in range(SKIPPED + MEASURED + 2)]
-    >>> [i for i, found in enumerate(seconds) if found is not None]
+    >>> [i for i, lap in enumerate(seconds) if lap is not None]
     [20]
     """
 
@@ -64,25 +59,23 @@ class Stopwatch:
         self.laps, self.seconds, self.last = 0, 0.0, None
 
     def begin(self):
-        """An epoch begins: what came before it belongs to no step."""
+        """Starts an epoch: the time before it belongs to no step."""
         self.last = None
 
     def lap(self):
-        """A step ends. Returns the mean step, once; None at other times."""
-        now = time.perf_counter()
-        last, self.last = self.last, now
+        """Ends a step; returns the mean step, once, and else None."""
+        last, self.last = self.last, time.perf_counter()
         if last is None:
             return None
         self.laps += 1
         if self.laps > SKIPPED:
-            self.seconds += now - last
-        return (
-            self.seconds / MEASURED if self.laps == SKIPPED + MEASURED else None
-        )
+            self.seconds += self.last - last
+        done = self.laps == SKIPPED + MEASURED
+        return self.seconds / MEASURED if done else None
 
 
 def hours(seconds):
-    """Writes a duration.
+    """Formats a duration.
 
     Example
     -------
@@ -99,12 +92,9 @@ def hours(seconds):
 
 
 def peak_memory(device):
-    """Peak of the GPU's memory in bytes, or of this process's; None if unknown.
+    """Returns the peak of the GPU's memory, or of this process's, in bytes.
 
-    Arguments
-    ---------
-    device : str
-        Where the run is.
+    None where it is not known.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -115,18 +105,7 @@ def peak_memory(device):
 
 
 def checkpoint_bytes(modules, optimizers):
-    """Bytes of the tensors in a checkpoint.
-
-    Arguments
-    ---------
-    modules : iterable of nn.Module
-        What is trained.
-    optimizers : iterable of torch.optim.Optimizer
-        After a step, so that they have their state.
-
-    Returns
-    -------
-    int
+    """Sums the bytes of modules and, after a step, of their optimizers.
 
     Example
     -------
@@ -141,5 +120,5 @@ def checkpoint_bytes(modules, optimizers):
 
 
 def free_disk(folder):
-    """Bytes that are free where a folder is."""
+    """Returns the bytes that are free on the disk of a folder."""
     return shutil.disk_usage(folder).free

@@ -26,18 +26,15 @@ class GreedyBrain(ResumableBrain):
     `modules` are `GreedyModule`s in order, bottom first; `opt_class` makes one
     optimizer for each, named as the module. Batches have `sig` (SpeechBrain's
     padded waveforms) and, for supervised modules, `target`. Hyper-parameters
-    read from `hparams`: `seed`, `epoch_counter`, `train_logger`, `encoder`,
-    `output_folder`; optional `frozen` (modules that do not learn),
-    `kl_warmup_epochs`, `crop` (told the epoch), `tensorboard_logger`, `about`
-    (what the saved encoder says of itself).
+    read from `hparams`: `seed`, `encoder`, `output_folder`; optional `frozen`
+    (modules that do not learn), `kl_schedule` (epoch -> share of beta), `about`
+    (metadata of the encoder), and those of `ResumableBrain`.
 
     All randomness is keyed by (seed, rank, module, epoch, step).
     """
 
-    def __init__(
-        self, modules, opt_class, hparams, run_opts=None, checkpointer=None
-    ):
-        super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         frozen = getattr(self.hparams, "frozen", None) or []
         if isinstance(frozen, str):
             frozen = list(self.modules) if frozen == "all" else [frozen]
@@ -117,9 +114,8 @@ class GreedyBrain(ResumableBrain):
         with self.no_sync(not should_step):
             for name, output in self.forward_modules(batch, sb.Stage.TRAIN):
                 if output.loss.requires_grad:
-                    self.scaler.scale(
-                        output.loss / self.grad_accumulation_factor
-                    ).backward()
+                    loss = output.loss / self.grad_accumulation_factor
+                    self.scaler.scale(loss).backward()
                     if should_step:
                         self.step_module(name)
                 losses.append(output.loss.detach())
@@ -137,14 +133,13 @@ class GreedyBrain(ResumableBrain):
     def step_module(self, name):
         """Clips and applies the gradients of one module, and drops them."""
         optimizer = self.freeze_optimizers(self.optimizers_dict)[name]
+        weights = list(self.modules[name].parameters())
         self.scaler.unscale_(optimizer)
         if math.isfinite(self.max_grad_norm):
-            nn.utils.clip_grad_norm_(
-                self.modules[name].parameters(), self.max_grad_norm
-            )
+            nn.utils.clip_grad_norm_(weights, self.max_grad_norm)
         if self.skip_nonfinite_grads and not self.scaler.is_enabled():
             # of this module alone: the others may still be accumulating
-            for weight in self.modules[name].parameters():
+            for weight in weights:
                 if weight.grad is not None and not weight.grad.isfinite().all():
                     weight.grad = None
                     logger.warning(f"{name}: a gradient with NaN is left out.")
@@ -164,16 +159,16 @@ class GreedyBrain(ResumableBrain):
         return sum(output.loss for output in predictions.values())
 
     def on_stage_start(self, stage, epoch=None):
-        """Tells crops and KL warm-up the epoch; starts the averages anew."""
+        """Sets the epoch of crops and of the KL; starts the averages anew."""
         super().on_stage_start(stage, epoch)
-        if stage == sb.Stage.TRAIN:
-            warmup = getattr(self.hparams, "kl_warmup_epochs", 0)
-            for module in self.raw.values():
-                module.kl_scale = min(1.0, epoch / warmup) if warmup else 1.0
+        schedule = getattr(self.hparams, "kl_schedule", None)
+        if stage == sb.Stage.TRAIN and schedule is not None:
+            for module in self.unwrapped.values():
+                module.kl_scale = schedule(epoch)
 
     def save_result(self, epoch, train, valid):
         """Warns of collapse, saves the encoder."""
-        for name in self.raw:
+        for name in self.unwrapped:
             self.warn_of_collapse(name, train)
         if sb.utils.distributed.if_main_process():
             save_parts(
@@ -190,23 +185,20 @@ class GreedyBrain(ResumableBrain):
             )
 
     def warn_of_collapse(self, name, stats):
-        """Warns when a posterior of a module carries nothing any more."""
+        """Warns if a posterior of a module carries no information any more."""
         nce = stats.get(f"{name}_nce")
-        kls = [
-            value
-            for stat, value in stats.items()
-            if stat.startswith(f"{name}_") and stat.endswith("_kl")
-        ]
+        own = [stat for stat in stats if stat.startswith(f"{name}_")]
+        kls = [stats[stat] for stat in own if stat.endswith("_kl")]
         if nce is None or not kls:
             return
-        chance = math.log(1 + self.raw[name].smooth_info_nce.negatives)
+        negatives = self.unwrapped[name].smooth_info_nce.num_negatives
+        chance = math.log(1 + negatives)
         if min(kls) < COLLAPSED_KL and nce > COLLAPSED_NCE * chance:
             logger.warning(
                 f"{name} may have collapsed: its KL is {min(kls):.2f} nats per "
                 f"frame and its NCE {nce:.2f}, chance being {chance:.2f}. If "
-                f"this stays after the first epochs, lower its kl_weight, use "
-                f"kl_reduction: channel, an initial_log_var of -5, batch_norm, "
-                f"or kl_warmup_epochs."
+                f"this stays, lower its kl_weight, or use kl_reduction channel, "
+                f"initial_log_var -5, batch_norm or kl_warmup_epochs."
             )
 
 

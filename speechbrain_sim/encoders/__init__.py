@@ -1,1 +1,1 @@
-"""encoders."""
+"""Waveforms -> latents."""

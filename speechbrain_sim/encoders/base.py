@@ -1,5 +1,9 @@
-"""encoders.base."""
+"""The contract of every encoder: waveforms -> one `Latent` per layer.
 
+All tensors are (batch, time, channel).
+"""
+
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -10,19 +14,16 @@ from speechbrain_sim.encoders.block_conv import conv_lengths
 
 
 class Latent(NamedTuple):
-    """What a layer says about its input, (batch, time, channel) throughout.
-
-    Frames beyond an utterance's length mean nothing.
+    """The output of a layer, (batch, time, channel).
 
     Arguments
     ---------
     mean : torch.Tensor
         Mean of the posterior, or the output of a deterministic layer.
     log_var : torch.Tensor or None
-        Log-variance of the posterior; None where there is no posterior.
+        Log-variance of the posterior, if there is one.
     sample : torch.Tensor
-        What the next layer reads: a draw from the posterior if `sampled`,
-        else the mean itself.
+        Input of the next layer: a draw from the posterior, or the mean.
     lengths : torch.Tensor
         Valid frames of each utterance, (batch,), integer.
     sampled : bool
@@ -36,41 +37,25 @@ class Latent(NamedTuple):
     sampled: bool
 
     def draw(self, generator=None):
-        """Draws from the posterior: mean + sigma * noise (reparameterised).
-
-        Arguments
-        ---------
-        generator : torch.Generator, optional
-            Source of the noise.
-
-        Returns
-        -------
-        torch.Tensor
-            (batch, time, channel); the mean where there is no posterior.
-        """
+        """Draws mean + sigma * noise; the mean where there is no posterior."""
         if self.log_var is None:
             return self.mean
         noise = torch.empty_like(self.mean).normal_(generator=generator)
         return torch.addcmul(self.mean, torch.exp(0.5 * self.log_var), noise)
 
     def window(self, start, frames):
-        """Cuts a window of frames out of mean, log-variance and sample.
+        """Cuts out the frames `start : start + frames`; `lengths` stay."""
+        return self._map(lambda x: x[:, start : start + frames])
 
-        Arguments
-        ---------
-        start, frames : int
-            The window is `start : start + frames`.
+    def without_padding(self):
+        """Zeroes mean, log-variance and sample beyond each utterance."""
+        return self._map(lambda x: zero_padding(x, self.lengths))
 
-        Returns
-        -------
-        Latent
-            (batch, frames, channel); `lengths` are still the sequence's.
-        """
-        end = start + frames
-        log_var = self.log_var
-        if log_var is not None:
-            log_var = log_var[:, start:end]
-        mean, sample = self.mean[:, start:end], self.sample[:, start:end]
+    def _map(self, change):
+        """Changes mean, log-variance and sample alike."""
+        mean = change(self.mean)
+        log_var = None if self.log_var is None else change(self.log_var)
+        sample = mean if self.sample is self.mean else change(self.sample)
         return Latent(mean, log_var, sample, self.lengths, self.sampled)
 
     @classmethod
@@ -108,7 +93,7 @@ class Latent(NamedTuple):
 
 
 def absolute_lengths(x, wav_lens=None):
-    """Turns SpeechBrain's relative lengths into samples.
+    """Converts SpeechBrain's relative lengths to samples, (batch,), int64.
 
     Arguments
     ---------
@@ -116,13 +101,8 @@ def absolute_lengths(x, wav_lens=None):
         Padded batch, (batch, time, ...).
     wav_lens : torch.Tensor, optional
         (batch,): relative lengths in (0, 1] if floating, samples if integer.
-        Relative lengths in float32 are exact up to 2 ** 24 samples (17.5
-        minutes at 16 kHz); pass integers for longer audio.
-
-    Returns
-    -------
-    torch.Tensor
-        (batch,), int64.
+        In float32, relative ones are exact up to 2 ** 24 samples (17.5 minutes
+        at 16 kHz).
 
     Raises
     ------
@@ -143,27 +123,17 @@ def absolute_lengths(x, wav_lens=None):
     lengths = lengths.long()
     if lengths.shape != (batch,) or lengths.min() < 1 or lengths.max() > time:
         raise ValueError(
-            f"wav_lens gives {lengths.tolist()} valid samples for a batch of "
-            f"{batch} x {time}: one length per utterance, relative in (0, 1] "
-            f"(floating) or 1..{time} samples (integer)."
+            f"wav_lens gives {lengths.tolist()} samples for {batch} utterances "
+            f"of {time}: pass one each, in (0, 1] (floating) or 1..{time}."
         )
     return lengths
 
 
 def valid_frames(lengths, time):
-    """Tells frames from padding.
+    """Marks the frames of each utterance: (batch,) -> (batch, time), bool.
 
-    Arguments
-    ---------
-    lengths : torch.Tensor
-        Valid frames per utterance, (batch,).
-    time : int
-        Padded number of frames.
-
-    Returns
-    -------
-    torch.Tensor
-        (batch, time), bool, True inside the utterance.
+    SpeechBrain's `length_to_mask` for integer lengths; that one fixes the size
+    of the batch when it is traced, and so cannot be exported.
 
     Example
     -------
@@ -175,45 +145,17 @@ def valid_frames(lengths, time):
 
 
 def zero_padding(x, lengths):
-    """Zeroes what lies beyond each utterance.
+    """Zeroes (batch, time, channel) beyond each utterance.
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        (batch, time, channel).
-    lengths : torch.Tensor
-        Valid frames of each utterance, (batch,).
-
-    Returns
-    -------
-    torch.Tensor
-        Of the same shape; `x` itself where there is no padding.
-
-    Example
-    -------
-    >>> zero_padding(torch.ones(2, 3, 1), torch.tensor([1, 3]))[..., 0]
-    tensor([[1., 0., 0.],
-            [1., 1., 1.]])
+    Returns `x` itself where there is no padding.
     """
-    if lengths.min() >= x.shape[1]:
+    if not torch.jit.is_tracing() and lengths.min() >= x.shape[1]:
         return x
     return x.masked_fill(~valid_frames(lengths, x.shape[1])[..., None], 0)
 
 
 def masked_mean(x, lengths):
-    """Averages over the valid frames of each utterance.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        (batch, time, channel).
-    lengths : torch.Tensor
-        (batch,).
-
-    Returns
-    -------
-    torch.Tensor
-        (batch, channel).
+    """Averages (batch, time, channel) over the valid frames.
 
     Example
     -------
@@ -223,16 +165,107 @@ def masked_mean(x, lengths):
     return zero_padding(x, lengths).sum(1) / lengths[:, None]
 
 
-class Encoder(nn.Module):
-    """What can be asked of the layers of an encoder, whatever it is made of.
+class Encoder(nn.Module, ABC):
+    """Waveforms -> latents of named layers, whatever it is made of.
 
-    A subclass has `layer_names`, bottom first, and knows the convolutions
-    below a layer, `convolutions(layer)`, how wide they are, `conv_channels`,
-    and how wide a layer is, `channels_of(layer)`.
+    Subclasses define the abstract members; `forward` checks its input, once
+    for all of them.
     """
 
+    #: whether `stream` works
+    streams = False
+
+    @property
+    @abstractmethod
+    def layer_names(self):
+        """Names of the layers, bottom first."""
+
+    @abstractmethod
+    def channels_of(self, layer):
+        """Returns the number of channels of a layer."""
+
+    @abstractmethod
+    def convolutions(self, layer):
+        """Lists the convolutions between the waveform and a layer.
+
+        Each is (kernel size, stride, padding), waveform first.
+        """
+
+    @abstractmethod
+    def encode(self, wavs, lengths, layers, sample, generator):
+        """Encodes a checked batch; see `forward`.
+
+        `lengths` are samples, (batch,), int64, and `layers` is a list, bottom
+        first. Frames beyond an utterance may hold anything.
+        """
+
+    def forward(
+        self, wavs, wav_lens=None, layers=None, sample=None, generator=None
+    ):
+        """Encodes waveforms.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            (batch, samples) at 16 kHz.
+        wav_lens : torch.Tensor, optional
+            See `absolute_lengths`.
+        layers : list of str, optional
+            The layers to return; all by default.
+        sample : bool, optional
+            Draw from every posterior on the way; by default in training only.
+        generator : torch.Generator, optional
+            Source of the noise.
+
+        Returns
+        -------
+        dict of str to Latent
+            Bottom first; zero beyond each utterance.
+
+        Raises
+        ------
+        ValueError
+            If a layer does not exist, `wavs` has another shape, or an
+            utterance is too short for a frame.
+        """
+        if wavs.ndim != 2:
+            raise ValueError(
+                f"wavs has shape {tuple(wavs.shape)}; expected (batch, samples)."
+            )
+        wanted = self.layers_up_to(layers)
+        lengths = absolute_lengths(wavs, wav_lens)
+        shortest = int(lengths.min())
+        for name in wanted:
+            if min(shortest, self.output_lengths(shortest, name)) < 1:
+                raise ValueError(
+                    f"An utterance of {shortest} samples is too short: it "
+                    f"gives no frame of {name}."
+                )
+        names = [name for name, is_wanted in wanted.items() if is_wanted]
+        latents = self.encode(wavs, lengths, names, sample, generator)
+        return {name: latents[name].without_padding() for name in names}
+
+    def stream(self, chunks, layers=None, sample=None, generator=None):
+        """Encodes a signal piece by piece; a ValueError unless `streams`."""
+        raise ValueError(f"{type(self).__name__} cannot encode in pieces.")
+
+    @property
+    def conv_channels(self):
+        """Channels between the convolutions."""
+        return self.channels_of(self.layer_names[0])
+
+    def has_posterior(self, layer):
+        """Returns whether a layer is a Gaussian posterior."""
+        self.check_layer(layer)
+        return False
+
+    def predicts_input(self, layer):
+        """Returns whether a contrastive layer predicts its own input."""
+        self.check_layer(layer)
+        return False
+
     def check_layer(self, layer):
-        """Raises a ValueError naming the layers there are, if `layer` is not."""
+        """Raises a ValueError that names the layers if `layer` is not one."""
         if layer not in self.layer_names:
             raise ValueError(
                 f"There is no layer '{layer}'; this encoder has "
@@ -240,21 +273,11 @@ class Encoder(nn.Module):
             )
 
     def output_lengths(self, samples, layer):
-        """Computes the frames of a layer for a number of samples.
-
-        Arguments
-        ---------
-        samples : int or torch.Tensor
-            Samples at 16 kHz.
-        layer : str
-            Name of the layer.
-
-        Returns
-        -------
-        int or torch.Tensor
+        """Computes frames from samples at 16 kHz, int or integer tensor.
 
         Example
         -------
+        >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
         >>> encoder = GreedyEncoder(channels=4, context_channels=2)
         >>> [encoder.output_lengths(10240, n) for n in encoder.layer_names]
         [511, 129, 64, 64]
@@ -264,21 +287,13 @@ class Encoder(nn.Module):
         return samples
 
     def frame_geometry(self, layer):
-        """Tells where the frames of a layer lie on the time axis.
+        """Returns hop and centre: frame i is centred at `center + hop * i`.
 
-        Arguments
-        ---------
-        layer : str
-            Name of the layer.
-
-        Returns
-        -------
-        hop, center : (int, float)
-            Frame i is centred at sample `center + hop * i` of the input. (The
-            GRU of `context` looks back from there.)
+        In samples at 16 kHz. (The GRU of `context` looks back from there.)
 
         Example
         -------
+        >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
         >>> encoder = GreedyEncoder(channels=4, context_channels=2)
         >>> [encoder.frame_geometry(name) for name in encoder.layer_names]
         [(20, 10.0), (80, -20.0), (160, 20.0), (160, 20.0)]
@@ -290,19 +305,8 @@ class Encoder(nn.Module):
         return hop, center
 
     def layers_up_to(self, layers=None):
-        """Tells of each layer that must be computed whether it is wanted.
-
-        Arguments
-        ---------
-        layers : list of str, optional
-            The layers that are wanted; all by default.
-
-        Returns
-        -------
-        dict of str to bool
-            Bottom first, up to the highest that is wanted.
-        """
-        names = self.layer_names
+        """Maps each layer up to the highest of `layers` to whether it is one."""
+        names = list(self.layer_names)
         layers = names if layers is None else list(layers)
         for layer in layers:
             self.check_layer(layer)
@@ -314,25 +318,13 @@ def all_hidden_states(encoder, wavs, wav_lens=None, layers=None):
     """Computes the means of several layers at one frame rate.
 
     Like `hidden_states` of Hugging Face's encoders, a tuple with one tensor per
-    layer; here the layers may differ in width.
-
-    Arguments
-    ---------
-    encoder : GreedyEncoder
-        The encoder.
-    wavs : torch.Tensor
-        (batch, samples) at 16 kHz.
-    wav_lens : torch.Tensor, optional
-        Relative lengths (floating) or samples (integer), (batch,).
-    layers : list of str, optional
-        The layers, all by default.
+    layer; here the layers may differ in width. See `Encoder.forward`.
 
     Returns
     -------
     states, lengths : (tuple of torch.Tensor, torch.Tensor)
-        Of each layer, in the order asked for, (batch, time, channels), at the
-        frames of the slowest and zero beyond each utterance; valid frames,
-        (batch,).
+        In the order of `layers`, (batch, time, channels) at the frames of the
+        slowest, zero beyond each utterance; valid frames, (batch,).
 
     Example
     -------
@@ -359,25 +351,11 @@ def at_frames_of(latent, geometry, slower, time):
 
     Frame i becomes the mean of the hop / hop' frames that are centred around
     frame i of the slower layer; at the ends of an utterance, its first and last
-    frames stand for those that are missing.
-
-    Arguments
-    ---------
-    latent : Latent
-        Of the faster layer.
-    geometry, slower : (int, float)
-        `frame_geometry` of the two layers.
-    time : int
-        Frames of the slower layer.
-
-    Returns
-    -------
-    torch.Tensor
-        (batch, time, channel).
+    frames stand for those that are missing. `geometry` and `slower` are the
+    `frame_geometry` of the two layers, `time` the frames of the slower one.
 
     Example
     -------
-    >>> from speechbrain_sim.encoders.base import Latent
     >>> x = torch.arange(8.0).view(1, 8, 1)
     >>> latent = Latent(x, None, x, torch.tensor([8]), False)
     >>> at_frames_of(latent, (20, 10.0), (80, 40.0), 2)[0, :, 0]
@@ -387,13 +365,9 @@ def at_frames_of(latent, geometry, slower, time):
     if geometry == slower:
         return latent.mean
     count = slow_hop // hop
-    device = latent.mean.device
-    first = (slow_center - center) / hop - (count - 1) / 2
-    index = round(first) + count * torch.arange(time, device=device)
-    total = 0.0
-    for step in range(count):
-        at = (index + step).clamp(min=0)[None]
-        at = torch.minimum(at, latent.lengths[:, None] - 1)
-        rows = torch.arange(len(at), device=device)[:, None]
-        total = total + latent.mean[rows, at]
-    return total / count
+    first = round((slow_center - center) / hop - (count - 1) / 2)
+    at = first + torch.arange(time * count, device=latent.mean.device)
+    at = at.clamp(min=0).minimum(latent.lengths[:, None] - 1)
+    rows = torch.arange(len(at), device=at.device)[:, None]
+    averaged = latent.mean[rows, at]  # (batch, time * count, channel)
+    return averaged.unflatten(1, (time, count)).mean(2)

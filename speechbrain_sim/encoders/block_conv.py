@@ -20,17 +20,8 @@ from torch.autograd.function import once_differentiable
 def conv_lengths(lengths, kernel_size, stride, padding):
     """Computes the frames out of a convolution from the frames in.
 
-    Arguments
-    ---------
-    lengths : int or torch.Tensor
-        Frames in.
-    kernel_size, stride, padding : int
-        Of the convolution.
-
-    Returns
-    -------
-    int or torch.Tensor
-        Frames out; zero or less where the input is too short.
+    Both are int, or integer tensors; zero or less comes out where the input is
+    too short.
 
     Example
     -------
@@ -41,15 +32,10 @@ def conv_lengths(lengths, kernel_size, stride, padding):
 
 
 class BlockConv1d(nn.Conv1d):
-    """A convolution over (batch, time, channel).
+    """A convolution over (batch, time, channel), with zeros as padding.
 
     Same parameters as `torch.nn.Conv1d`, same numbers up to rounding. The
     weight lies channels-last in memory, so that W_1 .. W_m are views.
-
-    Arguments
-    ---------
-    in_channels, out_channels, kernel_size, stride, padding : int
-        As of `torch.nn.Conv1d`; the padding is zeros, and there is a bias.
 
     Example
     -------
@@ -58,54 +44,28 @@ class BlockConv1d(nn.Conv1d):
     torch.Size([2, 25, 8])
     """
 
-    def __init__(
-        self, in_channels, out_channels, kernel_size, stride=1, padding=0
-    ):
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding
-        )
-        self.weight.data = (
-            self.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
-        )
+    def __init__(self, in_channels, out_channels, kernel_size, stride, padding):
+        #: kernel size, stride, padding
+        self.shape = kernel_size, stride, padding
+        super().__init__(in_channels, out_channels, *self.shape)
+        weight = self.weight.data.transpose(1, 2).contiguous()
+        self.weight.data = weight.transpose(1, 2)
 
     def output_lengths(self, lengths):
-        """Computes frames out from frames in.
-
-        Arguments
-        ---------
-        lengths : int or torch.Tensor
-            Frames in.
-
-        Returns
-        -------
-        int or torch.Tensor
-        """
-        return conv_lengths(
-            lengths, self.kernel_size[0], self.stride[0], self.padding[0]
-        )
+        """Computes frames out from frames in; see `conv_lengths`."""
+        return conv_lengths(lengths, *self.shape)
 
     def forward(self, x, relu=False, padding=None):
-        """Convolves.
+        """Convolves (batch, time, in_channels), or its ReLU.
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            (batch, time, in_channels).
-        relu : bool
-            Convolve ReLU(x) instead. Done here, the rectified copy is the only
-            one that backward needs.
-        padding : int, optional
-            Zeros on both sides, instead of the convolution's own.
-
-        Returns
-        -------
-        torch.Tensor
-            (batch, time out, out_channels).
+        With `relu`, backward stores one copy of the input, not two. `padding`
+        zeros on both sides replace the convolution's own.
         """
-        kernel_size, stride = self.kernel_size[0], self.stride[0]
-        padding = self.padding[0] if padding is None else padding
+        kernel_size, stride, own_padding = self.shape
+        padding = own_padding if padding is None else padding
         device = x.device.type
-        if device != "cpu" or kernel_size % stride:
+        plain = torch.jit.is_tracing() or kernel_size % stride
+        if plain or device != "cpu":
             x = torch.relu(x) if relu else x
             y = nn.functional.conv1d(
                 x.transpose(1, 2), self.weight, self.bias, stride, padding
@@ -144,9 +104,8 @@ class _SumOfProducts(torch.autograd.Function):
         ctx.relu, ctx.channels = relu, x.shape[2]
         y = x.new_empty(len(x), layout.frames, len(weight))
         saved = []
-        for x_part, y_part in zip(
-            layout.parts(x), layout.parts(y), strict=True
-        ):
+        parts = zip(layout.parts(x), layout.parts(y), strict=True)
+        for x_part, y_part in parts:
             rows = layout.rows(x_part, relu)
             out = rows.new_empty(len(rows), len(weight))
             for i, shifted, w in layout.shifts(rows, weight):
@@ -226,10 +185,8 @@ class _Layout(NamedTuple):
     def rows(self, x, relu):
         """(batch, time, channel) -> (batch * blocks, width)."""
         rows = x.new_empty(len(x) * self.blocks, self.width)
-        padded, end = (
-            rows.view(len(x), -1, x.shape[2]),
-            self.padding + self.time,
-        )
+        padded = rows.view(len(x), -1, x.shape[2])
+        end = self.padding + self.time
         padded[:, : self.padding] = 0
         padded[:, end:] = 0
         inside = padded[:, self.padding : end]

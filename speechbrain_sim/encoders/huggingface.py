@@ -6,38 +6,33 @@ probes, decoders and measures read their layers as they read our own. Needs
 """
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from speechbrain_sim.encoders.base import Encoder, Latent, absolute_lengths
+from speechbrain_sim.encoders.base import Encoder, Latent
 from speechbrain_sim.files import sha256
 
 CONFIG = "config.json"
-
-
 #: in the order of preference
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-
-
 PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")
-
-
-MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
+#: of config.json -> SpeechBrain's class, in the module of that name
+MODEL_TYPES = {"wav2vec2": "Wav2Vec2", "hubert": "HuBERT", "wavlm": "WavLM"}
 
 
 class HiddenStates(Encoder):
     """The hidden states of a transformer, one layer each.
 
-    `hidden0` is what the first layer of the transformer reads, `hidden1`,
-    `hidden2`, ... what its layers give; the last is the model's output, after
-    the final norm if there is one. Deterministic and always in eval mode.
+    `hidden0` is the input of the transformer's first layer, `hidden1`, ... are
+    the outputs of its layers; the last is the model's output, after the final
+    norm if there is one. Deterministic and always in eval mode.
 
-    Each utterance is encoded alone and without its padding, so that it has the
-    same frames in any batch. In one piece they would depend on the padding:
-    the waveform is normalised together with it, and the group norm of the
-    "base" models averages over it.
+    Each utterance is encoded alone and without its padding: in one piece its
+    frames would depend on the padding, over which the waveform and the group
+    norm of the "base" models are normalised.
 
     Arguments
     ---------
@@ -50,8 +45,7 @@ class HiddenStates(Encoder):
         super().__init__()
         if not encoder.output_all_hiddens or encoder.output_norm:
             raise ValueError(
-                "Make the encoder with output_all_hiddens=True and "
-                "output_norm=False."
+                "Pass output_all_hiddens=True and output_norm=False to it."
             )
         self.encoder = encoder
         #: Hugging Face's, of the transformer
@@ -73,80 +67,29 @@ class HiddenStates(Encoder):
         return self.config.conv_dim[-1]
 
     def channels_of(self, layer):
-        """Tells the channels of a layer."""
+        """See `Encoder`."""
         self.check_layer(layer)
         return self.config.hidden_size
 
     def convolutions(self, layer):
-        """Lists the convolutions below the transformer.
-
-        Arguments
-        ---------
-        layer : str
-            Name of the layer; all have the same.
-
-        Returns
-        -------
-        list of (int, int, int)
-            Kernel size, stride and padding, waveform first.
-        """
+        """See `Encoder`; all layers have those below the transformer."""
         self.check_layer(layer)
-        return [
-            (kernel_size, stride, 0)
-            for kernel_size, stride in zip(
-                self.config.conv_kernel, self.config.conv_stride, strict=True
-            )
-        ]
+        kernels, strides = self.config.conv_kernel, self.config.conv_stride
+        return [(k, s, 0) for k, s in zip(kernels, strides, strict=True)]
 
-    def forward(
-        self, wavs, wav_lens=None, layers=None, sample=None, generator=None
-    ):
-        """Encodes waveforms.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            (batch, samples) at 16 kHz.
-        wav_lens : torch.Tensor, optional
-            Relative lengths (floating) or samples (integer), (batch,).
-        layers : list of str, optional
-            The layers to return; all by default. All are computed.
-        sample, generator : ignored
-            There is no posterior to draw from.
-
-        Returns
-        -------
-        dict of str to Latent
-            Bottom first; zero beyond each utterance, `log_var` None.
-
-        Raises
-        ------
-        ValueError
-            If a layer does not exist, or an utterance is too short.
-        """
-        if wavs.ndim != 2:
-            raise ValueError(
-                f"wavs has shape {tuple(wavs.shape)}; expected (batch, samples)."
-            )
-        wanted = self.layers_up_to(layers)
-        samples = absolute_lengths(wavs, wav_lens)
-        lengths = self.output_lengths(samples, "hidden0")
-        if lengths.min() < 1:
-            raise ValueError(
-                f"An utterance of {int(samples.min())} samples is too short: "
-                f"the model's convolutions give it no frame."
-            )
-        time = self.output_lengths(wavs.shape[1], "hidden0")
+    def encode(self, wavs, lengths, layers, sample, generator):
+        """See `Encoder`; all layers are computed."""
+        frames = self.output_lengths(lengths, layers[0])
+        time = self.output_lengths(wavs.shape[1], layers[0])
         rows = []
-        for wav, end in zip(wavs, samples.tolist(), strict=True):
-            row = self._encode(wav[:end])
+        for wav, end in zip(wavs, lengths.tolist(), strict=True):
+            row = self._encode(wav[:end])  # (layers, time, channel)
             rows.append(nn.functional.pad(row, (0, 0, 0, time - row.shape[1])))
+        hidden = torch.stack(rows, dim=1)  # (layers, batch, time, channel)
         return {
-            name: Latent(x, None, x, lengths, False)
-            for (name, is_wanted), x in zip(
-                wanted.items(), torch.stack(rows, dim=1), strict=False
-            )
-            if is_wanted
+            name: Latent(x, None, x, frames, False)
+            for name, x in zip(self.layer_names, hidden, strict=True)
+            if name in layers
         }
 
     def _encode(self, wav):
@@ -165,23 +108,7 @@ class HiddenStates(Encoder):
 
 
 def model_type(folder):
-    """Tells what a Hugging Face folder says it is.
-
-    Arguments
-    ---------
-    folder : str or Path
-        A folder, which need not exist.
-
-    Returns
-    -------
-    str or None
-        `model_type` of its config.json; None if there is none.
-
-    Raises
-    ------
-    ValueError
-        If config.json cannot be read.
-    """
+    """Returns the `model_type` of a folder's config.json; None without one."""
     path = Path(folder) / CONFIG
     if not path.exists():
         return None
@@ -194,24 +121,19 @@ def load_hidden_states(folder):
     Arguments
     ---------
     folder : str or Path
-        What `save_pretrained` of transformers writes, or a copy of a
-        repository of the Hugging Face Hub: config.json, with the model_type
-        wav2vec2, hubert or wavlm, the weights, and preprocessor_config.json,
-        which says whether waveforms are normalised.
+        As `save_pretrained` of transformers writes it, or the Hub holds it:
+        config.json, weights and preprocessor_config.json.
 
     Returns
     -------
     encoder, description : (HiddenStates, dict)
-        Frozen; what it is, for the results.
+        Frozen; its metadata.
 
     Raises
     ------
-    ImportError
-        If transformers is not installed.
-    FileNotFoundError
-        If a file is missing.
-    ValueError
-        If it is another kind of model, or the weights do not fit.
+    ImportError, FileNotFoundError, ValueError
+        If transformers or a file is missing, it is another kind of model, or
+        the weights do not fit.
 
     Example
     -------
@@ -225,11 +147,8 @@ def load_hidden_states(folder):
     >>> HubertModel(config).save_pretrained(folder)
     >>> saved = Wav2Vec2FeatureExtractor().save_pretrained(folder)
     >>> encoder, description = load_hidden_states(folder)
-    >>> latents = encoder(torch.randn(2, 10240), torch.tensor([1.0, 0.5]))
-    >>> {name: tuple(z.mean.shape) for name, z in latents.items()}
-    {'hidden0': (2, 31, 8), 'hidden1': (2, 31, 8), 'hidden2': (2, 31, 8)}
-    >>> latents["hidden2"].lengths
-    tensor([31, 15])
+    >>> encoder(torch.randn(2, 10240))["hidden2"].mean.shape
+    torch.Size([2, 31, 8])
     """
     folder = Path(folder)
     config = _find(folder, [CONFIG])
@@ -238,18 +157,17 @@ def load_hidden_states(folder):
     kind = model_type(folder)
     if kind not in MODEL_TYPES:
         raise ValueError(
-            f"{config} has the model_type '{kind}'; it must be "
-            f"{', '.join(MODEL_TYPES[:-1])} or {MODEL_TYPES[-1]}."
+            f"{config} has the model_type '{kind}'; it must be one of "
+            f"{', '.join(MODEL_TYPES)}."
         )
     try:
-        from speechbrain.integrations.huggingface import hubert, wav2vec2, wavlm
+        module = import_module(f"speechbrain.integrations.huggingface.{kind}")
     except ImportError as error:
         raise ImportError(
             f"{folder} needs transformers: pip install "
             f"'speechbrain-sim[huggingface]'."
         ) from error
-    classes = wav2vec2.Wav2Vec2, hubert.HuBERT, wavlm.WavLM
-    make = dict(zip(MODEL_TYPES, classes, strict=True))[kind]
+    make = getattr(module, MODEL_TYPES[kind])
     _check_weights(folder)
     # SpeechBrain's own freezing would also stop gradients of the waveform
     encoder = make(str(folder), str(folder), output_all_hiddens=True).float()
@@ -261,7 +179,7 @@ def load_hidden_states(folder):
 
 
 def _find(folder, names):
-    """Gives the first of some files that is there."""
+    """Returns the first of some files that exists."""
     for name in names:
         if (folder / name).exists():
             return folder / name

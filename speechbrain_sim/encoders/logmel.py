@@ -1,28 +1,29 @@
-"""encoders.logmel."""
+"""Log-mel spectrograms under the interface of an encoder: the baseline."""
 
 import torch
 import torchaudio
-from speechbrain.utils.logger import get_logger
-from torch import nn
 
 from speechbrain_sim.arguments import records_arguments
-from speechbrain_sim.data.audio import (
-    SAMPLE_RATE,
-)
-from speechbrain_sim.encoders.base import Latent, absolute_lengths, valid_frames
-
-logger = get_logger(__name__)
-
+from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.encoders.base import Encoder, Latent, zero_padding
 
 LOGMEL = "logmel"
 
 
 @records_arguments
-class LogMel(nn.Module):
-    """Log-mel spectrogram with the interface of an encoder: the baseline.
+class LogMel(Encoder):
+    """Natural logarithm of mel energies, deterministic.
 
-    Natural logarithm of 80 mel energies, 25 ms windows every 10 ms, zeros
-    beyond the edges.
+    log(mel + 1e-6) of Hann windows of `n_fft` samples every `hop_length`, zeros
+    beyond the edges: frame i is centred at sample `hop_length * i`, and there
+    are 1 + samples // hop_length frames.
+
+    Arguments
+    ---------
+    n_fft, hop_length : int
+        Window and hop in samples at 16 kHz: 25 ms and 10 ms.
+    n_mels : int
+        Channels.
 
     Example
     -------
@@ -31,25 +32,36 @@ class LogMel(nn.Module):
     """
 
     layer_names = [LOGMEL]
-    config = {"n_fft": 400, "hop_length": 160, "n_mels": 80}
 
-    def __init__(self):
+    def __init__(self, n_fft=400, hop_length=160, n_mels=80):
         super().__init__()
         self.mel = torchaudio.transforms.MelSpectrogram(
-            SAMPLE_RATE, pad_mode="constant", **self.config
+            SAMPLE_RATE,
+            n_fft,
+            hop_length=hop_length,
+            n_mels=n_mels,
+            pad_mode="constant",
         )
 
-    def frame_geometry(self, layer):
-        """Frame i is centred at sample 160 i; see `GreedyEncoder`."""
-        return self.config["hop_length"], 0.0
+    def channels_of(self, layer):
+        """See `Encoder`."""
+        self.check_layer(layer)
+        return self.mel.n_mels
 
-    def forward(self, wavs, wav_lens=None, layers=None, sample=None):
-        """Computes the spectrogram; see `GreedyEncoder.forward`."""
-        if layers is not None and list(layers) != [LOGMEL]:
-            raise ValueError(f"There is no layer {layers}, only {LOGMEL}.")
-        lengths = absolute_lengths(wavs, wav_lens)
-        wavs = wavs.masked_fill(~valid_frames(lengths, wavs.shape[1]), 0)
+    def convolutions(self, layer):
+        """See `Encoder`: the Fourier transform is one convolution."""
+        self.check_layer(layer)
+        n_fft = self.mel.n_fft
+        return [(n_fft, self.mel.hop_length, n_fft // 2)]
+
+    def frame_geometry(self, layer):
+        """See `Encoder`; a periodic Hann window peaks at sample n_fft / 2."""
+        self.check_layer(layer)
+        return self.mel.hop_length, 0.0
+
+    def encode(self, wavs, lengths, layers, sample, generator):
+        """See `Encoder`."""
+        wavs = zero_padding(wavs[..., None], lengths)[..., 0]
         mel = torch.log(self.mel(wavs) + 1e-6).transpose(1, 2)
-        frames = 1 + lengths // self.config["hop_length"]
-        mel = mel.masked_fill(~valid_frames(frames, mel.shape[1])[..., None], 0)
+        frames = self.output_lengths(lengths, LOGMEL)
         return {LOGMEL: Latent(mel, None, mel, frames, False)}

@@ -6,23 +6,13 @@ Needs `pip install 'speechbrain-sim[onnx]'`.
 import torch
 from torch import nn
 
-from speechbrain_sim.encoders.base import valid_frames
-from speechbrain_sim.encoders.block_conv import conv_lengths
-from speechbrain_sim.encoders.greedy import CONTEXT
+from speechbrain_sim.encoders.base import zero_padding
 
 
 class PlainEncoder(nn.Module):
-    """An encoder up to one layer, in operations that every runtime has.
+    """A GreedyEncoder in eval mode, up to one layer, from tensors to tensors.
 
-    The same weights, and the same numbers up to rounding, as the encoder in
-    eval mode; no branch depends on the data.
-
-    Arguments
-    ---------
-    encoder : GreedyEncoder
-        In eval mode.
-    layer : str
-        The layer.
+    While it is traced, the encoder takes no branch that depends on the data.
 
     Example
     -------
@@ -38,74 +28,25 @@ class PlainEncoder(nn.Module):
         super().__init__()
         if encoder.training:
             raise ValueError("Only an encoder in eval mode is exported.")
-        names = list(encoder.layers_up_to([layer]))
-        self.names, self.layers = names, encoder.layers
+        encoder.check_layer(layer)
+        self.encoder, self.layer = encoder, layer
 
     def forward(self, wavs, lengths):
-        """Encodes a padded batch.
+        """Encodes waveforms, (batch, samples), with `lengths` valid samples.
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            (batch, samples) at 16 kHz.
-        lengths : torch.Tensor
-            Valid samples, (batch,), int64.
-
-        Returns
-        -------
-        mean, frames : (torch.Tensor, torch.Tensor)
-            (batch, time, channel), zero beyond each utterance; valid frames,
-            (batch,).
+        Returns means, (batch, time, channel), zero beyond each utterance, and
+        valid frames, (batch,).
         """
-        x = _masked(wavs[..., None], lengths)
-        for name in self.names:
-            layer = self.layers[name]
-            if name == CONTEXT:
-                x, _ = layer.gru(x)
-                continue
-            x, lengths = self._convolve(layer, x, lengths)
-            x = layer.mean(x)
-        return _masked(x, lengths), lengths
-
-    @staticmethod
-    def _convolve(layer, x, lengths):
-        """The convolutions of a module."""
-        x = _masked(x, lengths)
-        for i, conv in enumerate(layer.convs):
-            shape = conv.kernel_size[0], conv.stride[0], conv.padding[0]
-            x = nn.functional.conv1d(
-                x.transpose(1, 2), conv.weight, conv.bias, *shape[1:]
-            )
-            x = layer.norms[i](x) if layer.norms else x
-            lengths = conv_lengths(lengths, *shape)
-            x = _masked(torch.relu(x).transpose(1, 2), lengths)
-        return x, lengths
-
-
-def _masked(x, lengths):
-    """Zeroes the padding, whether there is any or not."""
-    return x * valid_frames(lengths, x.shape[1])[..., None]
+        latents = self.encoder.encode(wavs, lengths, [self.layer], False, None)
+        latent = latents[self.layer]
+        return zero_padding(latent.mean, latent.lengths), latent.lengths
 
 
 def export_onnx(encoder, layer, path):
-    """Writes a layer of an encoder as an ONNX file.
+    """Writes a layer of a GreedyEncoder, on the CPU, as an ONNX file.
 
     Inputs `wavs` (batch, samples) float32 at 16 kHz and `lengths` (batch,)
     int64; outputs `mean` (batch, time, channel) and `frames` (batch,).
-
-    Arguments
-    ---------
-    encoder : GreedyEncoder
-        In eval mode, on the CPU.
-    layer : str
-        The layer.
-    path : str or Path
-        The file to write.
-
-    Raises
-    ------
-    ImportError
-        If the extra is not installed.
     """
     try:
         import onnx  # noqa: F401  # torch's exporter needs it

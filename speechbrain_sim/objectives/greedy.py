@@ -3,6 +3,9 @@
 A `GreedyModule` is one entry of a Brain's `modules`. One per layer makes SIM and
 GIM; a single one that holds all layers is trained end to end (CPC, end-to-end
 SIM, supervised).
+
+Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 3.2,
+https://arxiv.org/abs/2408.12936
 """
 
 from typing import NamedTuple
@@ -10,9 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from speechbrain_sim.data.labels import NO_LABEL, frames_of_labels
-from speechbrain_sim.encoders.base import masked_mean
-from speechbrain_sim.encoders.greedy import CONTEXT
+from speechbrain_sim.encoders.layers import run_layers
 from speechbrain_sim.objectives.info_nce import (
     Choices,
     draw_negatives,
@@ -41,14 +42,12 @@ class SmoothInfoNCE(nn.Module):
         Channels of the predicted latents z and of the predictor's input c.
     prediction_steps : int
         K, how many frames ahead are predicted; one matrix W_k for each.
-    negatives : int
-        N, negatives of each frame.
-    own_negatives : int
-        How many of these are drawn from the same utterance.
-    window : int
+    num_negatives, within_utterance_negatives : int
+        N, negatives of each frame; how many are from the same utterance.
+    window_frames : int
         Longest window of scored frames; negatives come from everywhere.
     kl_reduction : str
-        "channel" or "time", see `gaussian_kl`.
+        "channel" or "time", see `reduce_kl`.
 
     Example
     -------
@@ -57,9 +56,9 @@ class SmoothInfoNCE(nn.Module):
     >>> lengths = torch.tensor([64, 40])
     >>> mean, log_var = torch.randn(2, 64, 8), torch.zeros(2, 64, 8)
     >>> z = Latent(mean, log_var, mean, lengths, False)
-    >>> drawn = objective.draw(lengths, time=64)
-    >>> c = z.window(drawn.start, drawn.frames)
-    >>> loss = objective([(c.draw(), z.draw())], lengths, drawn, [(z, 0.01)])
+    >>> choices = objective.draw(lengths, time=64)
+    >>> c = z.window(choices.start, choices.frames)
+    >>> loss = objective([(c.draw(), z.draw())], lengths, choices, [(z, 0.01)])
     >>> loss.total.ndim, loss.kl[0].shape
     (0, torch.Size([8]))
     """
@@ -69,20 +68,18 @@ class SmoothInfoNCE(nn.Module):
         z_channels,
         c_channels,
         prediction_steps=10,
-        negatives=10,
-        own_negatives=0,
-        window=128,
+        num_negatives=10,
+        within_utterance_negatives=0,
+        window_frames=128,
         kl_reduction="time",
     ):
         super().__init__()
-        if window < 2:
-            raise ValueError(
-                f"window is {window}; it must be 2 or more frames."
-            )
+        if window_frames < 2:
+            raise ValueError(f"window_frames is {window_frames}; at least 2.")
         self.prediction_steps = prediction_steps
-        self.negatives = negatives
-        self.own_negatives = own_negatives
-        self.window = window
+        self.num_negatives = num_negatives
+        self.within_utterance_negatives = within_utterance_negatives
+        self.window_frames = window_frames
         self.kl_reduction = kl_reduction
         # W_1 .. W_K, one below the other
         self.predictor = nn.Linear(
@@ -90,30 +87,11 @@ class SmoothInfoNCE(nn.Module):
         )
 
     def draw(self, lengths, time, generator=None):
-        """Makes the random choices of a step.
-
-        Arguments
-        ---------
-        lengths : torch.Tensor
-            Valid frames, (batch,).
-        time : int
-            Padded frames.
-        generator : torch.Generator, optional
-            On the CPU.
-
-        Returns
-        -------
-        Choices
-        """
-        start, frames = draw_window(int(lengths.max()), self.window, generator)
-        negatives = draw_negatives(
-            lengths,
-            time,
-            frames,
-            self.negatives,
-            self.own_negatives,
-            generator,
-        )
+        """Draws the `Choices` of a step, for (batch,) lengths padded to `time`."""
+        longest = int(lengths.max())
+        start, frames = draw_window(longest, self.window_frames, generator)
+        counts = self.num_negatives, self.within_utterance_negatives
+        negatives = draw_negatives(lengths, time, frames, *counts, generator)
         return Choices(start, frames, negatives)
 
     def forward(self, pairs, lengths, choices, posteriors=()):
@@ -122,48 +100,41 @@ class SmoothInfoNCE(nn.Module):
         Arguments
         ---------
         pairs : list of (torch.Tensor, torch.Tensor)
-            L Monte-Carlo draws of c inside the window, (batch, frames,
+            L Monte-Carlo samples of c inside the window, (batch, frames,
             channel), and z, (batch, time, channel); the NCE is their mean.
         lengths : torch.Tensor
             Valid frames, (batch,).
         choices : Choices
-            From `draw`, shared by all L draws.
-        posteriors : list of (Latent, float)
-            What the KL regularises, with its weight beta.
+            From `draw`, shared by all L samples.
+        posteriors : iterable of (Latent, float)
+            The posteriors of the KL, each with its weight beta.
 
         Returns
         -------
         SmoothInfoNCELoss
         """
-        draws = []
-        for c, z in pairs:
-            predicted = self.predictor(c)
-            predicted = predicted.unflatten(-1, (self.prediction_steps, -1))
-            draws.append(
-                info_nce(
-                    predicted, z, lengths, choices.start, choices.negatives
-                )
-            )
-        nce = sum(draw.loss for draw in draws) / len(draws)
-        accuracy = sum(draw.accuracy for draw in draws) / len(draws)
-        total, kl = nce, []
-        for latent, kl_weight in posteriors:
-            per_channel = kl_per_channel(
-                latent.mean, latent.log_var, latent.lengths
-            )
-            total = total + kl_weight * reduce_kl(
-                per_channel, latent.lengths, self.kl_reduction
-            )
-            kl.append(per_channel.detach())
-        return SmoothInfoNCELoss(total, nce, kl, accuracy)
+        terms = [self._nce(c, z, lengths, choices) for c, z in pairs]
+        nce = sum(term.loss for term in terms) / len(terms)
+        accuracy = sum(term.accuracy for term in terms) / len(terms)
+        total, kls = nce, []
+        for z, beta in posteriors:
+            kl = kl_per_channel(z.mean, z.log_var, z.lengths)
+            total = total + beta * reduce_kl(kl, z.lengths, self.kl_reduction)
+            kls.append(kl.detach())
+        return SmoothInfoNCELoss(total, nce, kls, accuracy)
+
+    def _nce(self, c, z, lengths, choices):
+        """One Monte-Carlo sample of the contrastive term."""
+        predicted = self.predictor(c)  # (batch, frames, K * channel)
+        predicted = predicted.unflatten(-1, (self.prediction_steps, -1))
+        return info_nce(predicted, z, lengths, choices.start, choices.negatives)
 
 
 class SmoothInfoNCELoss(NamedTuple):
     """The sum (with a gradient) and its terms.
 
-    `nce` is in nats, `kl` holds the KL of each posterior per channel in nats
-    per frame, whatever the reduction, and `accuracy` is the share of positives
-    that scored above all their negatives.
+    `nce` in nats; `kl` of each posterior per channel, in nats per frame, whatever
+    the reduction; `accuracy`, the share of positives that scored highest.
     """
 
     total: torch.Tensor
@@ -173,18 +144,11 @@ class SmoothInfoNCELoss(NamedTuple):
 
 
 class ModuleOutput(NamedTuple):
-    """What one training step of one module gives.
+    """Output of one training step of one module.
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        What the module above reads, (batch, time, channel).
-    lengths : torch.Tensor
-        Its valid frames, (batch,).
-    loss : torch.Tensor
-        Scalar, with the gradient of this module only.
-    stats : dict of str to torch.Tensor
-        Detached scalars for the log.
+    `x` is the input of the module above, (batch, time, channel), with `lengths`
+    valid frames, (batch,); `loss` is a scalar with the gradient of this module
+    only, and `stats` are detached scalars for the log.
     """
 
     x: torch.Tensor
@@ -197,6 +161,7 @@ class GreedyModule(nn.Module):
     """Layers of an encoder that share one objective and one backward.
 
     The input is detached here: whoever calls, no gradient crosses modules.
+    Subclasses define `objective`.
 
     Arguments
     ---------
@@ -206,8 +171,6 @@ class GreedyModule(nn.Module):
         The layers, shared with the encoder.
     sample : bool, optional
         Whether posteriors are drawn from; by default in training only.
-
-    Subclasses define `objective`.
     """
 
     def __init__(self, name, layers, sample=None):
@@ -221,10 +184,8 @@ class GreedyModule(nn.Module):
 
         Arguments
         ---------
-        x : torch.Tensor
-            (batch, time, channel), from the module below.
-        lengths : torch.Tensor
-            Valid frames, (batch,).
+        x, lengths : torch.Tensor
+            (batch, time, channel), from the module below; valid frames, (batch,).
         key : tuple, optional
             Key of the random draws, e.g. (seed, rank, module, epoch, step);
             the global generator by default.
@@ -238,20 +199,28 @@ class GreedyModule(nn.Module):
         x = x.detach()
         noise = key and keyed_generator(*key, "noise", device=x.device)
         choices = key and keyed_generator(*key, "negatives")
-        latents = {}
-        for name, layer in self.layers.items():
-            below = x
-            latents[name] = layer(x, lengths, self.sample, noise)
-            x, lengths = latents[name].sample, latents[name].lengths
-        loss, stats = self.objective(latents, below, noise, choices, targets)
-        stats = {"loss": loss, **stats}
+        latents = dict(run_layers(self.layers, x, lengths, self.sample, noise))
+        inputs = [x, *(latent.sample for latent in latents.values())]
+        below = inputs[-2]  # what the topmost layer reads
+        loss, terms = self.objective(latents, below, noise, choices, targets)
+        stats = {"loss": loss, **terms}
         for name, latent in latents.items():
-            prefix = "" if name == self.name else f"{name}_"
-            stats[prefix + "active_units"] = active_units(
-                latent.mean.detach(), lengths=latent.lengths
-            )
+            units = active_units(latent.mean.detach(), latent.lengths)
+            stats[self.prefix(name) + "active_units"] = units
         stats = {f"{self.name}_{n}": v.detach() for n, v in stats.items()}
-        return ModuleOutput(x, lengths, loss, stats)
+        return ModuleOutput(inputs[-1], latent.lengths, loss, stats)
+
+    def prefix(self, layer):
+        """Returns the name of a layer in the log, if it is not the module's."""
+        return "" if layer == self.name else f"{layer}_"
+
+    def objective(self, latents, below, noise, choices, targets):
+        """Scores latents: dict of str to Latent -> loss, dict of stats.
+
+        `below` is the input of the topmost layer; `noise` and `choices` are
+        generators, `targets` labels.
+        """
+        raise NotImplementedError
 
 
 class ContrastiveModule(GreedyModule):
@@ -265,89 +234,44 @@ class ContrastiveModule(GreedyModule):
         The objective, with the scorer's matrices W_k.
     kl_weights : dict of str to float
         Beta of each layer that has a posterior.
-    draws : int
-        L, Monte-Carlo draws of (c, z).
+    num_samples : int
+        L, Monte-Carlo samples of (c, z).
     noise : bool
         Whether training draws from posteriors; without, means are scored, and
         the KL alone keeps them near N(0, I).
     """
 
     def __init__(
-        self, name, layers, smooth_info_nce, kl_weights, draws=1, noise=True
+        self, name, layers, smooth_info_nce, kl_weights, num_samples, noise
     ):
         super().__init__(name, layers, None if noise else False)
         self.smooth_info_nce = smooth_info_nce
         self.kl_weights = kl_weights
-        self.draws = draws
-        #: share of beta that counts now; a warm-up moves it from 0 to 1
+        self.num_samples = num_samples
+        #: share of beta that counts now, set by a schedule
         self.kl_scale = 1.0
 
     def objective(self, latents, below, noise, choices, targets):
-        """Scores the topmost layer; see `GreedyModule.forward`."""
+        """See `GreedyModule`."""
         top_name, top = list(latents.items())[-1]
-        z = below if top_name == CONTEXT else top.sample  # what is predicted
-        drawn = self.smooth_info_nce.draw(top.lengths, z.shape[1], choices)
-        c = top.window(drawn.start, drawn.frames)
-        if top.sampled and top_name != CONTEXT:
+        predicts_input = self.layers[top_name].predicts_input
+        z = below if predicts_input else top.sample  # what is predicted
+        chosen = self.smooth_info_nce.draw(top.lengths, z.shape[1], choices)
+        c = top.window(chosen.start, chosen.frames)
+        if top.sampled and not predicts_input:
             # c and z: independent draws of one posterior
             pairs = [(c.draw(noise), z)]
-            pairs += [
-                (c.draw(noise), top.draw(noise)) for _ in range(self.draws - 1)
-            ]
+            for _ in range(self.num_samples - 1):
+                pairs.append((c.draw(noise), top.draw(noise)))
         else:
             pairs = [(c.mean, z)]
-        posteriors = {n: z for n, z in latents.items() if z.log_var is not None}
-        terms = self.smooth_info_nce(
-            pairs,
-            top.lengths,
-            drawn,
-            [
-                (z, self.kl_scale * self.kl_weights[n])
-                for n, z in posteriors.items()
-            ],
-        )
+        names = [n for n, z in latents.items() if z.log_var is not None]
+        betas = [self.kl_scale * self.kl_weights[name] for name in names]
+        posteriors = zip((latents[n] for n in names), betas, strict=True)
+        terms = self.smooth_info_nce(pairs, top.lengths, chosen, posteriors)
         stats = {"nce": terms.nce, "accuracy": terms.accuracy}
-        for name, kl in zip(posteriors, terms.kl, strict=True):
-            prefix = "" if name == self.name else f"{name}_"
-            stats[f"{prefix}kl"] = kl.sum()
-            stats[f"{prefix}kl_median"] = kl.median()
-            stats[f"{prefix}kl_max"] = kl.max()
+        for name, kl in zip(names, terms.kl, strict=True):
+            stats[self.prefix(name) + "kl"] = kl.sum()
+            stats[self.prefix(name) + "kl_median"] = kl.median()
+            stats[self.prefix(name) + "kl_max"] = kl.max()
         return terms.total, stats
-
-
-class SupervisedModule(GreedyModule):
-    """Layers trained with labels, through a linear classifier on the topmost.
-
-    Arguments
-    ---------
-    name, layers :
-        See `GreedyModule`.
-    channels, classes : int
-        Shape of the classifier.
-    frame_geometry : (int, float), optional
-        Hop and centre of the topmost layer, for one label per frame; without
-        it, one label per utterance is predicted from the mean over time.
-    """
-
-    def __init__(self, name, layers, channels, classes, frame_geometry=None):
-        super().__init__(name, layers)
-        self.classifier = nn.Linear(channels, classes)
-        self.frame_geometry = frame_geometry
-
-    def objective(self, latents, below, noise, choices, targets):
-        """Cross-entropy of the labels; see `GreedyModule.forward`."""
-        top = list(latents.values())[-1]
-        if self.frame_geometry is None:
-            pooled, targets = masked_mean(top.mean, top.lengths), targets[:, 0]
-        else:
-            frames = frames_of_labels(targets.shape[1], *self.frame_geometry)
-            frames = frames.to(top.mean.device)
-            beyond = frames >= top.lengths[:, None]
-            targets = targets.masked_fill(beyond, NO_LABEL).flatten()
-            frames = frames.clamp(max=top.mean.shape[1] - 1)
-            pooled = top.mean[:, frames].flatten(0, 1)
-        logits = self.classifier(pooled).float()
-        counted = targets != NO_LABEL
-        loss = nn.functional.cross_entropy(logits[counted], targets[counted])
-        correct = logits.argmax(-1)[counted] == targets[counted]
-        return loss, {"accuracy": correct.float().mean()}

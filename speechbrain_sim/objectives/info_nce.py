@@ -1,8 +1,4 @@
-"""Smooth-InfoNCE: L = NCE + beta * KL(posterior || N(0, I)), per module.
-
-One equation, one function: `info_nce` and `gaussian_kl` are pure,
-`draw_window` and `draw_negatives` make their random choices, and
-`SmoothInfoNCE` adds them up as in equation 7 of the paper.
+"""The contrastive term of Smooth-InfoNCE, pure, and its random choices.
 
 Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 3.2,
 https://arxiv.org/abs/2408.12936
@@ -33,57 +29,42 @@ class NCE(NamedTuple):
     accuracy: torch.Tensor
 
 
-def draw_window(longest, window, generator=None):
+def draw_window(longest, window_frames, generator=None):
     """Draws where the scored window begins, the same for a whole batch.
 
-    Arguments
-    ---------
-    longest : int
-        Frames of the longest utterance in the batch.
-    window : int
-        Frames of the window.
-    generator : torch.Generator, optional
-        On the CPU.
-
-    Returns
-    -------
-    start, frames : (int, int)
-        The window is `start : start + frames`; the whole utterance if that is
-        not longer than the window.
+    Returns `start, frames`: the window is `start : start + frames`, the whole
+    of the longest utterance if that has no more than `window_frames`.
 
     Example
     -------
     >>> draw_window(64, 128)
     (0, 64)
     """
-    if longest <= window:
+    if longest <= window_frames:
         return 0, longest
-    start = torch.randint(longest - window + 1, (), generator=generator)
-    return int(start), window
+    starts = longest - window_frames + 1
+    start = torch.randint(starts, (), generator=generator)
+    return int(start), window_frames
 
 
 def draw_negatives(
-    lengths, time, frames, negatives, own_negatives=0, generator=None
+    lengths, time, frames, num_negatives, within=0, generator=None
 ):
     """Draws the negatives of each scored frame, never from the padding.
 
     Negatives are i.i.d. uniform over all valid frames of the batch, so one of
-    them may be the positive itself. The last `own_negatives` of them are
-    uniform over the frame's own utterance instead: they ask for content, where
-    the others can be told apart by speaker.
+    them may be the positive itself. The last `within` of them are uniform
+    over the frame's own utterance instead: they test content, where the
+    others can be told apart by speaker.
 
     Arguments
     ---------
     lengths : torch.Tensor
         Valid frames per utterance, (batch,).
-    time : int
-        Padded frames of the sequence that is indexed.
-    frames : int
-        Frames of the scored window.
-    negatives : int
-        How many per frame, N.
-    own_negatives : int
-        How many of these from the frame's own utterance.
+    time, frames : int
+        Padded frames of the sequence that is indexed, and of the window.
+    num_negatives, within : int
+        How many per frame, N; how many of these within its utterance.
     generator : torch.Generator, optional
         On the CPU.
 
@@ -97,26 +78,22 @@ def draw_negatives(
     >>> draw_negatives(torch.tensor([5, 3]), 5, 4, 10).shape
     torch.Size([2, 4, 10])
     """
-    if not 0 <= own_negatives <= negatives:
+    if not 0 <= within <= num_negatives:
         raise ValueError(
-            f"own_negatives is {own_negatives}; it must be 0..{negatives}, the "
-            f"number of negatives."
+            f"within_utterance_negatives is {within}; it must be "
+            f"0..{num_negatives}, the number of negatives."
         )
     counts = lengths.cpu()
-    batch = len(counts)
     ends = counts.cumsum(0)
-    shape = (batch, frames, negatives - own_negatives)
+    shape = (len(counts), frames, num_negatives - within)
     position = torch.randint(int(ends[-1]), shape, generator=generator)
     row = torch.searchsorted(ends, position, right=True)
     drawn = [row * time + position - (ends - counts)[row]]
-    if own_negatives:
-        uniform = torch.rand(
-            (batch, frames, own_negatives),
-            generator=generator,
-            dtype=torch.float64,
-        )
+    if within:
+        shape, dtype = (len(counts), frames, within), torch.float64
+        uniform = torch.rand(shape, generator=generator, dtype=dtype)
         position = (uniform * counts[:, None, None]).long()
-        drawn.append(torch.arange(batch)[:, None, None] * time + position)
+        drawn.append(torch.arange(len(counts))[:, None, None] * time + position)
     return torch.cat(drawn, dim=-1).to(lengths.device)
 
 
@@ -139,7 +116,7 @@ def info_nce(predicted, z, lengths, start, negatives):
     start : int
         First frame of the window.
     negatives : torch.Tensor
-        Indices into the (batch * time) sequence, (batch, frames, N).
+        From `draw_negatives`, (batch, frames, N).
 
     Returns
     -------
@@ -148,7 +125,7 @@ def info_nce(predicted, z, lengths, start, negatives):
     Raises
     ------
     ValueError
-        If no utterance has a frame and its successor inside the window.
+        If no frame has a positive.
     """
     frames, steps = predicted.shape[1:3]
     scores = _Scores.apply(predicted, z.to(predicted.dtype), start, negatives)

@@ -1,4 +1,4 @@
-"""objectives.kl."""
+"""The KL term of Smooth-InfoNCE, pure, and the count of active units."""
 
 import torch
 
@@ -8,19 +8,8 @@ from speechbrain_sim.encoders.base import zero_padding
 def kl_per_channel(mean, log_var, lengths):
     """KL divergence from N(mean, exp(log_var)) to N(0, 1) of each channel.
 
-    1/2 (-log sigma^2 - 1 + sigma^2 + mu^2), averaged over the valid frames.
-
-    Arguments
-    ---------
-    mean, log_var : torch.Tensor
-        (batch, time, channel).
-    lengths : torch.Tensor
-        Valid frames, (batch,).
-
-    Returns
-    -------
-    torch.Tensor
-        (channel,), nats per frame.
+    1/2 (-log sigma^2 - 1 + sigma^2 + mu^2), averaged over the valid frames:
+    (batch, time, channel) -> (channel,), nats per frame.
     """
     dtype = torch.promote_types(mean.dtype, torch.float32)
     mean = zero_padding(mean.to(dtype), lengths)
@@ -30,29 +19,12 @@ def kl_per_channel(mean, log_var, lengths):
 
 
 def reduce_kl(per_channel, lengths, reduction):
-    """Brings the KL of each channel to the scalar that beta multiplies.
+    """Reduces the KL of each channel to the scalar that beta multiplies.
 
-    Arguments
-    ---------
-    per_channel : torch.Tensor
-        (channel,), nats per frame, from `kl_per_channel`.
-    lengths : torch.Tensor
-        Valid frames, (batch,).
-    reduction : str
-        "channel": sum over channels, mean over all valid frames (the paper's
-        equation). "time": sum over each utterance's frames, mean over
-        utterances and channels (the authors' release; its beta so depends on
-        clip length and width).
-
-    Returns
-    -------
-    torch.Tensor
-        A scalar.
-
-    Raises
-    ------
-    ValueError
-        If the reduction is neither.
+    `reduction` is "channel": sum over channels, mean over all valid frames (the
+    paper's equation); or "time": sum over each utterance's frames, mean over
+    utterances and channels (the authors' release; its beta so depends on clip
+    length and width).
     """
     if reduction == "channel":
         return per_channel.sum()
@@ -66,19 +38,7 @@ def reduce_kl(per_channel, lengths, reduction):
 def gaussian_kl(mean, log_var, lengths, reduction="channel"):
     """KL divergence from N(mean, exp(log_var)) to N(0, I), over valid frames.
 
-    Arguments
-    ---------
-    mean, log_var : torch.Tensor
-        (batch, time, channel).
-    lengths : torch.Tensor
-        Valid frames, (batch,).
-    reduction : str
-        "channel" or "time", see `reduce_kl`.
-
-    Returns
-    -------
-    torch.Tensor
-        A scalar, in nats.
+    `kl_per_channel`, then `reduce_kl`: a scalar.
 
     Example
     -------
@@ -91,22 +51,12 @@ def gaussian_kl(mean, log_var, lengths, reduction="channel"):
     return reduce_kl(kl_per_channel(mean, log_var, lengths), lengths, reduction)
 
 
-def active_units(mean, lengths, threshold=0.01):
+#: least variance of an active unit (Burda et al. 2016, section 5)
+ACTIVE = 0.01
+
+
+def active_units(mean, lengths):
     """Counts the channels whose mean varies over the valid frames of a batch.
-
-    Arguments
-    ---------
-    mean : torch.Tensor
-        (batch, time, channel).
-    lengths : torch.Tensor
-        Valid frames, (batch,).
-    threshold : float
-        Least variance of an active unit (Burda et al. 2016, section 5).
-
-    Returns
-    -------
-    torch.Tensor
-        A scalar between 0 and the number of channels.
 
     Example
     -------
@@ -118,4 +68,4 @@ def active_units(mean, lengths, threshold=0.01):
     center = zero_padding(mean, lengths).sum((0, 1)) / total
     squares = (mean - center).square_()  # torch.var is slow over the first axis
     variance = zero_padding(squares, lengths).sum((0, 1)) / total
-    return (variance > threshold).sum().float()
+    return (variance > ACTIVE).sum().float()

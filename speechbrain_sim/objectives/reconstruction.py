@@ -1,4 +1,4 @@
-"""How far a decoded waveform is from the recorded one: what decoders minimise."""
+"""Distances between decoded and recorded waveforms: the decoders' loss."""
 
 from torch import nn
 
@@ -9,17 +9,7 @@ from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
 def mean_squared_error(decoded, wavs, lengths):
     """Mean of (decoded - recorded)^2 over the valid samples of a batch.
 
-    Arguments
-    ---------
-    decoded, wavs : torch.Tensor
-        (batch, samples).
-    lengths : torch.Tensor
-        Valid samples, (batch,), integer.
-
-    Returns
-    -------
-    torch.Tensor
-        A scalar.
+    Both are (batch, samples); `lengths` are valid samples, (batch,), integer.
 
     Example
     -------
@@ -33,19 +23,9 @@ def mean_squared_error(decoded, wavs, lengths):
 
 
 def mel_distance(mel, decoded, wavs, lengths):
-    """Mean difference of two log-mel spectrograms over their valid frames.
+    """Mean difference of two log-mel spectrograms, in nepers.
 
-    Arguments
-    ---------
-    mel : LogMel
-        Computes the spectrograms.
-    decoded, wavs, lengths :
-        See `mean_squared_error`.
-
-    Returns
-    -------
-    torch.Tensor
-        A scalar: nepers, as the spectrogram is of energies' logarithms.
+    `mel` is a `LogMel`, the rest as for `mean_squared_error`.
     """
     ours, theirs = (mel(x, lengths)[LOGMEL] for x in (decoded, wavs))
     valid = theirs.lengths.sum() * theirs.mean.shape[-1]
@@ -97,20 +77,7 @@ class ReconstructionLoss(nn.Module):
         self.mel = LogMel() if mel else None
 
     def forward(self, decoded, wavs, lengths):
-        """Scores a batch.
-
-        Arguments
-        ---------
-        decoded, wavs : torch.Tensor
-            (batch, samples).
-        lengths : torch.Tensor
-            Valid samples, (batch,), integer.
-
-        Returns
-        -------
-        torch.Tensor
-            A scalar.
-        """
+        """Scores a batch; see `mean_squared_error`."""
         terms = {}
         if self.weights["mse"]:
             terms["mse"] = mean_squared_error(decoded, wavs, lengths)

@@ -13,12 +13,13 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.brains.schedules import LinearWarmup
 from speechbrain_sim.data.batches import KeyedCrop
 from speechbrain_sim.data.labels import NO_LABEL
 from speechbrain_sim.encoders.base import Latent
 from speechbrain_sim.family import build_model
 from speechbrain_sim.models.load import load_encoder
-from speechbrain_sim.objectives import info_nce as losses
+from speechbrain_sim.objectives import greedy as objectives
 from tests.conftest import TINY, make_brain, make_loader, same, weights
 
 TRAIN = sb.Stage.TRAIN
@@ -239,7 +240,7 @@ def test_every_module_has_its_own_optimizer(tmp_path):
     assert list(brain.optimizers_dict) == list(brain.modules) == LAYERS
     for name, optimizer in brain.optimizers_dict.items():
         (group,) = optimizer.param_groups
-        expected = list(brain.raw[name].parameters())
+        expected = list(brain.unwrapped[name].parameters())
         assert list(map(id, group["params"])) == list(map(id, expected))
         assert brain.checkpointer.recoverables[f"{name}_optimizer"] is optimizer
         assert all(optimizer.state[p]["step"] == 3 for p in expected)
@@ -277,8 +278,9 @@ def test_freezing_shifts_nobodys_draws(tmp_path, monkeypatch):
                 torch.Tensor, "normal_", recording(torch.Tensor.normal_)
             )
             for name in ("draw_negatives", "draw_window"):
-                patch.setattr(losses, name, recording(getattr(losses, name)))
-            fit(make_brain(folder, window=16, **changes), make_loader(2))
+                original = getattr(objectives, name)
+                patch.setattr(objectives, name, recording(original))
+            fit(make_brain(folder, window_frames=16, **changes), make_loader(2))
         return drawn
 
     free = draws(tmp_path / "free")
@@ -539,7 +541,10 @@ def test_random_is_sim_at_birth(tmp_path):
     "changes, message",
     [
         ({"kl_weight": [0.1, 0.2]}, "lists 2 values for the 3 layers"),
-        ({"window": [16, 16]}, "window lists 2 values for the 4 layers"),
+        (
+            {"window_frames": [16, 16]},
+            "window_frames lists 2 values for the 4 layers",
+        ),
         ({"objective": "generative"}, "objective is 'generative'"),
         ({"objective": "supervised"}, "classes is 0"),
     ],
@@ -550,9 +555,9 @@ def test_impossible_models(changes, message):
 
 
 def test_a_list_gives_each_layer_its_own():
-    model = build_model("sim", **{**TINY, "negatives": [1, 2, 3, 4]})
+    model = build_model("sim", **{**TINY, "num_negatives": [1, 2, 3, 4]})
     objectives = [module.smooth_info_nce for module in model.modules.values()]
-    assert [objective.negatives for objective in objectives] == [1, 2, 3, 4]
+    assert [objective.num_negatives for objective in objectives] == [1, 2, 3, 4]
     assert [objective.prediction_steps for objective in objectives] == [2] * 4
 
 
@@ -564,7 +569,7 @@ def test_stats_and_the_sum_of_their_terms(tmp_path):
     brain = make_brain(
         tmp_path, epochs=3, kl_weight=betas, kl_reduction="channel"
     )
-    brain.hparams.kl_warmup_epochs = 2
+    brain.hparams.kl_schedule = LinearWarmup(2)
     fit(brain, valid=make_loader(1))
     epochs = logged(tmp_path)
     assert len(epochs) == 3
@@ -634,7 +639,7 @@ def test_more_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Latent, "draw", lambda z, g=None: calls.append(z) or draw(z, g)
     )
-    brain = make_brain(tmp_path, draws=3)
+    brain = make_brain(tmp_path, num_samples=3)
     before = weights(brain)
     after = weights(fit(brain, make_loader(1)))
     assert len(calls) == 3 * 2 * 3  # modules, c and z, L

@@ -240,7 +240,7 @@ def test_a_stream_keeps_no_graph():
 
 @pytest.mark.parametrize("part", [1, 1000, 1 << 30])
 def test_parts_of_a_batch_are_the_batch(monkeypatch, part):
-    monkeypatch.setattr("speechbrain_sim.encoders.greedy.PART", part)
+    monkeypatch.setattr("speechbrain_sim.encoders.layers.PART", part)
     encoder = encoder_with(torch.float64)
     wavs = torch.randn(5, 3000, dtype=torch.float64)
     lengths = torch.tensor([3000, 1000, 2999, 700, 3000])

@@ -148,15 +148,15 @@ def test_negatives_are_uniform_over_valid_frames():
     assert torch.allclose(share, torch.full((10,), 0.1), atol=0.005)
 
 
-def test_own_negatives_stay_in_their_utterance():
+def test_negatives_within_an_utterance_stay_in_their_utterance():
     lengths, time = torch.tensor([6, 1, 3]), 8
-    drawn = draw_negatives(lengths, time, 50, 10, own_negatives=4)
+    drawn = draw_negatives(lengths, time, 50, 10, within=4)
     rows, frames = drawn // time, drawn % time
     assert (rows[..., 6:] == torch.arange(3)[:, None, None]).all()
     assert (frames < lengths[rows]).all()
     assert (rows[..., :6] != torch.arange(3)[:, None, None]).any()
-    with pytest.raises(ValueError, match="own_negatives is 11"):
-        draw_negatives(lengths, time, 50, 10, own_negatives=11)
+    with pytest.raises(ValueError, match="within_utterance_negatives is 11"):
+        draw_negatives(lengths, time, 50, 10, within=11)
 
 
 def test_window_covers_every_start():

@@ -1,6 +1,7 @@
 """Training of decoders: the losses, the loop, its resume, what it saves."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -167,3 +168,12 @@ def test_killed_decoder_training_ends_the_same(decode_yaml, tmp_path):
     assert same(*states)
     logs = [(f / "train_log.txt").read_text() for f in (whole, killed)]
     assert logs[0] == logs[1] and logs[0].count("epoch: ") == 5
+
+
+def test_a_spectrogram_is_decoded_too(decode_yaml, tmp_path):
+    options = ["--output_folder", tmp_path, "--number_of_epochs", "6"]
+    options += ["--encoder", "logmel", "--layer", "logmel", "--lr", "0.01"]
+    finish(start_recipe("decode.py", decode_yaml, *options))
+    log = (tmp_path / "train_log.txt").read_text().splitlines()
+    losses = [float(re.search(r"train loss: (\S+),", row)[1]) for row in log]
+    assert losses[-1] < losses[0]
