@@ -4,11 +4,8 @@
         --encoder results/Synthetic/sim_1/encoder --layer module3
 
 The decoder mirrors the encoder's own convolutions. The run's folder gets
-checkpoints, a log, the decoder for recipes/analyse.py and, after each epoch,
-what it makes of a few validation recordings. Started again, a run goes on
-where it was.
-
-To read the code, begin at the bottom.
+checkpoints, a log, the decoder and, after each epoch, what it makes of a few
+validation recordings. Started again, a run is resumed.
 """
 
 import sys
@@ -16,25 +13,22 @@ from pathlib import Path
 
 import speechbrain as sb
 from speechbrain.utils.distributed import run_on_main
-from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_sim.brains.decoder import DecoderBrain
 from speechbrain_sim.config import MAY_CHANGE, load_experiment
-from speechbrain_sim.data.batches import training_sets
 from speechbrain_sim.decoders import mirror
 from speechbrain_sim.files import remembered
 from speechbrain_sim.models.load import load_front_end
 
 
 def check_encoder(folder, description):
-    """Refuses to go on with a decoder of another encoder."""
+    """Raises a ValueError if a run's folder has a decoder of another encoder."""
     path = Path(folder, "encoder_of_this_run.json")
-    found = remembered(path, {}, lambda: description["sha256"])
-    if found != description["sha256"]:
+    before = remembered(path, {}, lambda: description["sha256"])
+    if before != description["sha256"]:
         raise ValueError(
-            f"{folder} holds a decoder of another encoder ({found}, not "
-            f"{description['sha256']}): delete it, or choose another "
-            f"--output_folder."
+            f"{folder} holds a decoder of another encoder ({before}, not "
+            f"{description['sha256']}): choose another --output_folder."
         )
 
 
@@ -45,10 +39,6 @@ def decode(hparams, run_opts):
     run_on_main(check_encoder, args=[hparams["output_folder"], description])
     decoder = mirror(front_end, hparams["layer"])
     run_on_main(hparams["prepare"])
-    if hparams["tensorboard"]:
-        hparams["tensorboard_logger"] = TensorboardLogger(
-            hparams["output_folder"] + "/tensorboard"
-        )
     hparams["front_end"] = front_end
     hparams["about"] = {
         "encoder": description["sha256"],
@@ -61,20 +51,7 @@ def decode(hparams, run_opts):
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    train_set, valid_set = training_sets(
-        hparams["train_csv"],
-        hparams["valid_csv"],
-        hparams["data_folder"],
-        hparams["crop"],
-        hparams["batch_size"],
-    )
-    brain.fit(
-        hparams["epoch_counter"],
-        train_set,
-        valid_set,
-        train_loader_kwargs=hparams["train_loader_kwargs"],
-        valid_loader_kwargs=hparams["valid_loader_kwargs"],
-    )
+    brain.fit_manifests()
 
 
 def main(argv):
