@@ -51,7 +51,7 @@ def pretrain(hparams, run_opts):
         checkpointer=hparams["checkpointer"],
     )
     if set(brain.frozen) < set(brain.modules):
-        brain.fit_manifests(check_label(hparams))
+        brain.fit_manifests(hparams["label"], check_label(hparams))
     elif if_main_process():  # a random encoder
         save_encoder(
             hparams["encoder"],

@@ -17,13 +17,11 @@ import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType
 from urllib.parse import quote, unquote
 
 import ruamel.yaml
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml, resolve_references
-from ruamel.yaml.error import YAMLError
 from speechbrain.core import RunOptions
 from speechbrain.utils.distributed import if_main_process
 
@@ -37,14 +35,15 @@ if not MODELS.is_dir():
 MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
 MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder", "download"]
 MAY_CHANGE += ["download_from", "download_checksum"]
+#: former names of keys
+RENAMED = {}
 #: kinds of values; others are objects, made of these
 KINDS = {bool: "True or False", int: "a whole number", float: "a number"}
-KINDS |= {list: "a list", dict: "a mapping", str: "text", NoneType: "null"}
+KINDS |= {list: "a list", dict: "a mapping", str: "text", type(None): "null"}
 #: stands for "<" while references are resolved
 _LESS = "\ue000"
-load_hyperpyyaml(
-    "{}"
-)  # from now on, texts that look like its tuples are quoted
+# from now on, texts that look like HyperPyYAML's tuples are quoted
+load_hyperpyyaml("{}")
 
 
 def _parse_yaml(text, kind="rt"):
@@ -77,19 +76,17 @@ def _merge(files):
 
     Raises a KeyError if a difference has a key that nothing reads.
     """
-    merged, may_be = {}, {}
-    known = {"base", "uses", "model", *RunOptions()}
+    merged, known = {}, {"base", "uses", "model", *RunOptions()}
     for content in reversed(files.values()):
         known |= set(re.findall(r"<(\w+)", _dump_yaml(content)))
         known |= set() if "base" in content else content.keys()
-        may_be |= content.get("__may_be", {})
-        for key, value in content.items():
-            merged.setdefault(key, value)
+        for key in content:
+            if key not in ("base", "uses", "__may_be"):
+                merged.setdefault(key, content[key])
     for path, content in files.items():
         keys = [key for key in content if not key.startswith("__")]
-        _check_keys(f"No base of {path} has", keys, known)
-    merged |= {"__may_be": may_be} if may_be else {}
-    return {k: v for k, v in merged.items() if k not in ("base", "uses")}
+        check_keys(f"the bases of {path}", known, keys)
+    return merged
 
 
 def read_yaml(path):
@@ -182,10 +179,7 @@ def load_experiment(argv, may_change=None):
     for line in typed.splitlines():
         key, *values = line.replace(":", "", 1).split()
         if len(values) != 1:
-            raise ValueError(
-                f"{unquote(line)}: an option has one value, --name value, in "
-                f"quotes if it has blanks; two hyphens begin a name."
-            )
+            raise ValueError(f"'{unquote(line)}' is not --name 'one value'.")
         options[key] = unquote(*values)
     names = {word.split("=")[0][2:] for word in argv if word[:2] == "--"}
     # SpeechBrain's options, abbreviated, are unknown, too
@@ -239,11 +233,11 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
     model = defaults.pop("model", None)
     if "model_name" in defaults:
         model = options.pop("model", model)
-    _check_keys(f"{hparams_file} has", options, defaults)
+    check_keys(hparams_file, defaults, options)
     for key in run_opts.get("overridden_args", ()):
         if key in defaults:
             options.setdefault(key, run_opts[key])
-    options = {k: _typed(k, v, files, defaults) for k, v in options.items()}
+    options = {k: _typed(k, v, files) for k, v in options.items()}
     changes = model_changes(model) if model else {}
     resolved = _resolve({**defaults, **changes, **options}, options)
     hparams = load_hyperpyyaml(resolved)
@@ -258,14 +252,15 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
     return hparams, run_opts
 
 
-def _check_keys(subject, keys, known):
-    """Raises a KeyError if a key is none of those that are known."""
+def check_keys(source, known, keys):
+    """Raises a KeyError if a key is renamed, or none of those of a source."""
+    for key in RENAMED.keys() & set(keys):
+        raise KeyError(f"{key} is now {RENAMED[key]} (in {source}).")
     unknown = sorted(set(keys) - set(known))
     if unknown:
         near = get_close_matches(unknown[0], {*known, *RunOptions()}, n=1)
-        keys = f"The keys are: {', '.join(sorted(known))}."
-        hint = f"Did you mean {near[0]}?" if near else keys
-        raise KeyError(f"{subject} no key {', '.join(unknown)}. {hint}")
+        hint = f"Did you mean {near[0]}?" if near else f"It has {[*known]}."
+        raise KeyError(f"There is no key {unknown[0]} in {source}. {hint}")
 
 
 def _tag(value):
@@ -283,35 +278,29 @@ def _fits(value, example):
     """Whether a value is of the kind of an example; a list in all elements."""
     if isinstance(value, list) and isinstance(example, list) and example:
         return all(any(_fits(v, e) for e in example) for v in value)
-    kinds = (
-        {_kind(example), int} if _kind(example) is float else {_kind(example)}
-    )
-    return _kind(value) in kinds - {None}
+    kind = _kind(example)
+    kinds = (float, int) if kind is float else (kind,)
+    return kind is not None and _kind(value) in kinds
 
 
-def _typed(key, value, files, defaults):
+def _typed(key, value, files):
     """Returns an option, or what its text means, of a kind that the key has."""
     contents = [c for f in files.values() for c in (f, f.get("__may_be", {}))]
     examples = [content[key] for content in contents if key in content]
-    for place, example in enumerate(examples):
-        while _tag(example) == "!ref" and example.value[1:-1] in defaults:
-            example = defaults[example.value[1:-1]]
-        examples[place] = "" if _tag(example) == "!ref" else example
-    examples = [e for e in examples if _tag(e) != "!PLACEHOLDER"]
+    examples = [e for e in examples if _tag(e) not in ("!ref", "!PLACEHOLDER")]
     if not any(example is not None for example in examples):
         examples.append("")  # text, unless __may_be has something else
     value = meant = str(value) if isinstance(value, Path) else value
     if isinstance(value, str):
-        with contextlib.suppress(ValueError, YAMLError):
+        with contextlib.suppress(ValueError, ruamel.yaml.error.YAMLError):
             meant = _parse_yaml(value, "safe")
     # the meaning of a text may be a number, but no other text
     for found in [value] if isinstance(meant, str) else [meant, value]:
         if any(_fits(found, example) for example in examples):
             return found
     kinds = " or ".join({KINDS[_kind(e)]: 0 for e in examples if _kind(e)})
-    raise ValueError(
-        f"--{key} is {value!r}, but takes {kinds or 'no value: keys make it'}."
-    )
+    kinds = kinds or "no value: other keys make it"
+    raise ValueError(f"--{key} is {value!r}, but takes {kinds}.")
 
 
 def _resolve(document, options):
@@ -333,14 +322,13 @@ def _check_same_run(written, resolved, defaults, may_change):
     An option that the run did not have had the value of its yaml.
     """
     before = _parse_yaml(written.read_text(encoding="utf-8"))
+    before = {RENAMED.get(key, key): value for key, value in before.items()}
     settings = _parse_yaml(resolved)
 
     def place(value, run):
-        if not isinstance(value, str):
-            return value
-        path, folder = map(os.path.abspath, (value, run["output_folder"]))
-        inside = f"{path}/".startswith(f"{folder}/")
-        return os.path.relpath(path, folder) if inside else path
+        folder, text = os.path.abspath(run["output_folder"]), str(value)
+        inside = os.path.abspath(text).removeprefix(folder)
+        return inside if isinstance(value, str) else value
 
     changed = []
     for key, value in settings.items():

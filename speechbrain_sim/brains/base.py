@@ -54,13 +54,13 @@ class ResumableBrain(sb.Brain):
                 "train_logger", self.hparams.train_logger
             )
 
-    def fit_manifests(self, classes=None):
-        """Trains on the manifests that `hparams` name, see `training_sets`.
+    def fit_manifests(self, *labels):
+        """Trains on the manifests that `hparams` name.
 
         Arguments
         ---------
-        classes : list of str, optional
-            Of `hparams.label`.
+        *labels :
+            The last arguments of `training_sets`, for supervised runs.
         """
         hparams = self.hparams
         if hparams.tensorboard:
@@ -72,8 +72,7 @@ class ResumableBrain(sb.Brain):
             hparams.data_folder,
             hparams.crop,
             hparams.batch_size,
-            getattr(hparams, "label", None),
-            classes,
+            *labels,
         )
         self.fit(
             hparams.epoch_counter,
