@@ -92,11 +92,6 @@ def _merge(files):
 def read_yaml(path):
     """Reads a yaml with its bases merged, its objects not yet made.
 
-    Arguments
-    ---------
-    path : str or Path
-        A yaml file.
-
     Returns
     -------
     dict
@@ -104,10 +99,8 @@ def read_yaml(path):
 
     Raises
     ------
-    FileNotFoundError
-        If the file, or a base, does not exist.
-    ValueError
-        If a file is its own base.
+    FileNotFoundError, ValueError
+        If the file, or a base, does not exist, or is its own base.
     KeyError
         If a difference has a key that its bases do not have and that nothing
         refers to.
@@ -121,16 +114,7 @@ def read_yaml(path):
 
 
 def model_changes(name):
-    """Reads what a model of the family changes in `sim.yaml`.
-
-    Arguments
-    ---------
-    name : str
-        Name of a file in `hparams/models`, without `.yaml`.
-
-    Returns
-    -------
-    dict
+    """Reads what a model of `hparams/models` changes in `sim.yaml`.
 
     Raises
     ------
@@ -162,16 +146,12 @@ def load_experiment(argv, may_change=None):
         Yaml file, then options as in any SpeechBrain recipe: `--channels 64`,
         `--device cpu`; `--model NAME` picks a file of `hparams/models`.
     may_change : list of str, optional
-        See `make_experiment`.
-
-    Returns
-    -------
-    hparams, run_opts : (dict, RunOptions)
+        See `make_experiment`, also for what is returned and raised.
 
     Raises
     ------
-    KeyError, ValueError
-        See `make_experiment`; or if a word belongs to no option.
+    ValueError
+        If a word belongs to no option.
     """
     file, run_opts, typed = sb.parse_arguments([_encoded(w) for w in argv])
     sb.utils.distributed.ddp_init_group(run_opts)
