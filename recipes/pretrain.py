@@ -4,22 +4,18 @@
     python recipes/pretrain.py hparams/Synthetic/pretrain.yaml --model gim
 
 Every key of the yaml is an option. The run's folder gets checkpoints, a log
-and, after each epoch, the encoder: it is what other recipes take as --encoder,
-and `speechbrain_sim.load_encoder` loads. Started again, a run goes on where it
-was.
-
-To read the code, begin at the bottom.
+and, after each epoch, the encoder: the folder is a model, for `--encoder` of other
+recipes and for `speechbrain_sim.load_encoder`. Started again, a run is resumed.
 """
 
 import sys
 
 import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process, run_on_main
-from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.config import MAY_CHANGE, load_experiment
-from speechbrain_sim.data.batches import classes_of, training_sets
+from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.files import versions
 from speechbrain_sim.models.format import ENCODER, save_parts
 
@@ -33,12 +29,13 @@ def check_label(hparams):
     if len(classes) > hparams["classes"]:
         raise ValueError(
             f"{hparams['train_csv']} has {len(classes)} classes of "
-            f"'{label}'; the option --classes says {hparams['classes']}."
+            f"'{label}', but --classes is {hparams['classes']}."
         )
-    if hparams["per_frame"] != (label == "phones"):
+    kind = hparams["label_kinds"].get(label, "utterance")
+    if hparams["per_frame"] != (kind == "frames"):
         raise ValueError(
-            f"per_frame is {hparams['per_frame']} for the label '{label}': "
-            f"phones have a label per frame, all others one per utterance."
+            f"--per_frame is {hparams['per_frame']} for the label '{label}', "
+            f"of the kind {kind}: it is True for the kind frames only."
         )
     return classes
 
@@ -47,10 +44,6 @@ def pretrain(hparams, run_opts):
     """Prepares the data and trains."""
     sb.create_experiment_directory(hparams["output_folder"])
     run_on_main(hparams["prepare"])
-    if hparams["tensorboard"]:
-        hparams["tensorboard_logger"] = TensorboardLogger(
-            hparams["output_folder"] + "/tensorboard"
-        )
     brain = GreedyBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
@@ -58,32 +51,13 @@ def pretrain(hparams, run_opts):
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    if set(brain.frozen) == set(brain.modules):  # a random encoder
-        if if_main_process():
-            training = {"epochs": 0, "seed": hparams["seed"]}
-            training |= {"versions": versions(), **hparams["about"]}
-            save_parts(
-                hparams["output_folder"],
-                {ENCODER: hparams["encoder"]},
-                training=training,
-            )
-        return
-    train_set, valid_set = training_sets(
-        hparams["train_csv"],
-        hparams["valid_csv"],
-        hparams["data_folder"],
-        hparams["crop"],
-        hparams["batch_size"],
-        hparams["label"],
-        check_label(hparams),
-    )
-    brain.fit(
-        hparams["epoch_counter"],
-        train_set,
-        valid_set,
-        train_loader_kwargs=hparams["train_loader_kwargs"],
-        valid_loader_kwargs=hparams["valid_loader_kwargs"],
-    )
+    if set(brain.frozen) < set(brain.modules):
+        brain.fit_manifests(hparams["label"], check_label(hparams))
+    elif if_main_process():  # a random encoder
+        training = {"epochs": 0, "seed": hparams["seed"]}
+        training |= {"versions": versions(), **hparams["about"]}
+        encoder = {ENCODER: hparams["encoder"]}
+        save_parts(hparams["output_folder"], encoder, training=training)
 
 
 def main(argv):

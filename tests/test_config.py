@@ -1,6 +1,10 @@
 """What a user types reaches the model, and what a yaml says is used."""
 
+import io
+import os
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import ruamel.yaml
@@ -11,19 +15,27 @@ from speechbrain_sim.config import (
     MODELS,
     RENAMED,
     load_experiment,
+    make_experiment,
     model_changes,
     read_yaml,
 )
 from speechbrain_sim.family import build_model
 from tests.conftest import ROOT, TINY
 
-SHARED = ROOT / "hparams" / "pretrain.yaml"
-RUNS = sorted(
-    path
-    for pattern in ("pretrain*.yaml", "supervised*.yaml")
-    for path in (ROOT / "hparams").glob(f"*/{pattern}")
-    if path.parent.name != "models"
-)
+HPARAMS = ROOT / "hparams"
+SHARED = HPARAMS / "pretrain.yaml"
+CORPORA = sorted(path.parent for path in HPARAMS.glob("*/corpus.yaml"))
+#: yamls of a verb, of all corpora
+RUNS = {
+    verb: sorted(path for c in CORPORA for path in c.glob(f"{verb}*.yaml"))
+    for verb in ("pretrain", "supervised", "decode", "probe")
+}
+PRETRAIN = RUNS["pretrain"] + RUNS["supervised"]
+EVERY = [path for paths in RUNS.values() for path in paths]
+#: with what they are made of
+FILES = [*EVERY, *(c / "corpus.yaml" for c in CORPORA)]
+FILES += [HPARAMS / f"{name}.yaml" for name in ("pretrain", "decode", "probe")]
+FILES += [HPARAMS / "training.yaml", HPARAMS / "data.yaml"]
 FAMILY = sorted(path.stem for path in MODELS.glob("*.yaml"))
 
 
@@ -60,9 +72,11 @@ def parameters(channels, context, probabilistic, batch_norm):
 # options --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "yaml", RUNS, ids=[f"{path.parent.name}/{path.stem}" for path in RUNS]
-)
+def name(path):
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("yaml", PRETRAIN, ids=name)
 def test_typed_channels_reach_the_model(yaml, tmp_path):
     sizes = {"channels": 24, "context_channels": 7}
     for norm in (False, True):
@@ -258,44 +272,92 @@ def test_the_papers_training():
 
 
 READERS = {
-    "pretrain.yaml": ["recipes/pretrain.py", "brains/greedy.py"],
-    "decode.yaml": ["recipes/decode.py", "brains/decoder.py"],
-    "analyse.yaml": ["recipes/analyse.py"],
-    "ArtificialSpeech/sweep.yaml": ["recipes/sweep.py", "recipes/analyse.py"],
+    "pretrain": ["recipes/pretrain.py", "speechbrain_sim/brains/greedy.py"],
+    "decode": ["recipes/decode.py", "speechbrain_sim/brains/decoder.py"],
+    "probe": ["recipes/probe.py", "speechbrain_sim/brains/probe.py"],
 }
+READERS["supervised"] = READERS["pretrain"]
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_every_key_is_used(name):
-    yaml = ROOT / "hparams" / name
-    yamls = "".join(
-        path.read_text()
-        for path in [
-            yaml,
-            MODELS / "sim.yaml",
-            *(ROOT / "hparams").glob(f"*/{yaml.name}"),
-        ]
-    )
-    code = "".join(
-        (ROOT / path).read_text()
-        if path.startswith("recipes")
-        else (ROOT / "speechbrain_sim" / path).read_text()
-        for path in [*READERS[name], "brains/base.py"]
-    )
+def own_keys(path):
+    """Reads a yaml without its bases: {key: its text, without comments}."""
+    content = ruamel.yaml.YAML().load(path.read_text())
+    return {key: as_text({key: content[key]}) for key in content}
 
-    def used(key):
+
+def as_text(content):
+    stream = io.StringIO()
+    ruamel.yaml.YAML().dump(dict(content), stream)
+    return re.sub(r"\s*#.*", "", stream.getvalue()).strip()
+
+
+def bases_of(path):
+    own = ruamel.yaml.YAML().load(path.read_text())
+    bases = own.get("base", own.get("uses", []))
+    bases = [bases] if isinstance(bases, str) else bases
+    return [path.parent / base for base in bases]
+
+
+@pytest.mark.parametrize("yaml", EVERY, ids=name)
+def test_every_key_is_used(yaml):
+    (verb,) = (verb for verb, paths in RUNS.items() if yaml in paths)
+    merged = keys_of(yaml)
+    text = as_text(merged)
+
+    def used(key, verbs):
+        paths = [path for verb in verbs for path in READERS[verb]]
+        paths.append("speechbrain_sim/brains/base.py")
+        code = "".join((ROOT / path).read_text() for path in paths)
         return (
-            re.search(rf"<{key}[\[>]", yamls)
-            or f'hparams["{key}"]' in code
-            or f"hparams['{key}']" in code
-            or f'"{key}"' in code
-            or re.search(rf"self\.hparams\.{key}\b", code)
+            f"<{key}>" in text
+            or re.search(rf"""hparams(\.{key}\b|\[["']{key}["']\])""", code)
+            or ('_csv"]' in code and key in ("valid_csv", "test_csv"))
+            or re.search(rf'hparams, "{key}"', code)
             or key in RunOptions().as_dict()
         )
 
-    keys = [key for key in keys_of(yaml) if key not in ("__set_seed", "base")]
-    assert [key for key in keys if not used(key)] == []
-    assert not used("chanels")
+    shared = keys_of(HPARAMS / "data.yaml")
+    unread = [
+        key
+        for key in merged
+        if key[:2] != "__"
+        and not used(key, READERS if key in shared else [verb])
+    ]
+    assert unread == [] or unread == ["model"]
+    assert not used("chanels", READERS)
+
+
+@pytest.mark.parametrize("yaml", FILES, ids=name)
+def test_kinds_are_of_keys(yaml):
+    own = ruamel.yaml.YAML().load(yaml.read_text())
+    assert set(own.get("__may_be", {})) <= set(keys_of(yaml))
+
+
+@pytest.mark.parametrize("yaml", FILES, ids=name)
+def test_no_yaml_repeats_what_its_base_has(yaml):
+    assert "!include" not in yaml.read_text()
+    inherited = {}
+    for base in bases_of(yaml):
+        inherited |= keys_of(base)
+    again = [
+        key
+        for key, text in own_keys(yaml).items()
+        if key in inherited and as_text({key: inherited[key]}) == text
+    ]
+    assert again == []
+
+
+def test_what_runs_share_stands_once():
+    """No two yamls of a folder repeat a block of each other."""
+    for folder in [HPARAMS, *CORPORA]:
+        files = [path for path in FILES if path.parent == folder]
+        blocks = [
+            (key, text)
+            for path in files
+            for key, text in own_keys(path).items()
+            if text.count("\n") > 1
+        ]
+        assert len(blocks) == len(set(blocks))
 
 
 def test_the_models_keys_stand_once():
@@ -333,7 +395,7 @@ def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
     load_experiment(argv, may_change=allowed)
     with pytest.raises(ValueError, match=r"split \(published before, unheard"):
         load_experiment([*argv, "--split", "unheard"], may_change=allowed)
-    with pytest.raises(ValueError, match="kl_weight .*Choose another"):
+    with pytest.raises(ValueError, match="kl_weight .*choose another"):
         load_experiment([*argv, "--kl_weight", "0.5"], may_change=allowed)
 
 
@@ -350,3 +412,203 @@ def test_what_is_needed_and_what_was_meant(tmp_path):
         load_experiment(argv)
     with pytest.raises(KeyError, match="Did you mean channels"):
         load_experiment([*argv, "--chanels", "64"])
+
+
+# from anywhere --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("yaml", EVERY, ids=name)
+def test_every_yaml_loads_from_anywhere(yaml, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"data_folder": "my data", "encoder": "logmel"}
+    needed = [key for key in given if is_placeholder(keys_of(yaml).get(key))]
+    typed = [word for key in needed for word in (f"--{key}", given[key])]
+    hparams, _ = load_experiment([os.path.relpath(yaml), *typed])
+    written = Path(hparams["output_folder"], "hyperparams.yaml").read_text()
+    again = load_hyperpyyaml(written)
+    assert again.keys() == hparams.keys()
+    assert again["corpus"] == yaml.parent.name
+    folder = again["prepare"].keywords["data_folder"]
+    assert folder == hparams["data_folder"]
+    assert folder == "my data" or "data_folder" not in needed
+    for key, value in again.items():
+        if isinstance(value, (str, int, float, list, type(None))):
+            assert value == hparams[key], key
+
+
+def is_placeholder(value):
+    return hasattr(value, "tag") and value.tag.value == "!PLACEHOLDER"
+
+
+# what is typed --------------------------------------------------------------
+
+
+def test_an_option_has_the_kind_of_the_yamls_value(tiny_yaml, tmp_path):
+    for key, text, kinds in (
+        ("batch_norm", "no", "True or False"),
+        ("batch_norm", "1", "True or False"),
+        ("lr", "abc", "a number"),
+        ("lr", "null", "a number"),
+        ("batch_size", "2.5", "a whole number"),
+        ("number_of_epochs", "[1]", "a whole number"),
+        ("kernel_sizes", "4", "a list"),
+        ("kernel_sizes", "[a, b]", "a list"),
+        ("kl_weight", "[a]", "a number or a list"),
+        ("encoder", "mine", "no value"),
+        ("train_loader_kwargs", "4", "a mapping"),
+    ):
+        with pytest.raises(ValueError) as error:
+            load(tiny_yaml, tmp_path, **{key: text})
+        assert f"--{key} is {text!r}, but takes {kinds}" in str(error.value)
+    assert not (tmp_path / "hyperparams.yaml").exists()
+    for key, text, value in (
+        ("batch_norm", "true", True),
+        ("lr", "1e-3", 0.001),
+        ("lr", "1", 1),
+        ("initial_log_var", "-5", -5),
+        ("kernel_sizes", "[[4], [4], [4]]", [[4], [4], [4]]),
+        ("frozen", "all", "all"),
+        ("frozen", "[module1]", ["module1"]),
+        ("kl_weight", "[0.1, 0.2, 0.3]", [0.1, 0.2, 0.3]),
+        ("label", "null", None),
+        ("corpus", "null", "null"),
+        ("corpus", "[a]", "[a]"),
+    ):
+        more = {"strides": "[[4], [4], [4]]", "paddings": "[[0], [0], [0]]"}
+        more = more if key == "kernel_sizes" else {}
+        hparams = load(tiny_yaml, tmp_path, **{key: text}, **more)
+        assert hparams[key] == value
+
+
+def test_null_where_the_yaml_allows_it(tmp_path):
+    yaml, out = HPARAMS / "Folder/probe.yaml", tmp_path / "out"
+    options = {"data_folder": tmp_path, "encoder": "logmel"}
+    hparams = load(yaml, out, **options, speakers="null", layers="null")
+    assert hparams["prepare"].keywords["speakers"] is None
+    assert hparams["layers"] is None
+    hparams = load(yaml, out, **options, layers="[module1]", speakers="a: b")
+    assert hparams["layers"] == ["module1"]
+    assert hparams["speakers"] == "a: b"
+    with pytest.raises(ValueError, match="--layers is 'module1'.*a list"):
+        load(yaml, out, **options, layers="module1")
+
+
+TEXTS = ["run #1", "2024-01-05", "2024", "null", "~", "a=b/c=d", "x <seed>"]
+TEXTS += ["<output_folder>", "a: b", "[x]", "{x: y}", "*x", "&x", "!x", "yes"]
+TEXTS += ["%x", "- x", "'x'", '"x"', "$x", "é ü", "1e3", "x" * 100, "a -b --c"]
+TEXTS += ["(a)", "(a) (b)"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_literal(text, tiny_yaml, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for style in "separate", "joined":
+        options = {"--data_folder": text, "--output_folder": text}
+        words = [word for option in options.items() for word in option]
+        if style == "joined":
+            words = [f"{key}={value}" for key, value in options.items()]
+        hparams, _ = load_experiment([str(tiny_yaml), *words])
+        assert [path.name for path in tmp_path.iterdir()] == [
+            text.split("/")[0]
+        ]
+        again = load_hyperpyyaml(Path(text, "hyperparams.yaml").read_text())
+        for read in hparams, again:
+            assert read["data_folder"] == read["output_folder"] == text
+            assert read["save_folder"] == f"{text}/save"
+        shutil.rmtree(text.split("/")[0])
+
+
+def test_a_yaml_with_blanks_in_its_name(tiny_yaml, tmp_path):
+    path = tmp_path / "my = yaml.yaml"
+    path.write_text(f"base: {tiny_yaml}\n")
+    assert load(path, tmp_path / "out")["corpus"] == "Tiny"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["-lr", "0.001"], "one value"),
+        (["--lr", "0.001", "stray"], "lr: 0.001 stray' is not --name"),
+        (["--lr"], "lr:' is not --name"),
+        (["--output_folder", ""], "one value"),
+        (["--output_folder="], "one value"),
+        (["stray", "--lr", "1"], "one value|no key"),
+        (["--chanels", "64"], "no key chanels in .* mean channels"),
+        (["--prec", "bf16"], "no key prec in .* mean precision"),
+        (["--param_file", "x"], "no key param_file"),
+    ],
+)
+def test_unknown_words_are_refused(tiny_yaml, tmp_path, words, message):
+    out = ["--output_folder", str(tmp_path / "out")]
+    with pytest.raises((KeyError, ValueError), match=message):
+        load_experiment([str(tiny_yaml), *out, *words])
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_speechbrain_are_read_by_speechbrain(tiny_yaml, tmp_path):
+    argv = [str(tiny_yaml), "--output_folder", str(tmp_path), "--debug"]
+    argv += ["--precision=bf16", "--max_grad_norm", "1.5", "--device", "cpu"]
+    hparams, run_opts = load_experiment([*argv, "--noprogressbar"])
+    assert run_opts["debug"] and run_opts["precision"] == "bf16"
+    # one that is a key of the yaml, too, is recorded
+    assert run_opts["max_grad_norm"] == hparams["max_grad_norm"] == 1.5
+    written = load_hyperpyyaml((tmp_path / "hyperparams.yaml").read_text())
+    assert written["max_grad_norm"] == 1.5
+
+
+def test_options_of_a_function_have_kinds_too(tiny_yaml, tmp_path):
+    options = {"output_folder": tmp_path, "kl_weight": [1, 2, 3]}
+    options |= {"label": None, "lr": 1, "frozen": ["module1"]}
+    hparams, _ = make_experiment(tiny_yaml, options, RunOptions(device="cpu"))
+    assert hparams["output_folder"] == str(tmp_path)
+    assert hparams["label"] is None and hparams["lr"] == 1
+    for wrong in {"lr": None}, {"batch_norm": 0}, {"channels": True}:
+        with pytest.raises(ValueError, match="but takes"):
+            make_experiment(tiny_yaml, {**options, **wrong}, RunOptions())
+
+
+def test_a_misspelt_key_of_a_difference(tiny_yaml, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: {tiny_yaml}\nbatchsize: 4\n")
+    with pytest.raises(
+        KeyError, match="no key batchsize in .*mine.yaml. Did yo"
+    ):
+        load(path, tmp_path / "out")
+    deeper = tmp_path / "deeper.yaml"
+    deeper.write_text("base: mine.yaml\n")
+    with pytest.raises(KeyError, match="no key batchsize .* batch_size"):
+        load(deeper, tmp_path / "out")
+    # what is referred to, or is an option of SpeechBrain's, is no mistake
+    path.write_text(
+        f"base: {tiny_yaml}\nbatchsize: 4\nbatch_size: !ref <batchsize>\n"
+        "precision: bf16\n"
+    )
+    assert load(path, tmp_path / "out")["batch_size"] == 4
+    assert load(path, tmp_path / "out", batch_size=3)["batch_size"] == 3
+    with pytest.raises(ValueError, match="takes a whole number"):
+        load(path, tmp_path / "out", batch_size="x")
+
+
+def test_a_run_is_the_same_wherever_it_lies(tiny_yaml, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def resume(folder, **options):
+        typed = [f"--{key}={value}" for key, value in options.items()]
+        argv = [str(tiny_yaml), "--output_folder", str(folder), *typed]
+        load_experiment(argv, may_change=["number_of_epochs"])
+
+    resume("out/base")
+    Path("out/base/save/CKPT+1").mkdir(parents=True)
+    resume("out/base/", number_of_epochs=3)
+    resume(tmp_path / "out/base")
+    resume("out//../out/base")
+    Path("out/base").rename("moved")
+    resume("moved")
+    resume(tmp_path / "moved")
+    resume("moved", train_csv=os.path.relpath(keys_of(tiny_yaml)["train_csv"]))
+    with pytest.raises(ValueError, match="train_csv .*choose another") as error:
+        resume("moved", train_csv="other.csv")
+    assert "delete" not in str(error.value)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        resume("moved", manifest_folder="other")

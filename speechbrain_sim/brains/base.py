@@ -4,6 +4,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
+from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_sim.brains.checkpointer import Averages
 from speechbrain_sim.brains.estimate import (
@@ -14,6 +15,7 @@ from speechbrain_sim.brains.estimate import (
     free_disk,
     peak_memory,
 )
+from speechbrain_sim.data.batches import training_sets
 
 logger = get_logger(__name__)
 
@@ -46,6 +48,34 @@ class ResumableBrain(sb.Brain):
             self.checkpointer.add_recoverables(self.unwrapped)
             self.checkpointer.add_recoverable("averages", averages)
             self.checkpointer.add_recoverable(log, self.hparams.train_logger)
+
+    def fit_manifests(self, *labels):
+        """Trains on the manifests that `hparams` name.
+
+        Arguments
+        ---------
+        *labels :
+            The last arguments of `training_sets`, for supervised runs.
+        """
+        hparams = self.hparams
+        if hparams.tensorboard:
+            folder = f"{hparams.output_folder}/tensorboard"
+            hparams.tensorboard_logger = TensorboardLogger(folder)
+        train_set, valid_set = training_sets(
+            hparams.train_csv,
+            hparams.valid_csv,
+            hparams.data_folder,
+            hparams.crop,
+            hparams.batch_size,
+            *labels,
+        )
+        self.fit(
+            hparams.epoch_counter,
+            train_set,
+            valid_set,
+            train_loader_kwargs=hparams.train_loader_kwargs,
+            valid_loader_kwargs=hparams.valid_loader_kwargs,
+        )
 
     def on_fit_start(self):
         """Wraps, makes optimizers, resumes; a new run starts with an empty log."""

@@ -14,6 +14,12 @@ TINY = ["--channels", "8", "--context_channels", "8", "--device", "cpu"]
 TINY += ["--number_of_epochs", "1", "--num_workers", "0", "--noprogressbar"]
 
 
+@pytest.fixture(autouse=True)
+def anywhere(tmp_path, monkeypatch):
+    """Recipes are run from a folder that is not the repository."""
+    monkeypatch.chdir(tmp_path)
+
+
 def yamls(stem):
     found = sorted(HPARAMS.glob(f"*/{stem}*.yaml"))
     assert found
@@ -60,7 +66,7 @@ def test_supervised(recipes, corpora, tmp_path, yaml):
 
 def test_too_few_classes_says_so(recipes, corpora, tmp_path):
     yaml = HPARAMS / "Synthetic/supervised.yaml"
-    with pytest.raises(ValueError, match="--classes says 2"):
+    with pytest.raises(ValueError, match="--classes is 2"):
         recipes["pretrain"].main(
             [str(yaml), "--output_folder", str(tmp_path), "--classes", "2"]
             + options_for(yaml, corpora)
