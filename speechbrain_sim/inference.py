@@ -10,22 +10,15 @@ code, so it is for models that you trust. `from_pretrained` reads json and
 numbers only: it is the one for models of strangers.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from speechbrain.inference.interfaces import Pretrained
-from speechbrain.utils.fetching import (
-    FetchConfig,
-    LocalStrategy,
-    link_with_strategy,
-)
-from speechbrain.utils.parameter_transfer import Pretrainer
+from speechbrain.utils.fetching import LocalStrategy
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.encoders.base import Latent, absolute_lengths, masked_mean
 from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
-from speechbrain_sim.files import sha256
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
     CONFIG,
@@ -34,123 +27,29 @@ from speechbrain_sim.models.format import (
     PROBE,
     WEIGHTS,
     load_parts,
-    load_weights,
     read_config,
+)
+from speechbrain_sim.models.pretrainer import (
+    DEFAULTS,
+    SafetensorsPretrainer,
+    check_loaded,
+    put_into,
+    source_options,
 )
 from speechbrain_sim.traversals import interpolate, traverse
 
+__all__ = ["Classification", "SafetensorsPretrainer", "SmoothInfoMax"]
 #: the yaml of `from_hparams`, which `speechbrain-sim export` writes
 HPARAMS = "hyperparams.yaml"
 #: key of config.json: which class the yaml is for; runs have no such yaml
 INTERFACE = "speechbrain_interface"
-#: how files are fetched unless something else is asked for
-DEFAULTS = FetchConfig()
-
-
-def source_options(fetch_config):
-    """Translates SpeechBrain's FetchConfig into options of `open_source`."""
-    return {
-        "revision": fetch_config.revision,
-        "token": fetch_config.token or None,
-        "allow_network": fetch_config.allow_network,
-        "cache_dir": fetch_config.huggingface_cache_dir,
-    }
-
-
-class SafetensorsPretrainer(Pretrainer):
-    """SpeechBrain's Pretrainer for safetensors, strict.
-
-    For each loadable, `<name>.safetensors` is fetched, compared with the hash
-    in the `config.json` beside it, and must hold exactly the weights that the
-    loadable has. Arguments are those of
-    `speechbrain.utils.parameter_transfer.Pretrainer`; `paths` are `<source>` or
-    `<source>/<file>.safetensors`. `collect_in` is not used: files stay in their
-    folder, or in the cache of the Hub.
-
-    Example
-    -------
-    >>> from speechbrain_sim.models.format import example_folder
-    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
-    >>> folder = example_folder(getfixture("tmp_path"))
-    >>> encoder = GreedyEncoder(channels=4, context_channels=2)
-    >>> pretrainer = SafetensorsPretrainer(loadables={"encoder": encoder})
-    >>> files = pretrainer.collect_files(folder)
-    >>> pretrainer.load_collected()
-    """
-
-    #: of each loadable that was found, its file and hash
-    collected = None
-
-    def collect_files(
-        self,
-        default_source=None,
-        local_strategy=None,
-        fetch_config=DEFAULTS,
-    ):
-        """Fetches the files and the hashes they must have, in every process.
-
-        Arguments
-        ---------
-        default_source : str, Path or FetchSource
-            Where loadables without a path are; see `open_source`.
-        local_strategy : ignored
-            Nothing is copied.
-        fetch_config : FetchConfig
-            Revision, token, whether the network may be used.
-
-        Returns
-        -------
-        dict of str to Path
-
-        Raises
-        ------
-        FileNotFoundError, HubError, ValueError
-            If a file cannot be had, or its hash is not known.
-        """
-        self.collected = {}
-        for name in filter(self.is_loadable, self.loadables):
-            source, part = default_source, name
-            if name in self.paths:
-                source = str(self.paths[name])
-                if source.endswith(WEIGHTS):
-                    source, part = self.split_path(source)
-                    part = part.removesuffix(WEIGHTS)
-            if source is None:
-                raise ValueError(f"There is no source for '{name}': give one.")
-            source = open_source(source, **source_options(fetch_config))
-            parts = read_config(source.fetch(CONFIG))["parts"]
-            if part not in parts:
-                raise ValueError(
-                    f"{source.name} has no {part}{WEIGHTS}, only the parts "
-                    f"{', '.join(parts)}."
-                )
-            path = source.fetch(part + WEIGHTS)
-            self.collected[name] = path, parts[part]["sha256"]
-        return {name: path for name, (path, _) in self.collected.items()}
-
-    def load_collected(self):
-        """Loads what `collect_files` found, strictly: see `load_weights`."""
-        if self.collected is None:
-            raise RuntimeError(
-                f"Nothing was collected for {', '.join(self.loadables)} in "
-                f"this process: call collect_files first, in every process and "
-                f"not by run_on_main."
-            )
-        for name, (path, digest) in self.collected.items():
-            load_weights(self.loadables[name], path, digest)
 
 
 class Classification(NamedTuple):
     """Predictions of a probe.
 
-    Arguments
-    ---------
-    probabilities : torch.Tensor
-        (batch, time, classes); one frame for labels of whole utterances.
-    lengths : torch.Tensor
-        Valid frames of each utterance, (batch,).
-    classes : list of str
-        Names of the classes.
+    `probabilities` (batch, time, classes), one frame for labels of whole
+    utterances; `lengths`, the valid frames (batch,); `classes`, their names.
     """
 
     probabilities: torch.Tensor
@@ -242,10 +141,8 @@ class SmoothInfoMax(Pretrained):
 
         Arguments
         ---------
-        source : str, Path or FetchSource
-            See `from_pretrained`.
-        hparams_file : str
-            The yaml.
+        source, hparams_file : str, Path or FetchSource; str
+            See `from_pretrained`; the yaml.
         savedir : str or Path, optional
             A folder that gets links to the files, too. If it holds files of
             another model, nothing is loaded.
@@ -260,26 +157,25 @@ class SmoothInfoMax(Pretrained):
         Raises
         ------
         FileNotFoundError, HubError, ValueError
-            If a file is missing, damaged, or does not fit.
+            As `from_pretrained`; or if the yaml does not make the model.
         """
         opened = open_source(source, **source_options(fetch_config))
         config = read_config(opened.fetch(CONFIG))
-        yaml = opened.fetch(hparams_file)
         if INTERFACE not in config:
             raise ValueError(
                 f"{opened.name} is the output folder of a run, whose yaml "
                 f"trains it: use from_pretrained, or make a model folder of it "
                 f"with `speechbrain-sim export`."
             )
-        weights = [name + WEIGHTS for name in config["parts"]]
-        paths = [yaml, *map(opened.fetch, [CONFIG, *weights])]
+        files = [hparams_file, CONFIG, *(n + WEIGHTS for n in config["parts"])]
+        paths = [opened.fetch(file) for file in files]
         if savedir is not None:
-            _put_into(savedir, paths, local_strategy, fetch_config.overwrite)
+            put_into(savedir, paths, local_strategy, fetch_config.overwrite)
         model = super().from_hparams(
-            str(yaml.parent), hparams_file, config=config, **kwargs
+            str(paths[0].parent), hparams_file, config=config, **kwargs
         )
         if model is not None:  # as it is with download_only=True
-            _check_loaded(model.hparams, config, yaml)
+            check_loaded(model.hparams, config, paths[0])
         return model
 
     @classmethod
@@ -321,15 +217,7 @@ class SmoothInfoMax(Pretrained):
 
     @staticmethod
     def fetch(source, filename, **options):
-        """Returns the path of a file beside a model, such as `example.wav`.
-
-        Arguments
-        ---------
-        source, **options :
-            See `speechbrain_sim.models.fetch.open_source`.
-        filename : str
-            Its name.
-        """
+        """Returns the path of a file beside a model: see `open_source`."""
         return open_source(source, **options).fetch(filename)
 
     @property
@@ -367,14 +255,10 @@ class SmoothInfoMax(Pretrained):
         ---------
         wavs : torch.Tensor
             (batch, samples) at 16 kHz, floating, within -1 and 1.
-        wav_lens : torch.Tensor, optional
-            Relative lengths (floating) or samples (integer), (batch,).
+        wav_lens, sample, generator :
+            See `speechbrain_sim.encoders.base.Encoder.forward`.
         layer : str, optional
             The layer; all by default.
-        sample : bool
-            Draw from every posterior, rather than take means.
-        generator : torch.Generator, optional
-            Source of the noise.
 
         Returns
         -------
@@ -428,20 +312,8 @@ class SmoothInfoMax(Pretrained):
     ):
         """Encodes a file of any length in bounded memory, piece by piece.
 
-        Arguments
-        ---------
-        path, layer, sample, generator, chunk_seconds :
-            See `encode_file`.
-
-        Yields
-        ------
-        Latent or dict of str to Latent
-            The next frames, (1, time, channel); there may be none.
-
-        Raises
-        ------
-        BadAudio
-            If the file cannot be read, or is too short for a frame.
+        Arguments as in `encode_file`. Yields the next frames, (1, time,
+        channel): a Latent, or a dict of them; there may be none.
         """
         for latents in stream_latents(
             self.encoder,
@@ -467,14 +339,9 @@ class SmoothInfoMax(Pretrained):
         path : str or Path
             Any audio file that libsndfile reads.
         layer, sample, generator :
-            See `encode_batch`.
+            See `encode_batch`, also for what is returned; the batch is 1.
         chunk_seconds : float
             How much is read at a time; changes no mean.
-
-        Returns
-        -------
-        Latent or dict of str to Latent
-            See `encode_batch`; the batch is 1.
 
         Raises
         ------
@@ -486,7 +353,7 @@ class SmoothInfoMax(Pretrained):
 
     @torch.no_grad()
     def decode(self, z, layer, samples=None, wav_lens=None):
-        """Makes waveforms of latents.
+        """Makes waveforms, (batch, samples), of latents.
 
         Arguments
         ---------
@@ -499,11 +366,6 @@ class SmoothInfoMax(Pretrained):
             encodes to as many frames.
         wav_lens : torch.Tensor, optional
             See `encode_batch`.
-
-        Returns
-        -------
-        torch.Tensor
-            (batch, samples).
 
         Raises
         ------
@@ -524,32 +386,16 @@ class SmoothInfoMax(Pretrained):
         return decoder(z.to(self.device), samples, wav_lens)
 
     def interpolate(self, start, target, layer, steps=9):
-        """Decodes `steps` latents from one to another: (steps, samples).
-
-        Arguments
-        ---------
-        start, target, steps :
-            See `speechbrain_sim.traversals.interpolate`; (time, channel).
-        layer : str
-            The layer that they are of.
-        """
+        """Decodes the latents of `traversals.interpolate`: (steps, samples)."""
         return self.decode(interpolate(start, target, steps), layer)
 
     def traverse(self, z, dimension, values, layer):
-        """Decodes a latent with one dimension changed: (values, samples).
-
-        Arguments
-        ---------
-        z, dimension, values :
-            See `speechbrain_sim.traversals.traverse`; (time, channel).
-        layer : str
-            The layer that `z` is of.
-        """
+        """Decodes the latents of `traversals.traverse`: (values, samples)."""
         return self.decode(traverse(z, dimension, values), layer)
 
     @torch.no_grad()
     def classify(self, wavs, wav_lens=None, label=None, layer=None):
-        """Classifies with a linear probe of the model.
+        """Classifies frames, or utterances, with a linear probe of the model.
 
         Arguments
         ---------
@@ -558,13 +404,11 @@ class SmoothInfoMax(Pretrained):
         label : str, optional
             Which probe; may be left out if there is one.
         layer : str, optional
-            The layer that is probed; by default the one that was chosen on
-            validation data.
+            By default the one that was chosen on validation data.
 
         Returns
         -------
         Classification
-            Of every frame of the layer, or of the utterance: as the label is.
 
         Raises
         ------
@@ -607,41 +451,3 @@ def _join(pieces):
     """Joins the pieces of a stream: dict of str to Latent."""
     pieces = list(pieces)
     return {name: Latent.cat([p[name] for p in pieces]) for name in pieces[0]}
-
-
-def _check_loaded(hparams, config, yaml):
-    """Refuses a yaml that leaves weights of the model as they were drawn."""
-    pretrainer = hparams.pretrainer
-    loaded = {
-        part: pretrainer.loadables[part]
-        for part in getattr(pretrainer, "collected", None) or ()
-    }
-    missing = set(config["parts"]) - set(loaded)
-    missing |= {
-        part
-        for part, module in hparams.modules.items()
-        if module is not loaded.get(part) and module.state_dict()
-    }
-    if missing:
-        raise ValueError(
-            f"{yaml} loads no weights into {', '.join(sorted(missing))}: list "
-            f"them under 'loadables' of its {SafetensorsPretrainer.__name__}, "
-            f"export the model again, or use from_pretrained."
-        )
-
-
-def _put_into(savedir, paths, strategy, overwrite):
-    """Links or copies files into a folder that holds no other model's."""
-    savedir = Path(savedir)
-    savedir.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        target = savedir / path.name
-        if target.exists() and not overwrite and sha256(target) != sha256(path):
-            raise ValueError(
-                f"{savedir} holds {path.name} of another model, or of another "
-                f"revision: choose another savedir, or none."
-            )
-    for path in paths:
-        target = savedir / path.name
-        if target.resolve() != path.resolve():
-            link_with_strategy(path.resolve(), target, strategy)

@@ -1,0 +1,143 @@
+"""Models through SpeechBrain's yaml: its Pretrainer, for safetensors.
+
+The yaml of an exported model names `SafetensorsPretrainer`; see
+`speechbrain_sim.inference.SmoothInfoMax.from_hparams`.
+"""
+
+from pathlib import Path
+
+from speechbrain.utils.fetching import FetchConfig, link_with_strategy
+from speechbrain.utils.parameter_transfer import Pretrainer
+
+from speechbrain_sim.files import sha256
+from speechbrain_sim.models.fetch import open_source
+from speechbrain_sim.models.format import (
+    CONFIG,
+    WEIGHTS,
+    load_weights,
+    read_config,
+)
+
+#: how files are fetched unless something else is asked for
+DEFAULTS = FetchConfig()
+
+
+def source_options(fetch_config):
+    """Translates SpeechBrain's FetchConfig into options of `open_source`."""
+    return {
+        "revision": fetch_config.revision,
+        "token": fetch_config.token or None,
+        "allow_network": fetch_config.allow_network,
+        "cache_dir": fetch_config.huggingface_cache_dir,
+    }
+
+
+class SafetensorsPretrainer(Pretrainer):
+    """SpeechBrain's Pretrainer for safetensors, strict.
+
+    For each loadable, `<name>.safetensors` is fetched, compared with the hash
+    in the `config.json` beside it, and must hold exactly the weights that the
+    loadable has. Arguments are those of
+    `speechbrain.utils.parameter_transfer.Pretrainer`; `paths` are `<source>` or
+    `<source>/<file>.safetensors`. `collect_in` is not used: files stay in their
+    folder, or in the cache of the Hub.
+
+    Example
+    -------
+    >>> from speechbrain_sim.models.format import example_folder
+    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
+    >>> folder = example_folder(getfixture("tmp_path"))
+    >>> encoder = GreedyEncoder(channels=4, context_channels=2)
+    >>> pretrainer = SafetensorsPretrainer(loadables={"encoder": encoder})
+    >>> files = pretrainer.collect_files(folder)
+    >>> pretrainer.load_collected()
+    """
+
+    #: of each loadable that was found, its file and hash
+    collected = None
+
+    def collect_files(
+        self,
+        default_source=None,
+        local_strategy=None,
+        fetch_config=DEFAULTS,
+    ):
+        """Fetches the files and the hashes they must have, in every process.
+
+        Arguments as in the parent class; `local_strategy` is ignored, since
+        nothing is copied. Returns the paths by name.
+
+        Raises
+        ------
+        FileNotFoundError, HubError, ValueError
+            If a file cannot be had, or its hash is not known.
+        """
+        self.collected = {}
+        for name in filter(self.is_loadable, self.loadables):
+            source, part = default_source, name
+            if name in self.paths:
+                source = str(self.paths[name])
+                if source.endswith(WEIGHTS):
+                    source, part = self.split_path(source)
+                    part = part.removesuffix(WEIGHTS)
+            if source is None:
+                raise ValueError(f"There is no source for '{name}': give one.")
+            source = open_source(source, **source_options(fetch_config))
+            parts = read_config(source.fetch(CONFIG))["parts"]
+            if part not in parts:
+                raise ValueError(
+                    f"{source.name} has no {part}{WEIGHTS}, only the parts "
+                    f"{', '.join(parts)}."
+                )
+            path = source.fetch(part + WEIGHTS)
+            self.collected[name] = path, parts[part]["sha256"]
+        return {name: path for name, (path, _) in self.collected.items()}
+
+    def load_collected(self):
+        """Loads what `collect_files` found, strictly: see `load_weights`."""
+        if self.collected is None:
+            raise RuntimeError(
+                f"Nothing was collected for {', '.join(self.loadables)} in "
+                f"this process: call collect_files first, in every process and "
+                f"not by run_on_main."
+            )
+        for name, (path, digest) in self.collected.items():
+            load_weights(self.loadables[name], path, digest)
+
+
+def check_loaded(hparams, config, yaml):
+    """Refuses a yaml that leaves weights of the model as they were drawn."""
+    pretrainer = hparams.pretrainer
+    loaded = {
+        part: pretrainer.loadables[part]
+        for part in getattr(pretrainer, "collected", None) or ()
+    }
+    missing = set(config["parts"]) - set(loaded)
+    missing |= {
+        part
+        for part, module in hparams.modules.items()
+        if module is not loaded.get(part) and module.state_dict()
+    }
+    if missing:
+        raise ValueError(
+            f"{yaml} loads no weights into {', '.join(sorted(missing))}: list "
+            f"them under 'loadables' of its {SafetensorsPretrainer.__name__}, "
+            f"export the model again, or use from_pretrained."
+        )
+
+
+def put_into(savedir, paths, strategy, overwrite):
+    """Links or copies files into a folder that holds no other model's."""
+    savedir = Path(savedir)
+    savedir.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        target = savedir / path.name
+        if target.exists() and not overwrite and sha256(target) != sha256(path):
+            raise ValueError(
+                f"{savedir} holds {path.name} of another model, or of another "
+                f"revision: choose another savedir, or none."
+            )
+    for path in paths:
+        target = savedir / path.name
+        if target.resolve() != path.resolve():
+            link_with_strategy(path.resolve(), target, strategy)
