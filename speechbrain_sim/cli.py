@@ -9,57 +9,39 @@ def make_parser():
     parser = argparse.ArgumentParser("speechbrain-sim", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
 
-    def verb(name, text, *positional):
+    def verb(name, text, **positional):
         command = verbs.add_parser(name, help=text)
-        for argument, about in positional:
+        for argument, about in positional.items():
             many = "+" if argument == "inputs" else None
             command.add_argument(argument, nargs=many, help=about)
         return command.add_argument
 
-    run = ("run", "output folder of a recipe")
-    source = ("source", "a run or model folder, or user/model on the Hub")
-    option = verb(
-        *("export", "turn a run into a model folder", run),
-        ("folder", "where to"),
-    )
-    for kind in ("probe", "decoder"):
-        option(
-            f"--{kind}",
-            action="append",
-            default=[],
-            metavar="RUN",
-            help=f"take along the {kind}s in another run",
-        )
-    about = "a recording that may be given away"
-    option("--example", metavar="FILE", help=about)
-    about = "the training data, where they are not those of the run: "
-    about += "ArtificialSpeech, LibriSpeech, Synthetic, or another name"
-    option("--data", help=about)
-    about = "of data with another name, and so of the weights, e.g. cc-by-4.0"
-    option("--licence", help=about)
+    run, source = "output folder of a recipe", "a run, a model, or user/model"
+    option = verb("export", "turn a run into a model", run=run, folder="new")
+    for kind in ("--probe", "--decoder"):
+        option(kind, action="append", default=[], metavar="RUN", help=run)
+    option("--example", metavar="FILE", help="audio that may be given away")
+    option("--data", help="training data, if not those of the run")
+    option("--licence", help="of the data and so of the weights: cc-by-4.0")
 
-    option = verb(
-        *("publish", "upload a model folder"),
-        ("folder", "a folder that `export` made"),
-        ("repo", "user/model on the Hugging Face Hub"),
-    )
+    model = {"folder": "a folder that `export` made", "repo": "user/model"}
+    option = verb("publish", "upload a model folder", **model)
     option("--private", action="store_true")
     option("--dry-run", action="store_true", help="only print what it would do")
 
-    option = verb("check", "verify a model", source)
+    option = verb("check", "verify a model", source=source)
     option("--revision", help="branch, tag or commit")
 
-    for name, text, inputs in (
-        ("encode", "audio files to files of latents", "audio files or folders"),
-        ("decode", "files of latents to wav files", "latents or folders"),
-    ):
-        option = verb(name, text, source, ("inputs", inputs))
+    for name, text in {
+        "encode": "audio files, or folders, to latents",
+        "decode": "latents, or folders, to wav files",
+    }.items():
+        option = verb(name, text, source=source, inputs=text.split(" to ")[0])
         option("--layer", required=True, help="e.g. module3")
         option("--out", required=True, metavar="FOLDER", help="where to")
         option("--device", default="cpu", help="cpu, cuda, ...")
         if name == "encode":
-            about = "draw from the posteriors, rather than take means"
-            option("--sample", action="store_true", help=about)
+            option("--sample", action="store_true", help="draws, not means")
             option("--format", choices=["npy", "safetensors"], default="npy")
             option("--on-bad-audio", choices=["fail", "skip"], default="fail")
     return parser

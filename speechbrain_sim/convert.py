@@ -37,80 +37,56 @@ def encode_files(
     device="cpu",
     on_bad_audio="fail",
 ):
-    """Encodes audio files into one file of latents each.
+    """Encodes audio files; skips those that are encoded.
 
-    `a/b.wav` of a folder becomes `<folder>/a/b.npy`, and encode.json records
-    the settings and the samples of every recording. Files that are there are
-    skipped.
+    `a/b.wav` of a folder becomes `<folder>/a/b.npy`; encode.json records the
+    settings and the samples of every recording.
 
     Arguments
     ---------
-    source : str or Path
-        The encoder: see `speechbrain_sim.models.load.load_encoder`.
-    inputs : list of str or Path
-        Audio files, and folders that are searched with all below them.
-    folder : str or Path
-        Where to.
-    layer : str
-        The layer.
+    source, inputs : str or Path, list of str or Path
+        See `load_encoder`; audio files, and folders, see `find_files`.
+    folder, layer, device : str
+        Where to; the layer; where to compute.
     kind : str
         "npy" or "safetensors", see `write_latents`.
     sample : bool
         Draws from the posteriors (the same each time), rather than means.
-    device : str
-        Where to compute.
     on_bad_audio : str
-        "fail": if the header of a file is bad, nothing is encoded. "skip": it
-        is left out. A file that turns out to be bad while it is read is left
-        out in any case, and "fail" raises at the end.
+        "fail": if a header is bad, nothing is encoded. "skip": it is left out.
+        A file that is bad inside is left out; "fail" raises at the end.
 
     Returns
     -------
     record, bad : (dict, list of BadAudio)
-        The content of encode.json; what was left out.
+        encode.json; what was left out.
 
     Raises
     ------
-    FileNotFoundError
-        If there is nothing to encode.
-    ValueError
-        If two files would become one, the folder holds latents of other
-        settings or files, or for bad files.
+    FileNotFoundError, ValueError
+        Without files; if two have one name, latents of other settings or
+        files are there, or a file is bad.
     """
     encoder, description = load_encoder(source)
-    if layer not in encoder.layer_names:
-        names = ", ".join(encoder.layer_names)
-        raise ValueError(f"There is no layer '{layer}'; there are {names}.")
+    encoder.check_layer(layer)
     encoder, folder = encoder.to(device), Path(folder)
-    paths, entries, bad = find_files(inputs, AUDIO), {}, []
-    for name, path in paths.items():
-        try:
-            samples = check_file(encoder, path, [layer])
-            entries[name] = {"audio": str(path.resolve()), "samples": samples}
-        except BadAudio as error:
-            bad.append(error)
+    paths = find_files(inputs, AUDIO)
+    entries, bad = _inspect(encoder, layer, paths)
     if on_bad_audio == "fail":
         _refuse(bad, "Nothing was encoded; --on-bad-audio skip leaves them out")
-    settings = {
-        "encoder": description["sha256"],
-        "layer": layer,
-        "format": kind,
-        "sample": sample,
-    }
+    settings = {"encoder": description["sha256"], "layer": layer}
+    settings |= {"format": kind, "sample": sample}
     record = _join_record(folder / RECORD, settings, entries)
-    record |= {
-        "source": str(source),
-        "hop": encoder.frame_geometry(layer)[0],
-        "channels": encoder.channels_of(layer),
-    }
+    record["hop"] = encoder.frame_geometry(layer)[0]
+    record["channels"] = encoder.channels_of(layer)
     write_json(folder / RECORD, record)
-    todo = {name: folder / f"{name}.{kind}" for name in entries}
-    todo = {name: file for name, file in todo.items() if not file.exists()}
-    for name, target in tqdm(todo.items(), "encoding", unit="file"):
+    for name in tqdm(entries, "encoding", unit="file"):
+        target = folder / f"{name}.{kind}"
         noise = keyed_generator("encode", name, device=device)
         options = {"sample": sample, "generator": noise}
         try:
-            write_latents(encoder, paths[name], {layer: target}, **options)
+            if not target.exists():
+                write_latents(encoder, paths[name], {layer: target}, **options)
         except BadAudio as error:
             bad.append(error)
     if on_bad_audio == "fail":
@@ -143,11 +119,9 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
 
     Raises
     ------
-    FileNotFoundError
-        If there is nothing to decode.
-    ValueError
-        If there is no decoder, the latents are of another layer or encoder,
-        or two files would become one.
+    FileNotFoundError, ValueError
+        If there is nothing to decode, no decoder, the latents are of another
+        layer or encoder, or two files would become one.
     """
     model = SmoothInfoMax.from_pretrained(source, run_opts={"device": device})
     settings = {"encoder": encoder_of(model.config), "layer": layer}
@@ -218,21 +192,28 @@ def find_files(inputs, endings):
     return found
 
 
+def _inspect(encoder, layer, paths):
+    """Reads all headers: what encode.json records of each, and bad files."""
+    entries, bad = {}, []
+    for name, path in paths.items():
+        try:
+            samples = check_file(encoder, path, [layer])
+            entries[name] = {"audio": str(path.resolve()), "samples": samples}
+        except BadAudio as error:
+            bad.append(error)
+    return entries, bad
+
+
 def _join_record(path, settings, entries):
     """Joins what encode.json records with what is to be encoded."""
-    record = read_json(path) if path.exists() else {**settings, "files": {}}
-    for key, value in settings.items():
-        if record[key] != value:
-            raise ValueError(
-                f"{path.parent} holds latents with the {key} {record[key]}, "
-                f"not {value}: choose another --out."
-            )
-    for name, entry in entries.items():
-        if record["files"].setdefault(name, entry) != entry:
-            raise ValueError(
-                f"{path.parent} holds '{name}' of {record['files'][name]}, not "
-                f"{entry}: choose another --out."
-            )
+    record = read_json(path) if path.exists() else {"files": {}}
+    for known, new in (record, settings), (record["files"], entries):
+        for key, value in new.items():
+            if known.setdefault(key, value) != value:
+                raise ValueError(
+                    f"{path.parent} holds latents of the {key} {known[key]}, "
+                    f"not {value}: choose another --out."
+                )
     return record
 
 

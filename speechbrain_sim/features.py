@@ -29,19 +29,8 @@ CHUNK_SECONDS = 10.0
 def check_file(encoder, path, layers=None):
     """Returns the samples of a file at 16 kHz, from its header.
 
-    Arguments
-    ---------
-    encoder, path, layers :
-        See `stream_latents`.
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    BadAudio
-        If the file cannot be read, or is too short for a frame.
+    Raises BadAudio if it cannot be read, or is too short for a frame of
+    `layers` of `encoder` (all by default).
     """
     samples = audio_info(path).num_samples
     for layer in encoder.layer_names if layers is None else layers:
@@ -51,24 +40,7 @@ def check_file(encoder, path, layers=None):
 
 
 def read_chunks(path, samples, chunk_seconds=CHUNK_SECONDS, device=None):
-    """Reads a file piece by piece.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file.
-    samples : int
-        Its samples at 16 kHz.
-    chunk_seconds : float
-        How much is read at a time.
-    device : torch.device, optional
-        Where to.
-
-    Returns
-    -------
-    iterator of torch.Tensor
-        (1, samples) at 16 kHz.
-    """
+    """Reads a file of `samples` at 16 kHz piece by piece: (1, samples)."""
     step = max(1, round(chunk_seconds * SAMPLE_RATE))
     return (
         read_audio(path, start, start + step)[None].to(device)
@@ -84,23 +56,7 @@ def stream_latents(
     sample=False,
     generator=None,
 ):
-    """Encodes a file piece by piece; see `stream_file`.
-
-    Arguments
-    ---------
-    encoder, path, layers, chunk_seconds, sample, generator :
-        See `stream_file`.
-
-    Yields
-    ------
-    dict of str to Latent
-        The next frames of each layer, (1, frames, channels).
-
-    Raises
-    ------
-    BadAudio
-        If the file cannot be read, or is too short for a frame.
-    """
+    """Encodes a file piece by piece, as `stream_file`, into dicts of Latents."""
     samples = check_file(encoder, path, layers)
     device = next(chain(encoder.parameters(), encoder.buffers())).device
     if getattr(encoder, "streams", hasattr(encoder, "stream")):

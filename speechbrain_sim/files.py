@@ -20,15 +20,7 @@ def sha256(path):
 
 
 def write_bytes(path, content):
-    """Writes a file as a whole or not at all; makes its folder.
-
-    Arguments
-    ---------
-    path : str or Path
-        Where to.
-    content : bytes
-        What.
-    """
+    """Writes bytes to a file as a whole or not at all; makes its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
@@ -44,17 +36,7 @@ def write_text(path, text):
 def write_json(path, content):
     """Writes a json file as a whole or not at all; makes its folder.
 
-    Arguments
-    ---------
-    path : str or Path
-        Where to.
-    content : dict or list
-        Plain values.
-
-    Raises
-    ------
-    ValueError
-        If a number is NaN or infinite: json has no such numbers.
+    A ValueError is raised for NaN and infinity: json has no such numbers.
     """
     try:
         text = json.dumps(content, indent=1, allow_nan=False)
@@ -64,22 +46,7 @@ def write_json(path, content):
 
 
 def read_json(path):
-    """Reads a json file.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file.
-
-    Returns
-    -------
-    dict or list
-
-    Raises
-    ------
-    ValueError
-        If it is not json; the message names the file.
-    """
+    """Reads a json file; a ValueError names the file if it is not json."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -77,10 +77,8 @@ class SmoothInfoMax(Pretrained):
     ---------
     modules : dict of str to nn.Module
         `encoder`; `decoder_<layer>` and `probe_<label>`, if there are any.
-    hparams : dict
-        At least `sample_rate`.
-    config : dict
-        The model's config.json, see `speechbrain_sim.models.format`.
+    hparams, config : dict
+        At least `sample_rate`; config.json, see `models.format`.
     freeze_params : bool
         Freeze, and keep in eval mode.
     **kwargs :
@@ -328,11 +326,10 @@ class SmoothInfoMax(Pretrained):
     def encode_file(self, path, layer=None, *args, **options):
         """Encodes a file.
 
-        It is read with `speechbrain_sim.data.audio.read_audio`, as in
-        training, and not with SpeechBrain's `load_audio`: that one holds whole
-        files in memory, and takes a cut file for a shorter one. Both convert
-        any rate and average the channels, to the same samples up to rounding;
-        for URLs, call `load_audio` and `encode_batch`.
+        It is read as in training, and not with SpeechBrain's `load_audio`:
+        that one holds whole files in memory, and takes a cut file for a
+        shorter one. Both convert any rate and average the channels, to the
+        same samples up to rounding.
 
         Arguments
         ---------

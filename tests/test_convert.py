@@ -86,7 +86,7 @@ def test_samples_are_drawn_and_drawn_again(trained, audio, tmp_path):
         np.load(tmp_path / out / "a.npy") for out in ("one", "two", "means")
     )
     assert np.array_equal(one, two) and not np.allclose(one, means)
-    with pytest.raises(SystemExit, match="with the sample True, not False"):
+    with pytest.raises(SystemExit, match="of the sample True, not False"):
         encode(trained.run, audio, out=tmp_path / "one")
 
 
@@ -146,11 +146,9 @@ def test_more_files_join_but_nothing_else(trained, audio, tmp_path):
     with pytest.raises(SystemExit, match="the encoder .* another --out"):
         encode(other_model(tmp_path), audio, out=out)
     shutil.copy(audio / "ann/c.wav", audio / "a.wav")
-    with pytest.raises(SystemExit, match="holds 'a' of .*another --out"):
+    with pytest.raises(SystemExit, match="of the a .*another --out"):
         encode(trained.run, audio, out=out)
-    with pytest.raises(
-        SystemExit, match="no layer 'module9'; there are module1"
-    ):
+    with pytest.raises(SystemExit, match="no layer 'module9'; .*module1"):
         encode(trained.run, audio, out=out, layer="module9")
 
 

@@ -37,7 +37,7 @@ PRETRAINER = "speechbrain_sim.inference.SafetensorsPretrainer"
 def export_model(
     run, folder, probes=(), decoders=(), example=None, data=None, licence=None
 ):
-    """Turns the output of a recipe into a model folder.
+    """Turns the output of a recipe into a model folder; returns config.json.
 
     Copies the parts, and adds a card, an example and the yaml of
     `SmoothInfoMax.from_hparams`.
@@ -53,13 +53,7 @@ def export_model(
     example : str or Path, optional
         A recording that may be given away; by default some tones.
     data, licence : str, optional
-        The training data and their licence, where they are not those of the
-        run: see `speechbrain_sim.hub.card.corpus_of`.
-
-    Returns
-    -------
-    dict
-        The model's config.json.
+        Of the training, if not those of the run: see `corpus_of`.
 
     Raises
     ------
@@ -241,8 +235,7 @@ def _agrees(expected, layer, found):
 def publish_model(folder, repo, private=False, dry_run=False, say=print):
     """Uploads a model folder to the Hub.
 
-    Only the model's own files are uploaded. Interrupted and started again, it
-    uploads what is missing.
+    Only the model's own files; started again, it uploads what is missing.
 
     Arguments
     ---------
@@ -277,21 +270,7 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
         )
     for line in check_model(LocalFolder(folder)):
         say(line)
-    config = read_config(folder / CONFIG)
-    files = [name + WEIGHTS for name in config["parts"]]
-    files += [CONFIG, HPARAMS, CARD, EXAMPLE]
-    size = sum((folder / name).stat().st_size for name in files)
-    say(
-        f"To upload to {repo} at {constants.ENDPOINT}, made "
-        f"{'private' if private else 'public'} if it is not there yet, "
-        f"{size / 1e6:.1f} MB: {', '.join(files)}."
-    )
-    say(f"{CARD} will name {repo} as its source, there and in {folder}.")
-    if config["data"]["licence"] == "other":
-        say("The licence is not known: export it with --licence.")
-    left = sorted({path.name for path in folder.iterdir()} - set(files))
-    if left:
-        say(f"Not part of the model, and left out: {', '.join(left)}.")
+    files = _plan(folder, repo, private, say)
     if dry_run:
         say("Nothing was done (--dry-run).")
         return
@@ -313,3 +292,23 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
             commit_message="Upload with speechbrain-sim",
         )
     say(f"Done: {constants.ENDPOINT}/{repo}, commit {done.oid}.")
+
+
+def _plan(folder, repo, private, say):
+    """Prints what will be uploaded; returns the names of the files."""
+    config = read_config(folder / CONFIG)
+    files = [name + WEIGHTS for name in config["parts"]]
+    files += [CONFIG, HPARAMS, CARD, EXAMPLE]
+    size = sum((folder / name).stat().st_size for name in files)
+    say(
+        f"To upload to {repo} at {constants.ENDPOINT}, made "
+        f"{'private' if private else 'public'} if it is not there yet, "
+        f"{size / 1e6:.1f} MB: {', '.join(files)}."
+    )
+    say(f"{CARD} will name {repo} as its source, there and in {folder}.")
+    if config["data"]["licence"] == "other":
+        say("The licence is not known: export it with --licence.")
+    left = sorted({path.name for path in folder.iterdir()} - set(files))
+    if left:
+        say(f"Not part of the model, and left out: {', '.join(left)}.")
+    return files

@@ -18,8 +18,8 @@ class UpstreamExpert(nn.Module):
     Arguments
     ---------
     ckpt : str
-        A model folder, or `user/model` on the Hub, see
-        `speechbrain_sim.models.fetch.open_source`.
+        A run or model folder, or `user/model` on the Hub, see
+        `speechbrain_sim.models.load.load_encoder`.
     model_config : ignored
         The model brings its own.
     **kwargs : ignored

@@ -1,6 +1,6 @@
 """Latents as the features of any SpeechBrain recipe, by its yaml alone.
 
-    compute_features: !new:speechbrain_sim.integrations.speechbrain.LatentFeatures
+    compute_features: !new:speechbrain_sim.LatentFeatures
         source: user/model
         layers: [module3]
 
@@ -16,7 +16,7 @@ from speechbrain_sim.models.load import load_encoder
 
 
 class LatentFeatures(nn.Module):
-    """What a trained encoder says of waveforms, in place of a spectrogram.
+    """Latents of a trained encoder, in place of a spectrogram.
 
     One layer gives the means of its posteriors. Several are brought to the
     frame rate of the slowest, see `at_frames_of`, normalised over their channels
@@ -28,8 +28,8 @@ class LatentFeatures(nn.Module):
     Arguments
     ---------
     source : str or Path
-        A model folder, or `user/model` on the Hub, see
-        `speechbrain_sim.models.fetch.open_source`.
+        A run or model folder, or `user/model` on the Hub, see
+        `speechbrain_sim.models.load.load_encoder`.
     layers : list of str
         The layers, of equal width.
     frozen : bool

@@ -120,9 +120,6 @@ def open_source(source, **options):
 
     Example
     -------
-    >>> open_source(getfixture("tmp_path")).fetch("config.json")
-    Traceback (most recent call last):
-    FileNotFoundError: ... holds no config.json: ...
     >>> open_source("hf://user/model").name
     'user/model'
     """

@@ -72,23 +72,10 @@ def load_encoder(source, **options):
 
 
 def save_encoder(folder, encoder, description, source):
-    """Saves a loaded encoder where parts that belong to it will be saved.
+    """Saves what `load_encoder` returned, for parts that will belong to it.
 
-    An encoder of a class that cannot be saved (a transformer) is referred to.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Where to.
-    encoder, description : Encoder, dict
-        From `load_encoder`.
-    source : str or Path
-        Where it was loaded from.
-
-    Returns
-    -------
-    dict
-        config.json.
+    An encoder whose class cannot be saved (a transformer) is referred to by
+    `source`, from where it was loaded. Returns config.json.
     """
     training = {k: v for k, v in description.items() if k not in OWN}
     if type(encoder).__name__ in CLASSES:
@@ -98,17 +85,7 @@ def save_encoder(folder, encoder, description, source):
 
 
 def saved_encoder(folder):
-    """Returns the sha256 of the encoder that a folder's parts belong to.
-
-    Arguments
-    ---------
-    folder : str or Path
-        An output folder, which need not exist.
-
-    Returns
-    -------
-    str or None
-    """
+    """Returns the sha256 of the encoder of a folder; None without one."""
     path = Path(folder, CONFIG)
     return encoder_of(read_config(path)) if path.exists() else None
 

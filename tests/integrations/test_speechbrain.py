@@ -140,9 +140,7 @@ def test_a_recipe_trains_with_them_by_yaml_alone(
 ):
     # as a list, for an override of the keys would keep Fbank
     ours = f"[{trained.model}, [{layers}], {frozen}]"
-    ours = (
-        f"!new:speechbrain_sim.integrations.speechbrain.LatentFeatures {ours}"
-    )
+    ours = f"!new:speechbrain_sim.LatentFeatures {ours}"
     options = ["--data_folder", corpus.folder, "--device", "cpu"]
     options += ["--output_folder", tmp_path / "out"]
     options += ["--compute_features", ours, "--emb_dim", "6"]
