@@ -51,7 +51,7 @@ def encode_files(
     kind : str
         "npy" or "safetensors", see `write_latents`.
     sample : bool
-        Draws from the posteriors (the same each time), rather than means.
+        Draws, the same each time, rather than means.
     on_bad_audio : str
         "fail": if a header is bad, nothing is encoded. "skip": it is left out.
         A file that is bad inside is left out; "fail" raises at the end.
@@ -59,7 +59,7 @@ def encode_files(
     Returns
     -------
     record, bad : (dict, list of BadAudio)
-        encode.json; what was left out.
+        Content of encode.json; what was left out.
 
     Raises
     ------
@@ -72,8 +72,7 @@ def encode_files(
     encoder, folder = encoder.to(device), Path(folder)
     paths = find_files(inputs, AUDIO)
     entries, bad = _inspect(encoder, layer, paths)
-    if on_bad_audio == "fail":
-        _refuse(bad, "Nothing was encoded; --on-bad-audio skip leaves them out")
+    _refuse(on_bad_audio, bad, "Nothing was encoded (--on-bad-audio skip)")
     settings = {"encoder": description["sha256"], "layer": layer}
     settings |= {"format": kind, "sample": sample}
     record = _join_record(folder / RECORD, settings, entries)
@@ -89,8 +88,7 @@ def encode_files(
                 write_latents(encoder, paths[name], {layer: target}, **options)
         except BadAudio as error:
             bad.append(error)
-    if on_bad_audio == "fail":
-        _refuse(bad, "All others were encoded")
+    _refuse(on_bad_audio, bad, "All others were encoded")
     return record, bad
 
 
@@ -217,8 +215,9 @@ def _join_record(path, settings, entries):
     return record
 
 
-def _refuse(bad, rest):
-    if bad:
+def _refuse(on_bad_audio, bad, rest):
+    """Raises a ValueError that lists the bad files, unless they are skipped."""
+    if bad and on_bad_audio == "fail":
         listed = "\n".join(map(str, bad))
         raise ValueError(f"{len(bad)} bad files. {rest}.\n{listed}")
 
