@@ -40,7 +40,8 @@ def encode_files(
     """Encodes audio files; skips those that are encoded.
 
     `a/b.wav` of a folder becomes `<folder>/a/b.npy`; encode.json records the
-    settings and the samples of every recording.
+    settings and the samples of every recording. Returns the content of that
+    file, and a list of BadAudio that were left out.
 
     Arguments
     ---------
@@ -55,11 +56,6 @@ def encode_files(
     on_bad_audio : str
         "fail": if a header is bad, nothing is encoded. "skip": it is left out.
         A file that is bad inside is left out; "fail" raises at the end.
-
-    Returns
-    -------
-    record, bad : (dict, list of BadAudio)
-        Content of encode.json; what was left out.
 
     Raises
     ------
