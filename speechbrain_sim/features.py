@@ -59,7 +59,7 @@ def stream_latents(
     """Encodes a file piece by piece, as `stream_file`, into dicts of Latents."""
     samples = check_file(encoder, path, layers)
     device = next(chain(encoder.parameters(), encoder.buffers())).device
-    if getattr(encoder, "streams", hasattr(encoder, "stream")):
+    if encoder.streams:
         chunks = read_chunks(path, samples, chunk_seconds, device)
         yield from encoder.stream(chunks, layers, sample, generator)
     else:
