@@ -24,11 +24,10 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import infer_device, run_on_main
 
-from speechbrain_sim.activations import read_features
 from speechbrain_sim.analysis import latents, measures, story
 from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.listening import explore
-from speechbrain_sim.analysis.probes import read_system
+from speechbrain_sim.analysis.probes import read_examples, read_system
 from speechbrain_sim.config import (
     as_arguments,
     load_experiment,
@@ -147,9 +146,8 @@ def weigh(system, probes, label):
     if probes is None:
         reason = "No label to probe for (--weights_label)."
         return {layer: {"gap": reason} for layer in system.latents}
-    folder = probes.path.parent / f"features/{label}"
     *known, test = (
-        read_features(folder / part, list(system.latents))
+        read_examples(probes.path.parent, label, part, list(system.latents))
         for part in ("train", "valid", "test")
     )
     return measures.measure_weights(

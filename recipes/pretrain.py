@@ -20,27 +20,30 @@ from speechbrain.utils.train_logger import TensorboardLogger
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.config import MAY_CHANGE, load_experiment
 from speechbrain_sim.data.batches import classes_of, training_sets
+from speechbrain_sim.data.labels import FRAMES, UTTERANCE, kind_of
 from speechbrain_sim.files import versions
 from speechbrain_sim.models.format import ENCODER, save_parts
 
 
 def check_label(hparams):
-    """Returns the classes of a supervised run; None without a label."""
+    """Returns the classes of a supervised run, and what they are of."""
     label = hparams["label"]
     if label is None:
-        return None
-    classes = classes_of(hparams["train_csv"], hparams["data_folder"], label)
+        return None, UTTERANCE
+    kind = kind_of(label, hparams["label_kinds"])
+    manifest, data_folder = hparams["train_csv"], hparams["data_folder"]
+    classes = classes_of(manifest, data_folder, label, kind)
     if len(classes) > hparams["classes"]:
         raise ValueError(
             f"{hparams['train_csv']} has {len(classes)} classes of "
             f"'{label}'; the option --classes says {hparams['classes']}."
         )
-    if hparams["per_frame"] != (label == "phones"):
+    if hparams["per_frame"] != {FRAMES: True, UTTERANCE: False}.get(kind):
         raise ValueError(
-            f"per_frame is {hparams['per_frame']} for the label '{label}': "
-            f"phones have a label per frame, all others one per utterance."
+            f"per_frame is {hparams['per_frame']} for the label '{label}', of "
+            f"kind {kind}: True is for frames, False for utterances."
         )
-    return classes
+    return classes, kind
 
 
 def pretrain(hparams, run_opts):
@@ -75,7 +78,7 @@ def pretrain(hparams, run_opts):
         hparams["crop"],
         hparams["batch_size"],
         hparams["label"],
-        check_label(hparams),
+        *check_label(hparams),
     )
     brain.fit(
         hparams["epoch_counter"],

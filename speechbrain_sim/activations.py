@@ -288,7 +288,7 @@ class ActivationStore:
             y[row:end][inside] = target[at[inside]]
         return y
 
-    def examples(self, label, classes, kind=UTTERANCE, layers=None):
+    def examples(self, label, classes, kind=UTTERANCE, layers=None, units=None):
         """Returns the labelled rows of some layers, for probes.
 
         Arguments
@@ -297,12 +297,14 @@ class ActivationStore:
             See `labels`.
         layers : list of str, optional
             All by default.
+        units : dict of str to (torch.Tensor, torch.Tensor), optional
+            Mean and standard deviation of layers, from `statistics`.
 
         Returns
         -------
         dict of str to Examples
         """
-        examples, y = {}, None
+        examples, units, y = {}, units or {}, None
         for layer in layers or self.layers:
             if y is None or self.made_of["rows"] == ALL:
                 y = self.labels(label, classes, kind, layer)
@@ -310,13 +312,12 @@ class ActivationStore:
             array, ids = self._array(layer), {}
             if len(known) < len(y):
                 array = array._replace(index=known)
-            owner, number = array.utterance(), np.zeros(len(self.ids), np.int64)
+            owner, number = array.utterance(), np.zeros(len(self.ids), int)
             for position in np.unique(owner):
                 name = self.recordings[position]
                 number[position] = ids.setdefault(name, len(ids))
-            examples[layer] = Examples(
-                Rows([array]), y[known], number[owner], list(ids)
-            )
+            x = Rows([array], *units.get(layer, ()))
+            examples[layer] = Examples(x, y[known], number[owner], list(ids))
         return examples
 
 

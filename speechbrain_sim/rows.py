@@ -148,6 +148,15 @@ class Examples(NamedTuple):
     utterance: np.ndarray
     ids: list
 
+    def join(self, other):
+        """Returns these examples and then another's."""
+        return Examples(
+            self.x.join(other.x),
+            np.concatenate([self.y, other.y]),
+            np.concatenate([self.utterance, other.utterance + len(self.ids)]),
+            self.ids + other.ids,
+        )
+
 
 def moments(pieces):
     """Returns the mean and standard deviation of channels, in one pass.

@@ -6,7 +6,7 @@ import speechbrain as sb
 import torch
 from torch import nn
 
-from speechbrain_sim.probes import LinearProbe
+from speechbrain_sim.probes import LayerProbes, LinearProbe
 from speechbrain_sim.randomness import keyed_generator
 
 
@@ -18,7 +18,7 @@ class ProbeBatches(torch.utils.data.Dataset):
 
     Arguments
     ---------
-    x : dict of str to torch.Tensor or Examples
+    x : dict of str to torch.Tensor or Rows
         Features of each layer, (examples, channels).
     y : torch.Tensor
         Classes, (examples,).
@@ -65,11 +65,11 @@ class ProbeBatches(torch.utils.data.Dataset):
 
 
 class ProbeBrain(sb.Brain):
-    """Trains linear probes, for all layers and all seeds at once.
+    """Trains linear probes, of all layers and all seeds at once.
 
     `modules` holds one `LinearProbe` per layer. The loss is the sum of the
     cross-entropies, so that each probe learns as if it were alone. With a
-    checkpointer, a run that was killed goes on with the epoch it was in, and
+    checkpointer, a run that was killed resumes with the epoch it was in, and
     ends the same.
     """
 
@@ -84,7 +84,7 @@ class ProbeBrain(sb.Brain):
         return False  # of a begun epoch, nothing is kept
 
     def compute_forward(self, batch, stage):
-        """Scores the classes: dict of (probes, batch, classes) per layer."""
+        """Returns logits, (probes, batch, classes), of each layer."""
         return {
             layer: self.modules[layer](x.to(self.device))
             for layer, x in batch["x"].items()
@@ -92,10 +92,10 @@ class ProbeBrain(sb.Brain):
 
     def compute_objectives(self, predictions, batch, stage):
         """Adds up the mean cross-entropies of all probes of all layers."""
-        targets = batch["y"].to(self.device)
+        y = batch["y"].to(self.device)  # (probes, batch)
         return sum(
-            nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            * len(targets)
+            nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+            * len(y)
             for logits in predictions.values()
         )
 
@@ -105,7 +105,7 @@ class ProbeBrain(sb.Brain):
             self.batches.set_epoch(epoch)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Keeps the epoch."""
+        """Saves the epoch."""
         if stage == sb.Stage.TRAIN and self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(verbosity=logging.DEBUG)
 
@@ -117,11 +117,11 @@ class ProbeBrain(sb.Brain):
 
     @torch.no_grad()
     def predict(self, x, chunk=65536):
-        """Answers of every probe.
+        """Returns the predictions of every probe.
 
         Arguments
         ---------
-        x : dict of str to torch.Tensor or Examples
+        x : dict of str to torch.Tensor or Rows
             Features of each layer, (examples, channels).
         chunk : int
             Examples at once.
@@ -131,27 +131,44 @@ class ProbeBrain(sb.Brain):
         dict of str to torch.Tensor
             (probes, examples), int64.
         """
-        answers = {}
+        predictions = {}
         for layer, features in x.items():
-            probe = self.modules[layer]
-            answers[layer] = torch.cat(
-                [
-                    probe(
-                        part.to(self.device)[None].expand(
-                            probe.weight.shape[0], -1, -1
-                        )
-                    )
-                    .argmax(-1)
-                    .cpu()
-                    for part in features.split(chunk)
-                ],
-                dim=1,
-            )
-        return answers
+            probe, found = self.modules[layer], []
+            for part in features.split(chunk):
+                part = part.to(self.device).expand(len(probe.weight), -1, -1)
+                found.append(probe(part).argmax(-1).cpu())
+            predictions[layer] = torch.cat(found, dim=1)
+        return predictions
+
+    @torch.no_grad()
+    def trained(self, count, units):
+        """Copies the first probes of each layer.
+
+        Arguments
+        ---------
+        count : int
+            How many: the controls come last.
+        units : dict of str to (torch.Tensor, torch.Tensor)
+            Mean and standard deviation of the features, if they were used.
+
+        Returns
+        -------
+        LayerProbes
+        """
+        state, widths = {}, {}
+        for layer, probe in self.modules.items():
+            _, widths[layer], classes = probe.weight.shape
+            for name, weight in probe.named_parameters():
+                state[f"probes.{layer}.{name}"] = weight[:count]
+        for layer, (mean, std) in units.items():
+            state |= {f"{layer}_mean": mean, f"{layer}_std": std}
+        probes = LayerProbes(widths, classes, probe.bias is not None, count)
+        probes.load_state_dict(state, strict=bool(units))
+        return probes.eval()
 
 
 def make_probes(channels, classes, names, bias):
-    """Makes the probes of each layer, seeded by their names.
+    """Makes the probes of each layer, each seeded by its name.
 
     Arguments
     ---------
