@@ -116,7 +116,7 @@ def train(hparams, run_opts, classes, folder, examples, controls):
 
 def probe(hparams, run_opts):
     """Encodes the corpus, trains the probes and writes the results."""
-    label, data_folder = hparams["label"], hparams["data_folder"]
+    label = hparams["label"]
     kind = kind_of(label, hparams["label_kinds"])
     check(hparams, kind)
     sb.create_experiment_directory(hparams["output_folder"])
@@ -134,7 +134,8 @@ def probe(hparams, run_opts):
     if is_written(hparams["output_folder"], **about):
         return
     layers = hparams["layers"] or encoder.layer_names
-    classes = classes_of(hparams["train_csv"], data_folder, label, kind)
+    manifest = Path(hparams["train_csv"])
+    classes = classes_of(manifest, hparams["data_folder"], label, kind)
     stores = encode(hparams, run_opts, encoder, description, rows)
     units = {layer: stores["train"].statistics(layer) for layer in layers}
     units = units if hparams["standardize"] else {}
@@ -166,7 +167,7 @@ def probe(hparams, run_opts):
         scores,
         brain.trained(seeds, units),
         classes=len(classes),
-        class_names=name_phones(label, classes, hparams["save_folder"]),
+        class_names=name_phones(label, classes, manifest.parent),
         **about,
     )
     shutil.rmtree(checkpoints)

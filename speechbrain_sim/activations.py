@@ -39,8 +39,8 @@ KEPT = ALL, MEAN, LABELS = "all", "mean", "labels"
 LOG_VAR = ".log_var"
 #: largest number that half precision holds, with some room
 LARGEST_HALF = 60000
-#: rows read at once, to compute statistics
-PIECE = 65536
+#: values read at once, to compute statistics
+PIECE = 2**20
 
 
 class ActivationStore:
@@ -212,8 +212,10 @@ class ActivationStore:
             raise ValueError(f"{self.folder} lacks {missing} utterances.")
         found = {}
         for name in self.arrays:
-            starts = range(0, len(self[name]), PIECE)
-            pieces = (self[name][row : row + PIECE] for row in starts)
+            rows, channels = self[name].shape
+            step = max(1, PIECE // channels)
+            # opened for each piece, or all that was read would stay mapped
+            pieces = (self[name][n : n + step] for n in range(0, rows, step))
             found[name] = torch.stack(moments(pieces)).numpy()
         np.savez(self.folder / "statistics.npz", **found)
         path = self.folder / "store.json"
