@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import decode
-import numpy as np
 import probe
 import speechbrain as sb
 import torch
@@ -41,6 +40,7 @@ from speechbrain_sim.files import (
     versions,
     write_json,
 )
+from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
 from speechbrain_sim.report.page import Section, write_page
 
@@ -132,12 +132,13 @@ def train_probes(hparams, run_options, name, layers):
     )
     path = Path(folder, f"probe_{label}.json")
     found = json.loads(path.read_text(encoding="utf-8"))
-    weights = np.load(f"{folder}/probe_{label}_weights.npz")
+    parts, _ = load_parts(folder, [f"probe_{label}"])
+    trained = parts[f"probe_{label}"].probes
     return Probes(
         path,
         found["layers"],
         [f"{label} {name}" for name in found["class_names"]],
-        {layer: weights[f"{layer}.weight"] for layer in layers},
+        {layer: trained[layer].weight.numpy() for layer in layers},
     )
 
 

@@ -1,7 +1,7 @@
 """Measures what a linear layer reads from a frozen encoder, layer by layer.
 
     python recipes/probe.py hparams/Synthetic/probe.yaml \
-        --encoder results/Synthetic/sim_1/encoder --label phones
+        --encoder results/Synthetic/sim_1 --label phones
 
 Activations are computed once and stay on disk, for all labels of utterances
 together. Probes of all layers and seeds, and controls with shuffled labels, are
@@ -12,7 +12,6 @@ kill, it resumes.
 To read the code, begin at the bottom.
 """
 
-import functools
 import hashlib
 import json
 import shutil
@@ -20,98 +19,61 @@ import sys
 from pathlib import Path
 
 import speechbrain as sb
-import torch
-from speechbrain.utils.distributed import (
-    infer_device,
-    is_distributed_initialized,
-)
-from speechbrain.utils.epoch_loop import EpochCounter
-from tqdm import tqdm
+from speechbrain.utils import distributed
 
 from speechbrain_sim.activations import LABELS, MEAN
 from speechbrain_sim.analysis.probes import (
+    best_layer,
     is_written,
     score_probes,
     write_probe_results,
 )
-from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
-from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
+from speechbrain_sim.brains.probe import train_probes
 from speechbrain_sim.config import load_experiment
 from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.data.labels import FRAMES, SEQUENCE, kind_of
 from speechbrain_sim.data.phones import name_phones
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.files import sha256
-from speechbrain_sim.models.load import load_front_end
+from speechbrain_sim.models.format import PROBE, save_parts
+from speechbrain_sim.models.load import load_encoder, save_encoder
 
 PARTS = ("train", "valid", "test")
 
 
 def check(hparams, kind):
     """Raises a ValueError for what cannot be probed."""
-    problem = None
     if hparams["controls"] < 2:
-        problem = (
-            f"--controls is {hparams['controls']}: an interval of the probes "
-            "on shuffled labels needs at least 2."
-        )
+        raise ValueError("--controls: an interval needs at least 2.")
     if isinstance(hparams["layers"], str):
-        problem = f"--layers is a list: '[{hparams['layers']}]', with brackets."
+        layers = hparams["layers"]
+        raise ValueError(f"--layers is a list: '[{layers}]', with brackets.")
     if kind == SEQUENCE:
-        problem = (
-            f"--label {hparams['label']} is of sequences: not for a probe."
+        raise ValueError(
+            f"No linear probe reads a sequence: {hparams['label']}"
         )
-    if is_distributed_initialized():
-        problem = "recipes/probe.py is one process: start it without torchrun."
-    if problem:
-        raise ValueError(problem)
+    if distributed.is_distributed_initialized():
+        raise ValueError("One process probes: start it without torchrun.")
 
 
 def encode(hparams, run_opts, encoder, description, rows):
     """Encodes the parts of the corpus, or finds them encoded."""
-    return {
-        part: encode_manifest(
+    folder = f"{hparams['output_folder']}/activations/{rows}"
+    return [
+        encode_manifest(
             encoder,
             description,
             hparams[f"{part}_csv"],
             hparams["data_folder"],
-            f"{hparams['output_folder']}/activations/{rows}/{part}",
+            f"{folder}/{part}",
             hparams["layers"],
             rows,
             alignment=hparams["alignment"],
             max_seconds=hparams["encoding_seconds"],
-            device=run_opts["device"] or infer_device(),
+            device=run_opts["device"] or distributed.infer_device(),
         )
         for part in PARTS
-    }
-
-
-def progress(counter):
-    """Counts the epochs that are left, with a bar of all."""
-    with tqdm(total=counter.limit, desc="probes", unit="epoch") as bar:
-        bar.update(counter.current)  # of a run that was killed
-        for epoch in range(counter.current + 1, counter.limit + 1):
-            counter.current = epoch
-            yield epoch
-            bar.update()
-
-
-def train(hparams, run_opts, classes, folder, examples, controls):
-    """Trains a probe per layer and seed, and controls; checkpoints in folder."""
-    x = {layer: part.x for layer, part in examples.items()}
-    y = torch.from_numpy(next(iter(examples.values())).y)
-    batches = ProbeBatches(
-        x, y, hparams["seeds"], controls, hparams["batch_size"]
-    )
-    widths = {layer: features.shape[1] for layer, features in x.items()}
-    probes = make_probes(widths, len(classes), batches.names, hparams["bias"])
-    counter = EpochCounter(hparams["number_of_epochs"])
-    checkpointer = AtomicCheckpointer(folder, {"epoch_counter": counter})
-    brain = ProbeBrain(
-        probes, hparams["opt_class"], hparams, run_opts, checkpointer
-    )
-    brain.train_probes(batches, progress(counter))
-    return brain
+    ]
 
 
 def probe(hparams, run_opts):
@@ -121,7 +83,8 @@ def probe(hparams, run_opts):
     check(hparams, kind)
     sb.create_experiment_directory(hparams["output_folder"])
     hparams["prepare"]()
-    encoder, description = load_front_end(hparams["encoder"])
+    encoder, description = load_encoder(hparams["encoder"])
+    layers = hparams["layers"] or encoder.layer_names
     rows = LABELS if kind == FRAMES else MEAN
     about = {
         "label": label,
@@ -133,44 +96,51 @@ def probe(hparams, run_opts):
     }
     if is_written(hparams["output_folder"], **about):
         return
-    layers = hparams["layers"] or encoder.layer_names
-    manifest = Path(hparams["train_csv"])
-    classes = classes_of(manifest, hparams["data_folder"], label, kind)
+    manifest, data_folder = hparams["train_csv"], hparams["data_folder"]
+    classes = classes_of(manifest, data_folder, label, kind)
     stores = encode(hparams, run_opts, encoder, description, rows)
-    units = {layer: stores["train"].statistics(layer) for layer in layers}
+    units = {layer: stores[0].statistics(layer) for layer in layers}
     units = units if hparams["standardize"] else {}
     known, valid, test = (
-        store.examples(label, classes, kind, layers, units)
-        for store in stores.values()
+        store.examples(label, classes, kind, layers, units) for store in stores
     )
     both = {layer: known[layer].join(valid[layer]) for layer in layers}
 
     # checkpoints of the same probes only are resumed
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     checkpoints = Path(hparams["save_folder"], f"probes_{key}")
-    trained = functools.partial(train, hparams, run_opts, classes)
-    # without the validation part, to choose a layer on it
-    chooser = trained(checkpoints / "choosing", known, 0)
-    # with it, to be tested
-    brain = trained(checkpoints / "testing", both, hparams["controls"])
-    seeds = len(hparams["seeds"])
+    options = len(classes), hparams, run_opts
+    # to choose a layer on the validation part
+    chooser = train_probes(known, *options, 0, checkpoints / "choosing")
+    # to be tested
+    brain = train_probes(
+        both, *options, hparams["controls"], checkpoints / "testing"
+    )
     scores = score_probes(
         chooser.predict({layer: part.x for layer, part in valid.items()}),
         valid,
         brain.predict({layer: part.x for layer, part in test.items()}),
         test,
         both[layers[0]].y,
-        seeds,
+        len(hparams["seeds"]),
     )
-    write_probe_results(
-        hparams["output_folder"],
-        scores,
-        brain.trained(seeds, units),
-        classes=len(classes),
-        class_names=name_phones(label, classes, manifest.parent),
-        **about,
-    )
+    probes = brain.trained(len(hparams["seeds"]), units)
+    save(hparams, encoder, probes, scores, classes, about)
     shutil.rmtree(checkpoints)
+
+
+def save(hparams, encoder, probes, scores, classes, about):
+    """Saves the probes beside their encoder, then the results."""
+    folder, label = hparams["output_folder"], about["label"]
+    manifests = Path(hparams["train_csv"]).parent
+    names, best = name_phones(label, classes, manifests), best_layer(scores[0])
+    metadata = {key: about[key] for key in ("label", "kind", "settings")}
+    metadata |= {"classes": names, "layers": scores[0], "best_layer": best}
+    save_encoder(folder, encoder, about["encoder"], hparams["encoder"])
+    part = f"{PROBE}_{label}"
+    save_parts(folder, {part: probes}, {part: metadata})
+    about = {**about, "classes": len(classes), "class_names": names}
+    write_probe_results(folder, scores, **about)
 
 
 def main(argv):

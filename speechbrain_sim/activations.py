@@ -10,7 +10,6 @@ A store is a folder, filled by `speechbrain_sim.extraction.encode_manifest`:
     statistics.npz    mean and standard deviation of each array's channels
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -27,7 +26,7 @@ from speechbrain_sim.data.labels import (
     UTTERANCE,
     labels_of_frames,
 )
-from speechbrain_sim.files import write_json
+from speechbrain_sim.files import read_json, write_json
 from speechbrain_sim.rows import Examples, Rows, StoredArray, moments
 
 logger = get_logger(__name__)
@@ -58,7 +57,7 @@ class ActivationStore:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        described = json.loads((self.folder / "store.json").read_text("utf-8"))
+        described = read_json(self.folder / "store.json")
         #: hashes and settings
         self.made_of = described["made_of"]
         #: layer -> (hop, center), see `Encoder.frame_geometry`
@@ -219,7 +218,7 @@ class ActivationStore:
             found[name] = torch.stack(moments(pieces)).numpy()
         np.savez(self.folder / "statistics.npz", **found)
         path = self.folder / "store.json"
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
         write_json(path, {**content, "complete": True})
 
     def statistics(self, name):

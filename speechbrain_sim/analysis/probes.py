@@ -1,6 +1,5 @@
 """Scores of probes: every number with its uncertainty."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from speechbrain_sim.analysis.intervals import (
     per_utterance,
 )
 from speechbrain_sim.data.batches import classes_of
-from speechbrain_sim.files import machine, write_json
+from speechbrain_sim.files import machine, read_json, write_json
 from speechbrain_sim.report import figures
 
 logger = get_logger(__name__)
@@ -91,8 +90,8 @@ def percent(score):
     )
 
 
-def write_probe_results(folder, scores, probes, **about):
-    """Writes `probe_<label>.json`, `.md` and two `.npz`, and logs the rows.
+def write_probe_results(folder, scores, **about):
+    """Writes `probe_<label>.json`, `.md` and `.npz`, and logs the rows.
 
     Arguments
     ---------
@@ -100,8 +99,6 @@ def write_probe_results(folder, scores, probes, **about):
         Where to.
     scores : (dict, dict)
         From `score_probes`.
-    probes : LayerProbes
-        The probes of all seeds, written to `probe_<label>_weights.npz`.
     **about : json values
         `label`, `kind`, `classes`, `encoder`, `settings`, ...
 
@@ -114,7 +111,6 @@ def write_probe_results(folder, scores, probes, **about):
     layers, outcomes = scores
     stem, best = Path(folder) / f"probe_{about['label']}", best_layer(layers)
     result = {**about, "best_layer": best, "sampled": False, "layers": layers}
-    save_probes(stem, probes)
     np.savez(stem.with_suffix(".npz"), **outcomes)
     table = [
         f"| {about['label']} | test accuracy (%) | chance | shuffled labels |",
@@ -148,17 +144,6 @@ def write_probe_results(folder, scores, probes, **about):
         )
 
 
-def save_probes(stem, probes):
-    """Writes the probes of all seeds to `<stem>_weights.npz`."""
-    weights = {}
-    for layer, linear in probes.probes.items():
-        for name, weight in linear.named_parameters():
-            weights[f"{layer}.{name}"] = weight.detach()
-        for name in ("mean", "std"):
-            weights[f"{layer}.{name}"] = getattr(probes, f"{layer}_{name}")
-    np.savez(f"{stem}_weights.npz", **weights)
-
-
 def is_written(folder, label, **about):
     """Returns whether `write_probe_results` has written the same before.
 
@@ -175,7 +160,7 @@ def is_written(folder, label, **about):
     path = Path(folder) / f"probe_{label}.json"
     if not path.exists():
         return False
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
     same = all(found.get(name) == value for name, value in about.items())
     passed = all(s["control"]["passed"] for s in found["layers"].values())
     if same and passed:
@@ -203,7 +188,7 @@ def read_system(folders, label):
     results, outcomes = [], []
     for folder in folders:
         stem = Path(folder) / f"probe_{label}"
-        results.append(json.loads(stem.with_suffix(".json").read_text("utf-8")))
+        results.append(read_json(stem.with_suffix(".json")))
         outcomes.append(np.load(stem.with_suffix(".npz")))
     for other in outcomes[1:]:
         check_paired(outcomes[0], other)
@@ -246,7 +231,7 @@ def read_examples(folder, label, part, layers=None):
         Not standardized.
     """
     path = Path(folder) / f"probe_{label}.json"
-    found = json.loads(path.read_text("utf-8"))
+    found = read_json(path)
     stores, kind = Path(folder, found["activations"]), found["kind"]
     classes = classes_of(stores / "train/manifest.csv", "", label, kind)
     store = ActivationStore.open(stores / part)

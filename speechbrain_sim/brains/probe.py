@@ -4,8 +4,11 @@ import logging
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.epoch_loop import EpochCounter
 from torch import nn
+from tqdm import tqdm
 
+from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
 from speechbrain_sim.probes import LayerProbes, LinearProbe
 from speechbrain_sim.randomness import keyed_generator
 
@@ -168,22 +171,16 @@ class ProbeBrain(sb.Brain):
 
 
 def make_probes(channels, classes, names, bias):
-    """Makes the probes of each layer, each seeded by its name.
+    """Makes the LinearProbe of each layer, its probes seeded by their names.
 
     Arguments
     ---------
     channels : dict of str to int
         Channels of each layer.
-    classes : int
-        Number of classes.
+    classes, bias :
+        See `LinearProbe`.
     names : list of tuple
         One key per probe, see `ProbeBatches`.
-    bias : bool
-        Whether they have a bias.
-
-    Returns
-    -------
-    dict of str to LinearProbe
     """
     return {
         layer: LinearProbe(
@@ -195,3 +192,49 @@ def make_probes(channels, classes, names, bias):
         )
         for layer, width in channels.items()
     }
+
+
+def train_probes(examples, classes, hparams, run_opts, controls, folder):
+    """Trains a probe per layer and seed, and controls of each layer.
+
+    Arguments
+    ---------
+    examples : dict of str to Examples
+        Of each layer.
+    classes : int
+        Number of classes.
+    hparams, run_opts : dict, RunOptions
+        Of recipes/probe.py.
+    controls : int
+        See `ProbeBatches`.
+    folder : str or Path
+        Of the checkpoints; training resumes from these.
+
+    Returns
+    -------
+    ProbeBrain
+    """
+    x = {layer: part.x for layer, part in examples.items()}
+    y = torch.from_numpy(next(iter(examples.values())).y)
+    batches = ProbeBatches(
+        x, y, hparams["seeds"], controls, hparams["batch_size"]
+    )
+    widths = {layer: features.shape[1] for layer, features in x.items()}
+    probes = make_probes(widths, classes, batches.names, hparams["bias"])
+    counter = EpochCounter(hparams["number_of_epochs"])
+    checkpointer = AtomicCheckpointer(folder, {"epoch_counter": counter})
+    brain = ProbeBrain(
+        probes, hparams["opt_class"], hparams, run_opts, checkpointer
+    )
+    brain.train_probes(batches, _with_bar(counter))
+    return brain
+
+
+def _with_bar(counter):
+    """Counts the epochs that are left, with a bar of all."""
+    with tqdm(total=counter.limit, desc="probes", unit="epoch") as bar:
+        bar.update(counter.current)  # of a run that was killed
+        for epoch in range(counter.current + 1, counter.limit + 1):
+            counter.current = epoch
+            yield epoch
+            bar.update()

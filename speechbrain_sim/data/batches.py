@@ -68,6 +68,19 @@ class KeyedCrop:
         return start, start + self.samples
 
 
+def _open(manifest, data_folder, label):
+    """Reads a manifest; raises a ValueError if it has no such column."""
+    dataset = DynamicItemDataset.from_csv(
+        manifest, replacements={"data_root": data_folder}
+    )
+    columns = next(iter(dataset.data.values()))
+    if label is not None and label not in columns:
+        raise ValueError(
+            f"{manifest} has no column '{label}'; it has {', '.join(columns)}."
+        )
+    return dataset
+
+
 def make_dataset(
     manifest, data_folder, crop=None, label=None, classes=None, kind=UTTERANCE
 ):
@@ -102,9 +115,9 @@ def make_dataset(
         If the manifest has no such column, a label that is not among the
         classes, or no label at all; or if a sequence would be cropped.
     """
-    dataset = DynamicItemDataset.from_csv(
-        manifest, replacements={"data_root": data_folder}
-    )
+    if kind == SEQUENCE and crop:
+        raise ValueError(f"A crop has a part of the '{label}', but which?")
+    dataset = _open(manifest, data_folder, label)
 
     def place(item, num_samples):
         length = int(num_samples)
@@ -116,15 +129,10 @@ def make_dataset(
         return read_audio(wav, *place(item, num_samples))
 
     dataset.add_dynamic_item(read)
-    if label is None:
-        dataset.set_output_keys(["id", "sig"])
-        return dataset
-    if kind == SEQUENCE and crop:
-        raise ValueError(f"A crop has a part of the '{label}', but which?")
-    check_column(dataset, manifest, label)
-    dataset.data_ids = _labelled(dataset, manifest, label, classes, kind)
-    _add_target(dataset, label, classes, kind, place)
-    dataset.set_output_keys(["id", "sig", "target"])
+    dataset.set_output_keys(["id", "sig"] + ["target"] * (label is not None))
+    if label is not None:
+        dataset.data_ids = _labelled(dataset, manifest, label, classes, kind)
+        _add_target(dataset, label, classes, kind, place)
     return dataset
 
 
@@ -222,15 +230,6 @@ def _labelled(dataset, manifest, label, classes, kind):
     return known
 
 
-def check_column(dataset, manifest, label):
-    """Raises a ValueError if a manifest's dataset has no such column."""
-    columns = next(iter(dataset.data.values()))
-    if label not in columns:
-        raise ValueError(
-            f"{manifest} has no column '{label}'; it has {', '.join(columns)}."
-        )
-
-
 def classes_of(manifest, data_folder, label, kind=UTTERANCE):
     """Lists the classes of a label.
 
@@ -246,11 +245,7 @@ def classes_of(manifest, data_folder, label, kind=UTTERANCE):
     list of str
         Sorted; those of frames are numbers, from 0 to the largest.
     """
-    dataset = DynamicItemDataset.from_csv(
-        manifest, replacements={"data_root": data_folder}
-    )
-    check_column(dataset, manifest, label)
-    found = set()
+    dataset, found = _open(manifest, data_folder, label), set()
     for row in dataset.data.values():
         found.update(_tokens(row[label], kind))
     if kind == FRAMES:
