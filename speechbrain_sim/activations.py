@@ -39,7 +39,7 @@ LOG_VAR = ".log_var"
 #: largest number that half precision holds, with some room
 LARGEST_HALF = 60000
 #: values read at once, to compute statistics
-PIECE = 2**20
+PIECE = 2**18
 
 
 class ActivationStore:
