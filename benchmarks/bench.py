@@ -64,6 +64,7 @@ GROUPS = {
     "features": (lambda _: extraction.speed(), {}),
     "streaming": (lambda minutes: extraction.streaming(minutes), GIVE_BACK),
     "probes": (lambda _: extraction.probes(), {}),
+    "drawing": (lambda _: extraction.drawing(), GIVE_BACK),
     "loading": (lambda _: extraction.loading(), {}),
     "delta": (lambda _: analysis.delta(), {}),
 }

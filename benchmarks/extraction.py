@@ -1,8 +1,11 @@
-"""Features: speed, memory over length, probes, data loading."""
+"""Features: speed, memory over length, probes, stores, data loading."""
 
+import resource
 import tempfile
 import time
 from functools import partial
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -14,6 +17,7 @@ from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from benchmarks.measure import (
+    _status,
     in_turn,
     memory_row,
     peak_memory,
@@ -21,6 +25,7 @@ from benchmarks.measure import (
     time_row,
 )
 from benchmarks.systems import Ours, make_batch
+from speechbrain_sim.activations import ALL, FORMAT, ActivationStore
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.batches import KeyedCrop, make_dataset
@@ -193,6 +198,75 @@ def probes(utterances=192, epochs=5):
             )
         )
     return rows
+
+
+def _draw(folder, limit, batches, batch_size=4096):
+    """Frames per second of random batches, in a process of its own.
+
+    With a limit, in bytes, from disk: beyond what the process has, it gets no
+    more memory than that. Without one, from memory.
+    """
+    rows = ActivationStore(folder)["context"]
+    if limit:
+        limit += _status("VmData")
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        try:
+            rows[:]
+        except MemoryError:
+            draws = rows.random_batches(batch_size)
+        else:
+            raise RuntimeError("The limit does not bind: the store fits in it.")
+    else:
+        x = rows[:]
+        draws = (x[at] for at in torch.randperm(len(x)).split(batch_size))
+    next(draws)
+    started = time.perf_counter()
+    drawn = sum(len(batch) for batch in islice(draws, batches))
+    return drawn / (time.perf_counter() - started)
+
+
+def drawing(utterances=400, frames=2500, channels=256, repetitions=3):
+    """Random frames of a store that does not fit in memory, against memory."""
+    noise = np.random.default_rng(0).standard_normal((frames, channels))
+    size = 2 * utterances * frames * channels
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        get_context("spawn").Pool(1, maxtasksperchild=1) as pool,
+    ):
+        manifest = Path(folder, "manifest.csv")
+        manifest.write_text("ID\n", encoding="utf-8")
+        store = ActivationStore.create(
+            Path(folder, "store"),
+            {"format": FORMAT, "rows": ALL},
+            manifest,
+            {str(name): str(name) for name in range(utterances)},
+            {"context": ((160, 20.0), [frames] * utterances)},
+            {"context": noise},
+        )
+        for position in range(utterances):
+            store.write(position, {"context": noise})
+        store.flush()
+        rates = [
+            [
+                pool.apply(_draw, (store.folder, limit, 100))
+                for limit in (size // 10, None)
+            ]
+            for _ in range(repetitions)
+        ]
+    disk, memory = (median(side) for side in zip(*rates, strict=True))
+    return [
+        row(
+            "Random frames of a store of ten times the memory: speed, against "
+            "memory",
+            f"Random frames of a store of {size / 1e9:.1f} GB, in "
+            f"{size / 1e7:.0f} MB",
+            "frames/s",
+            disk,
+            memory,
+            disk / memory,
+            "≥ 0.1",
+        )
+    ]
 
 
 def loading(files=96, epochs=3):

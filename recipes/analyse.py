@@ -18,17 +18,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import decode
-import numpy as np
 import probe
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import infer_device, run_on_main
 
-from speechbrain_sim.activations import read_features
 from speechbrain_sim.analysis import latents, measures, story
 from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.listening import explore
-from speechbrain_sim.analysis.probes import read_system
+from speechbrain_sim.analysis.probes import read_examples, read_system
 from speechbrain_sim.config import (
     as_arguments,
     load_experiment,
@@ -42,6 +40,7 @@ from speechbrain_sim.files import (
     versions,
     write_json,
 )
+from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
 from speechbrain_sim.report.page import Section, write_page
 
@@ -133,12 +132,13 @@ def train_probes(hparams, run_options, name, layers):
     )
     path = Path(folder, f"probe_{label}.json")
     found = json.loads(path.read_text(encoding="utf-8"))
-    weights = np.load(f"{folder}/probe_{label}_weights.npz")
+    parts, _ = load_parts(folder, [f"probe_{label}"])
+    trained = parts[f"probe_{label}"].probes
     return Probes(
         path,
         found["layers"],
         [f"{label} {name}" for name in found["class_names"]],
-        {layer: weights[f"{layer}.weight"] for layer in layers},
+        {layer: trained[layer].weight.numpy() for layer in layers},
     )
 
 
@@ -147,9 +147,8 @@ def weigh(system, probes, label):
     if probes is None:
         reason = "No label to probe for (--weights_label)."
         return {layer: {"gap": reason} for layer in system.latents}
-    folder = probes.path.parent / f"features/{label}"
     *known, test = (
-        read_features(folder / part, list(system.latents))
+        read_examples(probes.path.parent, label, part, list(system.latents))
         for part in ("train", "valid", "test")
     )
     return measures.measure_weights(

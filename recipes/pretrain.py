@@ -16,28 +16,30 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.config import MAY_CHANGE, load_experiment
 from speechbrain_sim.data.batches import classes_of
+from speechbrain_sim.data.labels import FRAMES, UTTERANCE, kind_of
 from speechbrain_sim.files import versions
 from speechbrain_sim.models.format import ENCODER, save_parts
 
 
 def check_label(hparams):
-    """Returns the classes of a supervised run; None without a label."""
+    """Returns the classes of a supervised run, and what they are of."""
     label = hparams["label"]
     if label is None:
-        return None
-    classes = classes_of(hparams["train_csv"], hparams["data_folder"], label)
+        return None, UTTERANCE
+    kind = kind_of(label, hparams["label_kinds"])
+    manifest, data_folder = hparams["train_csv"], hparams["data_folder"]
+    classes = classes_of(manifest, data_folder, label, kind)
     if len(classes) > hparams["classes"]:
         raise ValueError(
             f"{hparams['train_csv']} has {len(classes)} classes of "
             f"'{label}', but --classes is {hparams['classes']}."
         )
-    kind = hparams["label_kinds"].get(label, "utterance")
-    if hparams["per_frame"] != (kind == "frames"):
+    if hparams["per_frame"] != {FRAMES: True, UTTERANCE: False}.get(kind):
         raise ValueError(
             f"--per_frame is {hparams['per_frame']} for the label '{label}', "
-            f"of the kind {kind}: it is True for the kind frames only."
+            f"of the kind {kind}: it is True for frames, False for utterances."
         )
-    return classes
+    return classes, kind
 
 
 def pretrain(hparams, run_opts):
@@ -52,7 +54,7 @@ def pretrain(hparams, run_opts):
         checkpointer=hparams["checkpointer"],
     )
     if set(brain.frozen) < set(brain.modules):
-        brain.fit_manifests(hparams["label"], check_label(hparams))
+        brain.fit_manifests(hparams["label"], *check_label(hparams))
     elif if_main_process():  # a random encoder
         training = {"epochs": 0, "seed": hparams["seed"]}
         training |= {"versions": versions(), **hparams["about"]}

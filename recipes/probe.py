@@ -1,17 +1,17 @@
-"""Asks what a linear layer reads from a frozen encoder, layer by layer.
+"""Measures what a linear layer reads from a frozen encoder, layer by layer.
 
     python recipes/probe.py hparams/Synthetic/probe.yaml \
         --encoder results/Synthetic/sim_1 --label phones
 
-Features are computed once and stay on disk. Probes of all layers and seeds, and
-controls with shuffled labels, are trained side by side. The best layer is chosen
-on the validation part; every layer is then trained on all training data and
-tested. Started again after a kill, it goes on.
+Activations are computed once and stay on disk, for all labels of utterances
+together. Probes of all layers and seeds, and controls with shuffled labels, are
+trained side by side. The best layer is chosen on the validation part; every
+layer is then trained on all training data and tested. Started again after a
+kill, it resumes.
 
 To read the code, begin at the bottom.
 """
 
-import functools
 import hashlib
 import json
 import shutil
@@ -19,176 +19,128 @@ import sys
 from pathlib import Path
 
 import speechbrain as sb
-import torch
-from speechbrain.utils.distributed import run_on_main
-from speechbrain.utils.epoch_loop import EpochCounter
-from tqdm import tqdm
+from speechbrain.utils import distributed
 
-from speechbrain_sim.activations import Examples, compute_features, moments
+from speechbrain_sim.activations import LABELS, MEAN
 from speechbrain_sim.analysis.probes import (
+    best_layer,
     is_written,
     score_probes,
     write_probe_results,
 )
-from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
-from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
+from speechbrain_sim.brains.probe import train_probes
 from speechbrain_sim.config import load_experiment
 from speechbrain_sim.data.batches import classes_of
+from speechbrain_sim.data.labels import FRAMES, SEQUENCE, kind_of
 from speechbrain_sim.data.phones import name_phones
+from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.files import sha256
-from speechbrain_sim.models.load import load_encoder
+from speechbrain_sim.models.format import PROBE, save_parts
+from speechbrain_sim.models.load import load_encoder, save_encoder
 
 PARTS = ("train", "valid", "test")
 
 
-def load_features(hparams, run_opts, front_end, description):
-    """Computes or finds the features of the three parts."""
-    layers = hparams["layers"] or front_end.layer_names
-    label, data_folder = hparams["label"], hparams["data_folder"]
-    classes = classes_of(hparams["train_csv"], data_folder, label)
-    parts = {
-        part: compute_features(
-            front_end,
+def check(hparams, kind):
+    """Raises a ValueError for what cannot be probed."""
+    if hparams["controls"] < 2:
+        raise ValueError("--controls: an interval needs at least 2.")
+    if isinstance(hparams["layers"], str):
+        layers = hparams["layers"]
+        raise ValueError(f"--layers is a list: '[{layers}]', with brackets.")
+    if kind == SEQUENCE:
+        raise ValueError(
+            f"No linear probe reads a sequence: {hparams['label']}"
+        )
+    if distributed.is_distributed_initialized():
+        raise ValueError("One process probes: start it without torchrun.")
+
+
+def encode(hparams, run_opts, encoder, description, rows):
+    """Encodes the parts of the corpus, or finds them encoded."""
+    folder = f"{hparams['output_folder']}/activations/{rows}"
+    return [
+        encode_manifest(
+            encoder,
             description,
             hparams[f"{part}_csv"],
-            data_folder,
-            label,
-            classes,
-            layers,
-            f"{hparams['output_folder']}/features/{label}/{part}",
-            hparams["encoding_seconds"],
-            run_opts["device"] or sb.utils.distributed.infer_device(),
-            hparams["alignment"],
+            hparams["data_folder"],
+            f"{folder}/{part}",
+            hparams["layers"],
+            rows,
+            alignment=hparams["alignment"],
+            max_seconds=hparams["encoding_seconds"],
+            device=run_opts["device"] or distributed.infer_device(),
         )
         for part in PARTS
-    }
-    return parts, classes
-
-
-def as_examples(parts, standardize):
-    """Opens features to draw from: {part: {layer: x}}, {part: y}, and units.
-
-    A part more, "both", is training and validation part together.
-    """
-    x = {part: {} for part in (*PARTS, "both")}
-    units = {}
-    for layer, train in parts["train"].items():
-        mean, std = None, None
-        if standardize:  # in the training part's units
-            mean, std = moments(Examples([train.x]))
-            units.update({f"{layer}.mean": mean, f"{layer}.std": std})
-        stored = {part: [features[layer].x] for part, features in parts.items()}
-        stored["both"] = stored["train"] + stored["valid"]
-        for part, arrays in stored.items():
-            x[part][layer] = Examples(arrays, mean, std)
-    any_layer = next(iter(x["train"]))
-    y = {p: torch.from_numpy(f[any_layer].y) for p, f in parts.items()}
-    y["both"] = torch.cat([y["train"], y["valid"]])
-    return x, y, units
-
-
-def trained_weights(brain, seeds):
-    """Returns the weights of the real probes, the controls' left out."""
-    return {
-        f"{layer}.{name}": weight[:seeds].detach().cpu()
-        for layer, probe in brain.modules.items()
-        for name, weight in probe.named_parameters()
-    }
-
-
-def progress(counter):
-    """Goes through the epochs that are left, with a bar of all."""
-    with tqdm(total=counter.limit, desc="probes", unit="epoch") as bar:
-        bar.update(counter.current)  # of a run that was killed
-        for epoch in range(counter.current + 1, counter.limit + 1):
-            counter.current = epoch
-            yield epoch
-            bar.update()
-
-
-def train_probes(hparams, run_opts, x, y, classes, controls, folder):
-    """Trains one probe per layer and seed, and the controls of each layer.
-
-    Checkpoints go to a folder.
-    """
-    batches = ProbeBatches(
-        x, y, hparams["seeds"], controls, hparams["batch_size"]
-    )
-    probes = make_probes(
-        {layer: features.shape[1] for layer, features in x.items()},
-        len(classes),
-        batches.names,
-        hparams["bias"],
-    )
-    counter = EpochCounter(hparams["number_of_epochs"])
-    checkpointer = AtomicCheckpointer(folder, {"epoch_counter": counter})
-    brain = ProbeBrain(
-        probes, hparams["opt_class"], hparams, run_opts, checkpointer
-    )
-    brain.train_probes(batches, progress(counter))
-    return brain
+    ]
 
 
 def probe(hparams, run_opts):
-    """Computes features, trains the probes and writes the results."""
-    if hparams["controls"] < 2:
-        raise ValueError(
-            f"--controls is {hparams['controls']}: an interval of the probes "
-            "on shuffled labels needs at least 2."
-        )
-    if isinstance(hparams["layers"], str):
-        raise ValueError(
-            f"--layers is a list: '[{hparams['layers']}]', with brackets."
-        )
+    """Encodes the corpus, trains the probes and writes the results."""
+    label = hparams["label"]
+    kind = kind_of(label, hparams["label_kinds"])
+    check(hparams, kind)
     sb.create_experiment_directory(hparams["output_folder"])
-    run_on_main(hparams["prepare"])
-    front_end, description = load_encoder(hparams["encoder"])
+    hparams["prepare"]()
+    encoder, description = load_encoder(hparams["encoder"])
+    layers = hparams["layers"] or encoder.layer_names
+    rows = LABELS if kind == FRAMES else MEAN
     about = {
-        "label": hparams["label"],
+        "label": label,
+        "kind": kind,
+        "activations": f"activations/{rows}",
         "encoder": description,
         "settings": {key: hparams[key] for key in hparams["settings"]},
         "manifests": {p: sha256(hparams[f"{p}_csv"]) for p in PARTS},
     }
     if is_written(hparams["output_folder"], **about):
         return
-    parts, classes = load_features(hparams, run_opts, front_end, description)
-    x, y, units = as_examples(parts, hparams["standardize"])
+    manifest, data_folder = hparams["train_csv"], hparams["data_folder"]
+    classes = classes_of(manifest, data_folder, label, kind)
+    stores = encode(hparams, run_opts, encoder, description, rows)
+    units = {layer: stores[0].statistics(layer) for layer in layers}
+    units = units if hparams["standardize"] else {}
+    known, valid, test = (
+        store.examples(label, classes, kind, layers, units) for store in stores
+    )
+    both = {layer: known[layer].join(valid[layer]) for layer in layers}
 
-    # checkpoints of the same probes only are gone on with
+    # checkpoints of the same probes only are resumed
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     checkpoints = Path(hparams["save_folder"], f"probes_{key}")
-    train = functools.partial(train_probes, hparams, run_opts)
-    # on the training part, to choose a layer on the validation part
-    chooser = train(
-        x["train"], y["train"], classes, 0, checkpoints / "choosing"
-    )
-    # on both, to be tested
-    brain = train(
-        x["both"],
-        y["both"],
-        classes,
-        hparams["controls"],
-        checkpoints / "testing",
+    options = len(classes), hparams, run_opts
+    # to choose a layer on the validation part
+    chooser = train_probes(known, *options, 0, checkpoints / "choosing")
+    # to be tested
+    brain = train_probes(
+        both, *options, hparams["controls"], checkpoints / "testing"
     )
     scores = score_probes(
-        chooser.predict(x["valid"]),
-        y["valid"].numpy(),
-        brain.predict(x["test"]),
-        parts["test"],
-        y["both"].numpy(),
+        chooser.predict({layer: part.x for layer, part in valid.items()}),
+        valid,
+        brain.predict({layer: part.x for layer, part in test.items()}),
+        test,
+        both[layers[0]].y,
         len(hparams["seeds"]),
     )
-    write_probe_results(
-        hparams["output_folder"],
-        scores,
-        {**trained_weights(brain, len(hparams["seeds"])), **units},
-        classes=len(classes),
-        class_names=name_phones(
-            hparams["label"], classes, hparams["save_folder"]
-        ),
-        **about,
-    )
+    probes = brain.trained(len(hparams["seeds"]), units)
+    save(hparams, encoder, probes, scores, classes, about)
     shutil.rmtree(checkpoints)
+
+
+def save(hparams, encoder, probes, scores, classes, about):
+    """Saves the probes beside their encoder, then the results."""
+    folder, label = hparams["output_folder"], about["label"]
+    manifests = Path(hparams["train_csv"]).parent
+    names, best = name_phones(label, classes, manifests), best_layer(scores[0])
+    metadata = {key: about[key] for key in ("label", "kind", "settings")}
+    metadata |= {"classes": names, "layers": scores[0], "best_layer": best}
+    save_encoder(folder, encoder, about["encoder"], hparams["encoder"])
+    part = f"{PROBE}_{label}"
+    save_parts(folder, {part: probes}, {part: metadata})
+    about = {**about, "classes": len(classes), "class_names": names}
+    write_probe_results(folder, scores, **about)
 
 
 def main(argv):

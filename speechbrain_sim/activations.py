@@ -1,453 +1,346 @@
-"""Features of a frozen front end, computed once and kept on disk."""
+"""What a frozen encoder computes over a manifest, kept on disk.
 
-import json
+A store is a folder, filled by `speechbrain_sim.extraction.encode_manifest`:
+
+    store.json        what it was made of, its layers, whether it is complete
+    manifest.csv      a copy of the manifest: its utterances and their labels
+    index.npz         utterances, first rows, units of half precision
+    done.npy          a flag per utterance
+    <array>.npy       (rows, channels); arrays are <layer>, <layer>.log_var
+    statistics.npz    mean and standard deviation of each array's channels
+"""
+
 import os
 import shutil
-import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from speechbrain.dataio.dataloader import make_dataloader
-from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
 from speechbrain_sim.data.batches import make_dataset
-from speechbrain_sim.data.labels import frames_of_labels, num_labels
-from speechbrain_sim.encoders.base import (
-    masked_mean,
+from speechbrain_sim.data.labels import (
+    FRAMES,
+    NO_LABEL,
+    SEQUENCE,
+    UTTERANCE,
+    labels_of_frames,
 )
-from speechbrain_sim.files import sha256, write_json
+from speechbrain_sim.files import read_json, write_json
+from speechbrain_sim.rows import Examples, Rows, StoredArray, moments
 
 logger = get_logger(__name__)
 
-
-#: of lengths, within which utterances are batched
-BUCKETS = 20
-
-
-#: between two records of how far encoding has come
-SAVE_SECONDS = 30
-
-
+FORMAT = 1
+#: rows that a store may have of each layer, see `encode_manifest`
+KEPT = ALL, MEAN, LABELS = "all", "mean", "labels"
+#: what follows a layer in the name of the array of its log-variances
+LOG_VAR = ".log_var"
 #: largest number that half precision holds, with some room
 LARGEST_HALF = 60000
+#: values read at once, to compute statistics
+PIECE = 2**18
 
 
-class Features(NamedTuple):
-    """Examples for a probe.
+class ActivationStore:
+    """Means (and log-variances) of chosen layers over a manifest, on disk.
 
-    Arguments
-    ---------
-    x : numpy.ndarray or HalfFeatures
-        (examples, channels), float32.
-    y : numpy.ndarray
-        Class of each example, int64.
-    utterance : numpy.ndarray
-        Index into `ids` of each example, int64.
-    ids : list of str
-        What is resampled for an interval: utterances, or, where the manifest
-        has a column `recording`, the recordings they were cut from.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    utterance: np.ndarray
-    ids: list
-
-
-class HalfFeatures:
-    """Features on disk in half precision, read as float32.
-
-    Row i is `offset + scale * stored[i]`: without its offset, a feature that
-    varies little around a large mean, as an untrained encoder's do, would be
-    rounded away.
+    `store[layer]` and `store["<layer>.log_var"]` are `Rows`. Several processes
+    may write into one store, each other utterances; what was flushed survives
+    a kill.
 
     Arguments
     ---------
-    stored : numpy.ndarray
-        (examples, channels), float16.
-    offset, scale : numpy.ndarray
-        (channels,), float32.
-
-    Example
-    -------
-    >>> stored = np.ones((3, 2), np.float16)
-    >>> x = HalfFeatures(stored, np.float32([5, 6]), np.float32(0.25))
-    >>> x.shape, x[1:].tolist()
-    ((3, 2), [[5.25, 6.25], [5.25, 6.25]])
-    """
-
-    def __init__(self, stored, offset, scale):
-        self.stored, self.offset, self.scale = stored, offset, scale
-        self.shape = stored.shape
-
-    def __len__(self):
-        return len(self.stored)
-
-    def __getitem__(self, rows):
-        stored = np.asarray(self.stored[rows], np.float32)
-        return self.offset + self.scale * stored
-
-    def __array__(self, dtype=None, copy=None):
-        return np.asarray(self[:], dtype)
-
-
-class Examples:
-    """Rows of one or several parts, read from disk as they are asked for.
-
-    Arguments
-    ---------
-    parts : list of numpy.ndarray or HalfFeatures
-        (examples, channels) each; counted through.
-    mean, std : torch.Tensor, optional
-        (channels,). Rows are given in these units.
-
-    Example
-    -------
-    >>> x = Examples([np.zeros((2, 3)), np.ones((4, 3))])
-    >>> x.shape, x[torch.tensor([[1, 2]])].tolist()
-    ((6, 3), [[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]])
-    """
-
-    def __init__(self, parts, mean=None, std=None):
-        self.parts, self.mean, self.std = parts, mean, std
-        self.bounds = np.cumsum([0, *map(len, parts)])
-        self.shape = (int(self.bounds[-1]), parts[0].shape[1])
-
-    def __len__(self):
-        return self.shape[0]
-
-    def __getitem__(self, chosen):
-        rows = chosen.flatten().numpy()
-        x = np.empty((len(rows), self.shape[1]), np.float32)
-        for number, part in enumerate(self.parts):
-            first, last = self.bounds[number : number + 2]
-            here = (rows >= first) & (rows < last)
-            x[here] = part[rows[here] - first]
-        x = torch.from_numpy(x).unflatten(0, chosen.shape)
-        return x if self.mean is None else (x - self.mean) / self.std
-
-    def split(self, size):
-        """Yields all rows in order, so many at a time."""
-        for rows in torch.arange(len(self)).split(size):
-            yield self[rows]
-
-
-def moments(x, chunk=65536):
-    """Mean and deviation of every channel, in one pass.
-
-    Arguments
-    ---------
-    x : Examples
-        Features.
-    chunk : int
-        Examples at once.
-
-    Returns
-    -------
-    mean, std : (torch.Tensor, torch.Tensor)
-        (channels,), float32; a channel that does not vary has deviation 1.
-
-    Example
-    -------
-    >>> moments(Examples([np.array([[1.0, 5.0], [3.0, 5.0]])]))
-    (tensor([2., 5.]), tensor([1.4142, 1.0000]))
-    """
-    count, mean, squares = 0, 0.0, 0.0
-    for part in x.split(chunk):
-        part = part.double()
-        shift = part.mean(0) - mean
-        total = count + len(part)
-        squares = squares + (part - part.mean(0)).square().sum(0)
-        squares = squares + shift.square() * (count * len(part) / total)
-        mean = mean + shift * (len(part) / total)
-        count = total
-    std = (squares / max(1, count - 1)).sqrt().float()
-    return mean.float(), std.where(std > 0, 1)
-
-
-def compute_features(
-    front_end,
-    description,
-    manifest,
-    data_folder,
-    label,
-    classes,
-    layers,
-    folder,
-    max_seconds=120.0,
-    device="cpu",
-    alignment="centre",
-):
-    """Encodes a manifest once, goes on with it, or finds that it was done.
-
-    Utterance labels: one example each, the mean over time, in float32. Phones:
-    one example per label, its frame of the whole utterance, in half precision.
-    Always means of posteriors.
-
-    Arguments
-    ---------
-    front_end, description : nn.Module, dict
-        From `load_encoder`.
-    manifest, data_folder : str
-        A csv from `speechbrain_sim.data`, and its `$data_root`.
-    label : str
-        A column of the manifest.
-    classes : list of str
-        The classes, from `speechbrain_sim.data.batches.classes_of`.
-    layers : list of str
-        Layers to keep.
     folder : str or Path
-        The cache: `<layer>.npy`, `labels.npz` and, last, `features.json`.
-    max_seconds : float
-        Audio encoded at once, with its padding; utterances of like lengths are
-        put together. Longer ones are encoded alone.
-    device : str
-        Where.
-    alignment : str
-        Which frame a phone's label belongs to, see `frames_of_labels`.
-
-    Returns
-    -------
-    dict of str to Features
-
-    Raises
-    ------
-    ValueError
-        If a label is not among the classes, or no utterance has a label.
-    OSError
-        If the disk is too small.
+        A store, complete or not; `open` refuses an incomplete one.
     """
-    folder = Path(folder)
-    made_of = {
-        "front_end": description["sha256"],
-        "manifest": sha256(manifest),
-        "label": label,
-        "classes": list(classes),
-        "sampled": False,
-        "alignment": alignment if label == "phones" else None,
-    }
-    done = folder / "features.json"
-    known = json.loads(done.read_text()) if done.exists() else {}
-    if {**known, "layers": None} != {**made_of, "layers": None} or (
-        not set(layers) <= set(known["layers"])
-    ):
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        described = read_json(self.folder / "store.json")
+        #: hashes and settings
+        self.made_of = described["made_of"]
+        #: layer -> (hop, center), see `Encoder.frame_geometry`
+        self.layers = described["layers"]
+        self.arrays, self.complete = described["arrays"], described["complete"]
+        self._index = dict(np.load(self.folder / "index.npz"))
+        self.ids = self._index["ids"].tolist()
+        self.recordings = self._index["recordings"].tolist()
+        self._written = []
+
+    @classmethod
+    def open(cls, folder, complete=True, **made_of):
+        """Opens a store.
+
+        Arguments
+        ---------
+        folder : str or Path
+            From `encode_manifest`.
+        complete : bool
+            Whether it has to be complete.
+        **made_of : json values
+            What it has to be made of: `encoder`, `manifest`, `rows`, ...
+
+        Returns
+        -------
+        ActivationStore
+
+        Raises
+        ------
+        ValueError
+            If it is incomplete, or made of something else.
+        """
+        store = cls(folder)
+        made_of = {"format": FORMAT, **made_of}
+        wrong = [k for k, v in made_of.items() if store.made_of[k] != v]
+        if wrong or (complete and not store.complete):
+            problem = f"of another {wrong[0]}" if wrong else "not complete"
+            raise ValueError(f"{folder} is {problem}: encode the manifest.")
+        return store
+
+    @classmethod
+    def create(cls, folder, made_of, manifest, recordings, layers, sample):
+        """Makes an empty store, in place of what the folder held.
+
+        Arguments
+        ---------
+        folder, made_of, manifest :
+            Where, hashes and settings, and a csv that is copied.
+        recordings : dict of str to str
+            Utterance to recording, in the order of the rows.
+        layers : dict of str to ((int, float), list of int)
+            `Encoder.frame_geometry`, and the rows of each utterance.
+        sample : dict of str to numpy.ndarray
+            Some rows of each array: half precision is relative to these.
+
+        Returns
+        -------
+        ActivationStore
+
+        Raises
+        ------
+        OSError
+            If the disk is too small.
+        """
+        folder, half = Path(folder), made_of["rows"] != MEAN
         folder.mkdir(parents=True, exist_ok=True)
-        done.unlink(missing_ok=True)
-        dataset = make_dataset(
-            manifest, data_folder, label=label, classes=classes
-        ).filtered_sorted(sort_key="duration")
-        _encode(
-            front_end.to(device),
-            dataset,
-            layers,
-            folder,
-            max_seconds,
-            device,
-            made_of,
-        )
-        write_json(done, {**made_of, "layers": list(layers)})
-    return read_features(folder, layers)
-
-
-def read_features(folder, layers):
-    """Opens what `compute_features` left in its cache.
-
-    Arguments
-    ---------
-    folder, layers :
-        See `compute_features`.
-
-    Returns
-    -------
-    dict of str to Features
-    """
-    labels = np.load(Path(folder, "labels.npz"))
-    return {
-        layer: Features(
-            _open_stored(Path(folder, f"{layer}.npy")),
-            labels["y"],
-            labels["utterance"],
-            labels["ids"].tolist(),
-        )
-        for layer in layers
-    }
-
-
-def _open_stored(path):
-    stored = np.load(path, mmap_mode="r")
-    if stored.dtype != np.float16:
-        return stored
-    units = np.load(path.with_suffix(".units.npz"))
-    return HalfFeatures(stored, units["offset"], units["scale"])
-
-
-class _Store:
-    """Writes the features of one layer, anywhere; whole once it is closed."""
-
-    def __init__(self, path):
-        self.path, self.partial = path, path.with_suffix(".part.npy")
-        self.units = path.with_suffix(".units.npz")
-
-    def create(self, first, total, half):
-        """Makes the file; half precision is relative to the first batch."""
-        if half:
-            scale = first.std(0)
-            # a channel that is quiet in the first batch may be loud later
+        (folder / "store.json").unlink(missing_ok=True)
+        for old in folder.glob("*.np[yz]"):
+            old.unlink()
+        index = {"ids": list(recordings), "recordings": [*recordings.values()]}
+        for layer, (_, counts) in layers.items():
+            index[f"first.{layer}"] = np.cumsum([0, *counts])
+        for name, x in sample.items() if half else ():
+            scale = x.std(0)
+            # a channel that is quiet in the sample may be loud later
             scale = np.maximum(scale, 1e-3 * scale.max()) + (not scale.any())
-            np.savez(self.units, offset=first.mean(0), scale=scale)
-        np.lib.format.open_memmap(
-            self.partial,
-            mode="w+",
-            dtype=np.float16 if half else np.float32,
-            shape=(total, first.shape[1]),
+            index |= {f"offset.{name}": x.mean(0), f"scale.{name}": scale}
+        shapes = {
+            name: (int(index[f"first.{layer_of(name)}"][-1]), x.shape[1])
+            for name, x in sample.items()
+        }
+        dtype = np.dtype(np.float16 if half else np.float32)
+        _check_disk(
+            folder, [dtype.itemsize * np.prod(s) for s in shapes.values()]
+        )
+        for name, shape in shapes.items():
+            np.lib.format.open_memmap(
+                folder / f"{name}.npy", "w+", dtype, shape
+            )
+        np.savez(folder / "index.npz", **index)
+        np.save(folder / "done.npy", np.zeros(len(recordings), bool))
+        shutil.copyfile(manifest, folder / "manifest.csv")
+        content = {"made_of": made_of, "complete": False, "arrays": [*shapes]}
+        content["layers"] = {n: place for n, (place, _) in layers.items()}
+        write_json(folder / "store.json", content)
+        return cls(folder)
+
+    @property
+    def done(self):
+        """Whether each utterance is written, as of now: (utterances,), bool."""
+        return np.load(self.folder / "done.npy")
+
+    def write(self, position, values):
+        """Writes the rows of one utterance; `flush` marks it as done.
+
+        Arguments
+        ---------
+        position : int
+            Of the utterance in `ids`.
+        values : dict of str to numpy.ndarray
+            Of each array, (rows, channels).
+
+        Raises
+        ------
+        ValueError
+            If there are not as many rows as the index has.
+        """
+        for name, x in values.items():
+            array = self._array(name)
+            first, end = array.first[position : position + 2]
+            if len(x) != end - first:
+                raise ValueError(
+                    f"{self.ids[position]} has {len(x)} rows of {name}, but "
+                    f"{end - first} by the manifest: prepare the data again."
+                )
+            if array.offset is not None:
+                x = (x - array.offset) / array.scale
+                x = x.clip(-LARGEST_HALF, LARGEST_HALF)
+            _overwrite(self.folder / f"{name}.npy", first, x)
+        self._written.append(position)
+
+    def flush(self):
+        """Marks what was written as done, once it is on the disk."""
+        for name in self.arrays:
+            with open(self.folder / f"{name}.npy", "r+b") as file:
+                os.fsync(file)
+        for position in self._written:
+            _overwrite(self.folder / "done.npy", position, True)
+        self._written = []
+
+    def finish(self):
+        """Completes the store, with the statistics of its arrays.
+
+        Raises
+        ------
+        ValueError
+            If an utterance is missing.
+        """
+        missing = int((~self.done).sum())
+        if missing:
+            raise ValueError(f"{self.folder} lacks {missing} utterances.")
+        found = {}
+        for name in self.arrays:
+            rows, channels = self[name].shape
+            step = max(1, PIECE // channels)
+            # opened for each piece, or all that was read would stay mapped
+            pieces = (self[name][n : n + step] for n in range(0, rows, step))
+            found[name] = torch.stack(moments(pieces)).numpy()
+        np.savez(self.folder / "statistics.npz", **found)
+        path = self.folder / "store.json"
+        content = read_json(path)
+        write_json(path, {**content, "complete": True})
+
+    def statistics(self, name):
+        """Returns mean and standard deviation of an array, (2, channels)."""
+        with np.load(self.folder / "statistics.npz") as found:
+            return torch.from_numpy(found[name])
+
+    def __getitem__(self, name):
+        """Returns the Rows of an array: a layer's, or `<layer>.log_var`."""
+        if name not in self.arrays:
+            raise KeyError(
+                f"{self.folder} has no '{name}', only {', '.join(self.arrays)}."
+            )
+        return Rows([self._array(name)])
+
+    def _array(self, name):
+        return StoredArray(
+            np.load(self.folder / f"{name}.npy", mmap_mode="r"),
+            self._index[f"first.{layer_of(name)}"],
+            self._index.get(f"offset.{name}"),
+            self._index.get(f"scale.{name}"),
         )
 
-    def open(self):
-        self.array = np.load(self.partial, mmap_mode="r+")
-        if self.array.dtype == np.float16:
-            self.offset, self.scale = np.load(self.units).values()
+    def labels(self, label, classes, kind=UTTERANCE, layer=None):
+        """Reads the labels of the rows from the manifest.
 
-    def write(self, place, x):
-        if self.array.dtype == np.float16:
-            x = (x - self.offset) / self.scale
-            x = x.clip(-LARGEST_HALF, LARGEST_HALF)
-        self.array[place] = x
+        Arguments
+        ---------
+        label, classes, kind :
+            See `speechbrain_sim.data.batches.make_dataset`.
+        layer : str, optional
+            Whose rows; the first layer's by default. They differ only where
+            all frames are kept.
 
-    def close(self):
-        self.array.flush()
-        os.replace(self.partial, self.path)
+        Returns
+        -------
+        numpy.ndarray or list of numpy.ndarray
+            (rows,), int64, NO_LABEL where there is none. Of a sequence, the
+            tokens of each utterance: (tokens,).
+
+        Raises
+        ------
+        ValueError
+            See `make_dataset`; or if labels of frames meet rows of means.
+        """
+        rows, layer = self.made_of["rows"], layer or next(iter(self.layers))
+        if kind == FRAMES and rows == MEAN:
+            raise ValueError(
+                f"{self.folder} has no frames, which '{label}' is of."
+            )
+        dataset = make_dataset(
+            self.folder / "manifest.csv", "", None, label, classes, kind
+        )
+        with dataset.output_keys_as(["id", "target"]):
+            known = {item["id"]: item["target"].numpy() for item in dataset}
+        targets = [known.get(name, np.empty(0, int)) for name in self.ids]
+        if kind == SEQUENCE:
+            return targets
+        first = self._array(layer).first
+        y = np.full(first[-1], NO_LABEL)
+        for target, row, end in zip(targets, first, first[1:], strict=False):
+            at = np.arange(end - row)
+            if kind == UTTERANCE:
+                at = np.zeros_like(at)
+            elif rows == ALL:
+                at = labels_of_frames(len(at), *self.layers[layer]).numpy()
+            inside = (at >= 0) & (at < len(target))
+            y[row:end][inside] = target[at[inside]]
+        return y
+
+    def examples(self, label, classes, kind=UTTERANCE, layers=None, units=None):
+        """Returns the labelled rows of some layers, for probes.
+
+        Arguments
+        ---------
+        label, classes, kind :
+            See `labels`.
+        layers : list of str, optional
+            All by default.
+        units : dict of str to (torch.Tensor, torch.Tensor), optional
+            Mean and standard deviation of layers, from `statistics`.
+
+        Returns
+        -------
+        dict of str to Examples
+        """
+        examples, units, y = {}, units or {}, None
+        for layer in layers or self.layers:
+            if y is None or self.made_of["rows"] == ALL:
+                y = self.labels(label, classes, kind, layer)
+                known = np.flatnonzero(y != NO_LABEL)
+            array, ids = self._array(layer), {}
+            if len(known) < len(y):
+                array = array._replace(index=known)
+            owner, number = array.utterance(), np.zeros(len(self.ids), int)
+            for position in np.unique(owner):
+                name = self.recordings[position]
+                number[position] = ids.setdefault(name, len(ids))
+            x = Rows([array], *units.get(layer, ()))
+            examples[layer] = Examples(x, y[known], number[owner], list(ids))
+        return examples
 
 
-def _check_disk(first, total, folder, half):
-    """Says what the features will take; OSError if the disk is too small."""
-    width = sum(x.shape[1] for x in first.values())
-    need = width * total * (2 if half else 4)
-    free = shutil.disk_usage(folder).free
-    logger.info(
-        "Features: %d examples of %d channels take %.2f GB of disk in %s",
-        total,
-        width,
-        need / 1e9,
-        folder,
-    )
+def layer_of(name):
+    """Returns the layer of an array."""
+    return name.removesuffix(LOG_VAR)
+
+
+def _overwrite(path, first, rows):
+    """Writes rows into an npy file, where other processes write others."""
+    array = np.load(path, mmap_mode="r")
+    with open(path, "r+b") as file:
+        file.seek(array.offset + int(first) * array.strides[0])
+        file.write(np.asarray(rows, array.dtype).tobytes())
+
+
+def _check_disk(folder, sizes):
+    """Logs what arrays need; raises an OSError if the disk is too small."""
+    need, free = sum(sizes) / 1e9, shutil.disk_usage(folder).free / 1e9
+    logger.info("The activations take %.2f GB of disk in %s", need, folder)
     if need > free:
         raise OSError(
-            f"The features need {need / 1e9:.1f} GB, but {folder} has "
-            f"{free / 1e9:.1f} GB: keep fewer --layers, or put the "
-            "--output_folder on a larger disk."
+            f"The activations need {need:.1f} GB, but {folder} has {free:.1f} "
+            "GB: keep fewer --layers, or put the --output_folder elsewhere."
         )
-
-
-def _places(dataset, per_frame):
-    """Item to the slice of its examples, in the dataset's order."""
-    places, total = {}, 0
-    for item in dataset.data_ids:
-        row, count = dataset.data[item], 1
-        if per_frame:
-            count = len(row["phones"].split())
-            count = min(count, num_labels(int(row["num_samples"])))
-        places[item] = slice(total, total + count)
-        total += count
-    return places, total
-
-
-def _batches(dataset, max_seconds):
-    """Batches of utterances of like lengths, the longest first: their places
-    in the dataset.
-    """
-    return list(
-        DynamicBatchSampler(
-            dataset,
-            max_seconds,
-            num_buckets=BUCKETS,
-            shuffle=False,
-            batch_ordering="descending",
-        )
-    )
-
-
-@torch.no_grad()
-def _encode(front_end, dataset, layers, folder, max_seconds, device, made_of):
-    """Fills the cache; without an alignment, one example per utterance.
-
-    What `encoding.json` counts as done is not done again.
-    """
-    alignment = made_of["alignment"]
-    places, total = _places(dataset, alignment is not None)
-    stores = {layer: _Store(folder / f"{layer}.npy") for layer in layers}
-    batches = _batches(dataset, max_seconds)
-    made_of = {**made_of, "layers": list(layers), "seconds": max_seconds}
-    record = folder / "encoding.json"
-    known = json.loads(record.read_text()) if record.exists() else {}
-    done = known.pop("done", 0) if known.items() > made_of.items() else 0
-    if done:
-        for store in stores.values():
-            store.open()
-    dataset.set_output_keys(["id", "sig"])
-    loader = make_dataloader(dataset, batch_sampler=batches[done:])
-    saved = time.monotonic()
-    for batch in tqdm(
-        loader, "encoding", total=len(batches), initial=done, unit="batch"
-    ):
-        wavs, wav_lens = batch.sig
-        latents = front_end(
-            wavs.to(device), wav_lens.to(device), layers, sample=False
-        )
-        x = {
-            layer: _examples(front_end, layer, latent, alignment, batch, places)
-            for layer, latent in latents.items()
-        }
-        if not done:
-            record.unlink(missing_ok=True)  # of something else
-            first = {layer: np.concatenate(rows) for layer, rows in x.items()}
-            _check_disk(first, total, folder, alignment is not None)
-            for layer, store in stores.items():
-                store.create(first[layer], total, alignment is not None)
-                store.open()
-        for row, item in enumerate(batch.id):
-            for layer, store in stores.items():
-                store.write(places[item], x[layer][row])
-        done += 1
-        if time.monotonic() - saved > SAVE_SECONDS:
-            for store in stores.values():
-                store.array.flush()
-            write_json(record, {**made_of, "done": done})
-            saved = time.monotonic()
-    _write_labels(dataset, places, total, folder)
-    record.unlink(missing_ok=True)
-    for store in stores.values():
-        store.close()
-
-
-def _write_labels(dataset, places, total, folder):
-    y, utterance = np.empty((2, total), np.int64)
-    ids = {}
-    with dataset.output_keys_as(["target"]):
-        for number, (item, place) in enumerate(places.items()):
-            target = torch.as_tensor(dataset[number]["target"]).flatten()
-            y[place] = target[: place.stop - place.start]
-            name = dataset.data[item].get("recording", item)
-            utterance[place] = ids.setdefault(name, len(ids))
-    np.savez(
-        folder / "labels.npz", y=y, utterance=utterance, ids=np.array(list(ids))
-    )
-
-
-def _examples(front_end, layer, latent, alignment, batch, places):
-    """Examples of every utterance of a batch: a list of (count, channels)."""
-    if alignment is None:
-        pooled = masked_mean(latent.mean, latent.lengths)[:, None]
-        return list(pooled.cpu().numpy())
-    hop, center = front_end.frame_geometry(layer)
-    examples = []
-    for row, item in enumerate(batch.id):
-        count = places[item].stop - places[item].start
-        frames = frames_of_labels(
-            count, hop, center, int(latent.lengths[row]), alignment
-        )
-        examples.append(latent.mean[row, frames.to(latent.mean.device)])
-    return [x.cpu().numpy() for x in examples]

@@ -1,4 +1,4 @@
-"""What a linear layer can read from a latent, and where labels lie in it."""
+"""Linear probes: what a linear layer can read from a latent."""
 
 import torch
 from torch import nn
@@ -49,18 +49,7 @@ class LinearProbe(nn.Module):
         self.bias = uniform(1, classes) if bias else None
 
     def forward(self, x):
-        """Scores the classes.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            (probes, examples, channels).
-
-        Returns
-        -------
-        torch.Tensor
-            (probes, examples, classes).
-        """
+        """(probes, examples, channels) -> logits (probes, examples, classes)."""
         if self.bias is None:
             return torch.bmm(x, self.weight)
         return torch.baddbmm(self.bias, x, self.weight)
@@ -68,10 +57,10 @@ class LinearProbe(nn.Module):
 
 @records_arguments
 class LayerProbes(nn.Module):
-    """One trained probe for each layer, and the units its features are put in.
+    """Trained probes of every layer, and the units of their features.
 
-    logits = (x - mean) / std W (+ b), with the mean and the deviation of the
-    features that the probe was trained on.
+    logits = (x - mean) / std W (+ b), with the mean and standard deviation of
+    the features that the probes were trained on.
 
     Arguments
     ---------
@@ -81,24 +70,27 @@ class LayerProbes(nn.Module):
         Number of classes.
     bias : bool
         Whether the probes have a bias.
+    probes : int
+        Probes of each layer, one per seed.
 
     Example
     -------
-    >>> probes = LayerProbes({"module3": 16, "context": 8}, 3)
+    >>> probes = LayerProbes({"module3": 16, "context": 8}, 3, probes=2)
     >>> probes(torch.randn(2, 64, 16), "module3").shape
     torch.Size([2, 64, 3])
     """
 
-    def __init__(self, channels, classes, bias=True):
+    def __init__(self, channels, classes, bias=True, probes=1):
         super().__init__()
+        #: the LinearProbe of each layer
         self.probes = nn.ModuleDict()
         for layer, width in channels.items():
-            self.probes[layer] = LinearProbe(width, classes, bias=bias)
+            self.probes[layer] = LinearProbe(width, classes, probes, bias)
             self.register_buffer(f"{layer}_mean", torch.zeros(width))
             self.register_buffer(f"{layer}_std", torch.ones(width))
 
     def forward(self, x, layer):
-        """Scores the classes.
+        """Scores the classes with the first probe of a layer.
 
         Arguments
         ---------
@@ -115,7 +107,7 @@ class LayerProbes(nn.Module):
         Raises
         ------
         ValueError
-            If there is no probe for the layer.
+            If the layer has no probe.
         """
         if layer not in self.probes:
             raise ValueError(
@@ -124,6 +116,6 @@ class LayerProbes(nn.Module):
             )
         mean = getattr(self, f"{layer}_mean")
         x = (x - mean) / getattr(self, f"{layer}_std")
-        return self.probes[layer](x.flatten(0, 1)[None])[0].unflatten(
-            0, x.shape[:2]
-        )
+        logits = x @ self.probes[layer].weight[0]
+        bias = self.probes[layer].bias
+        return logits if bias is None else logits + bias[0]

@@ -301,7 +301,7 @@ def measure_weights(system, probes, train, test, scores):
         mean, std = known.mean(0), known.std(0)
         counts = [1, *powers_of_two(weight.shape[1])]
         top = weights.top_n_accuracy(
-            weight, mean, std, part.x, part.y, part.utterance, counts
+            weight, mean, std, part.x[:].numpy(), part.y, part.utterance, counts
         )
         return {
             "probe": {key: scores[layer][key] for key in PROBE_KEYS},

@@ -1,40 +1,39 @@
-"""Scores of probes -> table.json and table.md: every number with its uncertainty."""
+"""Scores of probes: every number with its uncertainty."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_sim.activations import ActivationStore
 from speechbrain_sim.analysis.intervals import (
     bootstrap_interval,
     chance_level,
     control_interval,
     per_utterance,
 )
-from speechbrain_sim.files import machine, write_json
+from speechbrain_sim.data.batches import classes_of
+from speechbrain_sim.files import machine, read_json, write_json
 from speechbrain_sim.report import figures
 
 logger = get_logger(__name__)
 
 
-def score_probes(valid_says, valid_y, test_says, test, train_y, seeds):
+def score_probes(valid_predictions, valid, predictions, test, train_y, seeds):
     """Scores the probes of every layer.
 
     Arguments
     ---------
-    valid_says : dict of str to torch.Tensor
-        For each layer, the answers on the validation part of probes that were
-        trained without it, (seeds, examples).
-    valid_y : numpy.ndarray
-        The validation part's classes.
-    test_says : dict of str to torch.Tensor
-        For each layer, the answers on the test part, (probes, examples); the
-        first `seeds` are real probes, the others controls.
-    test : dict of str to Features
-        The test part.
+    valid_predictions : dict of str to torch.Tensor
+        Of each layer, by probes that were trained without the validation part,
+        (seeds, examples).
+    valid, test : dict of str to Examples
+        The two parts, of each layer.
+    predictions : dict of str to torch.Tensor
+        Of each layer on the test part, (probes, examples); the first `seeds`
+        probes are real, the others controls.
     train_y : numpy.ndarray
-        The classes that the probes were trained on.
+        The classes that the tested probes were trained on.
     seeds : int
         Number of real probes.
 
@@ -46,32 +45,38 @@ def score_probes(valid_says, valid_y, test_says, test, train_y, seeds):
     """
     layers, outcomes = {}, {}
     for layer, (_, y, utterance, ids) in test.items():
-        says = test_says[layer].numpy()
-        correct = says[:seeds] == y
-        accuracy = correct.mean(1)
+        predicted = predictions[layer].numpy()
+        correct = predicted[:seeds] == y
+        right = valid_predictions[layer].numpy() == valid[layer].y
         hits, total = per_utterance(correct, utterance)
         outcomes.update({layer: hits, "total": total, "ids": np.array(ids)})
         layers[layer] = {
-            "accuracy": float(accuracy.mean()),
-            "deviation": float(accuracy.std(ddof=1)) if seeds > 1 else 0.0,
+            **_over_seeds(correct.mean(1)),
             "interval": bootstrap_interval(hits, total),
-            "per_seed": accuracy.tolist(),
-            "valid_accuracy": float(
-                (valid_says[layer].numpy() == valid_y).mean()
-            ),
+            "valid_accuracy": float(right.mean()),
             "chance": chance_level(train_y, y),
-            "control": control_interval(says[seeds:], y),
+            "control": control_interval(predicted[seeds:], y),
         }
     return layers, outcomes
 
 
+def _over_seeds(accuracy):
+    """Mean and standard deviation of the accuracies of several probes."""
+    deviation = accuracy.std(ddof=1) if len(accuracy) > 1 else 0.0
+    return {
+        "accuracy": float(accuracy.mean()),
+        "deviation": float(deviation),
+        "per_seed": accuracy.tolist(),
+    }
+
+
 def best_layer(layers):
-    """Names the layer with the best validation accuracy."""
+    """Returns the layer with the best validation accuracy."""
     return max(layers, key=lambda layer: layers[layer]["valid_accuracy"])
 
 
 def percent(score):
-    """Writes an accuracy as `mean ± deviation [interval]`, in percent.
+    """Formats an accuracy as `mean ± deviation [interval]`, in percent.
 
     Example
     -------
@@ -85,8 +90,8 @@ def percent(score):
     )
 
 
-def write_probe_results(folder, scores, weights, **about):
-    """Writes `probe_<label>.json`, `.md` and two `.npz`, and prints the rows.
+def write_probe_results(folder, scores, **about):
+    """Writes `probe_<label>.json`, `.md` and `.npz`, and logs the rows.
 
     Arguments
     ---------
@@ -94,11 +99,8 @@ def write_probe_results(folder, scores, weights, **about):
         Where to.
     scores : (dict, dict)
         From `score_probes`.
-    weights : dict of str to numpy.ndarray
-        The probes: `<layer>.weight`, (seeds, channels, classes), and what else
-        belongs to them; written to `probe_<label>_weights.npz`.
     **about : json values
-        `label`, `classes`, `encoder` and `settings`.
+        `label`, `kind`, `classes`, `encoder`, `settings`, ...
 
     Raises
     ------
@@ -107,26 +109,24 @@ def write_probe_results(folder, scores, weights, **about):
         are written nevertheless.
     """
     layers, outcomes = scores
-    stem = Path(folder) / f"probe_{about['label']}"
-    best = best_layer(layers)
+    stem, best = Path(folder) / f"probe_{about['label']}", best_layer(layers)
     result = {**about, "best_layer": best, "sampled": False, "layers": layers}
     np.savez(stem.with_suffix(".npz"), **outcomes)
-    np.savez(f"{stem}_weights.npz", **weights)
-    write_json(stem.with_suffix(".json"), result)
-    rows = [
+    table = [
         f"| {about['label']} | test accuracy (%) | chance | shuffled labels |",
         "|---|---|---|---|",
     ]
     for layer, score in layers.items():
         mark = " (best on valid)" if layer == best else ""
-        rows.append(
+        table.append(
             f"| {layer}{mark} | {percent(score)} | "
             f"{100 * score['chance']:.1f} | "
             f"{100 * score['control']['accuracy']:.1f} |"
         )
-    table = "\n".join(rows)
-    stem.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
-    logger.info("Results in %s.json:\n%s", stem, table)
+    text = "\n".join(table) + "\n"
+    stem.with_suffix(".md").write_text(text, encoding="utf-8")
+    write_json(stem.with_suffix(".json"), result)
+    logger.info("Results in %s.json:\n%s", stem, text)
     lost = [n for n, s in layers.items() if s["accuracy"] < s["chance"] / 2]
     if lost:
         logger.warning(
@@ -145,16 +145,12 @@ def write_probe_results(folder, scores, weights, **about):
 
 
 def is_written(folder, label, **about):
-    """Tells whether `write_probe_results` has written the same before.
+    """Returns whether `write_probe_results` has written the same before.
 
     Arguments
     ---------
-    folder : str
-        Where to.
-    label : str
-        The probed label.
-    **about : json values
-        `encoder` and `settings`.
+    folder, label, **about :
+        See `write_probe_results`; any part of what was written.
 
     Returns
     -------
@@ -164,8 +160,8 @@ def is_written(folder, label, **about):
     path = Path(folder) / f"probe_{label}.json"
     if not path.exists():
         return False
-    found = json.loads(path.read_text(encoding="utf-8"))
-    same = all(found[name] == value for name, value in about.items())
+    found = read_json(path)
+    same = all(found.get(name) == value for name, value in about.items())
     passed = all(s["control"]["passed"] for s in found["layers"].values())
     if same and passed:
         logger.info("%s has these results already; delete it to redo.", path)
@@ -192,24 +188,20 @@ def read_system(folders, label):
     results, outcomes = [], []
     for folder in folders:
         stem = Path(folder) / f"probe_{label}"
-        results.append(json.loads(stem.with_suffix(".json").read_text()))
+        results.append(read_json(stem.with_suffix(".json")))
         outcomes.append(np.load(stem.with_suffix(".npz")))
     for other in outcomes[1:]:
         check_paired(outcomes[0], other)
     joined = {**results[0], "encoders": [r["encoder"] for r in results]}
     del joined["encoder"]
-    total = outcomes[0]["total"]
-    hits = {}
+    total, hits = outcomes[0]["total"], {}
     for layer, score in joined["layers"].items():
-        hits[layer] = np.mean([o[layer] for o in outcomes], axis=0)
-        same = [r["layers"][layer] for r in results]
-        seeds = np.concatenate([s["per_seed"] for s in same])
+        same = [result["layers"][layer] for result in results]
         controls = [s["control"] for s in same]
+        hits[layer] = np.mean([o[layer] for o in outcomes], axis=0)
         score.update(
-            accuracy=float(seeds.mean()),
-            deviation=float(seeds.std(ddof=1)) if len(seeds) > 1 else 0.0,
+            _over_seeds(np.concatenate([s["per_seed"] for s in same])),
             interval=bootstrap_interval(hits[layer], total),
-            per_seed=seeds.tolist(),
             valid_accuracy=float(np.mean([s["valid_accuracy"] for s in same])),
             control={
                 "accuracy": float(np.mean([c["accuracy"] for c in controls])),
@@ -220,6 +212,30 @@ def read_system(folders, label):
     ids = outcomes[0]["ids"]
     joined["outcomes"] = {"hits": hits, "total": total, "ids": ids}
     return joined
+
+
+def read_examples(folder, label, part, layers=None):
+    """Reopens what probes were trained, chosen or tested on.
+
+    Arguments
+    ---------
+    folder, label, layers :
+        Output folder of `recipes/probe.py`, its label, and the layers to read,
+        all by default.
+    part : str
+        "train", "valid" or "test".
+
+    Returns
+    -------
+    dict of str to Examples
+        Not standardized.
+    """
+    path = Path(folder) / f"probe_{label}.json"
+    found = read_json(path)
+    stores, kind = Path(folder, found["activations"]), found["kind"]
+    classes = classes_of(stores / "train/manifest.csv", "", label, kind)
+    store = ActivationStore.open(stores / part)
+    return store.examples(label, classes, kind, layers)
 
 
 def check_paired(one, other):
@@ -247,15 +263,14 @@ def compare(system, baseline):
         systems' own intervals are `apart`.
     """
     check_paired(system["outcomes"], baseline["outcomes"])
-    ours = system["layers"][system["best_layer"]]
-    theirs = baseline["layers"][baseline["best_layer"]]
-    hits = (
-        system["outcomes"]["hits"][system["best_layer"]]
-        - baseline["outcomes"]["hits"][baseline["best_layer"]]
+    (ours, hits), (theirs, their_hits) = (
+        (of["layers"][best], of["outcomes"]["hits"][best])
+        for of, best in ((s, s["best_layer"]) for s in (system, baseline))
     )
+    total = system["outcomes"]["total"]
     return {
         "difference": ours["accuracy"] - theirs["accuracy"],
-        "interval": bootstrap_interval(hits, system["outcomes"]["total"]),
+        "interval": bootstrap_interval(hits - their_hits, total),
         "apart": bool(ours["interval"][0] > theirs["interval"][1]),
     }
 

@@ -4,9 +4,12 @@ import logging
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.epoch_loop import EpochCounter
 from torch import nn
+from tqdm import tqdm
 
-from speechbrain_sim.probes import LinearProbe
+from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
+from speechbrain_sim.probes import LayerProbes, LinearProbe
 from speechbrain_sim.randomness import keyed_generator
 
 
@@ -18,7 +21,7 @@ class ProbeBatches(torch.utils.data.Dataset):
 
     Arguments
     ---------
-    x : dict of str to torch.Tensor or Examples
+    x : dict of str to torch.Tensor or Rows
         Features of each layer, (examples, channels).
     y : torch.Tensor
         Classes, (examples,).
@@ -65,11 +68,11 @@ class ProbeBatches(torch.utils.data.Dataset):
 
 
 class ProbeBrain(sb.Brain):
-    """Trains linear probes, for all layers and all seeds at once.
+    """Trains linear probes, of all layers and all seeds at once.
 
     `modules` holds one `LinearProbe` per layer. The loss is the sum of the
     cross-entropies, so that each probe learns as if it were alone. With a
-    checkpointer, a run that was killed goes on with the epoch it was in, and
+    checkpointer, a run that was killed resumes with the epoch it was in, and
     ends the same.
     """
 
@@ -84,7 +87,7 @@ class ProbeBrain(sb.Brain):
         return False  # of a begun epoch, nothing is kept
 
     def compute_forward(self, batch, stage):
-        """Scores the classes: dict of (probes, batch, classes) per layer."""
+        """Returns logits, (probes, batch, classes), of each layer."""
         return {
             layer: self.modules[layer](x.to(self.device))
             for layer, x in batch["x"].items()
@@ -92,10 +95,10 @@ class ProbeBrain(sb.Brain):
 
     def compute_objectives(self, predictions, batch, stage):
         """Adds up the mean cross-entropies of all probes of all layers."""
-        targets = batch["y"].to(self.device)
+        y = batch["y"].to(self.device)  # (probes, batch)
         return sum(
-            nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            * len(targets)
+            nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+            * len(y)
             for logits in predictions.values()
         )
 
@@ -105,7 +108,7 @@ class ProbeBrain(sb.Brain):
             self.batches.set_epoch(epoch)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Keeps the epoch."""
+        """Saves the epoch."""
         if stage == sb.Stage.TRAIN and self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(verbosity=logging.DEBUG)
 
@@ -117,11 +120,11 @@ class ProbeBrain(sb.Brain):
 
     @torch.no_grad()
     def predict(self, x, chunk=65536):
-        """Answers of every probe.
+        """Returns the predictions of every probe.
 
         Arguments
         ---------
-        x : dict of str to torch.Tensor or Examples
+        x : dict of str to torch.Tensor or Rows
             Features of each layer, (examples, channels).
         chunk : int
             Examples at once.
@@ -131,42 +134,53 @@ class ProbeBrain(sb.Brain):
         dict of str to torch.Tensor
             (probes, examples), int64.
         """
-        answers = {}
+        predictions = {}
         for layer, features in x.items():
-            probe = self.modules[layer]
-            answers[layer] = torch.cat(
-                [
-                    probe(
-                        part.to(self.device)[None].expand(
-                            probe.weight.shape[0], -1, -1
-                        )
-                    )
-                    .argmax(-1)
-                    .cpu()
-                    for part in features.split(chunk)
-                ],
-                dim=1,
-            )
-        return answers
+            probe, found = self.modules[layer], []
+            for part in features.split(chunk):
+                part = part.to(self.device).expand(len(probe.weight), -1, -1)
+                found.append(probe(part).argmax(-1).cpu())
+            predictions[layer] = torch.cat(found, dim=1)
+        return predictions
+
+    @torch.no_grad()
+    def trained(self, count, units):
+        """Copies the first probes of each layer.
+
+        Arguments
+        ---------
+        count : int
+            How many: the controls come last.
+        units : dict of str to (torch.Tensor, torch.Tensor)
+            Mean and standard deviation of the features, if they were used.
+
+        Returns
+        -------
+        LayerProbes
+        """
+        state, widths = {}, {}
+        for layer, probe in self.modules.items():
+            _, widths[layer], classes = probe.weight.shape
+            for name, weight in probe.named_parameters():
+                state[f"probes.{layer}.{name}"] = weight[:count]
+        for layer, (mean, std) in units.items():
+            state |= {f"{layer}_mean": mean, f"{layer}_std": std}
+        probes = LayerProbes(widths, classes, probe.bias is not None, count)
+        probes.load_state_dict(state, strict=bool(units))
+        return probes.eval()
 
 
 def make_probes(channels, classes, names, bias):
-    """Makes the probes of each layer, seeded by their names.
+    """Makes the LinearProbe of each layer, its probes seeded by their names.
 
     Arguments
     ---------
     channels : dict of str to int
         Channels of each layer.
-    classes : int
-        Number of classes.
+    classes, bias :
+        See `LinearProbe`.
     names : list of tuple
         One key per probe, see `ProbeBatches`.
-    bias : bool
-        Whether they have a bias.
-
-    Returns
-    -------
-    dict of str to LinearProbe
     """
     return {
         layer: LinearProbe(
@@ -178,3 +192,49 @@ def make_probes(channels, classes, names, bias):
         )
         for layer, width in channels.items()
     }
+
+
+def train_probes(examples, classes, hparams, run_opts, controls, folder):
+    """Trains a probe per layer and seed, and controls of each layer.
+
+    Arguments
+    ---------
+    examples : dict of str to Examples
+        Of each layer.
+    classes : int
+        Number of classes.
+    hparams, run_opts : dict, RunOptions
+        Of recipes/probe.py.
+    controls : int
+        See `ProbeBatches`.
+    folder : str or Path
+        Of the checkpoints; training resumes from these.
+
+    Returns
+    -------
+    ProbeBrain
+    """
+    x = {layer: part.x for layer, part in examples.items()}
+    y = torch.from_numpy(next(iter(examples.values())).y)
+    batches = ProbeBatches(
+        x, y, hparams["seeds"], controls, hparams["batch_size"]
+    )
+    widths = {layer: features.shape[1] for layer, features in x.items()}
+    probes = make_probes(widths, classes, batches.names, hparams["bias"])
+    counter = EpochCounter(hparams["number_of_epochs"])
+    checkpointer = AtomicCheckpointer(folder, {"epoch_counter": counter})
+    brain = ProbeBrain(
+        probes, hparams["opt_class"], hparams, run_opts, checkpointer
+    )
+    brain.train_probes(batches, _with_bar(counter))
+    return brain
+
+
+def _with_bar(counter):
+    """Counts the epochs that are left, with a bar of all."""
+    with tqdm(total=counter.limit, desc="probes", unit="epoch") as bar:
+        bar.update(counter.current)  # of a run that was killed
+        for epoch in range(counter.current + 1, counter.limit + 1):
+            counter.current = epoch
+            yield epoch
+            bar.update()

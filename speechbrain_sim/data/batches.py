@@ -2,23 +2,24 @@
 
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.data.audio import read_audio
-from speechbrain_sim.data.labels import num_labels
+from speechbrain_sim.data.labels import (
+    FRAMES,
+    HOP,
+    SEQUENCE,
+    UTTERANCE,
+    num_labels,
+)
 from speechbrain_sim.randomness import key_seed
 
 logger = get_logger(__name__)
 
 
-#: crops start on multiples of this, the hop of the topmost layer
-GRID = 160
-
-
 class KeyedCrop:
-    """Chooses the part of each utterance that an epoch hears.
+    """Chooses the part of each utterance that an epoch reads.
 
     A random crop is a function of (seed, utterance, epoch), so it is the same
     in any worker and after any resume. The epoch lives in shared memory, where
@@ -29,7 +30,7 @@ class KeyedCrop:
     samples : int
         Length of a crop at 16 kHz; shorter utterances are read whole.
     random : bool
-        A random place on a grid of 160 samples, or always the beginning.
+        A random place on a grid of 10 ms, or always the beginning.
     seed : int
         Of the random places.
 
@@ -51,7 +52,7 @@ class KeyedCrop:
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch):
-        """Tells all workers the epoch."""
+        """Sets the epoch, in all workers."""
         self.epoch.fill_(epoch)
 
     def __call__(self, utterance, num_samples):
@@ -61,13 +62,28 @@ class KeyedCrop:
             return 0, num_samples
         start = 0
         if self.random:
-            places = spare // GRID + 1
+            places = spare // HOP + 1
             key = (self.seed, "crop", utterance, int(self.epoch))
-            start = GRID * (key_seed(*key) % places)
+            start = HOP * (key_seed(*key) % places)
         return start, start + self.samples
 
 
-def make_dataset(manifest, data_folder, crop=None, label=None, classes=None):
+def _open(manifest, data_folder, label):
+    """Reads a manifest; raises a ValueError if it has no such column."""
+    dataset = DynamicItemDataset.from_csv(
+        manifest, replacements={"data_root": data_folder}
+    )
+    columns = next(iter(dataset.data.values()))
+    if label is not None and label not in columns:
+        raise ValueError(
+            f"{manifest} has no column '{label}'; it has {', '.join(columns)}."
+        )
+    return dataset
+
+
+def make_dataset(
+    manifest, data_folder, crop=None, label=None, classes=None, kind=UTTERANCE
+):
     """Opens a manifest as a dataset of waveforms and labels.
 
     Arguments
@@ -79,25 +95,29 @@ def make_dataset(manifest, data_folder, crop=None, label=None, classes=None):
     crop : KeyedCrop, optional
         Which part to read; all by default.
     label : str, optional
-        Column of the label, provided as `target`: a class per utterance
-        (1,), or, for `phones`, a class per 10 ms of the crop (labels,).
+        Column of the label, provided as `target`, int64.
     classes : list of str, optional
         The classes in order, from `classes_of`.
+    kind : str
+        See `speechbrain_sim.data.labels.kind_of`. The target is one class (1,)
+        of an utterance, those of each 10 ms of the crop (labels,), or a whole
+        sequence (tokens,).
 
     Returns
     -------
     DynamicItemDataset
         Of `id`, `sig` (samples,), and `target` if a label is asked for.
+        Utterances without a label are left out, with a warning.
 
     Raises
     ------
     ValueError
         If the manifest has no such column, a label that is not among the
-        classes, or no label at all. Utterances without one are left out.
+        classes, or no label at all; or if a sequence would be cropped.
     """
-    dataset = DynamicItemDataset.from_csv(
-        manifest, replacements={"data_root": data_folder}
-    )
+    if kind == SEQUENCE and crop:
+        raise ValueError(f"A crop has a part of the '{label}', but which?")
+    dataset = _open(manifest, data_folder, label)
 
     def place(item, num_samples):
         length = int(num_samples)
@@ -109,36 +129,29 @@ def make_dataset(manifest, data_folder, crop=None, label=None, classes=None):
         return read_audio(wav, *place(item, num_samples))
 
     dataset.add_dynamic_item(read)
-    keys = ["id", "sig"]
+    dataset.set_output_keys(["id", "sig"] + ["target"] * (label is not None))
     if label is not None:
-        check_column(dataset, manifest, label)
-        dataset = labelled(dataset, manifest, label, classes)
-        keys.append("target")
-    if label == "phones":
-
-        @takes("id", "phones", "num_samples")
-        @provides("target")
-        def frame_targets(item, phones, num_samples):
-            start, stop = place(item, num_samples)
-            first = start // GRID
-            last = first + num_labels(stop - start)
-            labels = [int(phone) for phone in phones.split()]
-            return torch.tensor(labels[first:last], dtype=torch.int64)
-
-        dataset.add_dynamic_item(frame_targets)
-    elif label is not None:
-        encoder = CategoricalEncoder()
-        encoder.update_from_iterable(classes)
-        encoder.expect_len(len(classes))
-
-        @takes(label)
-        @provides("target")
-        def utterance_target(name):
-            return encoder.encode_label_torch(name)
-
-        dataset.add_dynamic_item(utterance_target)
-    dataset.set_output_keys(keys)
+        dataset.data_ids = _labelled(dataset, manifest, label, classes, kind)
+        _add_target(dataset, label, classes, kind, place)
     return dataset
+
+
+def _add_target(dataset, label, classes, kind, place):
+    """Provides the label of each utterance as `target`."""
+    number = {name: index for index, name in enumerate(classes)}
+
+    @takes("id", label, "num_samples")
+    @provides("target")
+    def target(item, value, num_samples):
+        tokens = _tokens(value, kind)
+        if kind == FRAMES:
+            start, stop = place(item, num_samples)
+            first = start // HOP
+            tokens = tokens[first : first + num_labels(stop - start)]
+        numbers = [number[token] for token in tokens]
+        return torch.tensor(numbers, dtype=torch.int64)
+
+    dataset.add_dynamic_item(target)
 
 
 def training_sets(
@@ -149,6 +162,7 @@ def training_sets(
     batch_size,
     label=None,
     classes=None,
+    kind=UTTERANCE,
 ):
     """Opens what a run trains on, and what it is validated on.
 
@@ -157,10 +171,10 @@ def training_sets(
     train_csv, valid_csv : str
         Manifests.
     crop : KeyedCrop
-        Of the training set; validation hears the same crops in every epoch.
+        Of the training set; the crops of validation are those of epoch 0.
     batch_size : int
         Utterances of a batch.
-    data_folder, label, classes :
+    data_folder, label, classes, kind :
         See `make_dataset`.
 
     Returns
@@ -174,7 +188,7 @@ def training_sets(
     """
     still = KeyedCrop(crop.samples, crop.random, crop.seed)
     train, valid = (
-        make_dataset(manifest, data_folder, chosen, label, classes)
+        make_dataset(manifest, data_folder, chosen, label, classes, kind)
         for manifest, chosen in ((train_csv, crop), (valid_csv, still))
     )
     if len(train) < batch_size:
@@ -185,64 +199,55 @@ def training_sets(
     return train, valid
 
 
-def labelled(dataset, manifest, label, classes):
-    """Leaves out what has no label; see `make_dataset` for what is raised."""
-    names = {item: row[label] for item, row in dataset.data.items()}
-    known = [item for item, name in names.items() if name.strip()]
+def _tokens(value, kind):
+    """The classes in a cell of a manifest."""
+    if kind == UTTERANCE:
+        return [value] if value.strip() else []
+    return value.split()
+
+
+def _labelled(dataset, manifest, label, classes, kind):
+    """The utterances that have a label; checks it, see `make_dataset`."""
+    cells = {item: row[label] for item, row in dataset.data.items()}
+    known = [item for item, cell in cells.items() if cell.strip()]
     if not known:
         raise ValueError(
             f"No utterance of {manifest} has a '{label}': give labels of this "
             f"corpus, or more of it."
         )
-    if len(known) < len(names):
+    if len(known) < len(cells):
         logger.warning(
-            f"{len(names) - len(known)} of {len(names)} utterances of "
+            f"{len(cells) - len(known)} of {len(cells)} utterances of "
             f"{manifest} have no '{label}' and are left out."
         )
     for item in known:
-        found = names[item].split() if label == "phones" else [names[item]]
-        strange = set(found) - set(classes)
+        strange = sorted(set(_tokens(cells[item], kind)) - set(classes))
         if strange:
             raise ValueError(
-                f"{item} in {manifest} has the {label} {sorted(strange)[0]}, "
-                f"which no training utterance has."
+                f"{item} in {manifest} has the {label} {strange[0]}, which no "
+                f"training utterance has."
             )
-    dataset.data_ids = known
-    return dataset
+    return known
 
 
-def check_column(dataset, manifest, label):
-    """Raises a ValueError if a manifest's dataset has no such column."""
-    columns = next(iter(dataset.data.values()))
-    if label not in columns:
-        raise ValueError(
-            f"{manifest} has no column '{label}'; it has {', '.join(columns)}."
-        )
-
-
-def classes_of(manifest, data_folder, label):
-    """Lists the classes of a label, sorted.
+def classes_of(manifest, data_folder, label, kind=UTTERANCE):
+    """Lists the classes of a label.
 
     Arguments
     ---------
     manifest : str
-        A csv from `speechbrain_sim.data`, the training side.
-    data_folder : str
-        What `$data_root` in it stands for.
-    label : str
-        The column.
+        The csv of the training side.
+    data_folder, label, kind :
+        See `make_dataset`.
 
     Returns
     -------
     list of str
-        For `phones`: the numbers from 0 to the largest.
+        Sorted; those of frames are numbers, from 0 to the largest.
     """
-    dataset = DynamicItemDataset.from_csv(
-        manifest, replacements={"data_root": data_folder}
-    )
-    check_column(dataset, manifest, label)
-    values = [row[label] for row in dataset.data.values()]
-    if label == "phones":
-        phones = {int(p) for line in values for p in line.split()}
-        return [str(phone) for phone in range(max(phones, default=-1) + 1)]
-    return sorted(set(values) - {""})
+    dataset, found = _open(manifest, data_folder, label), set()
+    for row in dataset.data.values():
+        found.update(_tokens(row[label], kind))
+    if kind == FRAMES:
+        return [str(n) for n in range(max(map(int, found), default=-1) + 1)]
+    return sorted(found)

@@ -8,14 +8,11 @@ import torch
 from speechbrain.dataio.dataloader import make_dataloader
 
 from speechbrain_sim.data.audio import read_audio
-from speechbrain_sim.data.batches import (
-    GRID,
-    KeyedCrop,
-    classes_of,
-    make_dataset,
-)
+from speechbrain_sim.data.batches import KeyedCrop, classes_of, make_dataset
+from speechbrain_sim.data.labels import HOP, kind_of
 
 PHONES = [str(phone) for phone in range(41)]
+KINDS = {"phones": "frames", "words": "sequence"}
 
 
 def rows_of(manifest):
@@ -36,7 +33,7 @@ def test_a_crop_is_on_the_grid_and_within_bounds(spare):
     for epoch in range(50):
         crop.set_epoch(epoch)
         start, stop = crop("utterance", 4000 + spare)
-        assert start % GRID == 0 and stop - start == 4000
+        assert start % HOP == 0 and stop - start == 4000
         assert 0 <= start and stop <= 4000 + spare
 
 
@@ -70,9 +67,9 @@ def test_a_crop_is_a_function_of_seed_utterance_and_epoch():
 def test_crops_are_uniform_over_all_places():
     places, draws = 16, 8000
     crop = KeyedCrop(1600, random=True)
-    length = 1600 + GRID * (places - 1) + 159
+    length = 1600 + HOP * (places - 1) + 159
     starts = torch.tensor([crop(str(i), length)[0] for i in range(draws)])
-    counts = torch.bincount(starts // GRID)
+    counts = torch.bincount(starts // HOP)
     assert len(counts) == places
     expected = draws / places
     chi_square = ((counts - expected) ** 2 / expected).sum()
@@ -127,7 +124,9 @@ def labels_within(phones, start, stop):
 @pytest.mark.parametrize("samples", [399, 400, 559, 560, 4000, 10**6])
 def test_phones_of_a_crop_are_those_inside(corpus, samples):
     crop = KeyedCrop(samples, random=True, seed=2)
-    dataset = make_dataset(corpus.train, corpus.folder, crop, "phones", PHONES)
+    dataset = make_dataset(
+        corpus.train, corpus.folder, crop, "phones", PHONES, "frames"
+    )
     rows, starts = rows_of(corpus.train), set()
     for epoch in (1, 2):
         crop.set_epoch(epoch)
@@ -145,7 +144,7 @@ def test_phones_of_a_crop_are_those_inside(corpus, samples):
 
 def test_classes_in_order(corpus):
     assert classes_of(corpus.train, corpus.folder, "pitch") == ["high", "low"]
-    phones = classes_of(corpus.train, corpus.folder, "phones")
+    phones = classes_of(corpus.train, corpus.folder, "phones", "frames")
     assert phones == ["0", "1", "2", "3", "4"]
 
 
@@ -159,7 +158,9 @@ def test_a_class_is_its_place_in_the_list(corpus):
 
 
 def test_batches_have_what_a_brain_reads(corpus):
-    dataset = make_dataset(corpus.train, corpus.folder, None, "phones", PHONES)
+    dataset = make_dataset(
+        corpus.train, corpus.folder, None, "phones", PHONES, "frames"
+    )
     brain = sb.Brain(run_opts={"device": "cpu"})
     loader = brain.make_dataloader(dataset, sb.Stage.VALID, batch_size=4)
     batch = next(iter(loader))
@@ -198,18 +199,45 @@ def relabel(corpus, tmp_path, label, values):
 @pytest.mark.parametrize("label", ["phones", "pitch"])
 def test_unlabelled_utterances_are_left_out(corpus, tmp_path, label):
     path, total = relabel(corpus, tmp_path, label, ["", ""])
-    classes = classes_of(path, corpus.folder, label)
+    kind = kind_of(label, KINDS)
+    classes = classes_of(path, corpus.folder, label, kind)
     assert "" not in classes
-    dataset = make_dataset(path, corpus.folder, None, label, classes)
+    dataset = make_dataset(path, corpus.folder, None, label, classes, kind)
     assert len(dataset) == total - 2
     path, _ = relabel(corpus, tmp_path, label, [""] * total)
     with pytest.raises(ValueError, match=f"has a '{label}'"):
-        make_dataset(path, corpus.folder, None, label, classes)
+        make_dataset(path, corpus.folder, None, label, classes, kind)
 
 
 @pytest.mark.parametrize("label, strange", [("phones", "3 77"), ("pitch", "x")])
 def test_a_label_that_training_never_had(corpus, tmp_path, label, strange):
-    classes = classes_of(corpus.train, corpus.folder, label)
+    kind = kind_of(label, KINDS)
+    classes = classes_of(corpus.train, corpus.folder, label, kind)
     path, _ = relabel(corpus, tmp_path, label, [strange])
     with pytest.raises(ValueError, match=strange.split()[-1]):
-        make_dataset(path, corpus.folder, None, label, classes)
+        make_dataset(path, corpus.folder, None, label, classes, kind)
+
+
+def test_a_sequence_is_the_classes_of_its_tokens(corpus, tmp_path):
+    """Of the whole utterance: nobody can tell which words a crop has."""
+    said = ["to be or", "not to be", ""]
+    path, total = relabel(corpus, tmp_path, "pitch", said + ["be"] * 20)
+    classes = classes_of(path, corpus.folder, "pitch", "sequence")
+    assert classes == ["be", "not", "or", "to"]
+    dataset = make_dataset(
+        path, corpus.folder, None, "pitch", classes, "sequence"
+    )
+    assert len(dataset) == total - 1
+    assert dataset[0]["target"].tolist() == [3, 0, 2]
+    assert dataset[1]["target"].tolist() == [1, 3, 0]
+    with pytest.raises(ValueError, match="crop"):
+        make_dataset(
+            path, corpus.folder, KeyedCrop(400), "pitch", classes, "sequence"
+        )
+
+
+def test_kinds_of_labels():
+    assert kind_of("phones", KINDS) == "frames"
+    assert kind_of("speaker", KINDS) == "utterance"
+    with pytest.raises(ValueError, match="'frame', not of utterance, frames"):
+        kind_of("phones", {"phones": "frame"})

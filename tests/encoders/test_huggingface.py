@@ -4,17 +4,15 @@ import json
 import socket
 import sys
 
-import numpy as np
 import pytest
 import torch
 
-from speechbrain_sim.activations import compute_features
-from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.decoders import mirror
 from speechbrain_sim.encoders.huggingface import (
     HiddenStates,
     load_hidden_states,
 )
+from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.models.load import load_encoder
 from tests.conftest import ROOT, finish, start_recipe
 
@@ -160,28 +158,25 @@ def test_frames_lie_where_their_convolutions_read(folder):
         assert reads.min() + reads.max() == 2 * (center + hop * frame)
 
 
-@pytest.mark.parametrize("label", ["pitch", "phones"])
-def test_features_for_a_probe(folder, corpus, tmp_path, label):
+@pytest.mark.parametrize("rows, atol", [("mean", 1e-5), ("labels", 5e-3)])
+def test_features_for_a_probe(folder, corpus, tmp_path, rows, atol):
     encoder, description = load_encoder(str(folder))
-    classes = classes_of(corpus.train, corpus.folder, label)
-    features = [
-        compute_features(
+    alone, batch = (
+        encode_manifest(
             encoder,
             description,
             corpus.valid,
             corpus.folder,
-            label,
-            classes,
-            ["hidden0", "hidden2"],
             tmp_path / str(max_seconds),
-            max_seconds,
+            ["hidden0", "hidden2"],
+            rows,
+            max_seconds=max_seconds,
         )["hidden2"]
         for max_seconds in (0.1, 4)
-    ]
-    alone, batch = features
-    assert alone.x.shape == (len(alone.y), 8)
-    atol = {"pitch": 1e-5, "phones": 5e-3}[label]  # phones: half precision
-    np.testing.assert_allclose(alone.x, batch.x, atol=atol, rtol=1e-5)
+    )
+    assert alone.shape == (len(alone.utterance), 8)
+    # labels: half precision
+    torch.testing.assert_close(alone[:], batch[:], atol=atol, rtol=1e-5)
 
 
 @pytest.mark.parametrize("samples", [225, 226, 1000, 2999, 3004])

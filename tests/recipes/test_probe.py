@@ -1,0 +1,73 @@
+"""The probe recipe on a tiny corpus."""
+
+import pytest
+
+from speechbrain_sim.analysis.probes import read_examples
+from speechbrain_sim.files import read_json
+from speechbrain_sim.models.format import load_parts
+from tests.brains.test_distributed import torchrun
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def options(corpus, tmp_path):
+    """What the recipe is started with."""
+    yaml = tmp_path / "probe.yaml"
+    yaml.write_text(
+        f"base: {ROOT}/hparams/probe.yaml\n"
+        "corpus: Tiny\nlabel: pitch\nprepare: !name:builtins.dict\n"
+        f"data_folder: {corpus.folder}\ntrain_csv: {corpus.train}\n"
+        f"valid_csv: {corpus.valid}\ntest_csv: {corpus.valid}\n"
+        "number_of_epochs: 1\n"
+    )
+    folder = tmp_path / "out"
+    options = [yaml, "--output_folder", folder, "--encoder", "logmel"]
+    return [*map(str, options), "--device", "cpu"], folder
+
+
+def test_all_seeds_of_all_labels_are_kept(options, recipes, monkeypatch):
+    """Beside their encoder; and the second label encodes nothing again."""
+    options, folder = options
+    recipes["probe"].main([*options, "--controls", "2"])
+    recipes["probe"].main([*options, "--label", "phones", "--controls", "2"])
+    stores = [path.stat() for path in folder.glob("activations/*/*/store.json")]
+    recipes["probe"].main([*options, "--lr", "0.1", "--seeds", "[4, 5]"])
+    assert stores == [
+        path.stat() for path in folder.glob("activations/*/*/store.json")
+    ]
+    parts, config = load_parts(folder)
+    assert set(parts) == {"encoder", "probe_pitch", "probe_phones"}
+    assert parts["probe_pitch"].probes["logmel"].weight.shape == (2, 80, 2)
+    assert parts["probe_phones"].probes["logmel"].weight.shape == (3, 80, 5)
+    assert config["parts"]["probe_phones"]["kind"] == "frames"
+    assert config["parts"]["probe_pitch"]["classes"] == ["high", "low"]
+    for label, kind in ("pitch", "utterance"), ("phones", "frames"):
+        found = read_json(folder / f"probe_{label}.json")
+        assert found["kind"] == kind
+        test = read_examples(folder, label, "test")["logmel"]
+        x = test.x[:][None]
+        correct = parts[f"probe_{label}"](x, "logmel")[0].argmax(-1).numpy()
+        accuracy = found["layers"]["logmel"]["per_seed"][0]
+        assert (correct == test.y).mean() == pytest.approx(accuracy)
+
+
+def test_what_cannot_be_probed_is_refused_at_the_start(options, recipes):
+    options, folder = options
+    for option, value, message in (
+        ("controls", "1", "at least 2"),
+        ("layers", "logmel", "a list"),
+        ("label_kinds", "{pitch: sequence}", "No linear probe reads"),
+        ("label_kinds", "{pitch: frame}", "is of 'frame', not of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recipes["probe"].main([*options, f"--{option}", value])
+    assert not (folder / "activations").exists()
+
+
+def test_torchrun_is_refused_at_the_start(options):
+    options, folder = options
+    backend = ["--distributed_backend", "gloo"]
+    process = torchrun(ROOT / "recipes/probe.py", *options, *backend)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode and "start it without torchrun" in output
+    assert not (folder / "activations").exists()
