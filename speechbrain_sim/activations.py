@@ -92,7 +92,7 @@ class ActivationStore:
         """
         store = cls(folder)
         made_of = {"format": FORMAT, **made_of}
-        wrong = [k for k, v in made_of.items() if store.made_of[k] != v]
+        wrong = [k for k, v in made_of.items() if store.made_of.get(k) != v]
         if wrong or (complete and not store.complete):
             problem = f"of another {wrong[0]}" if wrong else "not complete"
             raise ValueError(f"{folder} is {problem}: encode the manifest.")
@@ -186,7 +186,7 @@ class ActivationStore:
             if array.offset is not None:
                 x = (x - array.offset) / array.scale
                 x = x.clip(-LARGEST_HALF, LARGEST_HALF)
-            _overwrite(self.folder / f"{name}.npy", first, x)
+            _overwrite(array.stored, first, x)
         self._written.append(position)
 
     def flush(self):
@@ -194,8 +194,9 @@ class ActivationStore:
         for name in self.arrays:
             with open(self.folder / f"{name}.npy", "r+b") as file:
                 os.fsync(file)
+        done = np.load(self.folder / "done.npy", mmap_mode="r")
         for position in self._written:
-            _overwrite(self.folder / "done.npy", position, True)
+            _overwrite(done, position, True)
         self._written = []
 
     def finish(self):
@@ -327,10 +328,9 @@ def layer_of(name):
     return name.removesuffix(LOG_VAR)
 
 
-def _overwrite(path, first, rows):
-    """Writes rows into an npy file, where other processes write others."""
-    array = np.load(path, mmap_mode="r")
-    with open(path, "r+b") as file:
+def _overwrite(array, first, rows):
+    """Writes rows into a mapped file, where other processes write others."""
+    with open(array.filename, "r+b") as file:
         file.seek(array.offset + int(first) * array.strides[0])
         file.write(np.asarray(rows, array.dtype).tobytes())
 

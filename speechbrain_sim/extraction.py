@@ -118,14 +118,10 @@ class _Encoding:
         self.dataset = dataset.filtered_sorted(sort_key="duration")
         self.rows = {n: dataset.data[n] for n in self.dataset.data_ids}
         self.samples = [int(r["num_samples"]) for r in self.rows.values()]
-        batches = DynamicBatchSampler(
-            self.dataset,
-            max_seconds,
-            num_buckets=BUCKETS,
-            shuffle=False,
-            batch_ordering="descending",
+        options = {"shuffle": False, "batch_ordering": "descending"}
+        batches = list(
+            DynamicBatchSampler(self.dataset, max_seconds, BUCKETS, **options)
         )
-        batches = list(batches)
         distributed.run_on_main(self.begin, (folder, manifest, batches[0]))
         store = ActivationStore(folder)
         done = store.done
@@ -135,9 +131,9 @@ class _Encoding:
             ranks = torch.distributed.get_world_size()
             left = left[torch.distributed.get_rank() :: ranks]
         saved = time.monotonic()
-        for batch, values in zip(left, self.encode(left), strict=True):
-            for position, value in zip(batch, values, strict=True):
-                store.write(position, value)
+        for utterances in self.encode(left):
+            for utterance in utterances:
+                store.write(*utterance)
             if time.monotonic() - saved > SAVE_SECONDS:
                 store.flush()
                 saved = time.monotonic()
@@ -149,20 +145,21 @@ class _Encoding:
         """Makes the store, unless it is there, with a first batch in it."""
         if self.find(folder) is not None:
             return
-        (values,) = self.encode([batch])
+        (first,) = self.encode([batch])
         recordings = {n: r.get("recording", n) for n, r in self.rows.items()}
         places = {
             layer: (self.encoder.frame_geometry(layer), self.counts(layer))
             for layer in self.layers
         }
         sample = {
-            n: np.concatenate([v[n] for v in values]) for n in self.arrays
+            name: np.concatenate([values[name] for _, values in first])
+            for name in self.arrays
         }
         store = ActivationStore.create(
             folder, self.made_of, manifest, recordings, places, sample
         )
-        for position, value in zip(batch, values, strict=True):
-            store.write(position, value)
+        for utterance in first:
+            store.write(*utterance)
         store.flush()
 
     def counts(self, layer):
@@ -175,7 +172,7 @@ class _Encoding:
 
     @torch.no_grad()
     def encode(self, batches):
-        """Yields, for each batch, the arrays' rows of each utterance."""
+        """Yields, for each batch, pairs of a position and its arrays' rows."""
         loader = make_dataloader(self.dataset, batch_sampler=batches)
         bar = tqdm(loader, "encoding", disable=len(batches) < 2, unit="batch")
         for positions, batch in zip(batches, bar, strict=True):
@@ -186,13 +183,13 @@ class _Encoding:
                 self.layers,
                 sample=False,
             )
-            rows = [
-                self.select(name, latents[layer_of(name)], samples)
+            rows = {
+                name: self.select(name, latents[layer_of(name)], samples)
                 for name in self.arrays
-            ]
+            }
             yield [
-                dict(zip(self.arrays, x, strict=True))
-                for x in zip(*rows, strict=False)
+                (position, {name: x[row] for name, x in rows.items()})
+                for row, position in enumerate(positions)
             ]
 
     def select(self, name, latent, samples):

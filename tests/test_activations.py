@@ -372,25 +372,42 @@ def test_a_killed_encoding_of_something_else_begins_anew(
         assert torch.equal(found.x[:], again[layer].x[:])
 
 
+def as_if_killed(folder, positions=()):
+    """A complete store as it was before it was finished; some not done."""
+    described = folder / "store.json"
+    described.write_text(
+        described.read_text().replace('"complete": true', '"complete": false')
+    )
+    (folder / "statistics.npz").unlink()
+    done = np.load(folder / "done.npy", mmap_mode="r+")
+    done[list(positions)] = False
+    done.flush()
+    return ActivationStore(folder)
+
+
+def test_killed_at_the_very_end(encoder, corpus, tmp_path, monkeypatch):
+    """All is encoded, but the statistics are missing."""
+    whole = encoded(encoder, corpus, tmp_path)
+    statistics = {name: whole.statistics(name) for name in whole.arrays}
+    as_if_killed(tmp_path)
+    monkeypatch.setattr(encoder, "forward", None)  # is not called again
+    again = encoded(encoder, corpus, tmp_path)
+    for name, expected in statistics.items():
+        assert torch.equal(again.statistics(name), expected)
+
+
 def test_what_was_written_but_not_flushed_is_encoded_again(
     encoder, corpus, tmp_path
 ):
     """A flag follows its data: without the flag, half-written rows go."""
     whole = encoded(encoder, corpus, tmp_path / "whole")
-    store = encoded(encoder, corpus, tmp_path / "other")
-    described = tmp_path / "other/store.json"
-    described.write_text(
-        described.read_text().replace('"complete": true', '"complete": false')
-    )
-    store = ActivationStore(tmp_path / "other")
-    done = np.load(tmp_path / "other/done.npy", mmap_mode="r+")
+    encoded(encoder, corpus, tmp_path / "other")
+    store = as_if_killed(tmp_path / "other", positions=(3, 17))
     for position in (3, 17):
-        done[position] = False
         values = {n: whole[n][:] for n in store.arrays}
         here = whole["context"].utterance == position
         zeros = {n: np.zeros_like(x[here]) for n, x in values.items()}
         store.write(position, zeros)  # and no flush: killed
-    done.flush()
     with pytest.raises(ValueError, match="lacks 2 utterances"):
         store.finish()
     again = encoded(encoder, corpus, tmp_path / "other")
