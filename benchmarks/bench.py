@@ -26,9 +26,10 @@ from benchmarks.measure import (
     in_turn,
     matrix_product,
 )
+from benchmarks.plots import plot_lines, plot_pairs
 from benchmarks.profile import profile
 from speechbrain_sim.files import machine
-from speechbrain_sim.report.figures import plot_lines, plot_pairs
+from speechbrain_sim.report.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCS = ROOT / "results/bench", ROOT / "docs"
@@ -101,29 +102,27 @@ def run(group, minutes):
 
 def table(rows):
     """Returns the rows as a markdown table."""
-    lines = ["| what | ours | reference | ratio |", "|---|---|---|---|"]
+    cells = []
     for line in rows:
         ours, reference = (
             f"{line[side]:.3g} {line['unit']}" for side in ("ours", "reference")
         )
         if "real_time_factor" in line:
             ours += f" ({line['real_time_factor']:.3f} × real time)"
-        lines.append(
-            f"| {line['name']} | {ours} | {reference} | {line['ratio']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        cells.append([line["name"], ours, reference, f"{line['ratio']:.2f}"])
+    header = ["what", "ours", "reference", "ratio"]
+    return markdown_table(header, cells) + "\n"
 
 
 def summary(rows):
     """Returns the rows as a short markdown table, a family in each line."""
-    families = {}
+    families, cells = {}, []
     for line in rows:
         families.setdefault(line["family"], []).append(line["ratio"])
-    lines = ["| what | measured |", "|---|---|"]
     for family, ratios in families.items():
         ends = dict.fromkeys(f"{r:.3g}" for r in (min(ratios), max(ratios)))
-        lines.append(f"| {family} | {' – '.join(ends)} |")
-    return "\n".join(lines) + "\n"
+        cells.append([family, " – ".join(ends)])
+    return markdown_table(["what", "measured"], cells) + "\n"
 
 
 def missed(rows):

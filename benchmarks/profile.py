@@ -13,6 +13,7 @@ from benchmarks.measure import (
     matrix_product,
 )
 from benchmarks.systems import Ours, Plain, make_batch
+from speechbrain_sim.report.tables import markdown_table
 
 #: operators by what they do; all others are element-wise
 KINDS = {
@@ -91,18 +92,14 @@ def profile(steps=5):
         shares[name] = kinds
     rate = median(in_turn({"": matrix_product()}, 9)[""].wall)
     flops = step_flops(ours.model.encoder, ours.model.modules, 8, 10240)
-    lines = [
+    rows = []
+    for kind in [*KINDS, "element-wise"]:
+        rows.append([kind, *(f"{shares[n][kind]:.0f}" for n in shares)])
+    whole = (f"**{times[name]:.0f}**" for name in shares)
+    rows.append(["**step, without this clock**", *whole])
+    return (
         "SIM step 8 × 10,240, 512 channels: milliseconds of each kind of work, "
         "memory kept (`python -m benchmarks.bench --only profile`). The floor "
-        f"is {1e3 * rate * flops / PRODUCT_FLOPS:.0f} ms.\n",
-        "| work | ours | plain way |",
-        "|---|---|---|",
-    ]
-    for kind in [*KINDS, "element-wise"]:
-        mine, theirs = (shares[name][kind] for name in ("ours", "plain"))
-        lines.append(f"| {kind} | {mine:.0f} | {theirs:.0f} |")
-    lines.append(
-        f"| **step, without this clock** | **{times['ours']:.0f}** | "
-        f"**{times['plain']:.0f}** |"
+        f"is {1e3 * rate * flops / PRODUCT_FLOPS:.0f} ms.\n\n"
+        f"{markdown_table(['work', 'ours', 'plain way'], rows)}\n"
     )
-    return "\n".join(lines) + "\n"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from speechbrain_sim.report.figures import draw_modules
+from docs.figures import draw_modules
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,12 +10,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from speechbrain_sim.analysis.study import Tool
+from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.report import style
+from speechbrain_sim.report.page import Figure
+
 #: differences below this share of a value are float32's rounding
 ROUNDING = 1e-6
+#: samples of each number of an envelope: 10 ms
+HOP = SAMPLE_RATE // 100
+#: points of the rule for the report
+STEPS = 128
 
 
 class Attribution(NamedTuple):
-    """What each sample contributes.
+    """Contribution of each sample.
 
     Arguments
     ---------
@@ -37,7 +46,7 @@ def integrated_gradients(function, wavs, baseline=None, steps=64, batch_size=4):
     """Attributes the value of a function to the samples of its input.
 
     (x - b) * integral of f'(b + a (x - b)) over a from 0 to 1, by Gauss and
-    Legendre's rule.
+    Legendre's rule: captum's.
 
     Arguments
     ---------
@@ -59,30 +68,23 @@ def integrated_gradients(function, wavs, baseline=None, steps=64, batch_size=4):
 
     Raises
     ------
+    ImportError
+        If captum is missing.
     ValueError
         If the function's values carry no gradient, or have another shape.
-
-    Example
-    -------
-    >>> weight = torch.tensor([1.0, -2.0, 0.0])
-    >>> integrated_gradients(lambda x: x @ weight, torch.ones(1, 3)).values
-    tensor([[ 1., -2.,  0.]])
     """
     wavs = wavs.detach()
     baseline = torch.zeros_like(wavs) if baseline is None else baseline
-    places, weights = (
-        torch.as_tensor(rule).to(wavs)
-        for rule in np.polynomial.legendre.leggauss(steps)
-    )
-    places, weights = (places + 1) / 2, weights / 2
-    values = torch.zeros_like(wavs)
-    for row, (wav, start) in enumerate(zip(wavs, baseline, strict=True)):
-        for part, weight in zip(
-            places.split(batch_size), weights.split(batch_size), strict=True
-        ):
-            points = start + part[:, None] * (wav - start)
-            values[row] += weight @ _gradient(function, points)
-    values *= wavs - baseline
+    method = _captum(lambda points: _checked(function, points))
+    rule = {"n_steps": steps, "method": "gausslegendre"}
+    rule["internal_batch_size"] = batch_size
+    # cuDNN's recurrent layers have no backward in eval mode
+    with torch.backends.cudnn.flags(enabled=False):
+        rows = [
+            method.attribute(wav[None], start[None], **rule)
+            for wav, start in zip(wavs, baseline, strict=True)
+        ]
+    values = torch.cat(rows).detach()
     with torch.no_grad():
         ends = [
             torch.cat([function(part) for part in x.split(batch_size)])
@@ -95,24 +97,30 @@ def integrated_gradients(function, wavs, baseline=None, steps=64, batch_size=4):
     return Attribution(values, difference, gap)
 
 
-def _gradient(function, points):
-    """Gradient of each value with respect to its own waveform."""
-    # cuDNN's recurrent layers have no backward in eval mode
-    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        points = points.requires_grad_()
-        values = function(points)
-        if values.shape != points.shape[:1]:
-            raise ValueError(
-                f"The function returns {tuple(values.shape)} for {len(points)} "
-                f"waveforms; expected one number each."
-            )
-        if not values.requires_grad:
-            raise ValueError(
-                "The function's values carry no gradient: it must not detach "
-                "them, nor compute them under no_grad."
-            )
-        (gradient,) = torch.autograd.grad(values.sum(), points)
-    return gradient
+def _captum(function):
+    try:
+        from captum.attr import IntegratedGradients
+    except ImportError as error:
+        raise ImportError(
+            "Attributions need captum: pip install speechbrain-sim[analysis]"
+        ) from error
+    return IntegratedGradients(function)
+
+
+def _checked(function, points):
+    """Values of a function, which must be one number each, with gradients."""
+    values = function(points)
+    if values.shape != points.shape[:1]:
+        raise ValueError(
+            f"The function returns {tuple(values.shape)} for {len(points)} "
+            f"waveforms; expected one number each."
+        )
+    if not values.requires_grad:
+        raise ValueError(
+            "The function's values carry no gradient: it must not detach "
+            "them, nor compute them under no_grad."
+        )
+    return values
 
 
 def dimension_function(encoder, layer, dimension, frames=None):
@@ -120,12 +128,12 @@ def dimension_function(encoder, layer, dimension, frames=None):
 
     Arguments
     ---------
-    encoder : GreedyEncoder
+    encoder : Encoder
         In eval mode; its parameters may be frozen.
     layer : str
         Name of the layer.
     dimension : int
-        Which one.
+        Index of the dimension.
     frames : slice or list of int, optional
         What the mean is over; all by default.
 
@@ -138,16 +146,8 @@ def dimension_function(encoder, layer, dimension, frames=None):
     ------
     ValueError
         If the encoder is in train mode.
-
-    Example
-    -------
-    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
-    >>> encoder = GreedyEncoder(channels=4, context_channels=2).eval()
-    >>> function = dimension_function(encoder, "module1", 3)
-    >>> integrated_gradients(function, torch.randn(2, 800)).values.shape
-    torch.Size([2, 800])
     """
-    _check(encoder)
+    _check_eval(encoder)
     frames = slice(None) if frames is None else frames
 
     def function(wavs):
@@ -165,34 +165,19 @@ def class_function(encoder, layer, weight, class_index):
 
     Arguments
     ---------
-    encoder : GreedyEncoder
-        In eval mode; its parameters may be frozen.
-    layer : str
-        Name of the layer that the probe reads.
+    encoder, layer :
+        See `dimension_function`.
     weight : torch.Tensor
         (channels, classes), as `LinearProbe.weight` of one probe.
     class_index : int
-        Which class.
+        Index of the class.
 
     Returns
     -------
     callable
-        Waveforms without padding, (batch, samples) -> (batch,).
-
-    Raises
-    ------
-    ValueError
-        If the encoder is in train mode.
-
-    Example
-    -------
-    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
-    >>> encoder = GreedyEncoder(channels=4, context_channels=2).eval()
-    >>> function = class_function(encoder, "module3", torch.ones(4, 3), 0)
-    >>> function(torch.randn(2, 800)).shape
-    torch.Size([2])
+        See `dimension_function`.
     """
-    _check(encoder)
+    _check_eval(encoder)
     column = weight[:, class_index].detach()
 
     def function(wavs):
@@ -202,32 +187,129 @@ def class_function(encoder, layer, weight, class_index):
     return function
 
 
-def _check(encoder):
+def _check_eval(encoder):
     """Raises a ValueError if the means that are explained are random."""
     if encoder.training:
         raise ValueError("The encoder samples in train mode: call eval().")
 
 
-def envelope(values, hop=160):
+def envelope(values):
     """Sums the absolute attributions of each 10 ms.
 
     Arguments
     ---------
     values : torch.Tensor
         (batch, samples).
-    hop : int
-        Samples to sum over.
 
     Returns
     -------
     torch.Tensor
         (batch, hops), the last of which may be shorter.
-
-    Example
-    -------
-    >>> envelope(torch.tensor([[1.0, -1.0, 2.0, 0.0, -5.0]]), hop=2)
-    tensor([[2., 2., 5.]])
     """
-    missing = -values.shape[1] % hop
+    missing = -values.shape[1] % HOP
     padded = nn.functional.pad(values.abs(), (0, missing))
-    return padded.unflatten(1, (-1, hop)).sum(2)
+    return padded.unflatten(1, (-1, HOP)).sum(2)
+
+
+def plot_attribution(rows, title, path):
+    """Plots waveforms, shaded by attribution: target -> (wav, `envelope`)."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shade = LinearSegmentedColormap.from_list(
+        "shade", ["white", style.colour(4)]
+    )
+    size = (7, 1.1 * len(rows) + 0.6)
+    with style.drawing(path, len(rows), 1, size, sharex=True) as (figure, axes):
+        panels = zip(axes[:, 0], rows.items(), strict=True)
+        for panel, (name, (wav, sums)) in panels:
+            seconds = np.arange(len(wav)) / SAMPLE_RATE
+            edges = np.arange(len(sums) + 1) * HOP / SAMPLE_RATE
+            edges[-1] = len(wav) / SAMPLE_RATE
+            loudest = max(np.abs(wav).max(), 1e-9)
+            shares = [np.divide(sums, max(np.max(sums), 1e-30))]
+            scale = {"cmap": shade, "vmin": 0, "vmax": 1, "rasterized": True}
+            mesh = panel.pcolormesh(edges, [-loudest, loudest], shares, **scale)
+            panel.plot(seconds, wav, color="black", linewidth=0.4)
+            panel.set_xlim(0, edges[-1])
+            panel.set_yticks([])
+            panel.spines["left"].set_visible(False)
+            panel.set_title(name, loc="left", size=8)
+        panel.set_xlabel("time (s)")
+        figure.suptitle(title, x=0.02, ha="left")
+        figure.tight_layout()
+        place = {"ax": axes[:, 0], "aspect": 40, "pad": 0.02}
+        label = "|attribution| / largest"
+        figure.colorbar(mesh, label=label, ticks=[0, 1], **place)
+
+
+class AttributionTool(Tool):
+    """Section of what in a waveform drives a class, or a dimension."""
+
+    key = "attribution"
+    title = "What in the waveform drives it"
+    sentence = "Dark: where the attribution to the samples is large."
+    needs = ("probes",)
+
+    def settings(self, study):
+        """Returns the index of the clip."""
+        return {"clip": study.clips.walk[0]}
+
+    def measure(self, system, study):
+        """Returns the `targets` of each layer, for the first clip of the walk.
+
+        Of each target, `target`, `envelope` and the completeness `gap`: the
+        dimension whose means vary most over the clips and, if there are probes,
+        the class that the first bias-free one predicts, against the others.
+        """
+        encoder, probes = system.encoder, system.probes
+        clip = study.clips.walk[0]
+        wav = system.wavs[clip : clip + 1]
+
+        def measure(layer, latent):
+            widest = int(latent.mean.flatten(0, 1).std(0).argmax())
+            function = dimension_function(encoder, layer, widest)
+            targets = {f"dimension {widest}": function}
+            if probes is not None:
+                weight = torch.from_numpy(probes.weights[layer][0]).to(wav)
+                best = int((latent.mean[clip].mean(0) @ weight).argmax())
+                weight = weight - weight.mean(1, keepdim=True)
+                function = class_function(encoder, layer, weight, best)
+                targets[probes.classes[best]] = function
+            found = []
+            for target, function in targets.items():
+                values, _, gap = integrated_gradients(
+                    function, wav, steps=STEPS
+                )
+                found.append({"target": target, "gap": float(gap[0])})
+                found[-1]["envelope"] = envelope(values)[0].tolist()
+            return {"targets": found}
+
+        return system.each_layer(measure)
+
+    def items(self, found, study):
+        """Returns a figure of each system."""
+        clip, drawn = study.clips.walk[0], {system: {} for system in found}
+        wav, name = study.clips.wavs[clip].numpy(), study.clips.ids[clip]
+        for _, system, layer, numbers in found.rows():
+            for target in numbers["targets"]:
+                label = f"{layer}: {target['target']} (gap "
+                label += f"{100 * target['gap']:.2g} %)"
+                drawn[system][label] = wav, np.array(target["envelope"])
+        items = []
+        for system, rows in drawn.items():
+            stem = f"figures/attribution_{system}"
+            plot_attribution(rows, f"{system}, {name}", study.folder / stem)
+            items.append(
+                Figure(
+                    f"Attribution, {system}",
+                    "Integrated gradients from silence: of the class that the "
+                    "probe predicts, against the others, and of the dimension "
+                    "that varies most. Gap: how far the attributions are from "
+                    "adding up to the difference that they explain.",
+                    stem,
+                    "A waveform per layer and target, shaded where the "
+                    "attribution is large.",
+                    system,
+                )
+            )
+        return items

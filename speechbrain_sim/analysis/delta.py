@@ -1,17 +1,17 @@
-"""How much of what is heard a few dimensions carry: the paper's table 2.
+"""How few dimensions carry the sound: the paper's table 2.
 
 The N dimensions that differ most between two clips are copied from the target
 into the start; delta(N) is how far the decoded mixture still is from the
 decoded target, relative to the start: 1 without effect, 0 if the target is
 reached. (Equation 12 prints another denominator; its text and the authors'
 release mean this one.) Which clips, how many pairs, which distance, and whether
-the latents are means or samples is the caller's choice, to be stated beside
-each number.
+the latents are means or samples is to be stated beside each number.
 
 Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 4.3.3,
 https://arxiv.org/abs/2408.12936
 """
 
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +19,15 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_sim.analysis.intervals import Unmeasurable, bootstrap_pairs
+from speechbrain_sim.analysis.study import Column, Results, Tool, powers_of_two
 from speechbrain_sim.randomness import keyed_generator
+from speechbrain_sim.report import style
+from speechbrain_sim.report.page import Figure, Table
+from speechbrain_sim.report.tables import with_interval
 from speechbrain_sim.traversals import most_different, swap
 
+#: of the dimensions, at which delta is compared: the paper's 64 of 512
+SHARE = Fraction(1, 8)
 #: waveforms that differ by less, relative to their size, are the same: the rest
 #: is rounding
 ROUNDING = 1e-6
@@ -83,29 +89,12 @@ def draw_pairs(clips, pairs, seed=0):
 
 
 def decode_finite(decode, z):
-    """Decodes a batch, and refuses what is not a number.
-
-    Arguments
-    ---------
-    decode : callable
-        Latents (batch, time, channel) -> waveforms (batch, samples).
-    z : torch.Tensor
-        (batch, time, channel).
-
-    Returns
-    -------
-    torch.Tensor
-        (batch, samples).
+    """Decodes a batch, (batch, time, channel) -> (batch, samples).
 
     Raises
     ------
-    ValueError
+    Unmeasurable
         If a waveform holds NaN or infinity.
-
-    Example
-    -------
-    >>> decode_finite(lambda z: z.sum(-1), torch.ones(1, 2, 3))
-    tensor([[3., 3.]])
     """
     wavs = decode(z)
     if not wavs.isfinite().all():
@@ -114,52 +103,17 @@ def decode_finite(decode, z):
 
 
 def decode_clips(decode, latents, batch_size):
-    """Decodes each clip once, and refuses what is not a number.
-
-    Arguments
-    ---------
-    decode : callable
-        Latents (batch, time, channel) -> waveforms (batch, samples).
-    latents : torch.Tensor
-        (clips, time, channel).
-    batch_size : int
-        Latents decoded at once.
-
-    Returns
-    -------
-    torch.Tensor
-        (clips, samples).
-
-    Raises
-    ------
-    ValueError
-        See `decode_finite`.
-
-    Example
-    -------
-    >>> decode_clips(lambda z: z.sum(-1), torch.ones(3, 1, 2), 2).shape
-    torch.Size([3, 1])
-    """
+    """Decodes each clip once; see `decode_finite`."""
     parts = latents.split(batch_size)
     return torch.cat([decode_finite(decode, part) for part in parts])
 
 
-def same_sound(one, other):
-    """Tells which waveforms differ by no more than rounding.
-
-    Arguments
-    ---------
-    one, other : torch.Tensor
-        (batch, samples).
-
-    Returns
-    -------
-    torch.Tensor
-        (batch,), bool.
+def same_waveform(one, other):
+    """Finds the waveforms that differ by no more than rounding.
 
     Example
     -------
-    >>> same_sound(torch.ones(1, 9), torch.ones(1, 9) + 1e-7)
+    >>> same_waveform(torch.ones(1, 9), torch.ones(1, 9) + 1e-7)
     tensor([True])
     """
     return (one - other).norm(dim=-1) <= ROUNDING * (one + other).norm(dim=-1)
@@ -170,7 +124,8 @@ def measure_distances(decode, latents, pairs, counts, batch_size=8):
     """Measures how far mixtures of two clips are from their target.
 
     Every start and target is decoded once, every mixture once for both
-    distances; all dimensions make no mixture, but the target. Pairs that decode to the `same_sound` have the distance 0.
+    distances; all dimensions make no mixture, but the target. Pairs that decode
+    to the `same_waveform` have the distance 0.
 
     Arguments
     ---------
@@ -194,51 +149,42 @@ def measure_distances(decode, latents, pairs, counts, batch_size=8):
     ------
     ValueError
         If an N is impossible, or a decoded waveform not a number.
-
-    Example
-    -------
-    >>> latents, pairs = torch.eye(3)[:, None], draw_pairs(3, 6)
-    >>> decode = lambda z: z.flatten(1)
-    >>> found = measure_distances(decode, latents, pairs, [0, 1])
-    >>> found["mse"].mixtures[0] / found["mse"].starts[0]
-    array([1. , 0.5])
     """
     channels = latents.shape[-1]
     if not all(0 <= count <= channels for count in counts):
         raise ValueError(f"N is {counts}; there are {channels} dimensions.")
     decoded = decode_clips(decode, latents, batch_size)
-
-    def between(got, wanted):
-        gap = (got - wanted).double()
-        return torch.stack([gap.abs().mean(-1), gap.square().mean(-1)]).cpu()
-
     mixtures, starts = [], []
-    batches = tqdm(
-        pairs.split(batch_size), desc="delta", unit="batch", disable=None
-    )
-    for start, target in (batch.T for batch in batches):
+    batches = pairs.split(batch_size)
+    for batch in tqdm(batches, desc="delta", unit="batch", disable=None):
+        start, target = batch.T
         ranked = most_different(latents[start], latents[target])
         gaps = []
         for count in counts:
-            got = decoded[target]  # of all dimensions; else of a mixture
+            wavs = decoded[target]  # of all dimensions; else of a mixture
             if count < channels:
                 mixed = swap(latents[start], latents[target], ranked[:, :count])
-                got = decode_finite(decode, mixed)
-            gaps.append(between(got, decoded[target]))
-        gaps = torch.stack(gaps, dim=-1)
-        whole = between(decoded[start], decoded[target])
-        same = same_sound(decoded[start], decoded[target]).cpu()
+                wavs = decode_finite(decode, mixed)
+            gaps.append(_distances(wavs, decoded[target]))
+        gaps = torch.stack(gaps, dim=-1)  # (distances, batch, counts)
+        whole = _distances(decoded[start], decoded[target])
+        same = same_waveform(decoded[start], decoded[target]).cpu()
         mixtures.append(gaps.masked_fill(same[:, None], 0))
         starts.append(whole.masked_fill(same, 0))
-    mixtures = torch.cat(mixtures, dim=1).numpy()
-    starts = torch.cat(starts, dim=1).numpy()
+    mixtures, starts = torch.cat(mixtures, 1), torch.cat(starts, 1)
     return {
-        name: Distances(list(counts), mixtures[i], starts[i])
+        name: Distances(list(counts), mixtures[i].numpy(), starts[i].numpy())
         for i, name in enumerate(["mae", "mse"])
     }
 
 
-def delta(distances, pairs, confidence=0.95, resamples=2000, seed=0):
+def _distances(wavs, wanted):
+    """Mean absolute and mean squared error, (2, batch)."""
+    gap = (wavs - wanted).double()
+    return torch.stack([gap.abs().mean(-1), gap.square().mean(-1)]).cpu()
+
+
+def delta(distances, pairs):
     """Relative error of each N, with intervals bootstrapped over clips.
 
     A ratio of means over pairs, as in the release.
@@ -249,10 +195,6 @@ def delta(distances, pairs, confidence=0.95, resamples=2000, seed=0):
         From `measure_distances`, of one distance.
     pairs : torch.Tensor
         The pairs they are of.
-    confidence : float
-        Share of the distribution inside the interval.
-    resamples, seed : int
-        Of the bootstrap.
 
     Returns
     -------
@@ -262,25 +204,15 @@ def delta(distances, pairs, confidence=0.95, resamples=2000, seed=0):
 
     Raises
     ------
-    ValueError
+    Unmeasurable
         If all clips decode to the same waveform, or a distance is not a
         number.
-
-    Example
-    -------
-    >>> pairs = draw_pairs(4, 12)
-    >>> near, far = np.full((12, 1), 0.25), np.ones(12)
-    >>> delta(Distances([8], near, far), pairs)
-    {'counts': [8], 'delta': [0.25], 'interval': [[0.25, 0.25]],
-    'pairs': 12, 'clips': 4}
     """
     pairs = np.asarray(pairs)
     counts, mixtures, starts = distances
     if not np.any(starts):
         raise Unmeasurable("All clips decode to the same waveform: no delta.")
-    value, low, high = bootstrap_pairs(
-        mixtures, starts, pairs, confidence, resamples, seed
-    )
+    value, low, high = bootstrap_pairs(mixtures, starts, pairs)
     return {
         "counts": counts,
         "delta": value.tolist(),
@@ -288,3 +220,189 @@ def delta(distances, pairs, confidence=0.95, resamples=2000, seed=0):
         "pairs": len(pairs),
         "clips": len(np.unique(pairs)),
     }
+
+
+def dimensions_at_share(channels):
+    """Returns the N that is `SHARE` of all dimensions, rounded; at least 1.
+
+    Example
+    -------
+    >>> [dimensions_at_share(channels) for channels in (512, 100, 4)]
+    [64, 12, 1]
+    """
+    return max(1, round(SHARE * channels))
+
+
+def delta_of(scores, n):
+    """Returns `n`, `value` and `interval` of delta(N); None without this N."""
+    if n not in scores["counts"]:
+        return None
+    at = scores["counts"].index(n)
+    interval = scores["interval"][at]
+    return {"n": n, "value": scores["delta"][at], "interval": interval}
+
+
+def delta_at_share(numbers, distance="mae"):
+    """Returns the same where `SHARE` of a layer's dimensions are swapped."""
+    n = dimensions_at_share(numbers["dimensions"])
+    return delta_of(numbers[distance], n)
+
+
+def plot_delta(systems, path, published):
+    """Plots delta in each layer over N / D; `published` results dashed."""
+    with style.layer_drawing(path, systems.layers()) as panels:
+        style.draw_counts(panels, systems, "delta", share=True)
+        for _, name, layer, scores in published.rows():
+            if layer in panels:
+                share = np.array(scores["counts"]) / scores["dimensions"]
+                value = 100 * np.array(scores["delta"])
+                line = {"linewidth": 1, "color": systems.colour(name)}
+                label = f"{name}, paper"
+                panels[layer].plot(share, value, "--", label=label, **line)
+        for panel in panels.values():
+            low = panel.get_xlim()[0]
+            ticks = [Fraction(1, 4**k) for k in range(6) if 4.0**-k > low]
+            panel.set_xticks(list(map(float, ticks)), map(str, ticks), size=7)
+            panel.minorticks_off()
+            panel.set_xlabel("share of dimensions, N / D")
+        panels[systems.layers()[0]].set_ylabel("relative error δ (%)")
+
+
+class Delta(Tool):
+    """Section of the relative error delta."""
+
+    key = "delta"
+    title = "How few dimensions carry the sound"
+    sentence = (
+        "Lower is better: where δ falls early, the sound sits in few "
+        "dimensions."
+    )
+    needs = ("decoders",)
+    columns = [
+        Column(
+            f"δ at N/D = {SHARE} (%)",
+            f"relative error δ when {SHARE} of the dimensions are swapped "
+            "(lower: fewer dimensions carry the sound)",
+            lambda numbers: with_interval(delta_at_share(numbers), 100, 1),
+        )
+    ]
+
+    def settings(self, study):
+        """Returns the number of pairs."""
+        return {"pairs": len(study.pairs)}
+
+    def measure(self, system, study):
+        """Returns `mae` and `mse` of each layer, see `delta`.
+
+        Also `dimensions`; `explained`, the share of the recorded energy in the
+        decoded means; `per_pair`, the mean absolute errors at `SHARE`.
+        """
+        pairs, size = study.pairs, study.batch_size
+
+        def measure(layer, latent):
+            decode, channels = system.decode(layer), latent.mean.shape[-1]
+            n = dimensions_at_share(channels)
+            counts = sorted({*powers_of_two(channels), n})
+            distances = measure_distances(
+                decode, latent.mean, pairs, counts, size
+            )
+            mae, at = distances["mae"], counts.index(n)
+            decoded = decode_clips(decode, latent.mean, size)
+            error = (decoded - system.wavs).square().sum()
+            return {
+                "dimensions": channels,
+                "explained": float(1 - error / system.wavs.square().sum()),
+                **{name: delta(d, pairs) for name, d in distances.items()},
+                "per_pair": [mae.mixtures[:, at].tolist(), mae.starts.tolist()],
+            }
+
+        with torch.no_grad():
+            return system.each_layer(measure)
+
+    def compare(self, results, study):
+        """Returns the differences of delta at `SHARE`, by `mae`."""
+        return study.compare(results, study.pairs)
+
+    def items(self, found, study):
+        """Returns tables of delta and its curves, ours and published."""
+        note, published = study.published.get("note"), _published(found, study)
+        curves = found.map(lambda numbers: {**numbers, **numbers["mae"]})
+        plot_delta(curves, study.folder / "figures/delta", published)
+        items = [
+            _share_table(found, published, self.compare(found, study)),
+            Figure(
+                "Relative error δ over the share of swapped dimensions",
+                "Mean absolute error; bands: 95 % intervals over clips."
+                + (f" Dashed: the paper's. {note}" if published else ""),
+                "figures/delta",
+                "One panel per layer, δ over the share of dimensions, a line "
+                "for each system.",
+            ),
+            _table(found, "mae", "absolute"),
+            _table(found, "mse", "squared"),
+        ]
+        if published:
+            rows = []
+            for name, _, _, of in published.rows():
+                pairs = zip(of["counts"], of["delta"], strict=True)
+                cells = {f"N = {n}": f"{100 * x:.2f}" for n, x in pairs}
+                rows.append({"": name, **cells})
+            items.append(Table.of("δ(N) in percent, as published", note, rows))
+        return items
+
+
+def _published(found, study):
+    """Published deltas of the systems that are shown, as fractions."""
+    counts, every = study.published.get("counts"), study.published.get("delta")
+    shown = {s: x for s, x in (every or {}).items() if s in found}
+
+    def scores(percents):
+        values = [value / 100 for value in percents]
+        return {"counts": counts, "dimensions": counts[-1], "delta": values}
+
+    return Results(shown).map(scores)
+
+
+def _share_table(found, published, differences):
+    """Delta at `SHARE`, beside the paper's."""
+    rows, paper = [], ""
+    for name, system, layer, numbers in found.rows():
+        mae, mse = delta_at_share(numbers), delta_at_share(numbers, "mse")
+        other = differences.get(system, {}).get(layer)
+        row = {"": name, "N": f"{mae['n']} of {numbers['dimensions']}"}
+        row["δ, absolute"] = with_interval(mae, 100, 1)
+        row["δ, squared"] = with_interval(mse, 100, 1)
+        row["difference"] = with_interval(other, 100, 1)
+        theirs = published.get(system, {}).get(layer)
+        if theirs:
+            n, of = dimensions_at_share(theirs["dimensions"]), theirs["counts"]
+            row["paper"] = f"{100 * theirs['delta'][of.index(n)]:.2f}"
+            paper = f" Paper: N = {n} of {theirs['dimensions']}."
+        rows.append(row)
+    return Table.of(
+        f"δ in percent where {SHARE} of the dimensions are swapped",
+        "By mean absolute and mean squared error; difference to the last "
+        "system by mean absolute error, both on the same pairs. 95 % intervals "
+        f"over clips.{paper}",
+        rows,
+    )
+
+
+def _table(found, distance, name):
+    """Delta of every N; blank where a layer has not so many dimensions."""
+    every = [numbers[distance] for *_, numbers in found.rows()]
+    counts = sorted({n for scores in every for n in scores["counts"]})
+    rows = []
+    for row, _, _, numbers in found.rows():
+        cells = {"": row, "decoded (%)": f"{100 * numbers['explained']:.0f}"}
+        for n in counts:
+            score = delta_of(numbers[distance], n)
+            cells[f"N = {n}"] = with_interval(score, 100, 1)
+        rows.append(cells)
+    return Table.of(
+        f"δ(N) in percent, mean {name} error",
+        f"{every[0]['pairs']} ordered pairs of {every[0]['clips']} clips, means "
+        f"of posteriors; a ratio of means over pairs. Decoded: share of the "
+        f"recordings' energy that the decoder gives back.",
+        rows,
+    )

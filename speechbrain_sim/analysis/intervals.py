@@ -1,15 +1,18 @@
 """How sure a number is: intervals over utterances, and controls.
 
 Frames of one utterance are not independent, so every interval resamples whole
-utterances.
+utterances (or clips); all are 95 % percentile intervals.
 """
 
 import numpy as np
 from scipy import stats
 
+#: draws of a bootstrap over clips
+RESAMPLES = 2000
+
 
 class Unmeasurable(ValueError):
-    """What is asked of the data is not in them; the message says why."""
+    """Raised where the data do not hold what is asked; the message explains."""
 
 
 def per_utterance(correct, utterance):
@@ -27,76 +30,118 @@ def per_utterance(correct, utterance):
     hits, total : (numpy.ndarray, numpy.ndarray)
         Mean over seeds of the number of correct examples, and the number of
         examples, of each utterance.
-
-    Example
-    -------
-    >>> per_utterance(np.array([[1, 0, 1], [1, 0, 0]]), np.array([0, 0, 1]))
-    (array([1. , 0.5]), array([2, 1]))
     """
     hits = np.bincount(utterance, weights=np.mean(correct, axis=0))
     return hits, np.bincount(utterance)
 
 
-def bootstrap_interval(hits, total, confidence=0.95, resamples=5000, seed=0):
-    """Bootstraps an accuracy over utterances (percentile interval).
+def bootstrap(statistic, *samples, unit, resamples=RESAMPLES, seed=0):
+    """Bootstraps a statistic of rows that are drawn together.
+
+    Arguments
+    ---------
+    statistic : callable
+        (*samples, axis) -> values, reduces the axis of the rows.
+    *samples : numpy.ndarray
+        (rows,) each.
+    unit : str
+        What a row is of, for the message.
+    resamples, seed : int
+        Number of draws, and their seed.
+
+    Returns
+    -------
+    low, high : (numpy.ndarray, numpy.ndarray)
+
+    Raises
+    ------
+    Unmeasurable
+        If there are fewer than two rows.
+    """
+    _check_units(f"{len(samples[0])} {unit} is", len(samples[0]), 2)
+    result = stats.bootstrap(
+        samples,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=500,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return result.confidence_interval
+
+
+def bootstrap_interval(hits, total):
+    """Bootstraps an accuracy over utterances.
 
     Arguments
     ---------
     hits, total : numpy.ndarray
         From `per_utterance`. For the difference of two systems on the same
         utterances, `hits` is the difference of theirs (a paired interval).
-    confidence : float
-        Share of the distribution inside the interval.
-    resamples : int
-        Number of bootstrap samples.
-    seed : int
-        Of the resampling.
 
     Returns
     -------
     low, high : (float, float)
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two utterances.
-
-    Example
-    -------
-    >>> bootstrap_interval(np.ones(20), np.ones(20))
-    (1.0, 1.0)
     """
-    if len(total) < 2:
-        raise Unmeasurable(
-            f"{len(total)} utterance is too few for an interval; it needs 2."
-        )
 
     def accuracy(hits, total, axis=-1):
         return hits.sum(axis) / total.sum(axis)
 
-    result = stats.bootstrap(
-        (np.asarray(hits, float), np.asarray(total, float)),
-        accuracy,
-        paired=True,
-        vectorized=True,
-        confidence_level=confidence,
-        n_resamples=resamples,
-        batch=500,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    low, high = result.confidence_interval
+    samples = np.asarray(hits, float), np.asarray(total, float)
+    low, high = bootstrap(accuracy, *samples, unit="utterance", resamples=5000)
     return float(low), float(high)
 
 
-def bootstrap_pairs(
-    numerator, denominator, pairs, confidence=0.95, resamples=2000, seed=0
-):
-    """Bootstraps a ratio of sums over pairs, resampling the clips.
+def resample_ratio(numerator, denominator, units, resamples=RESAMPLES, seed=0):
+    """Resamples a ratio of sums over rows, drawing the units they are of.
 
-    Pairs that share a clip are not independent, so it is clips that are drawn;
-    a pair then counts as often as both of its clips were drawn together. A draw
-    that leaves no denominator counts for nothing.
+    A row of two units (a pair of clips) counts as often as both were drawn
+    together. A draw without a denominator is NaN.
+
+    Arguments
+    ---------
+    numerator, denominator : numpy.ndarray
+        (rows, values); (rows, 1) if all values have the same denominator.
+    units : numpy.ndarray
+        The unit, or units, of each row, (rows,) or (rows, 2).
+    resamples, seed : int
+        Number of draws, and their seed.
+
+    Returns
+    -------
+    value, draws : (numpy.ndarray, numpy.ndarray)
+        (values,) and (resamples, values).
+
+    Raises
+    ------
+    Unmeasurable
+        If there are fewer than two units, or three where rows are pairs: two
+        are always drawn together.
+    """
+    found, at = np.unique(units, return_inverse=True)
+    at = at.reshape(len(numerator), -1)  # (rows, units of a row)
+    n, in_row = len(found), at.shape[1]
+    names = {1: f"{n} utterance is", 2: f"Pairs of {n} clips are"}
+    _check_units(names[in_row], n, 1 + in_row)
+    rng = np.random.default_rng(seed)
+    often = rng.multinomial(n, np.full(n, 1 / n), resamples).astype(float)
+    draws = []
+    for part in np.array_split(often, -(-resamples // 100)):
+        weights = part[:, at].prod(-1)  # (draws, rows)
+        below = weights @ denominator
+        draws.append(weights @ numerator / np.where(below > 0, below, np.nan))
+    return numerator.sum(0) / denominator.sum(0), np.concatenate(draws)
+
+
+def middle(draws):
+    """Returns the ends of the 95 % interval of draws, ignoring NaN."""
+    return np.nanquantile(draws, [0.025, 0.975], axis=0)
+
+
+def bootstrap_pairs(numerator, denominator, pairs):
+    """Bootstraps a ratio of sums over pairs, resampling the clips.
 
     Arguments
     ---------
@@ -106,10 +151,6 @@ def bootstrap_pairs(
         Of each pair, (pairs,); 1 for the means of the numerators.
     pairs : numpy.ndarray
         The two clips of each pair, (pairs, 2), int.
-    confidence : float
-        Share of the distribution inside the interval.
-    resamples, seed : int
-        Of the bootstrap.
 
     Returns
     -------
@@ -120,89 +161,52 @@ def bootstrap_pairs(
     ------
     Unmeasurable
         If an input is not a number, the denominators add up to nothing, or
-        there are fewer than three clips: two are always drawn together.
-
-    Example
-    -------
-    >>> pairs = np.array([[0, 1], [1, 2], [2, 0]])
-    >>> value, low, high = bootstrap_pairs(np.array([[2.0]] * 3), 1, pairs)
-    >>> value.tolist(), low.tolist(), high.tolist()
-    ([2.0], [2.0], [2.0])
+        there are fewer than three clips.
     """
-    value, resampled = _resample_pairs(
-        numerator, denominator, pairs, resamples, seed
-    )
-    return value, *_middle(resampled, confidence)
+    value, draws = _resample_pairs(numerator, denominator, pairs)
+    return value, *middle(draws)
 
 
-def bootstrap_pairs_difference(
-    one, other, pairs, confidence=0.95, resamples=2000, seed=0
-):
+def bootstrap_pairs_difference(one, other, pairs):
     """Bootstraps the difference of two such ratios, on the same draws of clips.
 
     Arguments
     ---------
     one, other : (numpy.ndarray, numpy.ndarray or float)
         Numerator and denominator of each, see `bootstrap_pairs`.
-    pairs, confidence, resamples, seed :
+    pairs : numpy.ndarray
         See `bootstrap_pairs`.
 
     Returns
     -------
     value, low, high : numpy.ndarray
         (values,) each: one - other.
-
-    Raises
-    ------
-    Unmeasurable
-        See `bootstrap_pairs`.
-
-    Example
-    -------
-    >>> pairs, far = np.array([[0, 1], [1, 2], [2, 0]]), np.ones(3)
-    >>> one, other = np.array([[0.25]] * 3), np.array([[0.75]] * 3)
-    >>> found = bootstrap_pairs_difference((one, far), (other, far), pairs)
-    >>> [float(x[0]) for x in found]
-    [-0.5, -0.5, -0.5]
     """
-    (value, draws), (value_2, draws_2) = (
-        _resample_pairs(*ratio, pairs, resamples, seed)
-        for ratio in (one, other)
-    )
-    return value - value_2, *_middle(draws - draws_2, confidence)
+    value, draws = _resample_pairs(*one, pairs)
+    other_value, other_draws = _resample_pairs(*other, pairs)
+    return value - other_value, *middle(draws - other_draws)
 
 
-def _resample_pairs(numerator, denominator, pairs, resamples, seed):
-    """The ratio, and it resampled; NaN for a draw without a denominator."""
+def _resample_pairs(numerator, denominator, pairs):
+    """Checks the numbers of pairs, and resamples their ratio."""
     numerator = np.asarray(numerator, float)
     denominator = np.broadcast_to(np.float64(denominator), len(pairs))
     if not (np.isfinite(numerator).all() and np.isfinite(denominator).all()):
         raise Unmeasurable("A value of a pair is NaN or infinite.")
     if not denominator.sum() > 0:
         raise Unmeasurable("The denominators of the pairs add up to nothing.")
-    clips, pairs = np.unique(pairs, return_inverse=True)
-    pairs, size = pairs.reshape(-1, 2), len(clips)
-    if size < 3:
+    return resample_ratio(numerator, denominator[:, None], pairs)
+
+
+def _check_units(these, units, needed):
+    if units < needed:
         raise Unmeasurable(
-            f"Pairs of {size} clips are too few for an interval; it needs 3."
+            f"{these} too few for an interval; it needs {needed}."
         )
-    rng = np.random.default_rng(seed)
-    often = rng.multinomial(size, np.full(size, 1 / size), resamples)
-    ratios = []
-    for part in np.array_split(often.astype(float), -(-resamples // 100)):
-        weights = part[:, pairs[:, 0]] * part[:, pairs[:, 1]]
-        below = (weights @ denominator)[:, None]
-        ratios.append(weights @ numerator / np.where(below > 0, below, np.nan))
-    return numerator.sum(0) / denominator.sum(), np.concatenate(ratios)
-
-
-def _middle(resampled, confidence):
-    tail = (1 - confidence) / 2
-    return np.nanquantile(resampled, [tail, 1 - tail], axis=0)
 
 
 def chance_level(train_labels, test_labels):
-    """Computes the accuracy of the best answer that ignores the input.
+    """Computes the accuracy of the best prediction that ignores the input.
 
     Arguments
     ---------
@@ -222,39 +226,28 @@ def chance_level(train_labels, test_labels):
     return float(np.mean(test_labels == np.bincount(train_labels).argmax()))
 
 
-def control_interval(answers, labels, confidence=0.999, resamples=2000, seed=0):
-    """Tests that probes trained on shuffled labels know nothing.
+def control_interval(answers, labels):
+    """Tests whether probes trained on shuffled labels are at chance.
 
-    Answers that are independent of the true class are right as often as some
-    mixture of classes occurs: between the share of the rarest class and that
-    of the most frequent. But examples of one class resemble each other and get
-    the same answer, so the accuracy of a few controls scatters more than that:
-    as much as it does when the names of the answers are permuted. The interval
-    of their mean is Student's over the controls.
+    Predictions that are independent of the true class are right as often as
+    some mixture of classes occurs: between the share of the rarest class and
+    that of the most frequent. Examples of one class get the same prediction, so
+    the accuracy scatters more than that: as much as it does when the names of
+    the predictions are permuted. The interval of the mean is Student's over the
+    controls. Both are 99.9 % intervals, as every cell of a table is tested.
 
     Arguments
     ---------
     answers : numpy.ndarray
-        Classes that the controls answer, (controls, examples).
+        Classes that the controls predict, (controls, examples).
     labels : numpy.ndarray
         True classes, (examples,).
-    confidence : float
-        Of both intervals; high, as every cell of a table is tested.
-    resamples : int
-        Number of permutations of the classes' names.
-    seed : int
-        Of the permutations.
 
     Returns
     -------
     dict
         `accuracy` (mean over controls), its `interval`, the `chance` range,
         and `passed`: whether the two overlap.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two controls.
 
     Example
     -------
@@ -272,14 +265,12 @@ def control_interval(answers, labels, confidence=0.999, resamples=2000, seed=0):
     confusion = np.zeros((controls, classes, classes))
     for matrix, row in zip(confusion, answers, strict=True):
         np.add.at(matrix, (labels, row), 1)
-    rng, identity = np.random.default_rng(seed), np.arange(classes)
-    renamed = rng.permuted(
-        np.broadcast_to(identity, (resamples, controls, classes)), axis=-1
-    )
+    rng, identity = np.random.default_rng(0), np.arange(classes)
+    names = np.broadcast_to(identity, (RESAMPLES, controls, classes))
+    renamed = rng.permuted(names, axis=-1)
     which = np.arange(controls)[:, None]
     null = confusion[which, identity, renamed].sum(-1).mean(-1) / examples
-    tail = (1 - confidence) / 2
-    share = np.bincount(labels) / examples
+    tail, share = 0.0005, np.bincount(labels) / examples
     low = min(share.min(), np.quantile(null, tail))
     high = max(share.max(), np.quantile(null, 1 - tail))
 

@@ -1,4 +1,4 @@
-"""Test recordings of one length, and what each layer makes of them."""
+"""Test recordings of one length, and their latents in each layer."""
 
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ class Clips(NamedTuple):
     wavs : torch.Tensor
         (clips, samples) at 16 kHz.
     walk : (int, int)
-        The two clips between which people listen.
+        The two clips between which the report interpolates.
     """
 
     ids: list
@@ -53,8 +53,8 @@ def read_clips(manifest, data_folder, samples, clips=200, walk=None, seed=0):
     Returns
     -------
     Clips
-        As many as there are, in the manifest's order; a warning tells if these
-        are fewer.
+        As many as there are, in the manifest's order; fewer than wanted are
+        logged as a warning.
 
     Raises
     ------
@@ -63,29 +63,28 @@ def read_clips(manifest, data_folder, samples, clips=200, walk=None, seed=0):
         between.
     """
     dataset = make_dataset(manifest, data_folder, KeyedCrop(samples))
-    found = [
+    long = [
         item
         for item in dataset.data_ids
         if int(dataset.data[item]["num_samples"]) >= samples
     ]
-    if len(found) < 3:
+    if len(long) < 3:
         raise ValueError(
-            f"{manifest} has {len(found)} recordings of {samples} samples or "
+            f"{manifest} has {len(long)} recordings of {samples} samples or "
             f"more; an analysis needs three. Lower --clip_samples."
         )
-    if len(found) < clips:
+    if len(long) < clips:
         logger.warning(
-            f"{manifest} has {len(found)} recordings of {samples} samples, "
+            f"{manifest} has {len(long)} recordings of {samples} samples, "
             f"fewer than the {clips} asked for; "
-            f"{len(dataset.data_ids) - len(found)} are shorter."
+            f"{len(dataset.data_ids) - len(long)} are shorter."
         )
-    ends = found[:2] if walk is None else _ends(found, walk)
-    others = [item for item in found if item not in ends]
-    order = torch.randperm(
-        len(others), generator=keyed_generator(seed, "clips")
-    )
+    ends = long[:2] if walk is None else _ends(long, walk)
+    others = [item for item in long if item not in ends]
+    generator = keyed_generator(seed, "clips")
+    order = torch.randperm(len(others), generator=generator)
     drawn = {others[i] for i in order[: max(1, clips - 2)].tolist()}
-    dataset.data_ids = [i for i in found if i in drawn or i in ends]
+    dataset.data_ids = [i for i in long if i in drawn or i in ends]
     wavs = torch.stack([item["sig"] for item in dataset])
     at = tuple(dataset.data_ids.index(end) for end in ends)
     return Clips(dataset.data_ids, wavs, at)
@@ -95,25 +94,25 @@ def _ends(names, walk):
     """Finds two different recordings whose names begin as asked."""
     if len(walk) != 2:
         raise ValueError(f"--walk names {len(walk)} clips; it takes two.")
-    found = []
-    for beginning in walk:
-        fit = [n for n in names if n.startswith(beginning) and n not in found]
+    ends = []
+    for beginning in map(str, walk):
+        fit = [n for n in names if n.startswith(beginning) and n not in ends]
         if not fit:
             raise ValueError(
                 f"No further clip's name begins with '{beginning}' (--walk); "
                 f"they are {', '.join(names[:5])}, ..."
             )
-        found.append(fit[0])
-    return found
+        ends.append(fit[0])
+    return ends
 
 
 @torch.no_grad()
-def encode_clips(front_end, wavs, layers, batch_size=8):
+def encode_clips(encoder, wavs, layers, batch_size=8):
     """Encodes clips; means travel upwards.
 
     Arguments
     ---------
-    front_end : nn.Module
+    encoder : Encoder
         From `speechbrain_sim.models.load.load_encoder`.
     wavs : torch.Tensor
         (clips, samples).
@@ -126,29 +125,14 @@ def encode_clips(front_end, wavs, layers, batch_size=8):
     -------
     dict of str to Latent
         On the clips' device; `sample` is the mean.
-
-    Example
-    -------
-    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
-    >>> encoder = GreedyEncoder(channels=4, context_channels=2).eval()
-    >>> latents = encode_clips(encoder, torch.randn(3, 3200), ["module2"], 2)
-    >>> latents["module2"].mean.shape, latents["module2"].sampled
-    (torch.Size([3, 41, 4]), False)
     """
     parts = [
-        front_end(part, layers=layers, sample=False)
+        encoder(part, layers=layers, sample=False)
         for part in wavs.split(batch_size)
     ]
-    return {layer: _join([part[layer] for part in parts]) for layer in layers}
-
-
-def _join(latents):
-    mean = torch.cat([z.mean for z in latents])
-    log_var = None
-    if latents[0].log_var is not None:
-        log_var = torch.cat([z.log_var for z in latents])
-    lengths = torch.cat([z.lengths for z in latents])
-    return Latent(mean, log_var, mean, lengths, False)
+    return {
+        layer: Latent.stack([part[layer] for part in parts]) for layer in layers
+    }
 
 
 class Codes(NamedTuple):
@@ -169,17 +153,15 @@ class Codes(NamedTuple):
     utterance: np.ndarray
 
 
-def segment_codes(
-    front_end, manifest, data_folder, layers, factors_of, segments=1
-):
+def segment_codes(encoder, manifest, data_folder, layers, factors_of, segments):
     """One example per recording: means of its first, second, ... part.
 
     Arguments
     ---------
-    front_end, layers :
+    encoder, layers :
         See `encode_clips`.
     manifest, data_folder : str
-        A csv from `speechbrain_sim.data`, and its `$data_root`.
+        See `read_clips`.
     factors_of : callable
         Row of the manifest -> dict of factors.
     segments : int
@@ -191,7 +173,7 @@ def segment_codes(
     Codes
     """
     x, rows = {layer: [] for layer in layers}, []
-    for row, latents in _encode_rows(front_end, manifest, data_folder, layers):
+    for row, latents in _encode_rows(encoder, manifest, data_folder, layers):
         for layer, latent in latents.items():
             parts = torch.tensor_split(latent.mean[0], segments)
             x[layer].append(torch.cat([part.mean(0) for part in parts]))
@@ -199,19 +181,13 @@ def segment_codes(
     return _codes(x, rows, np.arange(len(rows)))
 
 
-def frame_codes(
-    front_end, manifest, data_folder, layers, factors_of, frames=10, seed=0
-):
-    """Several examples per recording: frames whose phone is known.
+def frame_codes(encoder, manifest, data_folder, layers, factors_of):
+    """Ten examples per recording: frames whose phone is known.
 
     Arguments
     ---------
-    front_end, layers, manifest, data_folder, factors_of :
+    encoder, manifest, data_folder, layers, factors_of :
         See `segment_codes`; the manifest has a column `phones`.
-    frames : int
-        How many labels of each recording are drawn.
-    seed : int
-        Of the draw.
 
     Returns
     -------
@@ -219,29 +195,29 @@ def frame_codes(
         With the further factor `phone`.
     """
     x, rows, utterance = {layer: [] for layer in layers}, [], []
-    encoded = _encode_rows(front_end, manifest, data_folder, layers)
-    for number, (row, latents) in enumerate(encoded):
+    encoded = _encode_rows(encoder, manifest, data_folder, layers)
+    for at, (row, latents) in enumerate(encoded):
         phones = row["phones"].split()
-        generator = keyed_generator(seed, row["ID"], "frames")
-        drawn = torch.randperm(len(phones), generator=generator)[:frames]
+        generator = keyed_generator(0, row["ID"], "frames")
+        drawn = torch.randperm(len(phones), generator=generator)[:10]
         for layer, latent in latents.items():
-            geometry = front_end.frame_geometry(layer)
-            at = frames_of_labels(len(phones), *geometry)[drawn]
-            at = at.clamp(max=int(latent.lengths[0]) - 1)
-            x[layer] += latent.mean[0, at.to(latent.mean.device)]
+            geometry = encoder.frame_geometry(layer)
+            frames = frames_of_labels(len(phones), *geometry)[drawn]
+            frames = frames.clamp(max=int(latent.lengths[0]) - 1)
+            x[layer] += latent.mean[0, frames.to(latent.mean.device)]
         rows += [{**factors_of(row), "phone": phones[i]} for i in drawn]
-        utterance += [number] * len(drawn)
+        utterance += [at] * len(drawn)
     return _codes(x, rows, np.array(utterance))
 
 
 @torch.no_grad()
-def _encode_rows(front_end, manifest, data_folder, layers):
+def _encode_rows(encoder, manifest, data_folder, layers):
     dataset = make_dataset(manifest, data_folder)
-    device = next(front_end.parameters()).device
+    device = next(encoder.parameters()).device
     for item in tqdm(dataset, desc="codes", unit="recording", disable=None):
         row = {"ID": item["id"], **dataset.data[item["id"]]}
         wavs = item["sig"][None].to(device)
-        yield row, front_end(wavs, layers=layers, sample=False)
+        yield row, encoder(wavs, layers=layers, sample=False)
 
 
 def _codes(x, rows, utterance):

@@ -1,7 +1,8 @@
-"""What walks through a latent space sound like: the stops of the report's sliders."""
+"""Walks through a latent space as sounds: the stops of the report's sliders."""
 
 import torch
 
+from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report.page import Explorer, Stop
 from speechbrain_sim.traversals import (
@@ -20,19 +21,17 @@ TRAVERSED, DRAWS = 2, 4
 
 
 @torch.no_grad()
-def explore(system, layer, start, target, names, seed=0):
-    """Decodes what the report lets people hear of one layer.
+def explore(system, layer, clips, seed=0):
+    """Decodes the sounds of one layer.
 
     Arguments
     ---------
     system : System
-        The encoder.
+        The encoder, with decoders.
     layer : str
         The layer.
-    start, target : int
-        Two clips.
-    names : (str, str)
-        What they are called.
+    clips : Clips
+        With the two clips to walk between.
     seed : int
         Of the noise.
 
@@ -41,73 +40,70 @@ def explore(system, layer, start, target, names, seed=0):
     list of Explorer
     """
     latent, decode = system.latents[layer], system.decode(layer)
-    a, b = latent.mean[start], latent.mean[target]
-
-    def explorer(title, caption, labels, latents):
-        wavs = decode(latents).cpu().numpy()
-        stops = [Stop(*stop) for stop in zip(labels, wavs, strict=True)]
-        return Explorer(title, caption, stops, system.name, layer)
-
-    recorded = [system.wavs[i].cpu().numpy() for i in (start, target)]
-    decoded = decode(torch.stack([a, b])).cpu().numpy()
-    found = [
-        Explorer(
-            "Recorded and decoded",
-            "What the decoder keeps of the two recordings.",
-            [
-                Stop(f"{name}, {kind}", wav)
-                for i, name in enumerate(names)
-                for kind, wav in (
-                    ("recorded", recorded[i]),
-                    ("decoded", decoded[i]),
-                )
-            ],
-            system.name,
-            layer,
-        )
+    names = [clips.ids[i] for i in clips.walk]
+    a, b = (latent.mean[i] for i in clips.walk)
+    recorded = [system.wavs[i] for i in clips.walk]
+    pairs = zip(names, recorded, decode(torch.stack([a, b])), strict=True)
+    stops = [
+        (f"{name}, {kind}", wav)
+        for name, *wavs in pairs
+        for kind, wav in zip(("recorded", "decoded"), wavs, strict=True)
     ]
-    walk = interpolate(a, b, WALK_STOPS)
+    caption = "What the decoder keeps of the two recordings."
+    sounds = [("Recorded and decoded", caption, *zip(*stops, strict=True))]
+    walks = [
+        interpolation(a, b, names),
+        swapped(a, b, names),
+        *traversals(latent, a),
+        prior_noise(latent, seed, layer),
+    ]
+    sounds += [(*texts, labels, decode(z)) for *texts, labels, z in walks]
+    explorers = []
+    for title, caption, labels, wavs in sounds:
+        arrays = (wav.cpu().numpy() for wav in wavs)
+        stops = [Stop(*stop) for stop in zip(labels, arrays, strict=True)]
+        explorers.append(Explorer(title, caption, stops, system.name, layer))
+    return explorers
+
+
+def interpolation(a, b, names):
+    """Returns title, caption, labels and latents from one clip to another."""
     alphas = torch.linspace(0, 1, WALK_STOPS).tolist()
-    found.append(
-        explorer(
-            "Interpolation",
-            f"From {names[0]} to {names[1]}, (1 − α) z + α z′ in every frame "
-            f"(figure 2 of the paper).",
-            [f"α = {alpha:.3f}" for alpha in alphas],
-            walk,
-        )
+    caption = (
+        f"From {names[0]} to {names[1]}, (1 − α) z + α z′ in every frame "
+        f"(figure 2 of the paper)."
     )
+    labels = [f"α = {alpha:.3f}" for alpha in alphas]
+    return "Interpolation", caption, labels, interpolate(a, b, WALK_STOPS)
+
+
+def swapped(a, b, names):
+    """Returns the same of clips between which dimensions are swapped."""
     counts = swap_counts(a.shape[-1])
     ranked = most_different(a, b)
-    swapped = [swap(a, b, ranked[:count]) for count in counts]
-    found.append(
-        explorer(
-            "Swapped dimensions",
-            f"{names[0]} with the N dimensions that differ most taken from "
-            f"{names[1]}.",
-            [f"N = {count} of {a.shape[-1]}" for count in counts],
-            torch.stack(swapped),
-        )
+    caption = (
+        f"{names[0]} with the N dimensions that differ most taken from "
+        f"{names[1]}."
     )
-    found += traversals(explorer, latent, a)
-    found.append(prior_noise(explorer, latent, seed, layer))
-    return found
+    labels = [f"N = {count} of {a.shape[-1]}" for count in counts]
+    latents = torch.stack([swap(a, b, ranked[:count]) for count in counts])
+    return "Swapped dimensions", caption, labels, latents
 
 
-def swap_counts(channels, stops=WALK_STOPS):
-    """Numbers of swapped dimensions, from none to all.
+def swap_counts(channels):
+    """Lists the numbers of swapped dimensions, from none to all.
 
     Example
     -------
     >>> swap_counts(128)
     [0, 2, 4, 8, 16, 32, 64, 96, 128]
     """
-    halves = [channels >> k for k in range(1, stops - 2)]
+    halves = [channels >> k for k in range(1, WALK_STOPS - 2)]
     return sorted({0, *halves, channels * 3 // 4, channels})
 
 
-def traversals(explorer, latent, z):
-    """One dimension set to each of several values, at all times.
+def traversals(latent, z):
+    """Yields the same of one dimension at several values, at all times.
 
     The dimensions whose means vary most over the clips are chosen: over three
     deviations of the prior, and over three of the aggregate posterior, which
@@ -115,37 +111,31 @@ def traversals(explorer, latent, z):
     """
     means = latent.mean.flatten(0, 1)
     spread, mean = means.var(0), means.mean(0)
-    total = spread
+    std, kinds = spread.sqrt(), ["its own"]
     if latent.log_var is not None:
-        total = spread + latent.log_var.exp().flatten(0, 1).mean(0)
-    std = total.sqrt()
+        std = (spread + latent.log_var.exp().flatten(0, 1).mean(0)).sqrt()
+        kinds = ["the prior's", "the posterior's"]
     chosen = spread.argsort(descending=True)[:TRAVERSED].tolist()
-    found = []
-    for rank, dimension in enumerate(chosen, 1):
-        own = (float(mean[dimension]), float(std[dimension]))
-        kinds = {"its own": own}
-        if latent.log_var is not None:
-            kinds = {"the prior's": (0.0, 1.0), "the posterior's": own}
-        for kind, (center, scale) in kinds.items():
-            values = deviations(TRAVERSAL_STOPS, center, scale)
-            sigmas = deviations(TRAVERSAL_STOPS)
-            found.append(
-                explorer(
-                    f"Traversal {rank}, over {kind} deviations",
-                    f"Dimension {dimension}, number {rank} by variance; mean "
-                    f"{mean[dimension]:.2f}, deviation {std[dimension]:.2f}.",
-                    [
-                        f"{sigma:+.0f} σ ({value:.2f})"
-                        for sigma, value in zip(sigmas, values, strict=True)
-                    ],
-                    traverse(z, dimension, values),
-                )
-            )
-    return found
+    sigmas = deviations(TRAVERSAL_STOPS)
+    for rank, d in enumerate(chosen, 1):
+        own = float(mean[d]), float(std[d])
+        caption = (
+            f"Dimension {d}, number {rank} by variance; mean {own[0]:.2f}, "
+            f"deviation {own[1]:.2f}."
+        )
+        for kind in kinds:
+            of = (0.0, 1.0) if kind == "the prior's" else own
+            values = deviations(TRAVERSAL_STOPS, *of)
+            labels = [
+                f"{sigma:+.0f} σ ({value:.2f})"
+                for sigma, value in zip(sigmas, values, strict=True)
+            ]
+            title = f"Traversal {rank}, over {kind} deviations"
+            yield title, caption, labels, traverse(z, d, values)
 
 
-def prior_noise(explorer, latent, seed, layer):
-    """Decodes N(0, I): every frame drawn anew, or one draw held."""
+def prior_noise(latent, seed, layer):
+    """Returns the same of N(0, I): every frame drawn anew, or one draw held."""
     frames, channels = latent.mean.shape[1:]
     noise = keyed_generator(seed, layer, "prior")
     draws = [draw_prior(frames, channels, noise) for _ in range(DRAWS)]
@@ -153,10 +143,28 @@ def prior_noise(explorer, latent, seed, layer):
     kinds = {"each frame anew": draws, "first frame held": held}
     trained = "Does the prior sound like speech?"
     if latent.log_var is None:
-        trained = "This layer knows no prior; for comparison."
-    return explorer(
-        "Noise",
-        f"Decoded draws from N(0, I). {trained}",
-        [f"draw {i + 1}, {kind}" for kind in kinds for i in range(DRAWS)],
-        torch.stack([z for zs in kinds.values() for z in zs]).to(latent.mean),
+        trained = "This layer has no prior; for comparison."
+    caption = f"Decoded draws from N(0, I). {trained}"
+    labels = [f"draw {i + 1}, {kind}" for kind in kinds for i in range(DRAWS)]
+    return "Noise", caption, labels, torch.stack(draws + held).to(latent.mean)
+
+
+class Listening(Tool):
+    """Section of sounds; decoded anew for each report."""
+
+    key = "listen"
+    title = "Listen"
+    sentence = (
+        "Move the sliders: a smooth space changes evenly, and stays speech "
+        "between two recordings."
     )
+    needs = ("decoders",)
+
+    def items(self, found, study):
+        """Returns the explorers of all systems and layers."""
+        return [
+            explorer
+            for system in study.systems
+            for layer in system.latents
+            for explorer in explore(system, layer, study.clips, study.seed)
+        ]

@@ -13,8 +13,8 @@ from speechbrain_sim.analysis.intervals import (
     per_utterance,
 )
 from speechbrain_sim.data.batches import classes_of
-from speechbrain_sim.files import machine, read_json, write_json
-from speechbrain_sim.report import figures
+from speechbrain_sim.files import read_json, write_json
+from speechbrain_sim.report.tables import markdown_table, percent
 
 logger = get_logger(__name__)
 
@@ -75,21 +75,6 @@ def best_layer(layers):
     return max(layers, key=lambda layer: layers[layer]["valid_accuracy"])
 
 
-def percent(score):
-    """Formats an accuracy as `mean ± deviation [interval]`, in percent.
-
-    Example
-    -------
-    >>> percent({"accuracy": 0.5, "deviation": 0.01, "interval": [0.4, 0.6]})
-    '50.0 ± 1.0 [40.0, 60.0]'
-    """
-    low, high = score["interval"]
-    return (
-        f"{100 * score['accuracy']:.1f} ± {100 * score['deviation']:.1f} "
-        f"[{100 * low:.1f}, {100 * high:.1f}]"
-    )
-
-
 def write_probe_results(folder, scores, **about):
     """Writes `probe_<label>.json`, `.md` and `.npz`, and logs the rows.
 
@@ -112,18 +97,17 @@ def write_probe_results(folder, scores, **about):
     stem, best = Path(folder) / f"probe_{about['label']}", best_layer(layers)
     result = {**about, "best_layer": best, "sampled": False, "layers": layers}
     np.savez(stem.with_suffix(".npz"), **outcomes)
-    table = [
-        f"| {about['label']} | test accuracy (%) | chance | shuffled labels |",
-        "|---|---|---|---|",
+    header = [about["label"], "test accuracy (%)", "chance", "shuffled labels"]
+    rows = [
+        [
+            f"{layer} (best on valid)" if layer == best else layer,
+            percent(score),
+            f"{100 * score['chance']:.1f}",
+            f"{100 * score['control']['accuracy']:.1f}",
+        ]
+        for layer, score in layers.items()
     ]
-    for layer, score in layers.items():
-        mark = " (best on valid)" if layer == best else ""
-        table.append(
-            f"| {layer}{mark} | {percent(score)} | "
-            f"{100 * score['chance']:.1f} | "
-            f"{100 * score['control']['accuracy']:.1f} |"
-        )
-    text = "\n".join(table) + "\n"
+    text = markdown_table(header, rows) + "\n"
     stem.with_suffix(".md").write_text(text, encoding="utf-8")
     write_json(stem.with_suffix(".json"), result)
     logger.info("Results in %s.json:\n%s", stem, text)
@@ -273,105 +257,3 @@ def compare(system, baseline):
         "interval": bootstrap_interval(hits - their_hits, total),
         "apart": bool(ours["interval"][0] > theirs["interval"][1]),
     }
-
-
-def write_table(folder, title, note, systems, baseline, logs):
-    """Writes table.json, table.md and their figures.
-
-    Arguments
-    ---------
-    folder : str
-        Where to.
-    title, note : str
-        Heading, and what a reader has to know about the runs.
-    systems : dict
-        For each label, and each system, the folders of its probe results.
-    baseline : str
-        The system that others are compared with.
-    logs : dict of str to str
-        `train_log.txt` of each trained system.
-
-    Returns
-    -------
-    str
-        The table in markdown.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    report = {"title": title, "note": note, "machine": machine(), "tasks": {}}
-    lines = [f"# {title}", "", note]
-    for label, folders in systems.items():
-        joined = {n: read_system(paths, label) for n, paths in folders.items()}
-        for name, system in joined.items():
-            if name != baseline:
-                system[f"above_{baseline}"] = compare(system, joined[baseline])
-        lines += ["", f"## {label}", "", *_task_table(joined, baseline), ""]
-        lines.append(f"![{label}](probe_{label}.svg)")
-        figures.plot_probes(joined, label, folder / f"probe_{label}")
-        for system in joined.values():
-            del system["outcomes"]
-        report["tasks"][label] = joined
-    if logs:
-        figures.plot_training(logs, folder / "training")
-        lines += ["", "## Training", "", "![training](training.svg)"]
-    text = "\n".join([*lines, "", _legend(report), ""])
-    write_json(folder / "table.json", report)
-    (folder / "table.md").write_text(text, encoding="utf-8")
-    return text
-
-
-def _task_table(joined, baseline):
-    layers = list(
-        dict.fromkeys(n for s in joined.values() for n in s["layers"])
-    )
-    first = next(iter(joined.values()))
-    chance = next(iter(first["layers"].values()))["chance"]
-    lines = [
-        f"{first['classes']} classes, chance {100 * chance:.1f} %, "
-        f"{int(first['outcomes']['total'].sum())} test examples from "
-        f"{len(first['outcomes']['total'])} recordings.",
-        "",
-        f"| system | {' | '.join(layers)} | best layer − {baseline} |",
-        "|---" * (len(layers) + 2) + "|",
-    ]
-    for name, system in joined.items():
-        cells = []
-        for layer in layers:
-            score = system["layers"].get(layer)
-            text = percent(score) if score else ""
-            cells.append(
-                f"**{text}**" if layer == system["best_layer"] else text
-            )
-        above = system.get(f"above_{baseline}")
-        if above:
-            low, high = above["interval"]
-            cells.append(
-                f"{100 * above['difference']:+.1f} "
-                f"[{100 * low:+.1f}, {100 * high:+.1f}]"
-            )
-        else:
-            cells.append("")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
-
-
-def _legend(report):
-    tested = [
-        score["control"]["passed"]
-        for systems in report["tasks"].values()
-        for system in systems.values()
-        for score in system["layers"].values()
-    ]
-    where = report["machine"]
-    return (
-        "Accuracy in percent: mean ± deviation over probe seeds (and encoder "
-        "seeds, where there are several), 95 % interval bootstrapped over "
-        "test recordings. Bold: the layer chosen on the validation part. Last "
-        "column: difference of the chosen layers, paired interval. Features "
-        "are means of posteriors, never samples. Chance: the most frequent "
-        f"class. Shuffled-label controls at chance: {sum(tested)} of "
-        f"{len(tested)}.\n\n"
-        f"Computed on {where['cores']} cores ({where['gpu'] or 'no GPU'}), "
-        f"load {where['load'][0]:.1f}, torch {where['torch']}, speechbrain "
-        f"{where['speechbrain']}."
-    )

@@ -1,4 +1,4 @@
-"""What each dimension of a layer looks like over a data set: figure 4.
+"""The values of each dimension of a layer over a data set: figure 4.
 
 Noise makes any latent look Gaussian, so means and samples are described
 separately. What a layer does not have, such as the divergences where there is
@@ -10,11 +10,26 @@ https://arxiv.org/abs/2408.12936
 
 import numpy as np
 import torch
+from scipy import stats
 from scipy.special import ndtr, xlogy
 
 from speechbrain_sim.analysis.intervals import Unmeasurable
+from speechbrain_sim.analysis.study import Column, Tool
 from speechbrain_sim.objectives.kl import active_units, kl_per_channel
-from speechbrain_sim.randomness import key_seed
+from speechbrain_sim.randomness import key_seed, keyed_generator
+from speechbrain_sim.report import style
+from speechbrain_sim.report.page import Figure, Gap, Table
+from speechbrain_sim.report.tables import number
+
+#: bins of the histograms
+BINS = 100
+#: least deviation of a posterior, for the aggregate's KL
+RESOLUTION = 0.1
+#: dimensions of each layer whose histograms are drawn, and in the table
+SHOWN, WORST = 6, 5
+#: columns of the tables, and their keys
+MOMENTS = {"mean": "mean", "std": "std", "skew": "skew"}
+MOMENTS |= {"excess kurtosis": "kurtosis"}
 
 
 def _blocks(x, width=64):
@@ -37,13 +52,6 @@ def common_range(*parts):
     Returns
     -------
     low, high : (float, float)
-
-    Example
-    -------
-    >>> x = np.linspace(0, 1, 101)[:, None]
-    >>> low, high = common_range(x, x + 5)
-    >>> round(low, 2), round(high, 2)
-    (0.01, 5.99)
     """
     ends = np.concatenate(
         [
@@ -101,48 +109,33 @@ def describe(x, edges):
         the edges), `outside` (the share of frames beyond the edges, which is in
         no bin), `mean`, `std`, `skew`, excess `kurtosis` (both None where a
         dimension is constant) and `ks`, the distance to N(0, 1).
-
-    Example
-    -------
-    >>> x = np.array([[0.0, 7.0], [1.0, 7.0]])
-    >>> found = describe(x, np.array([-1.0, 0.5, 2.0]))
-    >>> found["mean"], found["skew"], found["outside"]
-    ([0.5, 7.0], [0.0, None], [0.0, 1.0])
     """
-    frames, bins = len(x), len(edges) - 1
-    low, high, width = edges[0], edges[-1], (edges[-1] - edges[0]) / bins
-    table = {"density": [], "outside": []}
-    table |= {"mean": [], "std": [], "skew": [], "kurtosis": []}
+    frames, width = len(x), edges[1] - edges[0]
+    keys = "density outside mean std skew kurtosis".split()
+    table = {key: [] for key in keys}
     for block in _blocks(x):
-        inside = (block >= low) & (block <= high)
-        at = np.clip((block - low) / width, 0, bins - 1).astype(int)
-        at += bins * np.arange(len(block))[:, None]
-        count = np.bincount(at[inside], minlength=bins * len(block))
-        density = count.reshape(-1, bins) / (frames * width)
-        mean = block.mean(1)
-        std = block.std(1)
-        constant = block.min(1) == block.max(1)
-        std[constant] = 0
-        z = (block - mean[:, None]) / np.where(constant, 1, std)[:, None]
-        moments = {"skew": (z**3).mean(1), "kurtosis": (z**4).mean(1) - 3}
-        table["density"] += density.tolist()
-        table["outside"] += (1 - inside.mean(1)).tolist()
-        table["mean"] += mean.tolist()
-        table["std"] += std.tolist()
-        for name, values in moments.items():
-            table[name] += [
-                None if fixed else value
-                for fixed, value in zip(constant, values.tolist(), strict=True)
-            ]
+        counts = np.stack([np.histogram(row, edges)[0] for row in block])
+        constant = np.ptp(block, axis=1) == 0
+        moments = np.full((2, len(block)), None)
+        for row, moment in zip(
+            moments, (stats.skew, stats.kurtosis), strict=True
+        ):
+            row[~constant] = moment(block[~constant], axis=1)
+        table["density"] += (counts / (frames * width)).tolist()
+        table["outside"] += (1 - counts.sum(1) / frames).tolist()
+        table["mean"] += block.mean(1).tolist()
+        table["std"] += np.where(constant, 0, block.std(1)).tolist()
+        table["skew"] += moments[0].tolist()
+        table["kurtosis"] += moments[1].tolist()
     return table | {"ks": ks_normal(x).tolist()}
 
 
-def aggregate_kl(mean, log_var, resolution=0.1, frames=1000, seed=0):
+def aggregate_kl(mean, log_var, frames=1000, seed=0):
     """KL divergence from each dimension's aggregate posterior to N(0, 1).
 
     The aggregate is the mixture over frames of N(mean, exp(log_var)): what the
     dimension is over a data set. The integral is a sum over a grid with two
-    steps per `resolution`, coarser only where a dimension reaches over more
+    steps per `RESOLUTION`, coarser only where a dimension reaches over more
     than 2000 steps. A posterior narrower than two steps is widened to them:
     finitely many frames without variance would be infinitely far from N(0, 1).
 
@@ -150,8 +143,6 @@ def aggregate_kl(mean, log_var, resolution=0.1, frames=1000, seed=0):
     ---------
     mean, log_var : numpy.ndarray
         (frames, D).
-    resolution : float
-        Least deviation of a posterior.
     frames : int
         At most so many are drawn; their scarcity adds about 0.01 nats.
     seed : int
@@ -161,12 +152,6 @@ def aggregate_kl(mean, log_var, resolution=0.1, frames=1000, seed=0):
     -------
     numpy.ndarray
         (D,), nats.
-
-    Example
-    -------
-    >>> zeros = np.zeros((5, 1))
-    >>> bool(abs(aggregate_kl(zeros + 1, zeros) - 0.5) < 1e-6)
-    True
     """
     chosen = slice(None)
     if len(mean) > frames:
@@ -175,9 +160,9 @@ def aggregate_kl(mean, log_var, resolution=0.1, frames=1000, seed=0):
     mean = mean[chosen].T.astype(float)
     std = np.exp(0.5 * log_var[chosen].T.astype(float))
     divergences = []
-    for mu, sigma in zip(mean, np.maximum(std, resolution), strict=True):
+    for mu, sigma in zip(mean, np.maximum(std, RESOLUTION), strict=True):
         low, high = (mu - 6 * sigma).min(), (mu + 6 * sigma).max()
-        step = max(resolution / 2, (high - low) / 2000)
+        step = max(RESOLUTION / 2, (high - low) / 2000)
         sigma = np.maximum(sigma, 2 * step)
         grid = np.arange(low, high + step, step)[:, None]
         peak = step / (np.sqrt(2 * np.pi) * sigma)
@@ -188,7 +173,7 @@ def aggregate_kl(mean, log_var, resolution=0.1, frames=1000, seed=0):
     return np.array(divergences)
 
 
-def shape(mean, log_var=None, sample=None, bins=100, seed=0):
+def shape(mean, log_var=None, sample=None, seed=0):
     """Describes the shape of a layer's latent space.
 
     Arguments
@@ -198,15 +183,14 @@ def shape(mean, log_var=None, sample=None, bins=100, seed=0):
         D): valid frames of all utterances.
     log_var, sample : numpy.ndarray, optional
         Log-variances and draws of the same posteriors.
-    bins : int
-        Of the histograms, which share one `common_range`.
     seed : int
         Of the frames that stand for all in the aggregate posterior.
 
     Returns
     -------
     dict
-        `frames`, `dimensions`, the histograms' `edges`; `means` and `samples`,
+        `frames`, `dimensions`, the histograms' `edges` over one
+        `common_range`; `means` and `samples`,
         each from `describe`; `active_units`, the number of dimensions whose
         means have a variance above 0.01; and lists over dimensions, in nats:
         `rate`, KL(q(z|x) || N(0, 1)) averaged over frames, and `aggregate_kl`.
@@ -216,19 +200,12 @@ def shape(mean, log_var=None, sample=None, bins=100, seed=0):
     ------
     ValueError
         If an input is not a number.
-
-    Example
-    -------
-    >>> x = np.random.default_rng(0).normal(size=(500, 3))
-    >>> found = shape(x)
-    >>> found["active_units"], found["rate"], max(found["means"]["ks"]) < 0.1
-    (3, None, True)
     """
     parts = [x for x in (mean, log_var, sample) if x is not None]
     if not all(np.isfinite(x).all() for x in parts):
         raise Unmeasurable("A latent is NaN or infinite.")
     shown = [x for x in (mean, sample) if x is not None]
-    edges = np.linspace(*common_range(*shown), bins + 1)
+    edges = np.linspace(*common_range(*shown), BINS + 1)
     tables = [describe(x, edges) for x in shown]
     lengths = torch.tensor([len(mean)])
     means = torch.as_tensor(mean)[None]
@@ -249,25 +226,151 @@ def shape(mean, log_var=None, sample=None, bins=100, seed=0):
     }
 
 
-def worst(table, n):
-    """Names the dimensions that are farthest from N(0, 1).
-
-    Arguments
-    ---------
-    table : dict
-        From `describe`.
-    n : int
-        How many.
-
-    Returns
-    -------
-    list of int
-        Dimensions, the largest KS distance first.
+def farthest(table):
+    """Ranks the dimensions by their distance to N(0, 1), the largest first.
 
     Example
     -------
-    >>> worst({"ks": [0.1, 0.5, 0.3]}, 2)
-    [1, 2]
+    >>> farthest({"ks": [0.1, 0.5, 0.3]})
+    [1, 2, 0]
     """
-    order = np.argsort(-np.array(table["ks"]), kind="stable")
-    return order[:n].tolist()
+    return np.argsort(-np.array(table["ks"]), kind="stable").tolist()
+
+
+def plot_shape(systems, path):
+    """Plots histograms of one layer against N(0, 1): system -> numbers."""
+    columns = max(len(found["shown"]) for found in systems.values())
+    size = (1.7 * columns + 0.6, 1.6 * len(systems) + 0.4)
+    with style.drawing(path, len(systems), columns, size) as (figure, axes):
+        for row, (name, found) in zip(axes, systems.items(), strict=True):
+            edges = np.array(found["edges"])
+            x = np.linspace(edges[0], edges[-1], 200)
+            normal = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+            for panel in row[len(found["shown"]) :]:
+                panel.set_axis_off()
+            for panel, dimension in zip(row, found["shown"], strict=False):
+                for i, kind in enumerate(["means", "samples"]):
+                    if found[kind] is not None:
+                        panel.stairs(
+                            found[kind]["density"][dimension],
+                            edges,
+                            label=kind,
+                            fill=i == 0,
+                            alpha=0.6 if i == 0 else 1,
+                            color=style.colour(i),
+                        )
+                panel.plot(x, normal, "k--", linewidth=1, label="N(0, 1)")
+                panel.set_title(f"dimension {dimension}", loc="left", size=8)
+            row[0].set_ylabel(f"{name}\ndensity")
+        for panel in axes[-1]:
+            panel.set_xlabel("value")
+        style.legend_below(figure)
+
+
+class Shape(Tool):
+    """Section of the latent space's shape."""
+
+    key = "shape"
+    title = "The shape of the latent space"
+    sentence = (
+        "Dimensions that follow the dashed curve of N(0, 1) tell an analyst "
+        "where to look; shifted, wide or lopsided ones do not."
+    )
+    columns = [
+        Column(
+            "KS to N(0, 1)",
+            "distance of the means to N(0, 1) (median over dimensions)",
+            lambda numbers: _median(numbers["means"]["ks"]),
+        )
+    ]
+
+    def measure(self, system, study):
+        """Returns `shape` of each layer, and the dimensions to be `shown`."""
+
+        def measure(layer, latent):
+            log_var, sample = latent.log_var, None
+            if log_var is not None:
+                noise = keyed_generator(
+                    study.seed, layer, "shape", device=log_var.device
+                )
+                sample = latent.draw(noise).flatten(0, 1).cpu().numpy()
+                log_var = log_var.flatten(0, 1).cpu().numpy()
+            mean = latent.mean.flatten(0, 1).cpu().numpy()
+            found = shape(mean, log_var, sample, seed=study.seed)
+            ranked = farthest(found["means"])
+            at = np.linspace(0, len(ranked) - 1, min(SHOWN, len(ranked)))
+            return found | {"shown": [ranked[round(i)] for i in at]}
+
+        return system.each_layer(measure)
+
+    def items(self, found, study):
+        """Returns tables of moments, and histograms of each layer."""
+        figures, rows, worst = [], [], []
+        for layer in found.layers():
+            tables = {s: t[layer] for s, t in found.items() if layer in t}
+            for system, table in tables.items():
+                rows.append(_row(f"{system} {layer}", table))
+                worst += [
+                    _worst_row(f"{system} {layer} {d}", table, d)
+                    for d in farthest(table["means"])[:WORST]
+                ]
+            stem = f"figures/shape_{layer}"
+            plot_shape(tables, study.folder / stem)
+            figures.append(
+                Figure(
+                    f"Some dimensions of {layer}",
+                    "From the one farthest from N(0, 1) to the nearest, by the "
+                    f"Kolmogorov-Smirnov distance of the means; {BINS} bins. "
+                    "Samples are means plus the posterior's noise. Dashed: "
+                    "N(0, 1).",
+                    stem,
+                    "Histograms of means and samples against the normal curve, "
+                    "one row per system.",
+                )
+            )
+        summary = Table.of(
+            "Latent shape",
+            "Medians over dimensions. Active: variance of the mean above 0.01. "
+            "KL to N(0, 1), summed over dimensions: of each frame's posterior "
+            "(rate), and of each dimension's aggregate over 1000 frames (which "
+            "scarcity alone raises by up to 0.01 for each dimension).",
+            rows,
+        )
+        title = "The dimensions farthest from N(0, 1)"
+        table = Table.of(title, "Means of posteriors, or outputs.", worst)
+        return [summary, *_without_posterior(found), *figures, table]
+
+
+def _without_posterior(found):
+    reason = "Its layers have no posterior; histograms are of its outputs."
+    return [
+        Gap(f"{system}: no KL", reason, system)
+        for system, layers in found.items()
+        if all(numbers["rate"] is None for numbers in layers.values())
+    ]
+
+
+def _median(values):
+    known = [value for value in values if value is not None]
+    return number(float(np.median(known)) if known else None)
+
+
+def _row(name, table):
+    means, samples = table["means"], table["samples"]
+    row = {
+        "": name,
+        "active": f"{table['active_units']} of {table['dimensions']}",
+    }
+    row["KS, means"] = _median(means["ks"])
+    row["KS, samples"] = _median(samples["ks"]) if samples else "—"
+    row |= {title: _median(means[key]) for title, key in MOMENTS.items()}
+    for title, key in (("rate", "rate"), ("aggregate KL", "aggregate_kl")):
+        total = None if table[key] is None else sum(table[key])
+        row[f"{title} (nats)"] = number(total, 1)
+    return row
+
+
+def _worst_row(name, table, dimension):
+    columns = {"KS": "ks", **MOMENTS}.items()
+    cells = {t: number(table["means"][key][dimension]) for t, key in columns}
+    return {"": name, **cells}

@@ -1,10 +1,10 @@
-"""How smoothly a decoder answers to the latents: numbers for figure 2.
+"""How smoothly a decoder follows the latents: numbers for figure 2.
 
 The paper shows waveforms along a straight walk between two clips. Measured
 here: whether the decoded walk is straight and even, and how far a small step
 in the latents carries. Distances are Euclidean, over the waveform. Which clips,
-how many pairs, and whether the latents are means or samples is the caller's
-choice, to be stated beside each number.
+how many pairs, and whether the latents are means or samples is to be stated
+beside each number.
 
 Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 4.3.1,
 https://arxiv.org/abs/2408.12936
@@ -19,11 +19,22 @@ from tqdm import tqdm
 from speechbrain_sim.analysis.delta import (
     decode_clips,
     decode_finite,
-    same_sound,
+    same_waveform,
 )
-from speechbrain_sim.analysis.intervals import Unmeasurable, bootstrap_pairs
+from speechbrain_sim.analysis.intervals import (
+    Unmeasurable,
+    bootstrap,
+    bootstrap_pairs,
+)
+from speechbrain_sim.analysis.study import Column, Tool
 from speechbrain_sim.randomness import keyed_generator
+from speechbrain_sim.report import style
+from speechbrain_sim.report.page import Figure, Table
+from speechbrain_sim.report.tables import with_interval
 from speechbrain_sim.traversals import interpolate
+
+#: length of a move, in deviations
+MOVE = 0.1
 
 
 class Walks(NamedTuple):
@@ -63,32 +74,14 @@ def measure_walks(decode, latents, pairs, steps=10, batch_size=8):
 
     Arguments
     ---------
-    decode : callable
-        Latents (batch, time, channel) -> waveforms (batch, samples).
-    latents : torch.Tensor
-        (clips, time, channel), all of one length; means or samples.
-    pairs : torch.Tensor
-        From `speechbrain_sim.analysis.delta.draw_pairs`.
+    decode, latents, pairs, batch_size :
+        See `speechbrain_sim.analysis.delta.measure_distances`.
     steps : int
         Steps of each walk.
-    batch_size : int
-        Latents decoded at once.
 
     Returns
     -------
     Walks
-
-    Raises
-    ------
-    ValueError
-        If a decoded waveform is not a number.
-
-    Example
-    -------
-    >>> latents = torch.tensor([[[0.0]], [[4.0]]])
-    >>> decode = lambda z: z.flatten(1)
-    >>> measure_walks(decode, latents, torch.tensor([[0, 1]]), steps=2)
-    Walks(steps=array([[2., 2.]]), distances=array([4.]))
     """
     decoded = decode_clips(decode, latents, batch_size)
     lengths, distances = [], []
@@ -101,13 +94,13 @@ def measure_walks(decode, latents, pairs, steps=10, batch_size=8):
         walk = torch.stack([decoded[start], *between, decoded[target]]).double()
         lengths.append(walk.diff(dim=0).norm(dim=-1).T.cpu())
         distance = (walk[-1] - walk[0]).norm(dim=-1)
-        same = same_sound(walk[0], walk[-1])
+        same = same_waveform(walk[0], walk[-1])
         distances.append(distance.masked_fill(same, 0).cpu())
     return Walks(torch.cat(lengths).numpy(), torch.cat(distances).numpy())
 
 
-def summarise_walks(walks, pairs, confidence=0.95, resamples=2000, seed=0):
-    """Tells how straight and how even decoded walks are.
+def summarise_walks(walks, pairs):
+    """Computes how straight and how even decoded walks are.
 
     Means over pairs, with intervals bootstrapped over clips. Pairs that decode
     to the same waveform are left out.
@@ -118,10 +111,6 @@ def summarise_walks(walks, pairs, confidence=0.95, resamples=2000, seed=0):
         From `measure_walks`.
     pairs : torch.Tensor
         The pairs they are of.
-    confidence : float
-        Share of the distribution inside the intervals.
-    resamples, seed : int
-        Of the bootstrap.
 
     Returns
     -------
@@ -134,16 +123,8 @@ def summarise_walks(walks, pairs, confidence=0.95, resamples=2000, seed=0):
 
     Raises
     ------
-    ValueError
+    Unmeasurable
         If all pairs decode to the same waveform.
-
-    Example
-    -------
-    >>> walks = Walks(np.array([[1.0, 3.0]] * 3), np.array([2.0] * 3))
-    >>> found = summarise_walks(walks, torch.tensor([[0, 1], [1, 2], [2, 0]]))
-    >>> found["path_ratio"], found["step_ratio"]
-    ({'value': 2.0, 'interval': [2.0, 2.0]},
-    {'value': 1.5, 'interval': [1.5, 1.5]})
     """
     differ = walks.distances > 0
     if not differ.any():
@@ -151,9 +132,7 @@ def summarise_walks(walks, pairs, confidence=0.95, resamples=2000, seed=0):
     steps, distances = walks.steps[differ], walks.distances[differ]
     pairs = np.asarray(pairs)[differ]
     ratios = [steps.sum(1) / distances, steps.max(1) / steps.mean(1)]
-    value, low, high = bootstrap_pairs(
-        np.stack(ratios, axis=1), 1, pairs, confidence, resamples, seed
-    )
+    value, low, high = bootstrap_pairs(np.stack(ratios, axis=1), 1, pairs)
     names = ["path_ratio", "step_ratio"]
     return _named(names, value, low, high) | {
         "steps": steps.shape[1],
@@ -164,44 +143,24 @@ def summarise_walks(walks, pairs, confidence=0.95, resamples=2000, seed=0):
 
 
 @torch.no_grad()
-def measure_moves(
-    decode, latents, directions=8, epsilon=0.1, batch_size=8, seed=0
-):
-    """Moves single frames a little, in random directions, and decodes them.
+def measure_moves(decode, latents, directions=8, batch_size=8, seed=0):
+    """Moves single frames by `MOVE`, in random directions, and decodes them.
 
     A direction has unit length in units of each dimension's deviation over all
     frames of all clips, so that systems compare whatever their scale.
 
     Arguments
     ---------
-    decode : callable
-        Latents (batch, time, channel) -> waveforms (batch, samples).
-    latents : torch.Tensor
-        (clips, time, channel), all of one length; means or samples.
+    decode, latents, batch_size :
+        See `speechbrain_sim.analysis.delta.measure_distances`.
     directions : int
         Moves of each clip, each of a random frame.
-    epsilon : float
-        Length of the move, in deviations.
-    batch_size : int
-        Latents decoded at once.
     seed : int
         Of frames and directions.
 
     Returns
     -------
     Moves
-
-    Raises
-    ------
-    ValueError
-        If a decoded waveform is not a number.
-
-    Example
-    -------
-    >>> latents = torch.tensor([[[1.0]], [[-1.0]]])
-    >>> moves = measure_moves(lambda z: 3 * z.flatten(1), latents, 1)
-    >>> moves.slopes.round(3).tolist(), moves.frame_energy.tolist()
-    ([[3.0], [3.0]], [9.0, 9.0])
     """
     clips, time, channels = latents.shape
     generator = keyed_generator(seed, "moves")
@@ -209,7 +168,7 @@ def measure_moves(
     frames = torch.randint(time, shape, generator=generator)
     units = torch.randn(*shape, channels, generator=generator)
     units = torch.nn.functional.normalize(units, dim=-1).to(latents)
-    moves = epsilon * units * latents.flatten(0, 1).std(0, correction=0)
+    moves = MOVE * units * latents.flatten(0, 1).std(0, correction=0)
     decoded = decode_clips(decode, latents, batch_size).double()
     slopes = []
     rows = torch.arange(len(frames)).split(batch_size)
@@ -218,14 +177,14 @@ def measure_moves(
         z = latents[clip]  # a copy
         z[torch.arange(len(row)), frames[row]] += moves[row]
         gap = decode_finite(decode, z).double() - decoded[clip]
-        slopes.append(gap.norm(dim=-1).cpu() / epsilon)
+        slopes.append(gap.norm(dim=-1).cpu() / MOVE)
     energy = decoded.square().sum(-1).cpu() / time
     return Moves(
         torch.cat(slopes).view(clips, directions).numpy(), energy.numpy()
     )
 
 
-def summarise_moves(moves, confidence=0.95, resamples=2000, seed=0):
+def summarise_moves(moves):
     """Estimates a local Lipschitz constant, with intervals over clips.
 
     The slopes have the unit of the waveform. The relative ones are divided by
@@ -239,10 +198,6 @@ def summarise_moves(moves, confidence=0.95, resamples=2000, seed=0):
     ---------
     moves : Moves
         From `measure_moves`.
-    confidence : float
-        Share of the distribution inside the intervals.
-    resamples, seed : int
-        Of the bootstrap.
 
     Returns
     -------
@@ -253,51 +208,150 @@ def summarise_moves(moves, confidence=0.95, resamples=2000, seed=0):
 
     Raises
     ------
-    ValueError
+    Unmeasurable
         If there are fewer than two clips, or a decoded waveform is silent.
-
-    Example
-    -------
-    >>> found = summarise_moves(Moves(np.full((3, 4), 6.0), np.full(3, 9.0)))
-    >>> found["p95"]
-    {'value': 6.0, 'interval': [6.0, 6.0]}
-    >>> found["relative_mean"]["value"]
-    2.0
     """
     slopes, energy = moves
-    clips = len(slopes)
-    if clips < 2:
-        raise Unmeasurable(
-            f"{clips} clip is too few for an interval; it needs 2."
-        )
     if not (energy > 0).all():
         raise Unmeasurable(
             "A decoded waveform is silent: slopes have no scale."
         )
 
-    def measure(chosen):
-        """Numbers of some clips, (..., clips) -> (..., 4)."""
+    def measure(chosen, axis=-1):
+        """Numbers of some clips, (..., clips) -> (4, ...)."""
         drawn = slopes[chosen].reshape(*chosen.shape[:-1], -1)
         kinds = [drawn.mean(-1), np.quantile(drawn, 0.95, axis=-1)]
         loudness = np.sqrt(energy[chosen].mean(-1))
-        return np.stack([*kinds, *(kind / loudness for kind in kinds)], axis=-1)
+        return np.stack([*kinds, *(kind / loudness for kind in kinds)])
 
-    rng = np.random.default_rng(seed)
-    tail = (1 - confidence) / 2
-    drawn = measure(rng.integers(clips, size=(resamples, clips)))
-    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    value = measure(np.arange(clips))
+    every = np.arange(len(slopes))
+    low, high = bootstrap(measure, every, unit="clip")
     names = ["mean", "p95", "relative_mean", "relative_p95"]
-    return _named(names, value, low, high) | {
-        "clips": clips,
+    return _named(names, measure(every), low, high) | {
+        "clips": len(slopes),
         "directions": slopes.shape[1],
     }
 
 
 def _named(names, *numbers):
+    rows = zip(names, *(row.tolist() for row in numbers), strict=True)
     return {
         name: {"value": value, "interval": [low, high]}
-        for name, value, low, high in zip(
-            names, *(row.tolist() for row in numbers), strict=True
-        )
+        for name, value, low, high in rows
     }
+
+
+def plot_smoothness(systems, path):
+    """Plots how straight, even and gentle decoded paths are: `Results`."""
+    quantities = {
+        "path length / distance\n(1: straight)": ("walks", "path_ratio"),
+        "largest / mean step\n(1: even)": ("walks", "step_ratio"),
+        "relative change\nper deviation": ("moves", "relative_mean"),
+    }
+    layers, look = systems.layers(), {"markersize": 4, "elinewidth": 1}
+    with style.drawing(path, 1, 3, (8.4, 2.6)) as (figure, axes):
+        drawn = zip(axes[0], quantities.items(), strict=True)
+        for panel, (label, (kind, quantity)) in drawn:
+            for i, (name, found) in enumerate(systems.items()):
+                shift = 0.5 * ((i + 0.5) / len(systems) - 0.5)
+                x = [layers.index(layer) + shift for layer in found]
+                points = [found[layer][kind][quantity] for layer in found]
+                y = [point["value"] for point in points]
+                ends = style.error_bars(y, [p["interval"] for p in points])
+                line = {"label": name, "color": systems.colour(name)}
+                panel.errorbar(x, y, ends, fmt="o", **line, **look)
+            panel.set_xticks(range(len(layers)), layers)
+            panel.set_xlim(-0.5, len(layers) - 0.5)
+            panel.set_ylabel(label)
+            if kind == "walks":
+                panel.axhline(1, color="black", linestyle=":", linewidth=1)
+            else:
+                panel.set_ylim(bottom=0)
+        style.legend_below(figure)
+
+
+class Smoothness(Tool):
+    """Section of smoothness as a number."""
+
+    key = "smoothness"
+    title = "Smoothness as a number"
+    sentence = (
+        "Nearer to 1 is smoother on the left and in the middle; lower is "
+        "gentler on the right."
+    )
+    needs = ("decoders",)
+    columns = [
+        Column(
+            "path / distance",
+            "length of decoded paths (1: straight)",
+            lambda numbers: with_interval(numbers["walks"]["path_ratio"]),
+        )
+    ]
+
+    def settings(self, study):
+        """Returns the numbers of pairs, steps and directions."""
+        steps = study.steps, study.directions
+        return {"pairs": len(study.walk_pairs), "steps": steps}
+
+    def measure(self, system, study):
+        """Returns `walks` and `moves` of each layer.
+
+        Also `per_pair`: path length and distance of the ends.
+        """
+        pairs, size = study.walk_pairs, study.batch_size
+
+        def measure(layer, latent):
+            decode, z = system.decode(layer), latent.mean
+            walks = measure_walks(decode, z, pairs, study.steps, size)
+            moves = measure_moves(decode, z, study.directions, size, study.seed)
+            paths = walks.steps.sum(1).tolist()
+            return {
+                "walks": summarise_walks(walks, pairs),
+                "moves": summarise_moves(moves),
+                "per_pair": [paths, walks.distances.tolist()],
+            }
+
+        return system.each_layer(measure)
+
+    def compare(self, results, study):
+        """Returns the differences of mean path length to mean distance."""
+        return study.compare(results, study.walk_pairs)
+
+    def items(self, found, study):
+        """Returns the figure and the table of walks and moves."""
+        plot_smoothness(found, study.folder / "figures/smoothness")
+        differences, rows = self.compare(found, study), []
+        for name, system, layer, numbers in found.rows():
+            walks, moves = numbers["walks"], numbers["moves"]
+            scores = {
+                "path / distance": walks["path_ratio"],
+                "difference": differences.get(system, {}).get(layer),
+                "largest / mean step": walks["step_ratio"],
+                "Lipschitz, mean": moves["relative_mean"],
+                "Lipschitz, 95th percentile": moves["relative_p95"],
+            }
+            cells = {key: with_interval(score) for key, score in scores.items()}
+            left_out = {"left out": str(walks["left_out"])}
+            rows.append({"": name, **cells, **left_out})
+        return [
+            Figure(
+                "Decoded walks and moves",
+                "Left: length of the decoded path over the distance of its "
+                "ends. Middle: largest over mean step. Right: change of the "
+                "waveform when one frame moves in a random direction, for each "
+                f"deviation it moves (by moves of {MOVE}), over the loudness "
+                "of a frame: a local Lipschitz estimate.",
+                "figures/smoothness",
+                "Three panels of points with intervals, layers side by side, "
+                "one colour per system.",
+            ),
+            Table.of(
+                "Along interpolations, and around latents",
+                f"{len(study.walk_pairs)} pairs of clips, {study.steps} steps; "
+                "means over pairs. Difference to the last system: of the ratio "
+                "of mean length to mean distance, on the same pairs. Left out: "
+                "pairs that decode to the same sound. 95 % intervals over "
+                "clips.",
+                rows,
+            ),
+        ]

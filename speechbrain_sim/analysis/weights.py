@@ -1,7 +1,7 @@
 """Where the information that a linear probe reads sits: the paper's figure 3.
 
-The probes have no bias, so their weights say all. Weights are divided by the
-largest magnitude of their layer, so that layers compare.
+The probes have no bias, so their weights determine every prediction. Weights
+are divided by the largest magnitude of their layer, so that layers compare.
 
 Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 4.3.2,
 https://arxiv.org/abs/2408.12936
@@ -11,11 +11,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_sim.analysis.intervals import Unmeasurable, per_utterance
+from speechbrain_sim.analysis.intervals import (
+    Unmeasurable,
+    bootstrap_interval,
+    per_utterance,
+)
+from speechbrain_sim.analysis.study import Column, Tool, powers_of_two
+from speechbrain_sim.report import style
+from speechbrain_sim.report.page import Figure, Table
+from speechbrain_sim.report.tables import percent
+
+#: what is repeated of a probe's scores
+SCORES = ("accuracy", "deviation", "interval", "chance")
+#: bins of the histogram, between -1 and 1
+BINS = 100
 
 
 class TopN(NamedTuple):
-    """What a probe still knows from its n most important dimensions.
+    """Predictions of a probe from its n most important dimensions.
 
     Arguments
     ---------
@@ -37,7 +50,7 @@ class TopN(NamedTuple):
 
 
 def importance(weight):
-    """How much each dimension matters to a probe by its weights: their norm.
+    """Importance of each dimension to a probe: the norm of its weights.
 
     As in the paper. It depends on the dimension's scale: one that is ten times
     larger needs a tenth of the weight.
@@ -51,17 +64,12 @@ def importance(weight):
     -------
     numpy.ndarray
         (probes, channels).
-
-    Example
-    -------
-    >>> importance(np.array([[[3.0, 4.0], [0.0, 1.0]]]))
-    array([[5., 1.]])
     """
     return np.linalg.norm(weight, axis=-1)
 
 
 def contribution(weight, std):
-    """How much each dimension moves a probe's answers.
+    """How much each dimension moves a probe's predictions.
 
     The norm of its weights, less their mean over classes, which moves all
     logits alike, times the deviation of the feature.
@@ -70,19 +78,13 @@ def contribution(weight, std):
     ---------
     weight : numpy.ndarray
         (probes, channels, classes).
-    std : numpy.ndarray or float
+    std : numpy.ndarray
         Deviation of each feature, (channels,).
 
     Returns
     -------
     numpy.ndarray
         (probes, channels).
-
-    Example
-    -------
-    >>> weight = np.array([[[3.0, -3.0], [7.0, 7.0]]])
-    >>> contribution(weight, np.array([2.0, 9.0])).round(2)
-    array([[8.49, 0.  ]])
     """
     return importance(weight - weight.mean(-1, keepdims=True)) * std
 
@@ -102,7 +104,7 @@ def gini(share):
 
     Raises
     ------
-    ValueError
+    Unmeasurable
         If there is nothing to share, or not a number.
 
     Example
@@ -117,22 +119,7 @@ def gini(share):
 
 
 def participation_ratio(share):
-    """Participation ratio, (sum s)^2 / sum s^2: between 1 and D.
-
-    Arguments
-    ---------
-    share : numpy.ndarray
-        Not negative, (..., D).
-
-    Returns
-    -------
-    numpy.ndarray
-        (...,)
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to share, or not a number.
+    """Participation ratio, (sum s)^2 / sum s^2: between 1 and D; see `gini`.
 
     Example
     -------
@@ -152,7 +139,7 @@ def _checked(share):
     return share
 
 
-def concentration(weight, std, bins=100):
+def concentration(weight, std):
     """Describes how few dimensions a layer's probes read.
 
     Arguments
@@ -161,8 +148,6 @@ def concentration(weight, std, bins=100):
         Of bias-free probes, (probes, channels, classes).
     std : numpy.ndarray
         Deviation of each feature the probes were trained on, (channels,).
-    bins : int
-        Of the histogram, between -1 and 1.
 
     Returns
     -------
@@ -171,29 +156,18 @@ def concentration(weight, std, bins=100):
         weights of all probes, divided by the largest magnitude among them;
         `near_zero`, the share of weights `below_1_percent` and
         `below_10_percent` of that; and, of the `raw` importance (the paper's)
-        and of the `contribution`, the means over probes of `gini`, `participation_ratio` and their `share` of D.
+        and of the `contribution`, the means over probes of `gini`,
+        `participation_ratio` and their `share` of D.
 
     Raises
     ------
-    ValueError
+    Unmeasurable
         If no dimension has any importance, or a weight is not a number.
-
-    Example
-    -------
-    >>> found = concentration(np.eye(4)[None], np.array([1.0, 1, 1, 0]))
-    >>> found["raw"]["participation_ratio"]
-    4.0
-    >>> round(found["contribution"]["participation_ratio"], 6)
-    3.0
-    >>> found["near_zero"]["below_1_percent"]
-    0.75
     """
     weight = np.asarray(weight, float)
     found = {"dimensions": weight.shape[1]}
-    kinds = {
-        "raw": importance(weight),
-        "contribution": contribution(weight, std),
-    }
+    kinds = {"raw": importance(weight)}
+    kinds["contribution"] = contribution(weight, std)
     for kind, share in kinds.items():
         effective = participation_ratio(share).mean()
         found[kind] = {
@@ -202,23 +176,22 @@ def concentration(weight, std, bins=100):
             "share": float(effective / weight.shape[1]),
         }
     scaled = weight / np.abs(weight).max()
-    density, edges = np.histogram(scaled, bins, (-1, 1), density=True)
-    found["histogram"] = {
-        "edges": edges.tolist(),
-        "density": density.tolist(),
+    density, edges = np.histogram(scaled, BINS, (-1, 1), density=True)
+    size = np.abs(scaled)
+    return found | {
+        "histogram": {"edges": edges.tolist(), "density": density.tolist()},
+        "near_zero": {
+            f"below_{limit}_percent": float(np.mean(size < limit / 100))
+            for limit in (1, 10)
+        },
     }
-    found["near_zero"] = {
-        "below_1_percent": float(np.mean(np.abs(scaled) < 0.01)),
-        "below_10_percent": float(np.mean(np.abs(scaled) < 0.1)),
-    }
-    return found
 
 
 def top_n_accuracy(weight, mean, std, x, y, utterance, counts):
     """Accuracy that remains when only the n top dimensions vary.
 
     The others are held at their mean: zeroing them would also take away what
-    they add to every answer, which is all the bias that such a probe has.
+    they add to every prediction, which is all the bias that such a probe has.
     Dimensions are ranked by their contribution, for each probe on its own.
 
     Arguments
@@ -227,12 +200,9 @@ def top_n_accuracy(weight, mean, std, x, y, utterance, counts):
         Of bias-free probes, (probes, channels, classes).
     mean, std : numpy.ndarray
         Of the features that the probes were trained on, (channels,).
-    x : numpy.ndarray
-        Test features, (examples, channels).
-    y : numpy.ndarray
-        Their classes, (examples,), int.
-    utterance : numpy.ndarray
-        Index of each example's utterance, 0, 1, ..., (examples,).
+    x, y, utterance : numpy.ndarray
+        Test features, (examples, channels), their classes and the index of
+        their utterance, (examples,).
     counts : list of int
         The n, from few to many.
 
@@ -244,13 +214,6 @@ def top_n_accuracy(weight, mean, std, x, y, utterance, counts):
     ------
     ValueError
         If the counts do not rise, or are more than there are channels.
-
-    Example
-    -------
-    >>> y, half = np.array([0, 1, 1]), np.array([0.5, 0.5])
-    >>> x = np.eye(2)[y]
-    >>> top_n_accuracy(np.eye(2)[None], half, half, x, y, y, [2]).accuracy
-    [1.0]
     """
     steps = [0, *counts]
     if sorted(steps) != steps or steps[-1] > weight.shape[1]:
@@ -272,4 +235,135 @@ def top_n_accuracy(weight, mean, std, x, y, utterance, counts):
         correct.mean((1, 2)).tolist(),
         np.stack([hits for hits, _ in counted]),
         counted[0][1],
+    )
+
+
+def plot_weights(systems, path):
+    """Plots the histograms of `concentration`: `Results`."""
+    with style.layer_drawing(path, systems.layers()) as panels:
+        for _, name, layer, numbers in systems.rows():
+            edges, density = numbers["histogram"].values()
+            line = {"label": name, "color": systems.colour(name)}
+            panels[layer].stairs(density, edges, **line)
+            panels[layer].set_xlabel("weight / largest weight")
+        first = next(iter(panels.values()))
+        first.set_yscale("log")  # of all panels, which share it
+        first.set_ylabel("density")
+
+
+def plot_top_n(systems, path, chance):
+    """Plots the accuracy from the n most important dimensions: `Results`."""
+    with style.layer_drawing(path, systems.layers()) as panels:
+        style.draw_counts(panels, systems, "accuracy")
+        line = {"color": "black", "linestyle": ":", "linewidth": 1}
+        for panel in panels.values():
+            counts = panel.lines[0].get_xdata().astype(int)
+            panel.set_xticks(counts, counts, size=7)
+            panel.axhline(100 * chance, label="chance", **line)
+            panel.set_xlabel("dimensions kept")
+        next(iter(panels.values())).set_ylabel("test accuracy (%)")
+
+
+class Weights(Tool):
+    """Section of where the information of a probe sits."""
+
+    key = "weights"
+    title = "Where the information sits"
+    sentence = (
+        "More weights near zero, and a curve that rises early, mean that fewer "
+        "dimensions have to be studied."
+    )
+    needs = ("probes",)
+    columns = [
+        Column(
+            "probe (%)",
+            "accuracy of bias-free probes",
+            lambda numbers: percent(numbers["probe"]),
+        ),
+        Column(
+            "dimensions read",
+            "dimensions that the probes read",
+            lambda numbers: f"{_effective(numbers)} of {numbers['dimensions']}",
+        ),
+    ]
+
+    def measure(self, system, study):
+        """Returns `concentration` of each layer, `probe` and `top_n`."""
+        probes = system.probes
+        if probes is None:
+            reason = "No label to probe for (--weights_label)."
+            return {layer: {"gap": reason} for layer in system.latents}
+        train, valid, test = map(probes.features, ("train", "valid", "test"))
+
+        def measure(layer, latent):
+            weight, part = probes.weights[layer], test[layer]
+            known = np.concatenate([train[layer].x, valid[layer].x])
+            mean, std = known.mean(0), known.std(0)
+            counts = [1, *powers_of_two(weight.shape[1])]
+            examples = np.asarray(part.x), part.y, part.utterance
+            top = top_n_accuracy(weight, mean, std, *examples, counts)
+            intervals = [bootstrap_interval(h, top.total) for h in top.hits]
+            scores = {"counts": counts, "accuracy": top.accuracy}
+            return {
+                "probe": {key: probes.scores[layer][key] for key in SCORES},
+                **concentration(weight, std),
+                "top_n": {**scores, "interval": intervals},
+            }
+
+        return system.each_layer(measure)
+
+    def items(self, found, study):
+        """Returns histograms, the table, and curves over dimensions kept."""
+        plot_weights(found, study.folder / "figures/weights")
+        top_n = found.map(lambda numbers: numbers["top_n"])
+        chance = found.first()["probe"]["chance"]
+        plot_top_n(top_n, study.folder / "figures/top_n", chance)
+        return [
+            Figure(
+                "Weights of the probes",
+                "Of all classes and seeds, over the largest of the layer.",
+                "figures/weights",
+                "Histograms of classifier weights, one panel per layer, one "
+                "line per system.",
+            ),
+            _table(found, study.published.get("bias_free", {})),
+            Figure(
+                "Accuracy from the n most important dimensions",
+                "All others are held at their mean; no retraining. Bands: 95 % "
+                "intervals over recordings.",
+                "figures/top_n",
+                "Accuracy over the number of dimensions kept, one panel per "
+                "layer, one line per system.",
+            ),
+        ]
+
+
+def _effective(numbers, kind="contribution"):
+    return f"{numbers[kind]['participation_ratio']:.0f}"
+
+
+def _table(found, published):
+    """Concentration of each layer, beside the paper's accuracy."""
+    rows = []
+    for name, system, layer, numbers in found.rows():
+        row = {"": name, "accuracy (%)": percent(numbers["probe"])}
+        near = numbers["near_zero"].values()
+        titles = ("weights < 1 % (%)", "< 10 % (%)")
+        row |= {t: f"{100 * x:.1f}" for t, x in zip(titles, near, strict=True)}
+        for kind, of in (("raw", ""), ("contribution", ", contribution")):
+            row[f"Gini{of}"] = f"{numbers[kind]['gini']:.2f}"
+            row[f"dimensions{of}"] = _effective(numbers, kind)
+        if published:
+            theirs = published.get(system, {}).get(layer, "")
+            row["paper (%)"] = str(theirs)
+        rows.append(row)
+    return Table.of(
+        "Concentration",
+        "Weights below 1 and 10 percent of the layer's largest; Gini "
+        "coefficient and effective number (participation ratio) of the "
+        "dimensions, by the norm of their weights as in the paper, and by what "
+        "they contribute: weights less their mean over classes, times the "
+        "deviation of the feature (a dimension with a small scale needs a "
+        "large weight).",
+        rows,
     )

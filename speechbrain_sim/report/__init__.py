@@ -1,1 +1,1 @@
-"""report."""
+"""Tables, figures and sounds -> a report."""

@@ -19,16 +19,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
-from speechbrain_sim.report.figures import mel_png
+from speechbrain_sim.report.style import mel_png
+from speechbrain_sim.report.tables import (
+    escape,
+    markdown_table,
+    numeric_columns,
+)
 
 #: peak of the loudest sound of an explorer, and what counts as silence
 PEAK, SILENCE = 0.9, 1e-4
-
-
 #: range of a mel spectrogram's colours in dB, and the same in nats
 RANGE_DB = 60
-
-
 RANGE = RANGE_DB / 10 * math.log(10)
 
 
@@ -38,13 +39,13 @@ class Table(NamedTuple):
     Arguments
     ---------
     title, caption : str
-        What it is; what to know about it.
+        Its name; what to know about it.
     header : list of str
         Names of the columns.
     rows : list of list of str
         Cells, as many in each row as in the header.
     system : str, optional
-        Which system it belongs to; always visible if none.
+        The system it belongs to; always visible if none.
     """
 
     title: str
@@ -53,21 +54,31 @@ class Table(NamedTuple):
     rows: list
     system: str | None = None
 
+    @classmethod
+    def of(cls, title, caption, rows, system=None):
+        """Makes a table of rows that map columns to cells.
+
+        Example
+        -------
+        >>> Table.of("T", "", [{"": "SIM", "x": "1"}, {"": "GIM"}]).rows
+        [['SIM', '1'], ['GIM', '']]
+        """
+        header = list(dict.fromkeys(name for row in rows for name in row))
+        cells = [[row.get(name, "") for name in header] for row in rows]
+        return cls(title, caption, header, cells, system)
+
 
 class Figure(NamedTuple):
-    """A picture, drawn by `speechbrain_sim.report.figures`.
+    """A picture, saved by `speechbrain_sim.report.style.drawing`.
 
     Arguments
     ---------
-    title, caption : str
-        What it is; what to know about it.
+    title, caption, system :
+        See `Table`.
     stem : str
-        Its path without suffix, relative to the report's folder; the file with
-        suffix .svg is shown.
+        Path without suffix, relative to the report's folder; the svg is shown.
     alt : str
-        What is to be seen, for those who do not see it.
-    system : str, optional
-        Which system it belongs to; always visible if none.
+        Description for those who do not see it.
     """
 
     title: str
@@ -100,14 +111,12 @@ class Explorer(NamedTuple):
 
     Arguments
     ---------
-    title, caption : str
-        What it is; what to know about it.
+    title, caption, system :
+        See `Table`.
     stops : list of Stop
         At least one; they may differ in length.
-    system : str, optional
-        Which system it belongs to; always visible if none.
     layer : str, optional
-        Which layer it belongs to.
+        The layer it belongs to.
     """
 
     title: str
@@ -116,17 +125,14 @@ class Explorer(NamedTuple):
     system: str | None = None
     layer: str | None = None
 
+    @property
+    def name(self):
+        """Title, system and layer in one."""
+        return ", ".join(filter(None, (self.title, self.system, self.layer)))
+
 
 class Gap(NamedTuple):
-    """What could not be measured.
-
-    Arguments
-    ---------
-    title, reason : str
-        What is missing, and why.
-    system : str, optional
-        Which system it belongs to; always visible if none.
-    """
+    """What could not be measured: its title, the reason, and its system."""
 
     title: str
     reason: str
@@ -140,10 +146,8 @@ class Section(NamedTuple):
     ---------
     key : str
         Its anchor.
-    title : str
-        Its heading.
-    sentence : str
-        What to see in it.
+    title, sentence : str
+        Its heading; what to see in it.
     items : list of Table, Figure, Explorer or Gap
         What it shows, in this order.
     """
@@ -155,21 +159,12 @@ class Section(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Explorers in one place of the page.
-
-    Arguments
-    ---------
-    title : str
-        The same for all.
-    explorers : list of Explorer
-        One for each system and layer.
-    gain : float
-        What all their sounds are multiplied by.
-    """
+    """Explorers of one title, whose sounds are multiplied by one gain."""
 
     title: str
     explorers: list
     gain: float
+    system: None = None  # of its explorers
 
     @property
     def layers(self):
@@ -189,13 +184,13 @@ def write_page(folder, title, note, summary, sections, systems):
     Arguments
     ---------
     folder : str or Path
-        Where to.
+        Target.
     title, note : str
-        Heading of the report; what it is about.
+        Heading of the report; what to know about it.
     summary : Table
-        What is shown first.
+        Shown first.
     sections : list of Section
-        What is shown then.
+        Shown then.
     systems : list of str
         Names of the systems; the page shows one at a time.
 
@@ -204,8 +199,8 @@ def write_page(folder, title, note, summary, sections, systems):
     ValueError
         If a table has a row of another length than its header, an explorer has
         no stops, a sound is empty or not finite, a system is not among the
-        systems, two sections have the same key, or two explorers cannot be
-        told apart.
+        systems, two sections have the same key, or two explorers the same
+        name.
 
     Example
     -------
@@ -220,44 +215,28 @@ def write_page(folder, title, note, summary, sections, systems):
     _check(summary, sections, systems)
     folder = Path(folder)
     sections = [s._replace(items=group_explorers(s.items)) for s in sections]
-    files, blobs, groups = {}, {}, []
-    for section in sections:
-        for item in section.items:
-            if isinstance(item, Group):
-                groups.append(_render(item, section.key, files, blobs))
-    markdown = _markdown(title, note, summary, sections, groups)
-    html = _template(folder).render(
-        title=title,
-        note=note,
-        summary=summary,
-        sections=sections,
-        systems=systems,
-        range_db=RANGE_DB,
-        data={
-            "systems": systems,
-            "groups": groups,
-            "blobs": [base64.b64encode(blob).decode() for blob in blobs],
-        },
-    )
+    files, blobs = {}, {}
+    groups = [
+        _render(item, section.key, files, blobs)
+        for section in sections
+        for item in section.items
+        if isinstance(item, Group)
+    ]
+    data = {"systems": systems, "groups": groups}
+    data["blobs"] = [base64.b64encode(blob).decode() for blob in blobs]
+    shown = {"title": title, "note": note, "summary": summary, "data": data}
+    shown |= {"sections": sections, "systems": systems, "range_db": RANGE_DB}
+    names = ("report.md", "page.md"), ("report.html", "page.html")
+    pages = {n: _template(t, folder).render(shown) for n, t in names}
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     for wav, name in files.items():
         (folder / "audio" / name).write_bytes(wav)
-    (folder / "report.md").write_text(markdown, encoding="utf-8")
-    (folder / "report.html").write_text(html, encoding="utf-8")
+    for name, page in pages.items():
+        (folder / name).write_text(page, encoding="utf-8")
 
 
 def group_explorers(items):
-    """Puts explorers of the same title into one group.
-
-    Arguments
-    ---------
-    items : list of Table, Figure, Explorer or Gap
-        Of one section.
-
-    Returns
-    -------
-    list of Table, Figure, Group or Gap
-        Each group where its first explorer was.
+    """Replaces explorers of the same title by one group, where the first was.
 
     Example
     -------
@@ -266,33 +245,24 @@ def group_explorers(items):
     >>> group_explorers(explorers)[0].gain
     0.3
     """
-    together = {}
-    for item in items:
-        if isinstance(item, Explorer):
-            together.setdefault(item.title, []).append(item)
-    grouped = []
+    together, grouped = {}, []
     for item in items:
         if not isinstance(item, Explorer):
             grouped.append(item)
-        elif item is together[item.title][0]:
-            explorers = together[item.title]
-            gain = common_gain(s.wav for e in explorers for s in e.stops)
-            grouped.append(Group(item.title, explorers, gain))
+        elif item.title in together:
+            together[item.title].append(item)
+        else:
+            together[item.title] = [item]
+            grouped.append(Group(item.title, together[item.title], 1.0))
+    for at, item in enumerate(grouped):
+        if isinstance(item, Group):
+            wavs = (s.wav for e in item.explorers for s in e.stops)
+            grouped[at] = item._replace(gain=common_gain(wavs))
     return grouped
 
 
 def common_gain(wavs):
     """Computes the gain that brings the loudest sound to a peak of 0.9.
-
-    Arguments
-    ---------
-    wavs : iterable of numpy.ndarray
-        Sounds, float.
-
-    Returns
-    -------
-    float
-        1.0 if all are silent.
 
     Example
     -------
@@ -304,17 +274,7 @@ def common_gain(wavs):
 
 
 def encode_wav(wav):
-    """Encodes a sound as a WAV file: 16 bits, 16 kHz.
-
-    Arguments
-    ---------
-    wav : numpy.ndarray
-        (samples,), float in [-1, 1].
-
-    Returns
-    -------
-    bytes
-        A header of 44 bytes, and two bytes per sample.
+    """Encodes a sound, (samples,) in [-1, 1], as a WAV file of 16 bits.
 
     Example
     -------
@@ -355,6 +315,7 @@ def _render(group, key, files, blobs):
 
 
 def _check(summary, sections, systems):
+    """Raises a ValueError if something cannot be shown; see `write_page`."""
     keys = ["summary", *(section.key for section in sections)]
     for key in keys:
         if keys.count(key) > 1:
@@ -370,8 +331,7 @@ def _check(summary, sections, systems):
         if isinstance(item, Explorer):
             _check_explorer(item)
     for section in sections:
-        explorers = [i for i in section.items if isinstance(i, Explorer)]
-        names = [(e.title, e.system, e.layer) for e in explorers]
+        names = [i.name for i in section.items if isinstance(i, Explorer)]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(
@@ -390,8 +350,7 @@ def _check_table(table):
 
 
 def _check_explorer(explorer):
-    names = filter(None, (explorer.title, explorer.system, explorer.layer))
-    name = ", ".join(names)
+    name = explorer.name
     if not explorer.stops:
         raise ValueError(f"The explorer {name!r} has no stops.")
     for label, wav in explorer.stops:
@@ -407,19 +366,11 @@ def _check_explorer(explorer):
             )
 
 
-def _numeric_columns(table):
-    """Tells which columns hold numbers (and blanks): they are set right."""
-    number = re.compile(r"[-+−±]?\d|[-–—]?$")
-    return [
-        column > 0 and all(number.match(row[column]) for row in table.rows)
-        for column in range(len(table.header))
-    ]
-
-
-def _template(folder):
+def _template(name, folder):
+    """Opens a template; html is escaped by jinja, markdown by `escape`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=name.endswith("html"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -433,59 +384,10 @@ def _template(folder):
 
     environment.filters.update(
         kind=lambda item: type(item).__name__,
-        numeric_columns=_numeric_columns,
+        numeric_columns=lambda table: numeric_columns(table.header, table.rows),
         svg=embed_svg,
+        quote=quote,
+        escape=escape,
+        markdown=lambda table: markdown_table(table.header, table.rows),
     )
-    return environment.get_template("page.html")
-
-
-def _markdown(title, note, summary, sections, groups):
-    groups = iter(groups)
-    lines = [f"# {_text(title)}", "", _text(note), "", "## Summary", ""]
-    lines += _table_lines(summary)
-    for section in sections:
-        lines += [f"## {_text(section.title)}", "", _text(section.sentence), ""]
-        for item in section.items:
-            of = f" ({item.system})" if getattr(item, "system", None) else ""
-            lines += [f"### {_text(item.title + of)}", ""]
-            if isinstance(item, Table):
-                lines += _table_lines(item)
-            elif isinstance(item, Figure):
-                link = f"![{_text(item.alt)}]({quote(item.stem)}.svg)"
-                lines += [link, "", _text(item.caption), ""]
-            elif isinstance(item, Group):
-                lines += _group_lines(item, next(groups))
-            else:
-                lines += [f"**Not measured.** {_text(item.reason)}", ""]
-    return "\n".join(lines)
-
-
-def _text(text):
-    return text.replace("<", "&lt;").replace("|", r"\|")
-
-
-def _table_lines(table):
-    rules = [
-        "---:" if numeric else "---" for numeric in _numeric_columns(table)
-    ]
-    rows = [table.header, rules, *table.rows]
-    lines = [f"| {' | '.join(map(_text, row))} |" for row in rows]
-    return [*lines, "", _text(table.caption), ""]
-
-
-def _group_lines(group, variants):
-    lines = []
-    for variant in variants:
-        links = ", ".join(
-            f"[{_text(stop['label'])}](audio/{quote(stop['file'])})"
-            for stop in variant["stops"]
-        )
-        name = ", ".join(filter(None, (variant["system"], variant["layer"])))
-        name = f"**{_text(name)}** " if name else ""
-        lines.append(f"- {name}{_text(variant['caption'])} {links}")
-    return [
-        *lines,
-        "",
-        f"All these sounds share one gain, {group.gain:.3g}.",
-        "",
-    ]
+    return environment.get_template(name)

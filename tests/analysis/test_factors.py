@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from speechbrain_sim.analysis.factors import (
+from speechbrain_sim.analysis.factor_scores import (
     completeness,
     controls,
     dci,
@@ -15,12 +15,12 @@ from speechbrain_sim.analysis.factors import (
     effective_dimensions,
     entropy,
     factor_scores,
-    importances,
     mig,
     mutual_information,
     sap,
 )
-from speechbrain_sim.report.figures import plot_factors
+from speechbrain_sim.analysis.factors import plot_factors
+from speechbrain_sim.analysis.lasso import importances
 
 TRAIN, TEST, NOISE = 900, 600, 6
 

@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from speechbrain_sim.report.figures import mel_png, plot_lines
+from benchmarks.plots import plot_lines
 from speechbrain_sim.report.page import (
     Explorer,
     Figure,
@@ -26,6 +26,7 @@ from speechbrain_sim.report.page import (
     Table,
     write_page,
 )
+from speechbrain_sim.report.style import mel_png
 from tests.browser.conftest import opened
 
 SYSTEMS = ["SIM", "GIM"]

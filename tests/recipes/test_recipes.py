@@ -1,11 +1,10 @@
-"""Every recipe with every yaml for one tiny epoch, then the table."""
+"""Every recipe with every yaml for one tiny epoch."""
 
 import json
 
 import pytest
 import soundfile
 
-from speechbrain_sim.config import load_experiment
 from speechbrain_sim.models.load import load_encoder
 from tests.conftest import HPARAMS, ROOT, options_for
 
@@ -176,51 +175,6 @@ def test_unknown_label_names_the_columns(recipes, corpora, tmp_path):
             [str(yaml), "--encoder", "logmel", "--output_folder", str(tmp_path)]
             + options_for(yaml, corpora)
             + ["--label", "accent"]
-        )
-
-
-@pytest.mark.parametrize("yaml", yamls("table"), ids=str)
-def test_table(recipes, corpora, tmp_path, yaml):
-    sizes = "channels: 8, context_channels: 8, num_workers: 0"
-    argv = [str(yaml), "--output_folder", str(tmp_path)]
-    argv += ["--data_folder", str(corpora / yaml.parent.name)]
-    argv += ["--pretrain_options", f"{{number_of_epochs: 1, {sizes}}}"]
-    argv += ["--probe_options", "{number_of_epochs: 1}"]
-    if yaml.parent.name == "Synthetic":
-        corpus = "{speakers: 3, sentences: 9, test_sentences: 3}"
-        argv += ["--corpus_options", corpus]
-    recipes["table"].main(argv)
-    asked, _ = load_experiment(argv)
-    report = json.loads((tmp_path / "table.json").read_text())
-    assert sorted(report["tasks"]) == sorted(asked["labels"])
-    for task, systems in report["tasks"].items():
-        assert sorted(systems) == sorted(asked["systems"])
-        for name, system in asked["systems"].items():
-            if "of" in system:
-                found, of = systems[name], systems[system["of"]]
-                assert found["encoders"] == of["encoders"]
-                assert not found["settings"]["standardize"]
-        assert len(systems["random"]["encoders"]) == 3
-        layers = asked["labels"][task]["probe"].get("layers")
-        assert len(systems["SIM"]["layers"]) == len(layers or "1234")
-        for name, system in systems.items():
-            score = system["layers"][system["best_layer"]]
-            assert 0 <= score["interval"][0] <= score["interval"][1] <= 1
-            assert ("above_random" in system) == (name != "random")
-    text = (tmp_path / "table.md").read_text()
-    for picture in (
-        "training.svg",
-        *(f"probe_{t}.svg" for t in report["tasks"]),
-    ):
-        assert picture in text and (tmp_path / picture).stat().st_size > 1000
-
-
-def test_a_table_without_its_baseline_is_refused(recipes, tmp_path):
-    yaml = HPARAMS / "Synthetic/table.yaml"
-    with pytest.raises(ValueError, match="--baseline one of log-mel"):
-        recipes["table"].main(
-            [str(yaml), "--output_folder", str(tmp_path)]
-            + ["--systems", "{log-mel: {encoder: logmel}}"]
         )
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from speechbrain_sim.analysis.shape import shape
-from speechbrain_sim.analysis.weights import concentration
-from speechbrain_sim.report.figures import (
-    plot_delta,
-    plot_shape,
-    plot_smoothness,
+from speechbrain_sim.analysis.delta import plot_delta
+from speechbrain_sim.analysis.shape import plot_shape, shape
+from speechbrain_sim.analysis.smoothness import plot_smoothness
+from speechbrain_sim.analysis.study import Results
+from speechbrain_sim.analysis.weights import (
+    concentration,
     plot_top_n,
     plot_weights,
 )
@@ -29,15 +29,15 @@ def counted(quantity):
     ends = {"interval": [[0.9, 1], [0.5, 0.7], [0, 0]]}
     found = {"counts": [0, 2, 4], quantity: [1, 0.6, 0], **ends}
     found["dimensions"] = 4
-    return {
-        "SIM": {"module1": found, "module2": found},
-        "GIM": {"module2": found},
-    }
+    return Results(
+        SIM={"module1": found, "module2": found}, GIM={"module2": found}
+    )
 
 
 def test_delta(drawn):
     published = {"counts": [2, 4], "delta": [0.5, 0], "dimensions": 8}
-    plot_delta(counted("delta"), drawn, {"SIM": {"module1": published}})
+    published = Results(SIM={"module1": published})
+    plot_delta(counted("delta"), drawn, published)
 
 
 def test_top_n(drawn):
@@ -47,7 +47,8 @@ def test_top_n(drawn):
 def test_weights(drawn):
     weight = np.random.default_rng(0).normal(size=(2, 8, 3))
     found = concentration(weight, np.ones(8))
-    plot_weights({"SIM": {"module1": found}, "GIM": {"module2": found}}, drawn)
+    systems = Results(SIM={"module1": found}, GIM={"module2": found})
+    plot_weights(systems, drawn)
 
 
 def test_shape(drawn):
@@ -62,5 +63,7 @@ def test_smoothness(drawn):
         "walks": {"path_ratio": SCORE, "step_ratio": SCORE},
         "moves": {"relative_mean": SCORE},
     }
-    systems = {"SIM": {"module1": found, "module2": found}}
-    plot_smoothness(systems | {"GIM": {"module2": found}}, drawn)
+    systems = Results(
+        SIM={"module1": found, "module2": found}, GIM={"module2": found}
+    )
+    plot_smoothness(systems, drawn)

@@ -1,0 +1,369 @@
+"""How a code lays out known factors: DCI, MIG and SAP, beside controls.
+
+A code is an array (examples, dimensions). A factor is one value per example:
+strings or integers name classes, floats are quantities. Factors should be
+independent of each other: no code separates vowel and syllable.
+
+References: Eastwood, Williams: A framework for the quantitative evaluation of
+disentangled representations (2018); Chen et al.: Isolating sources of
+disentanglement (2018), section 4.1, https://arxiv.org/abs/1802.04942; Kumar et
+al.: Variational inference of disentangled latent concepts (2018), section 3,
+https://arxiv.org/abs/1711.00848
+"""
+
+import numpy as np
+
+from speechbrain_sim.analysis import lasso
+from speechbrain_sim.analysis.intervals import middle, resample_ratio
+
+#: equally filled bins of a dimension, and of a continuous factor, for MIG
+BINS = 20
+#: shuffled factors, for the mutual information that chance gives
+SHUFFLES = 5
+
+
+def disentanglement(importances):
+    """Whether each dimension serves one factor, D of DCI.
+
+    D = sum_i rho_i (1 - H(R_i / sum_j R_ij) / log F), with rho_i the share of
+    dimension i in all importances R, (dimensions, factors). Dead dimensions
+    count for nothing; if all are dead, D is 0.
+
+    Example
+    -------
+    >>> disentanglement(np.array([[0, 2], [1, 0], [0, 0]]))
+    1.0
+    """
+    total = importances.sum()
+    if total == 0:
+        return 0.0
+    weight = importances.sum(1) / total
+    spread = entropy(importances, 1) / np.log(importances.shape[1])
+    return float(np.sum(weight * (1 - spread)))
+
+
+def completeness(importances):
+    """Whether each factor is served by one dimension, C of DCI, (factors,).
+
+    C_j = 1 - H(R_.j / sum_i R_ij) / log D, 0 for a factor that nothing serves.
+    It grows with the number of dead dimensions: compare codes of one width, or
+    `effective_dimensions`.
+
+    Example
+    -------
+    >>> completeness(np.array([[0, 1, 0], [2, 1, 0]]))
+    array([1., 0., 0.])
+    """
+    spread = entropy(importances, 0) / np.log(len(importances))
+    return np.where(importances.sum(0) > 0, 1 - spread, 0.0)
+
+
+def effective_dimensions(importances):
+    """Counts the dimensions that serve each factor: exp(H(R_.j / sum)).
+
+    Example
+    -------
+    >>> effective_dimensions(np.array([[0, 1, 0], [2, 1, 0]]))
+    array([1., 2., 0.])
+    """
+    number = np.exp(entropy(importances, 0))
+    return np.where(importances.sum(0) > 0, number, 0.0)
+
+
+def entropy(weights, axis):
+    """Entropy in nats of weights along an axis, scaled to a sum of one.
+
+    0 where all weights are 0.
+
+    Example
+    -------
+    >>> np.exp(entropy(np.array([[1, 1, 0], [0, 5, 0]]), axis=1))
+    array([2., 1.])
+    """
+    total = weights.sum(axis, keepdims=True)
+    share = weights / np.where(total > 0, total, 1)
+    return -np.sum(share * np.log(np.where(share > 0, share, 1)), axis)
+
+
+def dci(
+    train_code,
+    test_code,
+    train_factors,
+    test_factors,
+    train_groups=None,
+    test_groups=None,
+    seed=0,
+):
+    """Disentanglement, completeness, informativeness of a code.
+
+    Informativeness is the R^2 of the linear models of `importances` on the
+    test part, against the training part's mean: 1 for perfect predictions, 0
+    for none, negative for worse.
+
+    Arguments
+    ---------
+    train_code, test_code, train_factors, test_factors, train_groups, seed :
+        See `speechbrain_sim.analysis.lasso.importances`; two factors or more.
+    test_groups : array, optional
+        Utterance of each test example; the interval resamples these.
+
+    Returns
+    -------
+    dict
+        `disentanglement`, mean `completeness` and `informativeness` with its
+        `interval`; `factors`: of each, `completeness`, `dimensions` (effective
+        number), `informativeness`, `interval`, `penalty`.
+    """
+    parts = train_code, test_code, train_factors, test_factors
+    train, test = lasso.read_parts(*parts)
+    code, held_out = lasso.standardise(train_code, test_code)
+    known = [lasso.regression_target(factor) for factor in train.values()]
+    fit = lasso.fit_targets(code, known, train_groups, seed)
+    targets = [
+        lasso.regression_target(train[name], test[name]) for name in train
+    ]
+    pairs = zip(targets, fit.coefficients, strict=True)
+    missed = [
+        target - held_out @ coefficients for target, coefficients in pairs
+    ]
+    value, interval = _explained(missed, targets, test_groups, seed)
+    rows = {
+        "completeness": completeness(fit.importances).tolist(),
+        "dimensions": effective_dimensions(fit.importances).tolist(),
+        "informativeness": value,
+        "interval": interval,
+        "penalty": fit.penalties,
+    }
+    return {
+        "disentanglement": disentanglement(fit.importances),
+        "completeness": float(np.mean(rows["completeness"])),
+        "informativeness": value[-1],
+        "interval": interval[-1],
+        "factors": {
+            name: {key: row[i] for key, row in rows.items()}
+            for i, name in enumerate(train)
+        },
+    }
+
+
+def _explained(missed, targets, groups, seed):
+    """R^2 of each factor, then their mean; and the intervals."""
+    errors, totals = (  # (examples, factors)
+        np.stack([np.square(x).sum(1) for x in part], 1)
+        for part in (missed, targets)
+    )
+    groups = np.arange(len(totals)) if groups is None else groups
+    ratio, draws = resample_ratio(errors, totals, groups, 1000, seed)
+    explained = 1 - np.vstack([ratio, draws])
+    explained = np.c_[explained, explained.mean(1)]
+    return explained[0].tolist(), middle(explained[1:]).T.tolist()
+
+
+def mutual_information(code, labels):
+    """Mutual information of each dimension with a factor, in nats.
+
+    I = H(dimension) + H(factor) - H(both), from counts: few examples feign a
+    positive value where there is none. All dimensions at once, unlike
+    scikit-learn's `mutual_info_score`.
+
+    Arguments
+    ---------
+    code : numpy.ndarray
+        (examples, dimensions), classes 0, 1, ...
+    labels : numpy.ndarray
+        (examples,), classes 0, 1, ...
+
+    Returns
+    -------
+    numpy.ndarray
+        (dimensions,).
+    """
+    shape = code.shape[1], 1 + code.max(), 1 + labels.max()
+    cell = (np.arange(shape[0]) * shape[1] + code) * shape[2] + labels[:, None]
+    counts = np.bincount(cell.ravel(), minlength=np.prod(shape)).reshape(shape)
+    both = entropy(counts.reshape(shape[0], -1), 1)
+    return entropy(counts.sum(2), 1) + entropy(counts.sum(1), 1) - both
+
+
+def mig(code, factors, seed=0):
+    """Mutual information gap: how alone one dimension informs about a factor.
+
+    I_1 - I_2, the two largest of the dimensions' (I - C) / (H - C): I is the
+    mutual information with the factor, H the factor's entropy, and C what I is
+    by chance, its mean over `SHUFFLES` shuffled factors. Noise gets about 0,
+    with few examples too. Dimensions and continuous factors are cut into
+    `BINS` equally filled bins.
+
+    Arguments
+    ---------
+    code, factors :
+        See `importances`; nothing is learned, so of one part.
+    seed : int
+        Of the shuffling.
+
+    Returns
+    -------
+    dict
+        Mean `mig`; `factors`: of each, `mig`, `mig_maximum` (log `BINS` / H,
+        where there are more classes than bins; else 1) and `dimension`, the
+        most informative one.
+    """
+    lasso.check_code(code, factors)
+    code, scores = _quantile_bins(code), {}
+    rng = np.random.default_rng(seed)
+    for name, values in factors.items():
+        labels, classes = lasso.read_factor(name, values)
+        if classes is None:
+            labels = _quantile_bins(labels[:, None])[:, 0]
+        total = entropy(np.bincount(labels), 0)
+        shuffled = (rng.permutation(labels) for _ in range(SHUFFLES))
+        chance = np.mean([mutual_information(code, x) for x in shuffled], 0)
+        gain = mutual_information(code, labels) - chance
+        gain = gain / np.maximum(total - chance, 1e-9)
+        second, first = np.sort(gain)[-2:]
+        scores[name] = {
+            "mig": float(first - second),
+            "mig_maximum": float(min(1.0, np.log(BINS) / total)),
+            "dimension": int(gain.argmax()),
+        }
+    return {"mig": _mean(scores, "mig"), "factors": scores}
+
+
+def sap(train_code, test_code, train_factors, test_factors):
+    """Separated attribute predictability: the best dimension's lead.
+
+    Difference of the two best scores on the test part of predicting a factor
+    from one dimension. Classes: balanced accuracy of the nearest class mean,
+    which also finds a class between two others; quantities: R^2 of a line.
+
+    Arguments
+    ---------
+    train_code, test_code, train_factors, test_factors :
+        See `importances`.
+
+    Returns
+    -------
+    dict
+        Mean `sap` and `sap_share`; `factors`: of each, `sap`, `sap_maximum`
+        (1 - 1 / classes, or 1) and `sap_share`, their quotient.
+    """
+    parts = train_code, test_code, train_factors, test_factors
+    train, test = lasso.read_parts(*parts)
+    code, held_out = lasso.standardise(train_code, test_code)
+    scores = {}
+    for name, factor in train.items():
+        labels, maximum = test[name].numbers, 1.0
+        if factor.classes is None:
+            goal = lasso.regression_target(factor, test[name])
+            slope = (code * lasso.regression_target(factor)).mean(0)
+            missed = np.square(goal - held_out * slope).sum(0)
+            each = 1 - missed / np.square(goal).sum()
+        else:
+            each = _balanced_accuracy(code, held_out, factor.numbers, labels)
+            maximum = 1 - 1 / len(np.unique(labels))
+        second, first = np.sort(each)[-2:]
+        scores[name] = {
+            "sap": float(first - second),
+            "sap_maximum": maximum,
+            "sap_share": float((first - second) / maximum),
+        }
+    means = {key: _mean(scores, key) for key in ("sap", "sap_share")}
+    return {**means, "factors": scores}
+
+
+def controls(train_code, test_code, seed=0):
+    """Codes of equal width and the same content, without a learned layout.
+
+    Arguments
+    ---------
+    train_code, test_code : numpy.ndarray
+        (examples, dimensions); standardised first.
+    seed : int
+        Of the rotation.
+
+    Returns
+    -------
+    dict of str to (numpy.ndarray, numpy.ndarray)
+        Train and test code of `pca` (the principal components, zeros where
+        there are fewer than dimensions) and of a random `rotation`.
+    """
+    code, held_out = lasso.standardise(train_code, test_code)
+    width = code.shape[1]
+    pca = lasso.scikit_learn()[0](svd_solver="full").fit(code)
+    variance = pca.explained_variance_
+    rank = np.sum(variance > lasso.CONSTANT**2 * variance.max())
+    normal = np.random.default_rng(seed).normal(size=(width, width))
+    rotation, r = np.linalg.qr(normal)
+    rotation *= np.sign(np.diag(r))  # else not uniform
+
+    def components(z):
+        z = pca.transform(z)[:, :rank]
+        return np.pad(z, ((0, 0), (0, width - rank)))
+
+    return {
+        "pca": (components(code), components(held_out)),
+        "rotation": (code @ rotation, held_out @ rotation),
+    }
+
+
+def factor_scores(
+    train_code,
+    test_code,
+    train_factors,
+    test_factors,
+    train_groups=None,
+    test_groups=None,
+    seed=0,
+):
+    """Scores a code by `dci`, `mig` (of the test part) and `sap`.
+
+    Arguments
+    ---------
+    train_code, test_code, train_factors, test_factors :
+        See `importances`.
+    train_groups, test_groups, seed :
+        See `dci`.
+
+    Returns
+    -------
+    dict
+        What the three return, `factors` joined; also `width`, `dead`
+        (dimensions that are constant in the training part) and `examples` of
+        both parts. Numbers of Python, for json.
+    """
+    parts = train_code, test_code, train_factors, test_factors
+    scores = [
+        dci(*parts, train_groups, test_groups, seed),
+        mig(test_code, test_factors, seed),
+        sap(*parts),
+    ]
+    factors = {name: {} for name in train_factors}
+    for part in scores:
+        for name, numbers in part.pop("factors").items():
+            factors[name] |= numbers
+    return {
+        **{key: value for part in scores for key, value in part.items()},
+        "factors": factors,
+        "width": train_code.shape[1],
+        "dead": int(np.sum(lasso.deviation_of(train_code) == 0)),
+        "examples": {"train": len(train_code), "test": len(test_code)},
+    }
+
+
+def _quantile_bins(code):
+    """Cuts each column into bins of equally many examples."""
+    edges = np.quantile(code, np.arange(1, BINS) / BINS, axis=0)
+    return np.sum([code >= edge for edge in edges], axis=0)
+
+
+def _balanced_accuracy(code, held_out, labels, wanted):
+    """Nearest class mean in each dimension alone, (dimensions,)."""
+    means = np.stack([code[labels == k].mean(0) for k in np.unique(labels)])
+    columns = zip(held_out.T, means.T, strict=True)
+    nearest = [abs(x[:, None] - m).argmin(1) for x, m in columns]
+    right = np.stack(nearest, 1) == wanted[:, None]
+    return np.mean([right[wanted == k].mean(0) for k in np.unique(wanted)], 0)
+
+
+def _mean(scores, key):
+    return float(np.mean([score[key] for score in scores.values()]))

@@ -1,0 +1,135 @@
+"""What a linear layer reads of each layer: the paper's table 1."""
+
+from speechbrain_sim.analysis.probes import compare, read_system
+from speechbrain_sim.analysis.study import Tool
+from speechbrain_sim.report import style
+from speechbrain_sim.report.page import Figure, Gap, Table
+from speechbrain_sim.report.tables import percent, with_interval
+
+
+def read_probed(folders, baseline):
+    """Reads the probes of all systems, and compares them in pairs.
+
+    Arguments
+    ---------
+    folders : dict
+        Label -> system -> output folders of recipes/probe.py, one per seed.
+    baseline : str
+        The system that the others are compared with.
+
+    Returns
+    -------
+    dict
+        Label -> system -> what `read_system` returns, ready for json: the
+        numbers of test `examples` and `recordings` instead of the outcomes, and
+        `above_<baseline>`, from `speechbrain_sim.analysis.probes.compare`.
+    """
+    probed = {}
+    for label, systems in folders.items():
+        joined = {n: read_system(paths, label) for n, paths in systems.items()}
+        for name, system in joined.items():
+            if name != baseline:
+                difference = compare(system, joined[baseline])
+                system[f"above_{baseline}"] = difference
+        for system in joined.values():
+            total = system.pop("outcomes")["total"]
+            counts = {"examples": int(total.sum()), "recordings": len(total)}
+            system |= counts
+        probed[label] = joined
+    return probed
+
+
+def plot_probes(systems, label, path):
+    """Plots the accuracy in each layer: system -> scores with `layers`."""
+    layers = _layers(systems)
+    width = 0.8 / len(systems)
+    with style.drawing(path) as (figure, axes):
+        panel = axes[0, 0]
+        for i, (name, system) in enumerate(systems.items()):
+            for layer, score in system["layers"].items():
+                beside = [s for s in systems.values() if layer in s["layers"]]
+                shift = beside.index(system) - (len(beside) - 1) / 2
+                y, ends = score["accuracy"], score["interval"]
+                x, yerr = layers.index(layer), style.error_bars([y], [ends])
+                bar = {"yerr": 100 * yerr, "error_kw": {"elinewidth": 1}}
+                bar |= {"color": style.colour(i), "label": name}
+                name = None  # once in the legend
+                panel.bar(x + shift * width, 100 * y, width, **bar)
+        chance = 100 * score["chance"]
+        panel.axhline(chance, color="black", linestyle=":", linewidth=1)
+        at = panel.get_yaxis_transform()
+        panel.text(1, chance, " chance", va="center", transform=at)
+        panel.set_xticks(range(len(layers)), layers)
+        panel.set_ylabel("test accuracy (%)")
+        panel.set_title(f"{label}: linear probes, 95 % intervals", loc="left")
+        panel.legend(ncols=3, loc="upper left", bbox_to_anchor=(0, -0.1))
+
+
+class Probing(Tool):
+    """Section of the linear probes on every layer."""
+
+    key = "probes"
+    title = "What a linear layer reads"
+    sentence = (
+        "Higher is better; compare with chance, and systems in the same layer."
+    )
+    inside = False
+
+    def items(self, found, study):
+        """Returns a table and a figure of each label."""
+        items = []
+        for label, systems in study.probed.items():
+            stem = f"figures/probe_{label}"
+            plot_probes(systems, label, study.folder / stem)
+            items += [
+                _table(label, systems, study),
+                Figure(
+                    f"Accuracy, {label}",
+                    "Means over seeds, 95 % intervals over recordings. Dotted: "
+                    "chance.",
+                    stem,
+                    "Bars of each system, grouped by layer.",
+                ),
+            ]
+        return items or [Gap("No probes", "There are no --labels to probe.")]
+
+
+def _layers(systems):
+    return list(dict.fromkeys(n for s in systems.values() for n in s["layers"]))
+
+
+def _table(label, systems, study):
+    """Accuracy in each layer, and the difference to the baseline."""
+    published = study.published.get("probes", {}).get(label, {})
+    rows, passed = [], []
+    for name, system in systems.items():
+        scores, best = system["layers"], system["best_layer"]
+        row = {"": name} | {layer: "" for layer in _layers(systems)}
+        row |= {layer: percent(score) for layer, score in scores.items()}
+        above = system.get(f"above_{study.baseline}")
+        if above:
+            above = {"value": above["difference"], **above}
+        row["best layer"] = best
+        row[f"best − {study.baseline}"] = with_interval(above, 100, 1, "+")
+        controls = [score["control"] for score in scores.values()]
+        passed += [control["passed"] for control in controls]
+        mean = sum(c["accuracy"] for c in controls) / len(controls)
+        row["shuffled labels"] = f"{100 * mean:.1f}"
+        if published:
+            row["paper"] = str(published.get(name, ""))
+        rows.append(row)
+    chance = 100 * next(iter(scores.values()))["chance"]
+    return Table.of(
+        label.capitalize(),
+        f"{system['classes']} classes, chance (the most frequent class) "
+        f"{chance:.1f} %, {system['examples']} test examples from "
+        f"{system['recordings']} recordings. Test accuracy in percent: mean ± "
+        "deviation over probe seeds (and encoder seeds, where there are "
+        "several), 95 % interval bootstrapped over test recordings. The best "
+        "layer is chosen on the validation part; difference of the best "
+        "layers: paired interval. Features are means of posteriors, never "
+        "samples. Mean over layers of probes trained on shuffled labels; at "
+        f"chance: {sum(passed)} of {len(passed)}."
+        + (f" {study.published['note']}" if published else ""),
+        rows,
+    )

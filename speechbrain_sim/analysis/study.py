@@ -1,0 +1,292 @@
+"""What the tools share: systems, the study they belong to, and their contract."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from speechbrain_sim.analysis.intervals import (
+    Unmeasurable,
+    bootstrap_pairs_difference,
+)
+from speechbrain_sim.analysis.latents import Clips
+from speechbrain_sim.report.page import Gap, Section
+from speechbrain_sim.report.style import colour
+
+
+class Results(dict):
+    """What one tool measured: system -> layer -> numbers, ready for json.
+
+    A layer that cannot be measured has a `gap`, the reason, in their place.
+
+    Example
+    -------
+    >>> found, gaps = Results(
+    ...     SIM={"a": {"gap": "Silent."}, "b": {"x": 1}}
+    ... ).split()
+    >>> found, found.layers(), gaps[0].title
+    ({'SIM': {'b': {'x': 1}}}, ['b'], 'SIM a')
+    """
+
+    def rows(self):
+        """Yields a row's name, system, layer and numbers of each layer."""
+        for system, layers in self.items():
+            for layer, numbers in layers.items():
+                yield f"{system} {layer}", system, layer, numbers
+
+    def layers(self):
+        """Lists the layers that any system has, in their order."""
+        return list(dict.fromkeys(layer for _, _, layer, _ in self.rows()))
+
+    def first(self):
+        """Returns any layer's numbers, for settings that hold for all."""
+        return next(self.rows())[-1]
+
+    def map(self, function):
+        """Returns what a function makes of each layer's numbers."""
+        return Results(
+            (system, {layer: function(x) for layer, x in layers.items()})
+            for system, layers in self.items()
+        )
+
+    def colour(self, system):
+        """Returns the colour of a system in all figures."""
+        return colour(list(self).index(system))
+
+    def split(self):
+        """Returns the results with numbers, and a list of `Gap`."""
+        found, gaps = Results(), []
+        for name, system, layer, numbers in self.rows():
+            if "gap" in numbers:
+                gaps.append(Gap(name, numbers["gap"], system))
+            else:
+                found.setdefault(system, {})[layer] = numbers
+        return found, gaps
+
+
+class Probes(NamedTuple):
+    """Bias-free probes of one encoder.
+
+    Arguments
+    ---------
+    scores : dict of str to dict
+        Scores of each layer.
+    classes : list of str
+        Names of the classes.
+    weights : dict of str to numpy.ndarray
+        Of each layer, (seeds, channels, classes).
+    features : callable
+        "train", "valid" or "test" -> dict of str to Features, by layer.
+    """
+
+    scores: dict
+    classes: list
+    weights: dict
+    features: Callable
+
+
+class System(NamedTuple):
+    """An encoder under analysis.
+
+    Arguments
+    ---------
+    name : str
+        Its name in the report.
+    encoder : Encoder
+        Frozen, in eval mode.
+    wavs : torch.Tensor
+        The clips, (clips, samples).
+    latents : dict of str to Latent
+        Of each layer, for the clips.
+    decoders : dict of str to ConvDecoder
+        Of each layer.
+    probes : Probes or None
+        None without a label to probe for.
+    made_of : dict
+        Hashes: of the `encoder`, and of what `Tool.needs` names.
+    """
+
+    name: str
+    encoder: nn.Module
+    wavs: torch.Tensor
+    latents: dict
+    decoders: dict
+    probes: Probes | None
+    made_of: dict
+
+    def decode(self, layer):
+        """Returns a layer's decoder, (batch, time, channel) -> waveforms."""
+        samples = self.wavs.shape[1]
+        return lambda z: self.decoders[layer](z, samples)
+
+    def each_layer(self, measure):
+        """Calls (layer, latent) -> numbers for every layer.
+
+        Where it raises `Unmeasurable`, the layer gets a `gap`: the reason.
+        """
+        results = {}
+        for layer, latent in self.latents.items():
+            try:
+                results[layer] = measure(layer, latent)
+            except Unmeasurable as error:
+                results[layer] = {"gap": str(error)}
+        return results
+
+
+class Study(NamedTuple):
+    """Systems side by side, and what they are measured with.
+
+    Arguments
+    ---------
+    folder : Path
+        Of the report; figures go to its folder `figures`.
+    clips : Clips
+        Recordings that are encoded, decoded and interpolated.
+    seed, batch_size : int
+        Of all draws; latents decoded at once.
+    pairs, walk_pairs : torch.Tensor
+        From `draw_pairs`, for delta and for smoothness.
+    steps, directions : int
+        Of each interpolation; random moves of each clip.
+    label : str, optional
+        That of the bias-free probes.
+    factors : Factors, optional
+        See `speechbrain_sim.analysis.factors`.
+    published : dict
+        Numbers of a paper: `note`, `probes`, `bias_free`, `counts`, `delta`
+        (in percent).
+    baseline : str
+        The system that probes are compared with.
+    probed : dict
+        Label -> system -> scores, from `read_system`.
+    logs : dict of str to str
+        `train_log.txt` of each trained system.
+    systems : list of System
+        Those whose layers are measured; the last is compared with.
+    results : dict
+        Tool -> results.
+    """
+
+    folder: Path
+    clips: Clips | None = None
+    seed: int = 1
+    batch_size: int = 8
+    pairs: torch.Tensor | None = None
+    walk_pairs: torch.Tensor | None = None
+    steps: int = 10
+    directions: int = 8
+    label: str | None = None
+    factors: Any = None
+    published: dict = {}
+    baseline: str = ""
+    probed: dict = {}
+    logs: dict = {}
+    systems: list = []
+    results: dict = {}
+
+    def clips_hash(self):
+        """Returns the sha256 of the clips' samples."""
+        return hashlib.sha256(self.clips.wavs.numpy().tobytes()).hexdigest()
+
+    def compare(self, results, pairs):
+        """Compares every system with the last one, layer by layer, in pairs.
+
+        Arguments
+        ---------
+        results : Results
+            Numbers with `per_pair`: numerator and denominator of each pair.
+        pairs : torch.Tensor
+            What they were measured on.
+
+        Returns
+        -------
+        Results
+            `value` and `interval` of the difference of the ratios of means over
+            pairs, of layers that both systems have in the same width.
+        """
+        found, last = results.split()[0], self.systems[-1].name
+        differences = Results()
+        for _, system, layer, numbers in found.rows():
+            other = found.get(last, {}).get(layer)
+            if system == last or other is None:
+                continue
+            if numbers.get("dimensions") != other.get("dimensions"):
+                continue
+            ratios = (
+                (np.array(above)[:, None], np.array(below))
+                for above, below in (numbers["per_pair"], other["per_pair"])
+            )
+            value, *ends = bootstrap_pairs_difference(*ratios, pairs)
+            differences.setdefault(system, {})[layer] = {
+                "value": float(value[0]),
+                "interval": [float(end[0]) for end in ends],
+            }
+        return differences
+
+
+class Column(NamedTuple):
+    """A column of the summary: its title, its meaning, numbers -> cell."""
+
+    title: str
+    meaning: str
+    write: Callable
+
+
+class Tool(ABC):
+    """One tool: measures each system, and writes one section of the report.
+
+    Attributes: `key`, `title` and `sentence` of the section; `needs`, which
+    parts of a system it reads besides the encoder ("decoders", "probes");
+    `columns` of the summary; `inside`, whether it looks into systems.
+    """
+
+    key = title = sentence = ""
+    needs = ()
+    columns = ()
+    inside = True
+
+    def settings(self, study):
+        """Returns the settings that its numbers depend on, for the cache."""
+        return {}
+
+    def measure(self, system, study):
+        """Returns numbers, or a gap, of each layer: a dict ready for json.
+
+        It is empty if the section needs no numbers of its own.
+        """
+        return {}
+
+    def compare(self, results, study):
+        """Returns differences to the last system: `Results`."""
+        return Results()
+
+    @abstractmethod
+    def items(self, found, study):
+        """Returns the section's items for the layers that were measured.
+
+        It is not called if every layer is a gap.
+        """
+
+    def section(self, results, study):
+        """Returns the section, with a gap for each layer without numbers."""
+        found, gaps = Results(results).split()
+        nothing = any(results.values()) and not found
+        items = [] if nothing else self.items(found, study)
+        return Section(self.key, self.title, self.sentence, [*items, *gaps])
+
+
+def powers_of_two(largest):
+    """Lists 2, 4, 8, ... up to a number, and the number itself.
+
+    Example
+    -------
+    >>> powers_of_two(20)
+    [2, 4, 8, 16, 20]
+    """
+    powers = [2**k for k in range(1, largest.bit_length())]
+    return sorted({*(p for p in powers if p <= largest), largest})

@@ -1,0 +1,181 @@
+"""The tools, in the order of the report; a new tool is one line here."""
+
+from speechbrain_sim.analysis.attribution import AttributionTool
+from speechbrain_sim.analysis.delta import Delta
+from speechbrain_sim.analysis.factors import FactorsTool
+from speechbrain_sim.analysis.listening import Listening
+from speechbrain_sim.analysis.probing import Probing
+from speechbrain_sim.analysis.shape import Shape
+from speechbrain_sim.analysis.smoothness import Smoothness
+from speechbrain_sim.analysis.study import Results
+from speechbrain_sim.analysis.trade_off import TradeOff
+from speechbrain_sim.analysis.training import Training
+from speechbrain_sim.analysis.weights import Weights
+from speechbrain_sim.files import cached_result, machine, versions, write_json
+from speechbrain_sim.report.page import Table, write_page
+from speechbrain_sim.report.tables import percent
+
+TOOLS = [
+    Probing(),
+    Training(),
+    Listening(),
+    Delta(),
+    TradeOff(),
+    Weights(),
+    Shape(),
+    Smoothness(),
+    FactorsTool(),
+    AttributionTool(),
+]
+
+
+def choose_tools(keys=None, inside=True):
+    """Returns the tools that are asked for; all by default.
+
+    Arguments
+    ---------
+    keys : list of str, optional
+        Keys of tools; those of the probes and of training are always there.
+    inside : bool
+        Whether there are systems to look into.
+
+    Returns
+    -------
+    list of Tool
+
+    Raises
+    ------
+    ValueError
+        If there is no such tool; names the ones there are.
+    """
+    names = [tool.key for tool in TOOLS]
+    unknown = sorted(set(keys or []) - set(names))
+    if unknown:
+        raise ValueError(
+            f"There is no tool {', '.join(unknown)} (--tools); there are "
+            f"{', '.join(names)}."
+        )
+    return [
+        tool
+        for tool in TOOLS
+        if not tool.inside or inside and (keys is None or tool.key in keys)
+    ]
+
+
+def measure_system(system, study, tools, folder):
+    """Measures a system with each tool, or reads what was measured before.
+
+    Arguments
+    ---------
+    system : System
+        The encoder.
+    study : Study
+        What it is measured with.
+    tools : list of Tool
+        From `choose_tools`.
+    folder : str
+        Holds `<tool>.json`, each with what it is made of.
+
+    Returns
+    -------
+    dict
+        Tool -> layer -> numbers.
+    """
+    results = {}
+    made_of = {"clips": study.clips_hash(), "seed": study.seed}
+    made_of |= {"versions": versions(), "encoder": system.made_of["encoder"]}
+    for tool in tools:
+        if not tool.inside:
+            continue
+        print(f"\n=== {system.name}: {tool.key}", flush=True)
+        needs = {need: system.made_of.get(need) for need in tool.needs}
+        results[tool.key] = cached_result(
+            f"{folder}/{tool.key}.json",
+            {**made_of, **needs, **tool.settings(study)},
+            lambda tool=tool: tool.measure(system, study),
+        )
+    return results
+
+
+def summarise(tools, study):
+    """Makes the table that the report begins with.
+
+    Arguments
+    ---------
+    tools : list of Tool
+        Whose `columns` are shown, of each system and layer.
+    study : Study
+        With results; if none has any, the probes' best layers are shown.
+
+    Returns
+    -------
+    Table
+    """
+    rows, columns = [], [c for tool in tools for c in tool.columns]
+    found = {key: Results(x).split()[0] for key, x in study.results.items()}
+    for system in study.systems:
+        for layer in system.latents:
+            row = {"": f"{system.name} {layer}"}
+            for tool in tools:
+                layers = found.get(tool.key, {}).get(system.name, {})
+                for c in tool.columns:
+                    known = layer in layers
+                    row[c.title] = c.write(layers[layer]) if known else "—"
+            rows.append(row)
+    text = "; ".join(column.meaning for column in columns)
+    if not rows:
+        text = "accuracy of linear probes in the layer chosen for each system"
+        for label, systems in study.probed.items():
+            for name, system in systems.items():
+                best = system["layers"][system["best_layer"]]
+                rows.append({"": f"{name} {label}", "probe (%)": percent(best)})
+    caption = f"{text[:1].upper()}{text[1:]}. 95 % intervals over recordings."
+    return Table.of("In short", caption, rows)
+
+
+def write_report(study, tools, title, note, settings):
+    """Writes `report.html`, `report.md` and `report.json`.
+
+    Arguments
+    ---------
+    study : Study
+        With all results.
+    tools : list of Tool
+        Whose sections are shown; those without items are left out.
+    title, note : str
+        Heading; what a reader has to know about the runs.
+    settings : dict
+        For the json file.
+
+    Returns
+    -------
+    list of Section
+    """
+    sections = [t.section(study.results.get(t.key, {}), study) for t in tools]
+    sections = [section for section in sections if section.items]
+    differences = {
+        tool.key: tool.compare(Results(study.results[tool.key]), study)
+        for tool in tools
+        if tool.key in study.results
+    }
+    write_json(
+        study.folder / "report.json",
+        {
+            **{"title": title, "note": note, "machine": machine()},
+            **{"settings": settings, "probes": study.probed},
+            "differences": {k: v for k, v in differences.items() if v},
+            **_slim(study.results),
+        },
+    )
+    names = [system.name for system in study.systems]
+    summary = summarise(tools, study)
+    write_page(study.folder, title, note, summary, sections, names)
+    return sections
+
+
+def _slim(results):
+    """Leaves out what is kept beside the report: single pairs, histograms."""
+    if not isinstance(results, dict):
+        return results
+    heavy = ("per_pair", "density")
+    return {k: _slim(v) for k, v in results.items() if k not in heavy}

@@ -1,0 +1,186 @@
+"""The look of every figure; only what draws imports matplotlib.
+
+Figures are objects of their own: no backend is chosen, no state is global.
+"""
+
+import io
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+#: Okabe and Ito's colours, which colour-blind eyes distinguish
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#999999"]
+COLOURS += ["#E69F00", "#56B4E9", "#CC79A7", "#F0E442"]
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "speechbrain_sim",
+}
+
+
+def colour(index):
+    """Returns the colour of the system, layer or term with an index."""
+    return COLOURS[index % len(COLOURS)]
+
+
+@contextmanager
+def drawing(path, rows=1, columns=1, size=(6.4, 3.2), **shared):
+    """Opens a figure; saves it as svg and png when the block ends.
+
+    Arguments
+    ---------
+    path : str or Path
+        Target without suffix; folders are made.
+    rows, columns : int
+        Of the grid of axes.
+    size : (float, float)
+        Width and height in inches.
+    **shared : bool or str
+        `sharex`, `sharey` of matplotlib.
+
+    Returns
+    -------
+    figure, axes : (matplotlib.figure.Figure, numpy.ndarray)
+        The axes as (rows, columns).
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "line"
+    >>> with drawing(path) as (figure, axes):
+    ...     lines = axes[0, 0].plot([0, 1])
+    >>> sorted(file.name for file in path.parent.iterdir())
+    ['line.png', 'line.svg']
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cycle = {"axes.prop_cycle": matplotlib.cycler(color=COLOURS)}
+    with matplotlib.rc_context({**STYLE, **cycle}):
+        figure = Figure(figsize=size)
+        yield figure, figure.subplots(rows, columns, squeeze=False, **shared)
+        for suffix, metadata in ((".svg", {"Date": None}), (".png", None)):
+            figure.savefig(
+                path.with_suffix(suffix),
+                bbox_inches="tight",
+                dpi=150,
+                metadata=metadata,
+            )
+
+
+@contextmanager
+def layer_drawing(path, layers, width=2.6, height=2.8, **shared):
+    """Opens a figure with a panel per layer and one legend below.
+
+    Arguments
+    ---------
+    path, **shared :
+        See `drawing`; the y axis is shared.
+    layers : list of str
+        Titles of the panels.
+    width, height : float
+        Of a panel, in inches.
+
+    Returns
+    -------
+    dict of str to matplotlib.axes.Axes
+        Panel of each layer.
+    """
+    size = (width * len(layers) + 0.6, height)
+    with drawing(path, 1, len(layers), size, **{"sharey": True, **shared}) as (
+        figure,
+        axes,
+    ):
+        for panel, layer in zip(axes[0], layers, strict=True):
+            panel.set_title(layer, loc="left")
+        yield dict(zip(layers, axes[0], strict=True))
+        legend_below(figure)
+
+
+def legend_below(figure):
+    """Draws one legend for all panels, each name once."""
+    entries = {}
+    for panel in figure.axes:
+        names = panel.get_legend_handles_labels()
+        for handle, name in zip(*names, strict=True):
+            entries.setdefault(name, handle)
+    figure.tight_layout()
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        ncols=min(len(entries), 5),
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.02),
+    )
+
+
+def draw_counts(panels, systems, quantity, share=False):
+    """Draws a percentage and its interval over counts of dimensions.
+
+    Arguments
+    ---------
+    panels : dict of str to matplotlib.axes.Axes
+        From `layer_drawing`.
+    systems : dict
+        System -> layer -> `counts`, and for each `quantity` and `interval`.
+    quantity : str
+        What is drawn.
+    share : bool
+        Whether counts are divided by the layer's `dimensions`.
+    """
+    for i, (name, layers) in enumerate(systems.items()):
+        for layer, found in layers.items():
+            x, y = np.array(found["counts"]), 100 * np.array(found[quantity])
+            low, high = 100 * np.transpose(found["interval"])
+            drawn = x > 0  # the axis is logarithmic
+            x, y, low, high = x[drawn], y[drawn], low[drawn], high[drawn]
+            x = x / found["dimensions"] if share else x
+            panel = panels[layer]
+            panel.plot(x, y, "o-", markersize=3, label=name, color=colour(i))
+            panel.fill_between(
+                x, low, high, color=colour(i), alpha=0.25, linewidth=0
+            )
+            panel.set_xscale("log", base=2)
+            panel.set_ylim(0, max(105, *high, panel.get_ylim()[1]))
+
+
+def error_bars(values, intervals):
+    """Returns the distances of intervals' ends from values, (2, values)."""
+    low, high = np.transpose(intervals)
+    return np.abs([np.subtract(values, low), np.subtract(high, values)])
+
+
+def mel_png(mel, low, high):
+    """Draws a spectrogram as a small picture: one pixel per number.
+
+    Arguments
+    ---------
+    mel : numpy.ndarray
+        (frames, channels); time goes right, channels go up.
+    low, high : float
+        The darkest and the brightest value.
+
+    Returns
+    -------
+    bytes
+        A PNG file.
+
+    Example
+    -------
+    >>> mel_png(np.zeros((65, 80)), 0, 1)[1:4]
+    b'PNG'
+    """
+    import matplotlib
+
+    levels = (255 * (mel - low) / (high - low)).clip(0, 255).round()
+    picture = Image.fromarray(levels.astype(np.uint8).T[::-1].copy())
+    colours = matplotlib.colormaps["magma"](np.arange(256), bytes=True)
+    picture.putpalette(colours[:, :3].tobytes())
+    file = io.BytesIO()
+    picture.save(file, "png", optimize=True)
+    return file.getvalue()

@@ -1,0 +1,307 @@
+"""From two tiny encoders to a report: recipes/study.py, with every study yaml."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+
+from speechbrain_sim.analysis.delta import delta_at_share
+from speechbrain_sim.analysis.latents import read_clips
+from speechbrain_sim.analysis.listening import WALK_STOPS
+from speechbrain_sim.analysis.tools import TOOLS
+from speechbrain_sim.config import load_experiment
+from tests.browser.conftest import opened
+from tests.browser.test_page import stops, visible
+from tests.conftest import HPARAMS
+from tests.encoders.test_huggingface import save_model
+
+SILENT = "All clips decode to the same waveform"
+MEASURED = "delta weights shape smoothness factors attribution".split()
+SYSTEMS = ["SIM", "GIM"]
+LABELS = {"Synthetic": "speaker", "ArtificialSpeech": "vowel"}
+EPOCH = "number_of_epochs: 1"
+TINY = f"{EPOCH}, channels: 8, context_channels: 8, num_workers: 0"
+
+
+def study_argv(yaml, corpora, folder):
+    """Options that make a study of a tiny corpus take seconds."""
+    argv = [str(yaml), "--output_folder", str(folder), "--device", "cpu"]
+    argv += ["--data_folder", str(corpora / yaml.parent.name)]
+    argv += ["--noprogressbar", "--clips", "4", "--pairs", "6"]
+    argv += ["--smooth_pairs", "4", "--smooth_steps", "3", "--directions", "2"]
+    argv += ["--pretrain_options", f"{{{TINY}}}", "--decoder_epochs", "{}"]
+    argv += ["--decode_options", f"{{{EPOCH}, num_workers: 0}}"]
+    argv += ["--probe_options", f"{{{EPOCH}}}"]
+    if yaml.parent.name == "Synthetic":
+        argv += ["--speakers", "3", "--sentences", "9"]
+        argv += ["--test_sentences", "3"]
+    if yaml.parent.name == "ArtificialSpeech":
+        argv += ["--walk", "null"]
+    return argv
+
+
+def two_systems(corpus, corpora, folder):
+    """A study of SIM and GIM, and of one label; batch norm keeps them alive."""
+    label = LABELS[corpus]
+    argv = study_argv(HPARAMS / corpus / "study.yaml", corpora, folder)
+    argv[argv.index("--pretrain_options") + 1] = f"{{{TINY}, batch_norm: True}}"
+    systems = {
+        n: {"yaml": "pretrain.yaml", "options": {"model": n.lower()}}
+        for n in SYSTEMS
+    }
+    argv += ["--systems", str(systems), "--baseline", "GIM"]
+    return [*argv, "--labels", f"{{{label}: {{}}}}"]
+
+
+@pytest.fixture(scope="session")
+def studied(recipes, corpora, tmp_path_factory):
+    """The folder of a study, of both corpora."""
+    folders = {}
+    for corpus in LABELS:
+        folder = folders[corpus] = tmp_path_factory.mktemp(corpus)
+        recipes["study"].main(two_systems(corpus, corpora, folder))
+    return folders
+
+
+def numbers(tree):
+    """All numbers in nested dicts and lists."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for branch in tree:
+            yield from numbers(branch)
+    elif isinstance(tree, float):
+        yield tree
+
+
+@pytest.mark.parametrize("corpus", LABELS)
+def test_report_has_every_tool_for_every_system(studied, corpus):
+    folder = studied[corpus]
+    report = json.loads((folder / "report.json").read_text())
+    for tool in MEASURED:
+        assert list(report[tool]) == SYSTEMS, tool
+        for layers in report[tool].values():
+            assert list(layers) == ["module1", "module2", "module3"], tool
+            gaps = [f["gap"] for f in layers.values() if "gap" in f]
+            # two seconds of training leave some posteriors silent
+            assert all(gap.startswith((SILENT, "Pairs of")) for gap in gaps), (
+                tool
+            )
+            assert not gaps or layers is not report[tool]["GIM"], tool
+    assert all(map(math.isfinite, numbers(report)))
+    assert report["machine"]["cores"] and report["settings"]["pairs"] == 6
+    html = (folder / "report.html").read_text()
+    text = (folder / "report.md").read_text()
+    for tool in TOOLS:
+        assert f"## {tool.title}\n" in text and tool.title in html
+    for page in (html, text):
+        assert "SIM module2" in page and "nan" not in page.lower().split()
+    assert "GIM: no KL" in text and "SIM: no KL" not in text
+    assert ("as published" in text) == (corpus == "ArtificialSpeech")
+    assert ("| 92.58 |" in text) == (corpus == "ArtificialSpeech")
+    (probed,) = report["probes"].values()
+    assert list(probed) == SYSTEMS
+    layers = probed["SIM"]["layers"]
+    assert list(layers) == ["module1", "module2", "module3", "context"]
+    assert all(0 <= x["control"]["accuracy"] <= 1 for x in layers.values())
+    assert "above_GIM" in probed["SIM"] and "above_GIM" not in probed["GIM"]
+    differences = report["differences"]["delta"]["SIM"]
+    for layer, found in differences.items():
+        ours, theirs = (
+            delta_at_share(report["delta"][name][layer])["value"]
+            for name in SYSTEMS
+        )
+        assert found["value"] == pytest.approx(ours - theirs, abs=1e-6)
+    assert "per_pair" not in str(report) and "density" not in str(report)
+    drawn = {path.stem for path in (folder / "figures").glob("*.svg")}
+    assert drawn == {path.stem for path in (folder / "figures").glob("*.png")}
+    expected = {"delta", "trade_off", "weights", "top_n", "smoothness"}
+    assert {*expected, "training", f"probe_{LABELS[corpus]}"} < drawn
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_brackets_hold_in_the_report(studied, system):
+    report = json.loads((studied["Synthetic"] / "report.json").read_text())
+    for found in report["delta"][system].values():
+        for distance in ("mae", "mse") if "gap" not in found else ():
+            scores = found[distance]
+            assert scores["counts"] == [1, 2, 4, 8]
+            assert scores["delta"][-1] == pytest.approx(0, abs=1e-5)
+            low, high = np.transpose(scores["interval"])
+            assert (low <= np.array(scores["delta"]) + 1e-9).all()
+            assert (np.array(scores["delta"]) <= high + 1e-9).all()
+    for found in report["smoothness"][system].values():
+        if "gap" not in found:
+            assert found["walks"]["path_ratio"]["value"] >= 1 - 1e-6
+    assert (
+        system == "SIM" or "gap" not in report["smoothness"][system]["module1"]
+    )
+    for found in report["shape"][system].values():
+        assert (found["rate"] is None) == (system == "GIM")
+    codes = report["factors"][system]["module1"]
+    assert list(codes) == ["encoder", "untrained", "pca", "rotation"]
+    assert set(codes["encoder"]["factors"]) == {
+        "speaker",
+        "pitch",
+        "rate",
+        "phone",
+    }
+    for found in report["attribution"][system].values():
+        for target in found["targets"]:
+            assert len(target["envelope"]) == 64 and target["gap"] >= 0
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_sliders_of_the_report_move_sounds(studied, browser, width):
+    path = studied["Synthetic"] / "report.html"
+    with opened(browser, path, width) as page:
+        titles = {
+            heading.text.split("\n")[0].strip(): heading
+            for heading in visible(page, ".explorer h3")
+        }
+        walk = next(t for name, t in titles.items() if "Interpol" in name)
+        explorer = walk.find_element(
+            "xpath", "ancestor::*[contains(@class, 'explorer')]"
+        )
+        sounds = {stop.audio: stop.label for stop in stops(explorer)}
+        assert len(sounds) == WALK_STOPS
+        assert "α = 0.500" in sounds.values()
+        for figure in visible(page, "figure img"):
+            assert figure.get_property("naturalWidth") > 0
+
+
+def test_a_study_is_found_done_from_anywhere(
+    recipes, corpora, studied, tmp_path, monkeypatch
+):
+    folder = studied["Synthetic"]
+    results = {*folder.glob("*/*.json"), *folder.glob("*/*/*.json")}
+    configs = {path for path in results if path.name == "config.json"}
+    parts = {path: path.read_bytes() for path in configs}
+    written = {path: path.stat().st_mtime_ns for path in results - configs}
+    assert len(written) >= 12 and len(parts) >= 8
+    page = (folder / "report.html").read_bytes()
+    argv = two_systems("Synthetic", corpora, folder)
+    argv[0] = os.path.relpath(argv[0], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    recipes["study"].main(argv)
+    assert written == {p: p.stat().st_mtime_ns for p in written}
+    assert parts == {p: p.read_bytes() for p in parts}
+    assert page == (folder / "report.html").read_bytes()
+
+
+def test_a_decoder_of_another_encoder_is_refused(recipes, corpora, studied):
+    folder = studied["Synthetic"]
+    argv = two_systems("Synthetic", corpora, folder)
+    swapped = {name: {"encoder": str(folder / "GIM_1")} for name in SYSTEMS}
+    argv[argv.index("--systems") + 1] = str(swapped)
+    argv[argv.index("--labels") + 1] = "{}"
+    with pytest.raises(ValueError, match="holds a decoder of another encoder"):
+        recipes["study"].main(argv)
+
+
+def test_other_clips_are_measured_anew(recipes, corpora, studied):
+    folder = studied["ArtificialSpeech"]
+    delta = folder / "GIM_1/delta.json"
+    before = json.loads(delta.read_text())
+    argv = two_systems("ArtificialSpeech", corpora, folder)
+    argv += ["--clip_samples", "9600", "--tools", "[delta]"]
+    recipes["study"].main(argv)
+    after = json.loads(delta.read_text())
+    assert before["made_of"]["clips"] != after["made_of"]["clips"]
+    assert before["result"] != after["result"]
+
+
+def test_unknown_clips_and_tools_are_named(recipes, corpora, studied):
+    argv = two_systems("Synthetic", corpora, studied["Synthetic"])
+    with pytest.raises(ValueError, match="begins with 'xyz'"):
+        recipes["study"].main([*argv, "--walk", "[xyz, xyz]"])
+    with pytest.raises(ValueError, match="--walk names 1 clips"):
+        recipes["study"].main([*argv, "--walk", "[1001]"])
+    with pytest.raises(ValueError, match="no tool deltas .--tools.* delta,"):
+        recipes["study"].main([*argv, "--tools", "[deltas]"])
+
+
+def test_systems_that_are_missing_are_named(recipes, corpora, tmp_path):
+    argv = study_argv(HPARAMS / "Synthetic/study.yaml", corpora, tmp_path)
+    alone = [*argv, "--systems", "{log-mel: {encoder: logmel}}"]
+    with pytest.raises(ValueError, match="--baseline one of log-mel"):
+        recipes["study"].main(alone)
+    for name in ("CPC", "supervised"):
+        with pytest.raises(ValueError, match=f"encoder of {name} to look"):
+            recipes["study"].main([*argv, "--inside", f"[{name}]"])
+
+
+def test_too_few_and_too_short_clips(corpus, caplog):
+    clips = read_clips(corpus.train, corpus.folder, 10000, 200)
+    assert len(clips.ids) == 20 and clips.walk == (0, 1)
+    assert "fewer than the 200 asked for" in caplog.text
+    walk = ["utterance19", "utterance1"]
+    longer = read_clips(corpus.train, corpus.folder, 11570, 5, walk)
+    assert "10 are shorter" not in caplog.text
+    assert longer.wavs.shape == (5, 11570)
+    assert [longer.ids[at] for at in longer.walk] == [
+        "utterance19",
+        "utterance10",
+    ]
+    with pytest.raises(ValueError, match="has 0 recordings of 99999"):
+        read_clips(corpus.train, corpus.folder, 99999)
+
+
+def test_hidden_states_from_elsewhere_without_labels(
+    recipes, corpora, tmp_path
+):
+    model = save_model(tmp_path / "hubert", "hubert", "base")
+    argv = study_argv(HPARAMS / "Folder/study.yaml", corpora, tmp_path)
+    argv += ["--systems", f"{{HuBERT: {{encoder: {model}}}}}", "--labels", "{}"]
+    argv += ["--inside", "[HuBERT]", "--layers", "[hidden0]"]
+    recipes["study"].main([*argv, "--weights_label", "null"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["delta"]["HuBERT"]["hidden0"]["dimensions"] == 8
+    assert report["shape"]["HuBERT"]["hidden0"]["rate"] is None
+    assert "No label" in report["weights"]["HuBERT"]["hidden0"]["gap"]
+    targets = report["attribution"]["HuBERT"]["hidden0"]["targets"]
+    assert [t["target"].split()[0] for t in targets] == ["dimension"]
+    text = (tmp_path / "report.md").read_text()
+    assert "No label to probe for" in text
+    assert "This corpus names none" in text
+    assert "There are no --labels to probe" in text
+    assert "nan" not in text.lower().replace("|", " ").split()
+
+
+@pytest.mark.parametrize("yaml", sorted(HPARAMS.glob("*/study*.yaml")), ids=str)
+def test_every_study(recipes, corpora, tmp_path, yaml, capsys):
+    """The probes of every study, with the delta of one layer if it has any."""
+    argv = study_argv(yaml, corpora, tmp_path)
+    asked, _ = load_experiment(argv)
+    inside = asked["inside"][-1:]  # GIM, which is never silent
+    argv += ["--inside", str(inside), "--layers", "[module3]"]
+    recipes["study"].main([*argv, "--tools", "[delta, trade-off]"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert sorted(report["probes"]) == sorted(asked["labels"])
+    assert list(report.get("delta", {})) == inside
+    baseline = asked["baseline"]
+    for task, systems in report["probes"].items():
+        assert sorted(systems) == sorted(asked["systems"])
+        for name, system in asked["systems"].items():
+            found = systems[name]
+            assert len(found["encoders"]) == len(system.get("seeds", [1]))
+            if "of" in system:
+                assert found["encoders"] == systems[system["of"]]["encoders"]
+                assert not found["settings"]["standardize"]
+            if "yaml" in system:
+                layers = asked["labels"][task].get("probe", {}).get("layers")
+                assert len(found["layers"]) == len(layers or "1234")
+            score = found["layers"][found["best_layer"]]
+            assert 0 <= score["interval"][0] <= score["interval"][1] <= 1
+            assert (f"above_{baseline}" in found) == (name != baseline)
+    text = (tmp_path / "report.md").read_text()
+    drawn = ["training", *(f"probe_{task}" for task in report["probes"])]
+    for name in drawn + ["delta"] * bool(inside):
+        picture = f"figures/{name}.svg"
+        assert picture in text and (tmp_path / picture).stat().st_size > 1000
+    assert f"| best − {baseline} |" in capsys.readouterr().out
+    if inside and asked["published"]:
+        published = asked["published"]["delta"]["GIM"]["module3"]
+        assert f"| {published[5]:.2f} |" in text
