@@ -20,23 +20,14 @@ import probe
 import speechbrain as sb
 from speechbrain.utils.distributed import infer_device, run_on_main
 
+from speechbrain_sim import config
+from speechbrain_sim.analysis import tools
 from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.factors import Factors
 from speechbrain_sim.analysis.latents import encode_clips, read_clips
 from speechbrain_sim.analysis.probes import read_examples
 from speechbrain_sim.analysis.probing import read_probed
 from speechbrain_sim.analysis.study import Probes, Study, System
-from speechbrain_sim.analysis.tools import (
-    choose_tools,
-    measure_system,
-    write_report,
-)
-from speechbrain_sim.config import (
-    MAY_CHANGE,
-    load_experiment,
-    make_experiment,
-    read_yaml,
-)
 from speechbrain_sim.files import machine, read_json, sha256
 from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
@@ -58,17 +49,15 @@ class Runs(NamedTuple):
         """Runs a recipe; a run that is done already returns at once."""
         options = {**self.options, **options}
         print(f"\n=== {options['output_folder']}: {yaml}", flush=True)
-        recipe(
-            *make_experiment(
-                self.yamls / yaml, options, self.run_opts, may_change
-            )
-        )
+        yaml = self.yamls / yaml
+        experiment = yaml, options, self.run_opts, may_change
+        recipe(*config.make_experiment(*experiment))
 
 
 def corpus_options(yamls, hparams):
     """Returns what the study changes of the plain keys of corpus.yaml."""
     options = {"on_bad_audio": hparams["on_bad_audio"]}
-    for key, value in read_yaml(yamls / "corpus.yaml").items():
+    for key, value in config.read_yaml(yamls / "corpus.yaml").items():
         derived = getattr(value, "tag", None) and value.tag.value == "!ref"
         own = hparams.get(key, value)
         if own != value and not derived and not callable(own):
@@ -100,15 +89,14 @@ def train(hparams, runs, name, seed, label=None):
     if "encoder" in system:
         return folder, system["encoder"]
     if "of" in system:
-        of = f"{hparams['output_folder']}/{system['of']}_{seed}"
-        return folder, of
+        return folder, f"{hparams['output_folder']}/{system['of']}_{seed}"
     options = {**hparams["pretrain_options"], **system.get("options", {})}
     if label is not None:
         folder += f"_{label}"
         supervised = hparams["labels"][label].get("supervised", {})
         options = {"label": label, **supervised, **options}
     options |= {"output_folder": folder, "seed": seed}
-    runs.run(pretrain.pretrain, system["yaml"], MAY_CHANGE, **options)
+    runs.run(pretrain.pretrain, system["yaml"], config.MAY_CHANGE, **options)
     return folder, folder
 
 
@@ -151,7 +139,7 @@ def train_decoder(hparams, runs, folder, encoder, layer, description):
     options |= hparams["decode_options"]
     options |= {"encoder": encoder, "layer": layer}
     options["output_folder"] = f"{folder}/decoder_{layer}"
-    may_change = [*MAY_CHANGE, "encoder"]
+    may_change = [*config.MAY_CHANGE, "encoder"]
     runs.run(decode.decode, "decode.yaml", may_change, **options)
     folder, digest = options["output_folder"], description["sha256"]
     decoder, about = load_decoder(folder, layer, digest)
@@ -187,7 +175,7 @@ def train_bias_free(hparams, runs, folder, encoder, layers):
     return probes, sha256(scores)
 
 
-def open_system(hparams, runs, study, tools, name, folder, source):
+def open_system(hparams, runs, study, chosen, name, folder, source):
     """Loads an encoder, trains what the tools need of it, encodes the clips."""
     encoder, description = load_encoder(source)
     # all that have a decoder to mirror
@@ -198,7 +186,7 @@ def open_system(hparams, runs, study, tools, name, folder, source):
     latents = encode_clips(encoder, wavs, layers, study.batch_size)
     decoders, probes = {}, None
     made_of = {"encoder": description["sha256"]}
-    needs = {need for tool in tools for need in tool.needs}
+    needs = {need for tool in chosen for need in tool.needs}
     if "decoders" in needs:
         hashes = made_of["decoders"] = {}
         for layer in layers:
@@ -226,36 +214,27 @@ def make_study(hparams):
     if not hparams["inside"]:
         return study
     run_on_main(hparams["prepare"])
-    data_folder, seed = hparams["data_folder"], hparams["seed"]
-    keys = ("clip_samples", "clips", "walk", "seed")
-    clips = read_clips(
-        hparams["clips_csv"], data_folder, *(hparams[key] for key in keys)
-    )
-    pairs = partial(draw_pairs, len(clips.ids), seed=seed)
-    factors = hparams["factors"] and Factors(
-        hparams["factors"],
-        hparams["factors_train_csv"],
-        hparams["factors_test_csv"],
-        data_folder,
-        hparams["factor_segments"],
-        hparams["factors_note"],
-    )
+    keys = "clips_csv data_folder clip_samples clips walk seed".split()
+    clips = read_clips(*map(hparams.get, keys))
+    pairs = partial(draw_pairs, len(clips.ids), seed=hparams["seed"])
+    keys = "factors factors_train_csv factors_test_csv data_folder".split()
+    keys += ["factor_segments", "factors_note"]
     return study._replace(
         clips=clips,
         pairs=pairs(pairs=hparams["pairs"]),
         walk_pairs=pairs(pairs=hparams["smooth_pairs"]),
-        factors=factors,
+        factors=hparams["factors"] and Factors(*map(hparams.get, keys)),
     )
 
 
-def look_inside(hparams, runs, study, tools, encoders):
+def look_inside(hparams, runs, study, chosen, encoders):
     """Opens and measures the systems `inside`; returns the study with both."""
     systems, results = [], {}
     for name in hparams["inside"]:
         folder, source = encoders[name]
-        system = open_system(hparams, runs, study, tools, name, folder, source)
+        system = open_system(hparams, runs, study, chosen, name, folder, source)
         systems.append(system)
-        found = measure_system(system, study, tools, folder)
+        found = tools.measure_system(system, study, chosen, folder)
         for tool, numbers in found.items():
             results.setdefault(tool, {})[name] = numbers
     return study._replace(systems=systems, results=results)
@@ -263,9 +242,9 @@ def look_inside(hparams, runs, study, tools, encoders):
 
 def main(argv):
     """Runs the study with a command line."""
-    hparams, run_opts = load_experiment(argv)
+    hparams, run_opts = config.load_experiment(argv)
     check(hparams)
-    tools = choose_tools(hparams["tools"], bool(hparams["inside"]))
+    chosen = tools.choose_tools(hparams["tools"], bool(hparams["inside"]))
     sb.create_experiment_directory(hparams["output_folder"])
     yamls = Path(argv[0]).resolve().parent
     runs = Runs(yamls, corpus_options(yamls, hparams), run_opts)
@@ -273,7 +252,7 @@ def main(argv):
     encoders, folders, logs = train_and_probe(hparams, runs)
     probed = read_probed(folders, hparams["baseline"])
     study = study._replace(probed=probed, logs=logs)
-    study = look_inside(hparams, runs, study, tools, encoders)
+    study = look_inside(hparams, runs, study, chosen, encoders)
     at = machine()
     note = (
         f"{hparams['note'].strip()}\nComputed on {at['cores']} cores "
@@ -281,7 +260,9 @@ def main(argv):
         f"{at['speechbrain']}."
     )
     settings = {key: hparams[key] for key in SETTINGS}
-    sections = write_report(study, tools, hparams["title"], note, settings)
+    sections = tools.write_report(
+        study, chosen, hparams["title"], note, settings
+    )
     for item in sections[0].items:  # the probes
         if isinstance(item, Table):
             table = markdown_table(item.header, item.rows)
