@@ -2,25 +2,15 @@
 
 import functools
 import inspect
+import json
 
 
 def records_arguments(cls):
     """Lets objects of a class keep what they were constructed with.
 
     `self.arguments` becomes a dict of every constructor argument, defaults
-    included, in json's kinds (tuples become lists), so that
-    `cls(**self.arguments)` makes another one. Those that `cls.unrecorded`
-    lists, if it has such an attribute, are left out.
-
-    Arguments
-    ---------
-    cls : type
-        The class; its constructor takes plain values by name.
-
-    Returns
-    -------
-    type
-        The same class.
+    included but those in `cls.unrecorded`, as json gives it back (tuples become
+    lists), so that `cls(**self.arguments)` makes another one.
 
     Example
     -------
@@ -39,21 +29,9 @@ def records_arguments(cls):
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         construct(self, *args, **kwargs)
-        unrecorded = {"self", *getattr(cls, "unrecorded", ())}
-        self.arguments = {
-            name: _plain(value)
-            for name, value in bound.arguments.items()
-            if name not in unrecorded
-        }
+        for name in ("self", *getattr(cls, "unrecorded", ())):
+            del bound.arguments[name]
+        self.arguments = json.loads(json.dumps(bound.arguments))
 
     cls.__init__ = __init__
     return cls
-
-
-def _plain(value):
-    """Tuples and mappings as json gives them back."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value

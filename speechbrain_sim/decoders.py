@@ -17,8 +17,7 @@ class ConvDecoder(nn.Module):
     """The convolutions of an encoder, mirrored: latents -> waveform.
 
     One transposed convolution for each convolution below the latents, topmost
-    first, with ReLU between. Lengths are retraced exactly: whatever length the
-    encoder was given, the decoder gives back.
+    first, with ReLU between. Lengths are retraced exactly.
 
     Arguments
     ---------
@@ -30,13 +29,6 @@ class ConvDecoder(nn.Module):
         Of the encoder's convolutions, waveform first.
     refinements : int
         Further transposed convolutions (kernel 3, stride 1) after each one.
-        The authors' release has two in the decoder of the first module.
-
-    Example
-    -------
-    >>> decoder = ConvDecoder(16, 16, [10, 8], [5, 4], [2, 2], refinements=2)
-    >>> decoder(torch.randn(2, 511, 16), samples=10240).shape
-    torch.Size([2, 10240])
     """
 
     def __init__(
@@ -51,14 +43,14 @@ class ConvDecoder(nn.Module):
         super().__init__()
         #: (kernel size, stride, padding), waveform first
         self.shapes = list(zip(kernel_sizes, strides, paddings, strict=True))
-        widths = [1] + [channels] * (len(self.shapes) - 1) + [in_channels]
         self.stages = nn.ModuleList()
+        width = in_channels
         for i, shape in reversed(list(enumerate(self.shapes))):
-            inner = channels if refinements else widths[i]
-            convs = [nn.ConvTranspose1d(widths[i + 1], inner, *shape)]
-            for r in range(refinements):
-                outer = widths[i] if r == refinements - 1 else channels
-                convs.append(nn.ConvTranspose1d(channels, outer, 3, 1, 1))
+            convs = []
+            outs = [channels] * refinements + [channels if i else 1]
+            for out in outs:
+                convs.append(nn.ConvTranspose1d(width, out, *shape))
+                width, shape = out, (3, 1, 1)
             self.stages.append(nn.ModuleList(convs))
 
     def frames(self, samples):
@@ -78,7 +70,7 @@ class ConvDecoder(nn.Module):
         samples : int
             Length of the longest waveform.
         wav_lens : torch.Tensor, optional
-            (batch,): relative lengths (floating) or samples (integer).
+            See `absolute_lengths`.
 
         Returns
         -------
@@ -90,11 +82,10 @@ class ConvDecoder(nn.Module):
         ValueError
             If `samples` do not encode to so many latents.
         """
-        padded = self.frames(samples)
-        if z.shape[1] != padded[-1]:
+        padded, time = self.frames(samples), z.shape[1]
+        if time != padded[-1]:
             raise ValueError(
-                f"{z.shape[1]} frames to decode, but {samples} samples encode "
-                f"to {padded[-1]}."
+                f"{samples} samples encode to {padded[-1]} frames, not {time}."
             )
         wavs = z.new_empty(len(z), samples)
         valid = self.frames(absolute_lengths(wavs, wav_lens))
@@ -109,10 +100,10 @@ class ConvDecoder(nn.Module):
 
 
 def mirror(encoder, layer):
-    """Makes the decoder of a layer from the encoder's own hyper-parameters.
+    """Makes the decoder of a layer from the encoder's hyper-parameters.
 
-    As in the authors' release, the lowest layer has two refinements after each
-    of its two convolutions, and no other layer has any.
+    As in the authors' release, the lowest layer, of two convolutions, has two
+    refinements after each, and no other layer has any.
 
     Example
     -------
@@ -122,11 +113,8 @@ def mirror(encoder, layer):
     >>> mirror(encoder, "module3")(z, 8821).shape
     torch.Size([2, 8821])
     """
-    convolutions = encoder.convolutions(layer)
-    lowest = layer == encoder.layer_names[0] and len(convolutions) == 2
-    return ConvDecoder(
-        encoder.channels_of(layer),
-        encoder.conv_channels,
-        *zip(*convolutions, strict=True),
-        refinements=2 if lowest else 0,
-    )
+    shapes = encoder.convolutions(layer)
+    lowest = layer == encoder.layer_names[0] and len(shapes) == 2
+    channels = encoder.channels_of(layer), encoder.conv_channels
+    refinements = 2 if lowest else 0
+    return ConvDecoder(*channels, *zip(*shapes, strict=True), refinements)

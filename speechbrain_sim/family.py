@@ -20,23 +20,14 @@ def training_modules(
         Its layers are shared with the modules.
     objective : str
         "contrastive" or "supervised".
-    classes : int
-        Supervised: number of classes.
-    per_frame : bool
-        Supervised: one label per 10 ms (phones), or one per utterance.
+    classes, per_frame : int, bool
+        Supervised: number of classes; one label per 10 ms, or per utterance.
     **contrastive :
         See `contrastive_modules`.
 
     Returns
     -------
     dict of str to GreedyModule
-
-    Example
-    -------
-    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
-    >>> encoder = GreedyEncoder(channels=4, context_channels=2)
-    >>> list(training_modules(encoder, kl_weight=0.01))
-    ['module1', 'module2', 'module3', 'context']
     """
     if objective == "contrastive":
         return contrastive_modules(encoder, **contrastive)
@@ -53,14 +44,9 @@ def training_modules(
 
 
 def contrastive_modules(
-    encoder,
-    greedy=True,
-    kl_weight=0.0,
-    num_samples=1,
-    noise=True,
-    **smooth_info_nce,
+    encoder, greedy=True, kl_weight=0.0, num_samples=1, noise=True, **settings
 ):
-    """Makes one contrastive module per layer, or one for all.
+    """Makes a dict of one ContrastiveModule per layer, or of one for all.
 
     Arguments
     ---------
@@ -72,37 +58,27 @@ def contrastive_modules(
         Beta; a list gives one for each convolutional module, bottom first.
     num_samples, noise :
         See `ContrastiveModule`.
-    **smooth_info_nce :
+    **settings :
         See `SmoothInfoNCE`; a list gives one value for each layer.
-
-    Returns
-    -------
-    dict of str to ContrastiveModule
     """
     names = encoder.layer_names
     gaussian = [name for name in names if not encoder.predicts_input(name)]
-    kl_weights = _per_layer("kl_weight", kl_weight, gaussian)
+    kl = _per_layer("kl_weight", kl_weight, gaussian), num_samples, noise
     settings = {
         argument: _per_layer(argument, value, names)
-        for argument, value in smooth_info_nce.items()
+        for argument, value in settings.items()
     }
-
-    def module(name, layers):
-        top = layers[-1]
+    stacks = {name: [name] for name in names} if greedy else {"encoder": names}
+    modules = {}
+    for name, stack in stacks.items():
+        top = stack[-1]
         z = names[names.index(top) - encoder.predicts_input(top)]
-        objective = SmoothInfoNCE(
-            encoder.channels_of(z),
-            encoder.channels_of(top),
-            **{argument: value[top] for argument, value in settings.items()},
-        )
-        shared = {layer: encoder.layers[layer] for layer in layers}
-        return ContrastiveModule(
-            name, shared, objective, kl_weights, num_samples, noise
-        )
-
-    if greedy:
-        return {name: module(name, [name]) for name in names}
-    return {"encoder": module("encoder", names)}
+        options = {key: value[top] for key, value in settings.items()}
+        channels = encoder.channels_of(z), encoder.channels_of(top)
+        objective = SmoothInfoNCE(*channels, **options)
+        layers = {layer: encoder.layers[layer] for layer in stack}
+        modules[name] = ContrastiveModule(name, layers, objective, *kl)
+    return modules
 
 
 def _per_layer(argument, value, layers):

@@ -1,7 +1,7 @@
 """Paths through a latent space; all pure, latents -> latents.
 
-Reference: Denoodt, de Boer, Oramas: Smooth
-InfoMax (2025), sections 4.3.1 and 4.3.3, https://arxiv.org/abs/2408.12936
+Reference: Smooth InfoMax (2025), sections 4.3.1 and 4.3.3,
+https://arxiv.org/abs/2408.12936
 """
 
 import torch
@@ -11,45 +11,26 @@ def interpolate(start, target, steps):
     """Interpolates between two latents: (1 - a) start + a target.
 
     From two of (time, channel) to (steps, time, channel), both ends included.
-
-    Example
-    -------
-    >>> interpolate(torch.zeros(1, 1), torch.ones(1, 1), 3).flatten()
-    tensor([0.0000, 0.5000, 1.0000])
     """
     if start.shape != target.shape:
-        raise ValueError(
-            f"Cannot walk from {tuple(start.shape)} to {tuple(target.shape)}."
-        )
+        raise ValueError(f"Cannot walk from {start.shape} to {target.shape}.")
     alpha = torch.linspace(0, 1, steps).to(start)
-    alpha = alpha.view(-1, *[1] * start.ndim)
-    return torch.lerp(start, target, alpha)
+    return torch.lerp(start, target, alpha.view(-1, *[1] * start.ndim))
 
 
 def most_different(start, target):
     """Ranks the dimensions by how much their means over time differ.
 
     From (..., time, channel) to (..., channel), int64, most different first.
-
-    Example
-    -------
-    >>> most_different(torch.zeros(2, 3), torch.tensor([[1.0, -4.0, 2.0]]))
-    tensor([1, 2, 0])
     """
     distance = (start.mean(-2) - target.mean(-2)).abs()
     return distance.argsort(dim=-1, descending=True, stable=True)
 
 
 def swap(start, target, dimensions):
-    """Copies some dimensions, (..., n), int64, of the target into the start.
+    """Copies `dimensions`, (..., n), of the target into the start.
 
     Both are (..., time, channel).
-
-    Example
-    -------
-    >>> swap(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([2]))
-    tensor([[0., 0., 1.],
-            [0., 0., 1.]])
     """
     chosen = torch.zeros_like(start[..., 0, :], dtype=torch.bool)
     chosen.scatter_(-1, dimensions, True)
@@ -57,16 +38,7 @@ def swap(start, target, dimensions):
 
 
 def traverse(z, dimension, values):
-    """Sets one dimension of (time, channel) to each of several values.
-
-    Returns (values, time, channel).
-
-    Example
-    -------
-    >>> traverse(torch.zeros(1, 2), 1, [-3.0, 3.0])
-    tensor([[[ 0., -3.]],
-            [[ 0.,  3.]]])
-    """
+    """Sets one dimension of (time, channel): (values, time, channel)."""
     stops = z.expand(len(values), *z.shape).clone()
     stops[..., dimension] = torch.as_tensor(values).to(z)[:, None]
     return stops
@@ -74,9 +46,6 @@ def traverse(z, dimension, values):
 
 def deviations(steps, mean=0.0, std=1.0):
     """Lists the values of a traversal: mean - 3 std ... mean + 3 std.
-
-    An odd number of `steps` passes through the mean; 0 and 1 are mean and
-    standard deviation of the prior.
 
     Example
     -------

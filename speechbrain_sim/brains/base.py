@@ -1,5 +1,8 @@
 """What every training loop here shares: logs, checkpoints, exact resume."""
 
+import math
+import shutil
+
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
@@ -12,7 +15,6 @@ from speechbrain_sim.brains.estimate import (
     Estimate,
     Stopwatch,
     checkpoint_bytes,
-    free_disk,
     peak_memory,
 )
 from speechbrain_sim.data.batches import training_sets
@@ -25,9 +27,9 @@ class ResumableBrain(sb.Brain):
 
     Every entry of `modules` has its own optimizer and is checkpointed, with
     the running means and the length of the log. Hyper-parameters read from
-    `hparams`: `epoch_counter`, `train_logger`; optional `crop` (its epoch is
-    set), `tensorboard_logger`. Subclasses define `save_result`. After some
-    twenty steps the cost of the run is logged, and kept as `estimate`.
+    `hparams`: `seed`, `epoch_counter`, `train_logger`; optional `crop` (its
+    epoch is set), `tensorboard_logger`. Subclasses define `save_result`. After
+    some twenty steps the cost of the run is logged, and kept as `estimate`.
     """
 
     def __init__(self, *args, **kwargs):
@@ -35,44 +37,32 @@ class ResumableBrain(sb.Brain):
         self.rank = getattr(self, "rank", 0)
         if self.max_grad_norm <= 0:
             raise ValueError(
-                f"max_grad_norm is {self.max_grad_norm}: SpeechBrain would "
-                f"stop or reverse the gradient. Use .inf (inf on the command "
-                f"line) for no clipping."
+                f"max_grad_norm is {self.max_grad_norm}, which would reverse "
+                f"the gradient: use .inf (inf on the command line) for none."
             )
         #: the modules, never wrapped by DDP
         self.unwrapped = dict(self.modules.items())
         self.stopwatch, self.estimate = Stopwatch(), None
         self.averages = {stage: Averages() for stage in sb.Stage}
         if self.checkpointer is not None:
-            averages, log = self.averages[sb.Stage.TRAIN], "train_logger"
-            self.checkpointer.add_recoverables(self.unwrapped)
-            self.checkpointer.add_recoverable("averages", averages)
-            self.checkpointer.add_recoverable(log, self.hparams.train_logger)
+            others = {"averages": self.averages[sb.Stage.TRAIN]}
+            others["train_logger"] = self.hparams.train_logger
+            self.checkpointer.add_recoverables({**self.unwrapped, **others})
 
     def fit_manifests(self, *labels):
         """Trains on the manifests that `hparams` name.
 
-        Arguments
-        ---------
-        *labels :
-            The last arguments of `training_sets`, for supervised runs.
+        `labels` are the last arguments of `training_sets`.
         """
         hparams = self.hparams
         if hparams.tensorboard:
             folder = f"{hparams.output_folder}/tensorboard"
             hparams.tensorboard_logger = TensorboardLogger(folder)
-        train_set, valid_set = training_sets(
-            hparams.train_csv,
-            hparams.valid_csv,
-            hparams.data_folder,
-            hparams.crop,
-            hparams.batch_size,
-            *labels,
-        )
+        source = hparams.train_csv, hparams.valid_csv, hparams.data_folder
+        cut = hparams.crop, hparams.batch_size
         self.fit(
             hparams.epoch_counter,
-            train_set,
-            valid_set,
+            *training_sets(*source, *cut, *labels),
             train_loader_kwargs=hparams.train_loader_kwargs,
             valid_loader_kwargs=hparams.valid_loader_kwargs,
         )
@@ -84,12 +74,10 @@ class ResumableBrain(sb.Brain):
         if self.checkpointer is not None and begins and not self.debug:
             self.hparams.train_logger.rewind()
 
-    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
-        if self.step % self.grad_accumulation_factor:
-            return False  # a checkpoint cannot hold half-summed gradients
-        return super()._should_save_intra_epoch_ckpt(
-            last_ckpt_time, steps_since_ckpt
-        )
+    def _should_save_intra_epoch_ckpt(self, *args):
+        # a checkpoint cannot hold half-summed gradients
+        complete = self.step % self.grad_accumulation_factor == 0
+        return complete and super()._should_save_intra_epoch_ckpt(*args)
 
     def init_optimizers(self):
         """Gives every module its own optimizer, named as the module."""
@@ -109,10 +97,11 @@ class ResumableBrain(sb.Brain):
         return (self.hparams.seed, stage.name, name, self.step)
 
     def record(self, stats, stage):
-        """Adds one step's stats to the stage's averages."""
+        """Adds one step's stats to the stage's averages, but NaN and infinity."""
         values = torch.stack([value.float() for value in stats.values()])
-        named = dict(zip(stats, values.tolist(), strict=True))
-        self.averages[stage].update(named)
+        named = zip(stats, values.tolist(), strict=True)
+        finite = {name: x for name, x in named if math.isfinite(x)}
+        self.averages[stage].update(finite)
 
     def on_stage_start(self, stage, epoch=None):
         """Sets the epoch of crops; starts the averages anew."""
@@ -122,14 +111,6 @@ class ResumableBrain(sb.Brain):
         if stage == sb.Stage.TRAIN and crop is not None:
             crop.set_epoch(epoch)
 
-    def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Logs the test stage; `end_epoch` logs the others together."""
-        if stage == sb.Stage.TEST:
-            self.hparams.train_logger.log_stats(
-                {"Epoch loaded": self.hparams.epoch_counter.current},
-                test_stats=self.averages[stage].means(),
-            )
-
     def _fit_train(self, train_set, epoch, enable):
         self.steps_per_epoch = len(train_set)
         self.stopwatch.begin()
@@ -137,27 +118,22 @@ class ResumableBrain(sb.Brain):
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Logs once what the run will take."""
-        seconds = self.stopwatch.lap()
-        if seconds is None or not if_main_process():
+        step = self.stopwatch.lap()
+        if step is None or not if_main_process():
             return
-        counter = self.hparams.epoch_counter
-        epochs = counter.limit - counter.current + 1
-        steps = epochs * self.steps_per_epoch - self.step
+        counter, steps = self.hparams.epoch_counter, self.steps_per_epoch
+        left = (counter.limit - counter.current + 1) * steps - self.step
         saved = self.unwrapped.values(), self.optimizers_dict.values()
-        self.estimate = Estimate(
-            step=seconds,
-            epoch=seconds * self.steps_per_epoch,
-            left=seconds * steps,
-            memory=peak_memory(self.device),
-            disk=CHECKPOINTS * checkpoint_bytes(*saved),
-        )
+        space = peak_memory(self.device), CHECKPOINTS * checkpoint_bytes(*saved)
+        self.estimate = Estimate(step, step * steps, step * left, *space)
         logger.info(str(self.estimate))
         if self.checkpointer is not None:
-            free = free_disk(self.checkpointer.checkpoints_dir)
+            folder = self.checkpointer.checkpoints_dir
+            free = shutil.disk_usage(folder).free
             if free < self.estimate.disk:
                 logger.warning(
-                    f"Only {free / 1e9:.2f} GB of disk are free for them: make "
-                    f"room, or put the --output_folder on a larger disk."
+                    f"{folder} has only {free / 1e9:.2f} GB of disk free for "
+                    f"them: make room, or choose another --output_folder."
                 )
 
     def _fit_valid(self, valid_set, epoch, enable):
@@ -169,8 +145,15 @@ class ResumableBrain(sb.Brain):
         train = self.averages[sb.Stage.TRAIN].means()
         valid = self.averages[sb.Stage.VALID].means() if validated else None
         self.hparams.train_logger.log_stats({"epoch": epoch}, train, valid)
-        self.log_tensorboard(epoch, train, valid)
-        self.save_result(epoch, train, valid)
+        board = getattr(self.hparams, "tensorboard_logger", None)
+        if board is not None:
+            last = epoch - 1  # which log_stats counts up
+            steps = dict.fromkeys([*train, *(valid or ())], last)
+            board.global_step.update(train={**steps}, valid=steps, meta=last)
+            board.log_stats({}, train, valid)
+        if if_main_process():
+            training = {"epochs": epoch, "seed": self.hparams.seed}
+            self.save_result({**training, "train": train, "valid": valid})
         # last: a run that is killed before this point repeats the epoch
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(
@@ -179,24 +162,10 @@ class ResumableBrain(sb.Brain):
                 importance_keys=[],
             )
 
-    def save_result(self, epoch, train, valid):
-        """Saves what the run is for, after every epoch.
+    def save_result(self, training):
+        """Saves what the run is for, after every epoch, in the main process.
 
-        Arguments
-        ---------
-        epoch : int
-            The epoch that ends.
-        train, valid : dict of str to float
-            Its averages; `valid` is None without a validation set.
+        `training` has `epochs` so far, `seed`, and the epoch's averages `train`
+        and `valid`, which is None without a validation set.
         """
         raise NotImplementedError
-
-    def log_tensorboard(self, epoch, train, valid):
-        """Logs an epoch to TensorBoard, where there is a logger."""
-        board = getattr(self.hparams, "tensorboard_logger", None)
-        if board is not None:
-            steps = dict.fromkeys([*train, *(valid or ())], epoch - 1)
-            board.global_step.update(
-                train=dict(steps), valid=steps, meta=epoch - 1
-            )
-            board.log_stats({}, train, valid)

@@ -1,12 +1,12 @@
 """Checkpoints, averages and logs that survive a kill at any moment."""
 
-import json
 import os
-import pathlib
 import shutil
+from collections import Counter
+from pathlib import Path
 
-from speechbrain.utils import checkpoints as sb_checkpoints
 from speechbrain.utils.checkpoints import (
+    Checkpointer,
     mark_as_loader,
     mark_as_saver,
     register_checkpoint_hooks,
@@ -19,7 +19,7 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import FileTrainLogger
 
-from speechbrain_sim.files import sha256, write_json
+from speechbrain_sim.files import read_json, sha256, write_json
 
 logger = get_logger(__name__)
 
@@ -28,7 +28,7 @@ INCOMPLETE = "incomplete+"
 HASHES = "SHA256.json"
 
 
-class AtomicCheckpointer(sb_checkpoints.Checkpointer):
+class AtomicCheckpointer(Checkpointer):
     """SpeechBrain's Checkpointer, safe against a kill at any moment.
 
     A checkpoint gets its name only when all its files are written and hashed.
@@ -67,14 +67,12 @@ class AtomicCheckpointer(sb_checkpoints.Checkpointer):
         saved = super().save_checkpoint(*args, **kwargs)
         ddp_barrier()  # every process has written what it writes
         if saved is not None:
-            files = sorted(saved.path.iterdir())
-            hashes = {file.name: sha256(file) for file in files}
-            write_json(saved.path / HASHES, hashes)
-            name = saved.path.name.removeprefix(INCOMPLETE)
-            final = saved.path.with_name(name)
-            if final.exists():
-                shutil.rmtree(final)
-            os.replace(saved.path, final)
+            path = saved.path
+            hashes = {f.name: sha256(f) for f in sorted(path.iterdir())}
+            write_json(path / HASHES, hashes)
+            final = path.with_name(path.name.removeprefix(INCOMPLETE))
+            shutil.rmtree(final, ignore_errors=True)  # of the same name
+            os.replace(path, final)
             self._verified.add(final)
             for folder in damaged:  # not needed any more
                 shutil.rmtree(folder)
@@ -99,8 +97,8 @@ class AtomicCheckpointer(sb_checkpoints.Checkpointer):
                 self._verified.add(folder)
             else:
                 logger.warning(
-                    f"Skipping the incomplete checkpoint {folder}: {problem}. "
-                    f"The last good one is used instead, if there is one."
+                    f"Skipping the checkpoint {folder}: {problem}. The last "
+                    f"good one is used instead, if there is one."
                 )
         return [f for f in self._list_checkpoint_dirs() if f in self._verified]
 
@@ -108,13 +106,14 @@ class AtomicCheckpointer(sb_checkpoints.Checkpointer):
 def _damage(folder):
     """Returns what is wrong with a checkpoint folder; None if it is whole."""
     try:
-        hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+        hashes = read_json(folder / HASHES)
     except (OSError, ValueError):
         return f"{HASHES} is missing or unreadable"
     for name, expected in hashes.items():
-        if not (folder / name).exists():
+        path = folder / name
+        if not path.exists():
             return f"{name} is missing"
-        if sha256(folder / name) != expected:
+        if sha256(path) != expected:
             return f"{name} does not match its hash"
     return None
 
@@ -126,10 +125,10 @@ class Averages:
     Example
     -------
     >>> averages = Averages()
-    >>> averages.update({"loss": 1.0})
+    >>> averages.update({"loss": 1.0, "kl": 3.0})
     >>> averages.update({"loss": 2.0})
     >>> averages.means()
-    {'loss': 1.5}
+    {'loss': 1.5, 'kl': 3.0}
     """
 
     def __init__(self):
@@ -137,29 +136,29 @@ class Averages:
 
     def clear(self):
         """Starts anew."""
-        self.sums, self.count = {}, 0
+        self.sums, self.counts = Counter(), Counter()
 
     def update(self, values):
-        """Adds one step's numbers, a dict of str to float."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        self.count += 1
+        """Adds numbers of one step, a dict of str to float."""
+        self.sums.update(values)
+        self.counts.update(values.keys())
 
     def means(self):
         """Returns the dict of means so far."""
-        return {name: total / self.count for name, total in self.sums.items()}
+        return {name: x / self.counts[name] for name, x in self.sums.items()}
 
     @mark_as_saver
     @main_process_only
     def save(self, path):
         """Writes the sums as json (floats survive exactly)."""
-        write_json(path, {"sums": self.sums, "count": self.count})
+        write_json(path, {"sums": self.sums, "counts": self.counts})
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
         """Reads what `save` wrote."""
-        saved = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        self.sums, self.count = saved["sums"], saved["count"]
+        saved = read_json(path)
+        self.sums = Counter(saved["sums"])
+        self.counts = Counter(saved["counts"])
 
 
 @register_checkpoint_hooks
@@ -175,17 +174,17 @@ class RewindingTrainLogger(FileTrainLogger):
     @main_process_only
     def save(self, path):
         """Saves the length of the log."""
-        log = pathlib.Path(self.save_file)
+        log = Path(self.save_file)
         write_json(path, {"bytes": log.stat().st_size if log.exists() else 0})
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
         """Cuts the log to the saved length."""
-        self.rewind(json.loads(pathlib.Path(path).read_text())["bytes"])
+        self.rewind(read_json(path)["bytes"])
 
     @main_process_only
     def rewind(self, size=0):
         """Cuts the log to a size in bytes."""
-        log = pathlib.Path(self.save_file)
+        log = Path(self.save_file)
         if log.exists() and log.stat().st_size > size:
             os.truncate(log, size)

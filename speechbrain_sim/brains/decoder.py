@@ -21,7 +21,7 @@ class DecoderBrain(ResumableBrain):
     """Trains a decoder on the latents of one layer of a frozen encoder.
 
     `modules` is {"decoder": ConvDecoder}. Hyper-parameters read from `hparams`
-    beside those of `ResumableBrain`: `seed`, `front_end` (the encoder),
+    beside those of `ResumableBrain`: `front_end` (the encoder),
     `layer`, `sampled` (decode draws from the posteriors, or means),
     `reconstruction` (the loss), `audio_folder`, `output_folder` (which holds
     the encoder, or a reference to it).
@@ -35,20 +35,18 @@ class DecoderBrain(ResumableBrain):
 
     def compute_forward(self, batch, stage):
         """Encodes and decodes a batch: waveforms, (batch, samples)."""
-        wavs, wav_lens = batch.sig
-        wavs, wav_lens = wavs.to(self.device), wav_lens.to(self.device)
+        wavs, wav_lens = (x.to(self.device) for x in batch.sig)
         layer, sampled = self.hparams.layer, self.hparams.sampled
         noise = keyed_generator(*self.key("noise", stage), device=self.device)
         with torch.no_grad():
             latents = self.front_end(wavs, wav_lens, [layer], sampled, noise)
-        z = latents[layer].sample
-        return self.modules["decoder"](z, wavs.shape[1], wav_lens)
+        samples = wavs.shape[1]
+        return self.modules["decoder"](latents[layer].sample, samples, wav_lens)
 
     def compute_objectives(self, predictions, batch, stage):
         """Scores the decoded waveforms; keeps the first validation clips."""
-        wavs, wav_lens = batch.sig
-        wavs = wavs.to(self.device)
-        lengths = absolute_lengths(wavs, wav_lens.to(self.device))
+        wavs, wav_lens = (x.to(self.device) for x in batch.sig)
+        lengths = absolute_lengths(wavs, wav_lens)
         loss = self.reconstruction(predictions, wavs, lengths)
         with torch.no_grad():
             error = mean_squared_error(predictions, wavs, lengths)
@@ -63,28 +61,17 @@ class DecoderBrain(ResumableBrain):
             }
         return loss
 
-    def save_result(self, epoch, train, valid):
+    def save_result(self, training):
         """Saves the decoder and a few decoded recordings."""
-        if not sb.utils.distributed.if_main_process():
-            return
-        name = f"{DECODER}_{self.hparams.layer}"
-        about = {
-            "layer": self.hparams.layer,
-            "sampled": self.hparams.sampled,
-            "reconstruction": self.hparams.reconstruction.weights,
-            "epochs": epoch,
-            "seed": self.hparams.seed,
-            "train": train,
-            "valid": valid,
-        }
-        save_parts(
-            self.hparams.output_folder,
-            {name: self.unwrapped["decoder"]},
-            {name: about},
-        )
-        board = getattr(self.hparams, "tensorboard_logger", None)
+        hparams, epoch = self.hparams, training["epochs"]
+        metadata = {"layer": hparams.layer, "sampled": hparams.sampled}
+        metadata["reconstruction"] = hparams.reconstruction.weights
+        name = f"{DECODER}_{hparams.layer}"
+        part = {name: self.unwrapped["decoder"]}
+        save_parts(hparams.output_folder, part, {name: metadata | training})
+        board = getattr(hparams, "tensorboard_logger", None)
         for name, (wav, decoded) in self.examples.items():
-            folder = Path(self.hparams.audio_folder, name)
+            folder = Path(hparams.audio_folder, name)
             folder.mkdir(parents=True, exist_ok=True)
             for stem, x in ("recorded", wav), (f"epoch_{epoch:04}", decoded):
                 x = x.clamp(-1, 1).numpy()

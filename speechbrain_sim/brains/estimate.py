@@ -1,16 +1,11 @@
 """Time, memory and disk of a run, extrapolated from its first steps."""
 
-import shutil
 import sys
 import time
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 #: the first ones are slower: workers start, memory is allocated
 SKIPPED, MEASURED = 5, 15
@@ -21,10 +16,9 @@ CHECKPOINTS = 3
 class Estimate(NamedTuple):
     """Expected cost of a run.
 
-    `step`, `epoch` and `left` are the seconds of a training step, of those of an
-    epoch, and of all that are left, without validation; `memory` the peak so far
-    in bytes, of the GPU or else of this process; `disk` the bytes of the
-    checkpoints that exist at once.
+    Seconds of a training step, of those of an epoch, and of all that are left,
+    without validation; bytes of peak memory so far (the GPU's, or else the
+    process's), and of the checkpoints that exist at once.
     """
 
     step: float
@@ -34,12 +28,13 @@ class Estimate(NamedTuple):
     disk: int
 
     def __str__(self):
+        epoch, left = (timedelta(seconds=round(x)) for x in self[1:3])
         memory = f"{self.memory / 1e9:.2f} GB" if self.memory else "unknown"
         return (
             f"Expected from {MEASURED} steps of {self.step:.3g} s, without "
-            f"validation: {hours(self.epoch)} per epoch, {hours(self.left)} "
-            f"left in all; peak memory so far {memory}; checkpoints take up "
-            f"to {self.disk / 1e9:.2f} GB of disk"
+            f"validation: {epoch} per epoch, {left} left in all (hours:minutes:"
+            f"seconds); peak memory so far {memory}; checkpoints take up to "
+            f"{self.disk / 1e9:.2f} GB of disk"
         )
 
 
@@ -74,34 +69,16 @@ class Stopwatch:
         return self.seconds / MEASURED if done else None
 
 
-def hours(seconds):
-    """Formats a duration.
-
-    Example
-    -------
-    >>> [hours(s) for s in (7, 400, 40000, 4000000)]
-    ['7 s', '7 min', '11.1 h', '46.3 days']
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.1f} days"
-
-
 def peak_memory(device):
-    """Returns the peak of the GPU's memory, or of this process's, in bytes.
-
-    None where it is not known.
-    """
+    """Returns the peak memory of the GPU, or process, in bytes, if known."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if resource is None:
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * getrusage(RUSAGE_SELF).ru_maxrss
 
 
 def checkpoint_bytes(modules, optimizers):
@@ -117,8 +94,3 @@ def checkpoint_bytes(modules, optimizers):
         for state in optimizer.state.values():
             tensors += filter(torch.is_tensor, state.values())
     return sum(tensor.nbytes for tensor in tensors)
-
-
-def free_disk(folder):
-    """Returns the bytes that are free on the disk of a folder."""
-    return shutil.disk_usage(folder).free

@@ -23,12 +23,11 @@ COLLAPSED_NCE, COLLAPSED_KL = 0.95, 1.0
 class GreedyBrain(ResumableBrain):
     """Trains greedy modules: forward, backward, step and free, one by one.
 
-    `modules` are `GreedyModule`s in order, bottom first; `opt_class` makes one
-    optimizer for each, named as the module. Batches have `sig` (SpeechBrain's
-    padded waveforms) and, for supervised modules, `target`. Hyper-parameters
-    read from `hparams`: `seed`, `encoder`, `output_folder`; optional `frozen`
-    (modules that do not learn), `kl_schedule` (epoch -> share of beta), `about`
-    (metadata of the encoder), and those of `ResumableBrain`.
+    `modules` are `GreedyModule`s in order, bottom first. Batches have `sig`
+    (padded waveforms) and, for supervised modules, `target`. Hyper-parameters
+    read from `hparams` beside those of `ResumableBrain`: `encoder`,
+    `output_folder`; optional `frozen` (modules that do not learn),
+    `kl_schedule` (epoch -> share of beta), `about` (metadata of the encoder).
 
     All randomness is keyed by (seed, rank, module, epoch, step).
     """
@@ -39,11 +38,11 @@ class GreedyBrain(ResumableBrain):
         if isinstance(frozen, str):
             frozen = list(self.modules) if frozen == "all" else [frozen]
         self.frozen = list(frozen)
-        unknown = set(self.frozen) - set(self.modules)
+        unknown = sorted(set(self.frozen) - set(self.modules))
         if unknown:
+            names = ", ".join(self.modules)
             raise ValueError(
-                f"frozen names {sorted(unknown)}; the modules are "
-                f"{', '.join(self.modules)}."
+                f"frozen names {unknown}; the modules are {names}."
             )
         on_cpus = self.distributed_launch and self.device_type == "cpu"
         if on_cpus and any(map(_is_batch_norm, self.modules.modules())):
@@ -67,23 +66,11 @@ class GreedyBrain(ResumableBrain):
     def forward_modules(self, batch, stage):
         """Runs the modules bottom up.
 
-        Each output is yielded before the next module runs: the place to do its
-        backward.
-
-        Arguments
-        ---------
-        batch : PaddedBatch
-            With `sig`, and `target` if supervised.
-        stage : sb.Stage
-            TRAIN, VALID or TEST.
-
-        Yields
-        ------
-        name, output : (str, ModuleOutput)
+        Yields name and `ModuleOutput` of each before the next one runs: the
+        place to do its backward.
         """
-        wavs, wav_lens = batch.sig
-        x = wavs.to(self.device)[..., None]
-        lengths = absolute_lengths(x, wav_lens.to(self.device))
+        wavs, wav_lens = (x.to(self.device) for x in batch.sig)
+        x, lengths = wavs[..., None], absolute_lengths(wavs, wav_lens)
         targets = self.targets(batch)
         train = stage == sb.Stage.TRAIN
         learns = set(self.modules) - set(self.frozen) if train else set()
@@ -103,7 +90,7 @@ class GreedyBrain(ResumableBrain):
                 layer.eval()
 
     def fit_batch(self, batch):
-        """Trains on one batch; graph and gradients of a module go before the next.
+        """Trains on one batch; frees graph and gradients before the next module.
 
         Equals one backward of the summed losses and one step at the end, since
         no gradient crosses modules.
@@ -166,23 +153,14 @@ class GreedyBrain(ResumableBrain):
             for module in self.unwrapped.values():
                 module.kl_scale = schedule(epoch)
 
-    def save_result(self, epoch, train, valid):
+    def save_result(self, training):
         """Warns of collapse, saves the encoder."""
         for name in self.unwrapped:
-            self.warn_of_collapse(name, train)
-        if sb.utils.distributed.if_main_process():
-            save_parts(
-                self.hparams.output_folder,
-                {ENCODER: self.hparams.encoder},
-                training={
-                    "epochs": epoch,
-                    "seed": self.hparams.seed,
-                    "train": train,
-                    "valid": valid,
-                    "versions": versions(),
-                    **(getattr(self.hparams, "about", None) or {}),
-                },
-            )
+            self.warn_of_collapse(name, training["train"])
+        about = getattr(self.hparams, "about", None) or {}
+        training = {**training, "versions": versions(), **about}
+        encoder = {ENCODER: self.hparams.encoder}
+        save_parts(self.hparams.output_folder, encoder, training=training)
 
     def warn_of_collapse(self, name, stats):
         """Warns if a posterior of a module carries no information any more."""
@@ -195,10 +173,10 @@ class GreedyBrain(ResumableBrain):
         chance = math.log(1 + negatives)
         if min(kls) < COLLAPSED_KL and nce > COLLAPSED_NCE * chance:
             logger.warning(
-                f"{name} may have collapsed: its KL is {min(kls):.2f} nats per "
-                f"frame and its NCE {nce:.2f}, chance being {chance:.2f}. If "
-                f"this stays, lower its kl_weight, or use kl_reduction channel, "
-                f"initial_log_var -5, batch_norm or kl_warmup_epochs."
+                f"{name} may have collapsed: KL {min(kls):.2f} nats per frame, "
+                f"NCE {nce:.2f}, chance {chance:.2f}. If this stays, lower its "
+                f"kl_weight, or use kl_reduction channel, initial_log_var -5, "
+                f"batch_norm or kl_warmup_epochs."
             )
 
 

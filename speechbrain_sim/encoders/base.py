@@ -34,7 +34,7 @@ class Latent(NamedTuple):
     log_var: torch.Tensor | None
     sample: torch.Tensor
     lengths: torch.Tensor
-    sampled: bool
+    sampled: bool = False
 
     def draw(self, generator=None):
         """Draws mean + sigma * noise; the mean where there is no posterior."""
@@ -53,28 +53,22 @@ class Latent(NamedTuple):
 
     def _map(self, change):
         """Changes mean, log-variance and sample alike."""
-        mean = change(self.mean)
-        log_var = None if self.log_var is None else change(self.log_var)
-        sample = mean if self.sample is self.mean else change(self.sample)
-        return Latent(mean, log_var, sample, self.lengths, self.sampled)
+        return Latent._join([self], lambda x: change(x[0]), self.lengths)
 
     @classmethod
     def cat(cls, pieces):
-        """Joins consecutive pieces of the same utterances along time.
-
-        The pieces are a list of latents of one layer, without padding, as
-        `Encoder.stream` yields them.
-        """
-        lengths = torch.stack([piece.lengths for piece in pieces]).sum(0)
+        """Joins pieces, as `Encoder.stream` yields them, along time."""
+        lengths = sum(piece.lengths for piece in pieces)
         return cls._join(pieces, lambda x: torch.cat(x, dim=1), lengths)
 
     @classmethod
     def pad(cls, rows):
         """Makes one padded batch of a list of (1, time, channel) latents."""
-        lengths = torch.cat([row.lengths for row in rows])
-        return cls._join(
-            rows, lambda x: pad_sequence([row[0] for row in x], True), lengths
-        )
+
+        def join(x):
+            return pad_sequence([row[0] for row in x], batch_first=True)
+
+        return cls._join(rows, join, torch.cat([row.lengths for row in rows]))
 
     @classmethod
     def stack(cls, batches):
@@ -84,12 +78,17 @@ class Latent(NamedTuple):
 
     @classmethod
     def _join(cls, latents, join, lengths):
-        """Joins every field; a latent without samples keeps one tensor."""
-        means, log_vars, samples, _, sampled = zip(*latents, strict=True)
-        mean = join(means)
-        log_var = None if log_vars[0] is None else join(log_vars)
-        sample = join(samples) if any(sampled) else mean
-        return cls(mean, log_var, sample, lengths, any(sampled))
+        """Joins mean, log-variance and sample; where means are samples, once."""
+
+        def joined(field):
+            return join([getattr(latent, field) for latent in latents])
+
+        mean = joined("mean")
+        log_var = None if latents[0].log_var is None else joined("log_var")
+        same = all(latent.sample is latent.mean for latent in latents)
+        sample = mean if same else joined("sample")
+        sampled = any(latent.sampled for latent in latents)
+        return cls(mean, log_var, sample, lengths, sampled)
 
 
 def absolute_lengths(x, wav_lens=None):
@@ -101,8 +100,7 @@ def absolute_lengths(x, wav_lens=None):
         Padded batch, (batch, time, ...).
     wav_lens : torch.Tensor, optional
         (batch,): relative lengths in (0, 1] if floating, samples if integer.
-        In float32, relative ones are exact up to 2 ** 24 samples (17.5 minutes
-        at 16 kHz).
+        Relative float32 ones are exact up to 2 ** 24 samples.
 
     Raises
     ------
@@ -132,23 +130,18 @@ def absolute_lengths(x, wav_lens=None):
 def valid_frames(lengths, time):
     """Marks the frames of each utterance: (batch,) -> (batch, time), bool.
 
-    SpeechBrain's `length_to_mask` for integer lengths; that one fixes the size
-    of the batch when it is traced, and so cannot be exported.
+    SpeechBrain's `length_to_mask`, traced, fixes the size of the batch.
 
     Example
     -------
-    >>> valid_frames(torch.tensor([1, 3]), 3).int()
-    tensor([[1, 0, 0],
-            [1, 1, 1]], dtype=torch.int32)
+    >>> valid_frames(torch.tensor([1, 2]), 2).tolist()
+    [[True, False], [True, True]]
     """
     return torch.arange(time, device=lengths.device) < lengths[:, None]
 
 
 def zero_padding(x, lengths):
-    """Zeroes (batch, time, channel) beyond each utterance.
-
-    Returns `x` itself where there is no padding.
-    """
+    """Zeroes (batch, time, channel) beyond each utterance."""
     if not torch.jit.is_tracing() and lengths.min() >= x.shape[1]:
         return x
     return x.masked_fill(~valid_frames(lengths, x.shape[1])[..., None], 0)
@@ -166,11 +159,7 @@ def masked_mean(x, lengths):
 
 
 class Encoder(nn.Module, ABC):
-    """Waveforms -> latents of named layers, whatever it is made of.
-
-    Subclasses define the abstract members; `forward` checks its input, once
-    for all of them.
-    """
+    """Waveforms -> latents of named layers, whatever it is made of."""
 
     #: whether `stream` works
     streams = False
@@ -186,14 +175,11 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def convolutions(self, layer):
-        """Lists the convolutions between the waveform and a layer.
-
-        Each is (kernel size, stride, padding), waveform first.
-        """
+        """Lists (kernel size, stride, padding) of the convolutions below."""
 
     @abstractmethod
     def encode(self, wavs, lengths, layers, sample, generator):
-        """Encodes a checked batch; see `forward`.
+        """Encodes a batch that `forward` has checked: dict of str to Latent.
 
         `lengths` are samples, (batch,), int64, and `layers` is a list, bottom
         first. Frames beyond an utterance may hold anything.
@@ -238,8 +224,8 @@ class Encoder(nn.Module, ABC):
         for name in wanted:
             if min(shortest, self.output_lengths(shortest, name)) < 1:
                 raise ValueError(
-                    f"An utterance of {shortest} samples is too short: it "
-                    f"gives no frame of {name}."
+                    f"An utterance of {shortest} samples is too short for a "
+                    f"frame of {name}."
                 )
         names = [name for name, is_wanted in wanted.items() if is_wanted]
         latents = self.encode(wavs, lengths, names, sample, generator)
@@ -273,23 +259,13 @@ class Encoder(nn.Module, ABC):
             )
 
     def output_lengths(self, samples, layer):
-        """Computes frames from samples at 16 kHz, int or integer tensor.
-
-        Example
-        -------
-        >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
-        >>> encoder = GreedyEncoder(channels=4, context_channels=2)
-        >>> [encoder.output_lengths(10240, n) for n in encoder.layer_names]
-        [511, 129, 64, 64]
-        """
+        """Computes frames from samples at 16 kHz, int or integer tensor."""
         for conv in self.convolutions(layer):
             samples = conv_lengths(samples, *conv)
         return samples
 
     def frame_geometry(self, layer):
-        """Returns hop and centre: frame i is centred at `center + hop * i`.
-
-        In samples at 16 kHz. (The GRU of `context` looks back from there.)
+        """Returns hop and center: frame i is at sample `center + hop * i`.
 
         Example
         -------
@@ -317,8 +293,7 @@ class Encoder(nn.Module, ABC):
 def all_hidden_states(encoder, wavs, wav_lens=None, layers=None):
     """Computes the means of several layers at one frame rate.
 
-    Like `hidden_states` of Hugging Face's encoders, a tuple with one tensor per
-    layer; here the layers may differ in width. See `Encoder.forward`.
+    For the arguments see `Encoder.forward`.
 
     Returns
     -------
@@ -339,25 +314,24 @@ def all_hidden_states(encoder, wavs, wav_lens=None, layers=None):
     geometry = {name: encoder.frame_geometry(name) for name in layers}
     slowest = max(layers, key=lambda name: geometry[name][0])
     lengths, time = latents[slowest].lengths, latents[slowest].mean.shape[1]
-    states = (
-        at_frames_of(latents[name], geometry[name], geometry[slowest], time)
-        for name in layers
-    )
-    return tuple(zero_padding(x, lengths) for x in states), lengths
+    states = []
+    for name in layers:
+        at = geometry[name], geometry[slowest], time
+        states.append(zero_padding(at_frames_of(latents[name], *at), lengths))
+    return tuple(states), lengths
 
 
 def at_frames_of(latent, geometry, slower, time):
-    """Averages the means of a layer at the frames of a slower one.
+    """Averages the means of a layer at the `time` frames of a slower one.
 
-    Frame i becomes the mean of the hop / hop' frames that are centred around
-    frame i of the slower layer; at the ends of an utterance, its first and last
-    frames stand for those that are missing. `geometry` and `slower` are the
-    `frame_geometry` of the two layers, `time` the frames of the slower one.
+    Frame i becomes the mean of the hop / hop' frames around frame i of the
+    slower layer; at the ends of an utterance, its first and last frames are
+    repeated. `geometry` and `slower` are the layers' `frame_geometry`.
 
     Example
     -------
     >>> x = torch.arange(8.0).view(1, 8, 1)
-    >>> latent = Latent(x, None, x, torch.tensor([8]), False)
+    >>> latent = Latent(x, None, x, torch.tensor([8]))
     >>> at_frames_of(latent, (20, 10.0), (80, 40.0), 2)[0, :, 0]
     tensor([1.5000, 5.5000])
     """

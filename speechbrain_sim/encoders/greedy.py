@@ -25,7 +25,7 @@ class GreedyEncoder(Encoder):
 
     Layers are named `module1`, `module2`, ..., and `context` if there is one.
     In `train()` every posterior is sampled, in `eval()` the means travel
-    upwards; `sample=` overrides both. `speechbrain_sim.brains` trains it.
+    upwards; `sample=` overrides both.
 
     Arguments
     ---------
@@ -37,10 +37,8 @@ class GreedyEncoder(Encoder):
         One list per module, one number per convolution.
     probabilistic : bool
         Gaussian posteriors (SIM), or deterministic modules (GIM).
-    batch_norm : bool
-        Batch norm after each convolution.
-    initial_log_var : float
-        Initial log-variances, see `ConvModule`.
+    batch_norm, initial_log_var :
+        See `ConvModule`.
     activation_checkpointing : list of str
         Modules whose convolutions backward computes again, for less memory;
         the first one dominates it. Changes no number.
@@ -52,8 +50,6 @@ class GreedyEncoder(Encoder):
     >>> {name: tuple(z.mean.shape) for name, z in latents.items()}
     {'module1': (2, 511, 16), 'module2': (2, 129, 16), 'module3': (2, 64, 16),
      'context': (2, 64, 8)}
-    >>> latents["module3"].lengths
-    tensor([64, 32])
     """
 
     streams = True
@@ -77,16 +73,15 @@ class GreedyEncoder(Encoder):
         counts = [[len(of_module) for of_module in kind] for kind in numbers]
         if not counts[0] == counts[1] == counts[2]:
             raise ValueError(
-                f"kernel_sizes, strides and paddings must list equally many "
-                f"modules and convolutions; they list {counts}."
+                f"kernel_sizes, strides and paddings must list as many modules "
+                f"and convolutions; they list {counts}."
             )
         options = probabilistic, batch_norm, initial_log_var
         self.layers = nn.ModuleDict()
         in_channels = 1
         for m, of_module in enumerate(zip(*numbers, strict=True), 1):
-            shapes = list(zip(*of_module, strict=True))
-            layer = ConvModule(in_channels, channels, shapes, *options)
-            self.layers[f"module{m}"] = layer
+            sizes = in_channels, channels, zip(*of_module, strict=True)
+            self.layers[f"module{m}"] = ConvModule(*sizes, *options)
             in_channels = channels
         if context_channels:
             self.layers[CONTEXT] = ContextModule(in_channels, context_channels)
@@ -121,36 +116,25 @@ class GreedyEncoder(Encoder):
         return self.layers[layer]
 
     def convolutions(self, layer):
-        """See `Encoder`.
-
-        Example
-        -------
-        >>> GreedyEncoder(channels=4).convolutions("module2")
-        [(10, 5, 2), (8, 4, 2), (4, 2, 2), (4, 2, 2)]
-        """
+        """See `Encoder`."""
         convs = []
         for name in self.layers_up_to([layer]):
             convs += getattr(self.layers[name], "convs", [])
         return [conv.shape for conv in convs]
 
     def encode(self, wavs, lengths, layers, sample, generator, state=None):
-        """See `Encoder`; computes nothing above the highest layer.
-
-        `state` is a `StreamState` for a signal in pieces.
-        """
+        """See `Encoder`; `state` is a `StreamState` for a signal in pieces."""
         needed = self.layers_up_to(layers)
         stack = {name: self.layers[name] for name in needed}
-        latents = run_layers(
-            stack, wavs[..., None], lengths, sample, generator, state
-        )
+        options = sample, generator, state
+        latents = run_layers(stack, wavs[..., None], lengths, *options)
         return {name: latent for name, latent in latents if needed[name]}
 
     @torch.no_grad()
     def stream(self, chunks, layers=None, sample=None, generator=None):
         """Encodes a signal of any length, piece by piece, without gradients.
 
-        The pieces of each layer, one after the other, are what `forward` gives
-        for the whole signal; memory does not grow with the length.
+        Memory does not grow with the length.
 
         Arguments
         ---------
@@ -162,7 +146,8 @@ class GreedyEncoder(Encoder):
         Yields
         ------
         dict of str to Latent
-            For each chunk, the frames that are complete; there may be none.
+            For each chunk, the frames that are complete, perhaps none; together
+            those that `forward` returns for the whole signal.
 
         Raises
         ------
@@ -178,9 +163,7 @@ class GreedyEncoder(Encoder):
         64
         """
         if self.training:
-            raise ValueError(
-                "Only an encoder in eval mode streams: call eval()."
-            )
+            raise ValueError("Only encoders in eval mode stream: call eval().")
         top = list(self.layers_up_to(layers))[-1]
         state, frames = StreamState(), 0
         chunks = iter(chunks)
@@ -188,10 +171,8 @@ class GreedyEncoder(Encoder):
         while following is not None:
             wavs, following = following, next(chunks, None)
             state.last = following is None
-            lengths = absolute_lengths(wavs)
-            latents = self.encode(
-                wavs, lengths, layers, sample, generator, state
-            )
+            options = layers, sample, generator, state
+            latents = self.encode(wavs, absolute_lengths(wavs), *options)
             frames += latents[top].mean.shape[1]
             yield latents
         if not frames:
@@ -203,13 +184,6 @@ def freeze_unused(encoder, layers):
 
     These are the heads of log variances, and the layers above the highest one:
     DistributedDataParallel waits in vain for gradients of such weights.
-
-    Example
-    -------
-    >>> encoder = GreedyEncoder(channels=4, context_channels=2)
-    >>> freeze_unused(encoder, ["module1"])
-    >>> [n for n, p in encoder.named_parameters() if p.requires_grad][-2:]
-    ['layers.module1.mean.weight', 'layers.module1.mean.bias']
     """
     used = encoder.layers_up_to(layers)
     for name, layer in encoder.layers.items():

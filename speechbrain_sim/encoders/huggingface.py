@@ -1,26 +1,23 @@
 """Hidden states of pretrained transformers, under the interface of an encoder.
 
-wav2vec 2.0, HuBERT and WavLM, through SpeechBrain's interface to Hugging Face:
-probes, decoders and measures read their layers as they read our own. Needs
-`pip install 'speechbrain-sim[huggingface]'`.
+wav2vec 2.0, HuBERT and WavLM: probes, decoders and measures read their layers as
+they read our own. Needs `pip install 'speechbrain-sim[huggingface]'`.
 """
 
-import json
-from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from speechbrain_sim.encoders.base import Encoder, Latent
-from speechbrain_sim.files import sha256
+from speechbrain_sim.files import read_json, sha256
 
 CONFIG = "config.json"
 #: in the order of preference
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")
-#: of config.json -> SpeechBrain's class, in the module of that name
-MODEL_TYPES = {"wav2vec2": "Wav2Vec2", "hubert": "HuBERT", "wavlm": "WavLM"}
+#: of config.json
+MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
 
 
 class HiddenStates(Encoder):
@@ -36,20 +33,16 @@ class HiddenStates(Encoder):
 
     Arguments
     ---------
-    encoder : speechbrain.integrations.huggingface.wav2vec2.Wav2Vec2
-        Or HuBERT, or WavLM, with `output_all_hiddens=True` and without
-        `output_norm`.
+    model : transformers.Wav2Vec2Model
+        Or HubertModel, or WavLMModel.
+    normalize_wav : bool
+        Whether it reads waveforms of mean 0 and variance 1.
     """
 
-    def __init__(self, encoder):
+    def __init__(self, model, normalize_wav):
         super().__init__()
-        if not encoder.output_all_hiddens or encoder.output_norm:
-            raise ValueError(
-                "Pass output_all_hiddens=True and output_norm=False to it."
-            )
-        self.encoder = encoder
-        #: Hugging Face's, of the transformer
-        self.config = encoder.model.config
+        self.model, self.normalize_wav = model, normalize_wav
+        self.config = model.config
         self.eval()
 
     def train(self, mode=True):
@@ -86,33 +79,24 @@ class HiddenStates(Encoder):
             row = self._encode(wav[:end])  # (layers, time, channel)
             rows.append(nn.functional.pad(row, (0, 0, 0, time - row.shape[1])))
         hidden = torch.stack(rows, dim=1)  # (layers, batch, time, channel)
-        return {
-            name: Latent(x, None, x, frames, False)
-            for name, x in zip(self.layer_names, hidden, strict=True)
-            if name in layers
-        }
+        states = dict(zip(self.layer_names, hidden, strict=True))
+        return {n: Latent(states[n], None, states[n], frames) for n in layers}
 
     def _encode(self, wav):
         """One utterance, (samples,) -> (layers, time, channel)."""
-        outputs = []
+        if self.normalize_wav:
+            wav = nn.functional.layer_norm(wav, wav.shape)
+        output = self.model(wav[None], output_hidden_states=True)
         # whether the last hidden state has passed the final norm depends on
-        # the version of transformers; the transformer's output always has
-        hook = self.encoder.model.encoder.register_forward_hook(
-            lambda module, args, output: outputs.append(output[0])
-        )
-        try:
-            hidden = self.encoder(wav[None])
-        finally:
-            hook.remove()
-        return torch.cat([hidden[:-1], outputs[0][None]])[:, 0]
+        # the version of transformers; the model's output always has
+        states = [*output.hidden_states[:-1], output.last_hidden_state]
+        return torch.cat(states)
 
 
 def model_type(folder):
     """Returns the `model_type` of a folder's config.json; None without one."""
-    path = Path(folder) / CONFIG
-    if not path.exists():
-        return None
-    return _read_json(path).get("model_type")
+    path = Path(folder, CONFIG)
+    return read_json(path).get("model_type") if path.exists() else None
 
 
 def load_hidden_states(folder):
@@ -134,51 +118,22 @@ def load_hidden_states(folder):
     ImportError, FileNotFoundError, ValueError
         If transformers or a file is missing, it is another kind of model, or
         the weights do not fit.
-
-    Example
-    -------
-    >>> from transformers import HubertConfig, HubertModel
-    >>> from transformers import Wav2Vec2FeatureExtractor
-    >>> folder = getfixture("tmp_path")
-    >>> config = HubertConfig(
-    ...     hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
-    ...     intermediate_size=8, conv_dim=[8] * 7, num_conv_pos_embeddings=4,
-    ...     num_conv_pos_embedding_groups=2, vocab_size=4)
-    >>> HubertModel(config).save_pretrained(folder)
-    >>> saved = Wav2Vec2FeatureExtractor().save_pretrained(folder)
-    >>> encoder, description = load_hidden_states(folder)
-    >>> encoder(torch.randn(2, 10240))["hidden2"].mean.shape
-    torch.Size([2, 31, 8])
     """
     folder = Path(folder)
-    config = _find(folder, [CONFIG])
-    weights = _find(folder, WEIGHTS)
-    _find(folder, PREPROCESSOR)
+    config, weights = _find(folder, CONFIG), _find(folder, *WEIGHTS)
+    _find(folder, *PREPROCESSOR)
     kind = model_type(folder)
     if kind not in MODEL_TYPES:
         raise ValueError(
             f"{config} has the model_type '{kind}'; it must be one of "
             f"{', '.join(MODEL_TYPES)}."
         )
-    try:
-        module = import_module(f"speechbrain.integrations.huggingface.{kind}")
-    except ImportError as error:
-        raise ImportError(
-            f"{folder} needs transformers: pip install "
-            f"'speechbrain-sim[huggingface]'."
-        ) from error
-    make = getattr(module, MODEL_TYPES[kind])
-    _check_weights(folder)
-    # SpeechBrain's own freezing would also stop gradients of the waveform
-    encoder = make(str(folder), str(folder), output_all_hiddens=True).float()
-    return HiddenStates(encoder).requires_grad_(False), {
-        "model": kind,
-        "sha256": sha256(weights),
-        "arguments": _read_json(config),
-    }
+    encoder = HiddenStates(*_load(folder)).requires_grad_(False)
+    description = {"model": kind, "sha256": sha256(weights)}
+    return encoder, {**description, "arguments": read_json(config)}
 
 
-def _find(folder, names):
+def _find(folder, *names):
     """Returns the first of some files that exists."""
     for name in names:
         if (folder / name).exists():
@@ -189,19 +144,22 @@ def _find(folder, names):
     )
 
 
-def _read_json(path):
+def _load(folder):
+    """Loads a model in float32, and whether it reads normalised waveforms.
+
+    Weights that are damaged, or leave a part of the model random, are refused.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not json: {error}") from error
-
-
-def _check_weights(folder):
-    """Refuses weights that are damaged, or leave a part of the model random."""
-    from transformers import AutoModel
-
+        from transformers import AutoFeatureExtractor, AutoModel
+    except ImportError as error:
+        raise ImportError(
+            f"{folder} needs transformers: pip install "
+            f"'speechbrain-sim[huggingface]'."
+        ) from error
     try:
-        _, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+        model, info = AutoModel.from_pretrained(
+            folder, output_loading_info=True
+        )
     except Exception as error:  # of whatever kind the library raises
         raise ValueError(
             f"The weights in {folder} cannot be loaded: {error}"
@@ -212,3 +170,5 @@ def _check_weights(folder):
             f"The weights in {folder} lack {len(missing)} parameters of the "
             f"model, among them {min(missing)}."
         )
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    return model.float(), extractor.do_normalize

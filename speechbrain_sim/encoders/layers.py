@@ -23,10 +23,10 @@ PART = 1 << 22
 
 
 def run_layers(layers, x, lengths, sample=None, generator=None, state=None):
-    """Runs layers bottom up, each on the sample of the one below.
+    """Runs a dict of layers bottom up, each on the sample of the one below.
 
-    Yields name and `Latent` of each before the next one runs. `layers` is a
-    dict; for the other arguments see `ConvModule.forward`.
+    Yields name and `Latent` of each before the next one runs. See
+    `ConvModule.forward`.
     """
     sampled = False
     for name, layer in layers.items():
@@ -39,11 +39,10 @@ def run_layers(layers, x, lengths, sample=None, generator=None, state=None):
 class ConvModule(nn.Module):
     """One encoder module: convolutions, then the heads of a Gaussian.
 
-    x -> [conv -> (batch norm) -> ReLU] * n -> mean, log_var
-    (the heads are 1x1 convolutions without ReLU). Each ReLU but the last is
-    part of the next convolution, see `BlockConv1d`. Padding is zeroed before
-    the first and after every convolution, so that an utterance encodes to the
-    same frames alone or in any batch.
+    x -> [conv -> (batch norm) -> ReLU] * n -> mean, log_var. Each ReLU but the
+    last is part of the next convolution, see `BlockConv1d`. Padding is zeroed
+    before the first and after every convolution, so that an utterance encodes
+    to the same frames alone or in any batch.
 
     Arguments
     ---------
@@ -52,8 +51,7 @@ class ConvModule(nn.Module):
     shapes : list of (int, int, int)
         Kernel size, stride and padding of each convolution.
     probabilistic : bool
-        Whether there is a log-variance head; without it the module is
-        deterministic (Greedy InfoMax) and `log_var` None.
+        Whether there is a log-variance head, or the module is deterministic.
     batch_norm : bool
         Whether each convolution is followed by batch norm (over valid frames).
     initial_log_var : float
@@ -79,7 +77,7 @@ class ConvModule(nn.Module):
         initial_log_var=0.0,
     ):
         super().__init__()
-        self.out_channels = channels
+        self.out_channels, self.has_posterior = channels, probabilistic
         #: whether backward convolves again instead of storing activations
         self.activation_checkpointing = False
         self.convs = nn.ModuleList()
@@ -94,11 +92,6 @@ class ConvModule(nn.Module):
         if probabilistic:
             self.log_var.bias.data.add_(initial_log_var)
 
-    @property
-    def has_posterior(self):
-        """Whether there is a log-variance head."""
-        return self.log_var is not None
-
     def output_lengths(self, lengths):
         """Computes frames out from frames in; below 1 if they are too few."""
         for conv in self.convs:
@@ -110,10 +103,8 @@ class ConvModule(nn.Module):
 
         Arguments
         ---------
-        x : torch.Tensor
-            (batch, time, in_channels).
-        lengths : torch.Tensor, optional
-            Valid frames of the input, (batch,); all by default.
+        x, lengths : torch.Tensor
+            (batch, time, in_channels); valid frames, (batch,), all by default.
         sample, generator :
             See `Encoder.forward`.
         state : StreamState, optional
@@ -135,9 +126,9 @@ class ConvModule(nn.Module):
         frames = self.output_lengths(lengths)
         tracing = torch.jit.is_tracing()
         if not tracing and frames.min() < 1:
+            shortest = int(lengths.min())
             raise ValueError(
-                f"An utterance of {int(lengths.min())} frames is too short: "
-                f"the module's convolutions give it no output frame."
+                f"{shortest} frames are too short for an output frame."
             )
         learns = torch.is_grad_enabled()
         if learns and self.activation_checkpointing:
@@ -154,14 +145,10 @@ class ConvModule(nn.Module):
     @torch.compiler.disable  # cannot trace the batch norms' context
     def _convolve_again_in_backward(self, x, lengths):
         """Convolutions that store their input only."""
-        return checkpoint(
-            self._convolve,
-            x,
-            lengths,
-            use_reentrant=False,
-            preserve_rng_state=False,
-            context_fn=lambda: (nullcontext(), _keep_statistics(self.norms)),
-        )
+        contexts = nullcontext(), _keep_statistics(self.norms)
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+        options["context_fn"] = lambda: contexts
+        return checkpoint(self._convolve, x, lengths, **options)
 
     def _convolve(self, x, lengths, state=None):
         """All convolutions of a padded batch, or of the next piece."""
@@ -183,10 +170,12 @@ class ConvModule(nn.Module):
         mean = self.mean(x)
         log_var = self.log_var(x) if self.has_posterior else None
         sample = self.training if sample is None else sample
-        latent = Latent(mean, log_var, mean, lengths, False)
-        if not sample or log_var is None:
-            return latent
-        return latent._replace(sample=latent.draw(generator), sampled=True)
+        latent = Latent(mean, log_var, mean, lengths)
+        if sample and self.has_posterior:
+            latent = latent._replace(
+                sample=latent.draw(generator), sampled=True
+            )
+        return latent
 
 
 @contextmanager
@@ -238,4 +227,4 @@ class ContextModule(nn.Module):
         """See `ConvModule.forward`; there is no posterior to draw from."""
         lengths = absolute_lengths(x) if lengths is None else lengths
         y = self.gru(x)[0] if state is None else state.recur(self.gru, x)
-        return Latent(y, None, y, lengths, False)
+        return Latent(y, None, y, lengths)

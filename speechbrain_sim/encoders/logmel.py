@@ -1,7 +1,7 @@
 """Log-mel spectrograms under the interface of an encoder: the baseline."""
 
 import torch
-import torchaudio
+from torchaudio.transforms import MelSpectrogram
 
 from speechbrain_sim.arguments import records_arguments
 from speechbrain_sim.data.audio import SAMPLE_RATE
@@ -12,11 +12,9 @@ LOGMEL = "logmel"
 
 @records_arguments
 class LogMel(Encoder):
-    """Natural logarithm of mel energies, deterministic.
+    """log(mel + 1e-6) of Hann windows, zeros beyond the edges.
 
-    log(mel + 1e-6) of Hann windows of `n_fft` samples every `hop_length`, zeros
-    beyond the edges: frame i is centred at sample `hop_length * i`, and there
-    are 1 + samples // hop_length frames.
+    1 + samples // hop_length frames, frame i at sample `hop_length * i`.
 
     Arguments
     ---------
@@ -27,21 +25,16 @@ class LogMel(Encoder):
 
     Example
     -------
-    >>> LogMel()(torch.randn(2, 10240))["logmel"].mean.shape
-    torch.Size([2, 65, 80])
+    >>> LogMel()(torch.randn(2, 1600))["logmel"].mean.shape
+    torch.Size([2, 11, 80])
     """
 
     layer_names = [LOGMEL]
 
     def __init__(self, n_fft=400, hop_length=160, n_mels=80):
         super().__init__()
-        self.mel = torchaudio.transforms.MelSpectrogram(
-            SAMPLE_RATE,
-            n_fft,
-            hop_length=hop_length,
-            n_mels=n_mels,
-            pad_mode="constant",
-        )
+        sizes = {"n_fft": n_fft, "hop_length": hop_length, "n_mels": n_mels}
+        self.mel = MelSpectrogram(SAMPLE_RATE, **sizes, pad_mode="constant")
 
     def channels_of(self, layer):
         """See `Encoder`."""
@@ -56,12 +49,11 @@ class LogMel(Encoder):
 
     def frame_geometry(self, layer):
         """See `Encoder`; a periodic Hann window peaks at sample n_fft / 2."""
-        self.check_layer(layer)
-        return self.mel.hop_length, 0.0
+        return super().frame_geometry(layer)[0], 0.0
 
     def encode(self, wavs, lengths, layers, sample, generator):
         """See `Encoder`."""
         wavs = zero_padding(wavs[..., None], lengths)[..., 0]
         mel = torch.log(self.mel(wavs) + 1e-6).transpose(1, 2)
         frames = self.output_lengths(lengths, LOGMEL)
-        return {LOGMEL: Latent(mel, None, mel, frames, False)}
+        return {LOGMEL: Latent(mel, None, mel, frames)}

@@ -7,10 +7,7 @@ from speechbrain_sim.encoders.block_conv import conv_lengths
 
 
 class StreamState:
-    """What the layers of an encoder keep from one piece to the next.
-
-    One for each stream; `last` is set before the last piece.
-    """
+    """What layers keep between pieces; `last` is set before the last one."""
 
     def __init__(self):
         #: module -> the frames that it has to read again, or its hidden state
@@ -18,10 +15,7 @@ class StreamState:
         self.last = False
 
     def convolve(self, conv, x, relu):
-        """Convolves the frames that are complete; there may be none.
-
-        See `BlockConv1d.forward`; `x` is the next piece, whose time may be 0.
-        """
+        """Convolves the next piece, as `BlockConv1d`: the complete frames."""
         kernel_size, stride, padding = conv.shape
         if kernel_size < stride:
             raise ValueError("A kernel below its stride cannot stream.")

@@ -13,15 +13,6 @@ class PlainEncoder(nn.Module):
     """A GreedyEncoder in eval mode, up to one layer, from tensors to tensors.
 
     While it is traced, the encoder takes no branch that depends on the data.
-
-    Example
-    -------
-    >>> from speechbrain_sim.encoders.greedy import GreedyEncoder
-    >>> encoder = GreedyEncoder(channels=4, context_channels=2).eval()
-    >>> plain = PlainEncoder(encoder, "context")
-    >>> mean, frames = plain(torch.randn(2, 10240), torch.tensor([10240, 5120]))
-    >>> mean.shape, frames.tolist()
-    (torch.Size([2, 64, 2]), [64, 32])
     """
 
     def __init__(self, encoder, layer):
@@ -54,18 +45,14 @@ def export_onnx(encoder, layer, path):
         raise ImportError(
             "Exporting needs onnx: pip install 'speechbrain-sim[onnx]'."
         ) from error
+    inputs = {"wavs": {0: "batch", 1: "samples"}, "lengths": {0: "batch"}}
+    outputs = {"mean": {0: "batch", 1: "time"}, "frames": {0: "batch"}}
     torch.onnx.export(
         PlainEncoder(encoder, layer).eval(),
         (torch.randn(2, 4000), torch.tensor([4000, 3000])),
         str(path),
-        input_names=["wavs", "lengths"],
-        output_names=["mean", "frames"],
-        dynamic_axes={
-            "wavs": {0: "batch", 1: "samples"},
-            "lengths": {0: "batch"},
-            "mean": {0: "batch", 1: "time"},
-            "frames": {0: "batch"},
-        },
-        # the exporter by torch.export, of torch 2.11, fails at the GRU
-        dynamo=False,
+        input_names=list(inputs),
+        output_names=list(outputs),
+        dynamic_axes=inputs | outputs,
+        dynamo=False,  # torch.export, of torch 2.11, fails at the GRU
     )

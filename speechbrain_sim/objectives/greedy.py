@@ -1,8 +1,7 @@
 """What learns on its own: layers of an encoder with an objective.
 
-A `GreedyModule` is one entry of a Brain's `modules`. One per layer makes SIM and
-GIM; a single one that holds all layers is trained end to end (CPC, end-to-end
-SIM, supervised).
+One `GreedyModule` per layer makes SIM and GIM; a single one of all layers is
+trained end to end (CPC, end-to-end SIM, supervised).
 
 Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 3.2,
 https://arxiv.org/abs/2408.12936
@@ -33,8 +32,8 @@ class SmoothInfoNCE(nn.Module):
 
     L = NCE(c, z) + sum_l beta_l * KL(posterior_l || N(0, I))   (equation 7)
 
-    A module trained greedily has one posterior; a stack trained end to end has
-    one at every depth; a deterministic one has none.
+    with one posterior per module trained greedily, one at every depth of a stack
+    trained end to end, and none of deterministic layers.
 
     Arguments
     ---------
@@ -52,13 +51,11 @@ class SmoothInfoNCE(nn.Module):
     Example
     -------
     >>> from speechbrain_sim.encoders.base import Latent
-    >>> objective = SmoothInfoNCE(z_channels=8, c_channels=8)
-    >>> lengths = torch.tensor([64, 40])
-    >>> mean, log_var = torch.randn(2, 64, 8), torch.zeros(2, 64, 8)
-    >>> z = Latent(mean, log_var, mean, lengths, False)
+    >>> objective, lengths = SmoothInfoNCE(8, 8), torch.tensor([64, 40])
+    >>> mean, log_var = torch.randn(2, 2, 64, 8)
+    >>> z = Latent(mean, log_var, mean, lengths)
     >>> choices = objective.draw(lengths, time=64)
-    >>> c = z.window(choices.start, choices.frames)
-    >>> loss = objective([(c.draw(), z.draw())], lengths, choices, [(z, 0.01)])
+    >>> loss = objective([(mean, mean)], lengths, choices, [(z, 0.01)])
     >>> loss.total.ndim, loss.kl[0].shape
     (0, torch.Size([8]))
     """
@@ -81,10 +78,8 @@ class SmoothInfoNCE(nn.Module):
         self.within_utterance_negatives = within_utterance_negatives
         self.window_frames = window_frames
         self.kl_reduction = kl_reduction
-        # W_1 .. W_K, one below the other
-        self.predictor = nn.Linear(
-            c_channels, prediction_steps * z_channels, bias=False
-        )
+        rows = prediction_steps * z_channels  # W_1 .. W_K, one below the other
+        self.predictor = nn.Linear(c_channels, rows, bias=False)
 
     def draw(self, lengths, time, generator=None):
         """Draws the `Choices` of a step, for (batch,) lengths padded to `time`."""
@@ -95,7 +90,7 @@ class SmoothInfoNCE(nn.Module):
         return Choices(start, frames, negatives)
 
     def forward(self, pairs, lengths, choices, posteriors=()):
-        """Adds the terms up.
+        """Adds the terms up: a SmoothInfoNCELoss.
 
         Arguments
         ---------
@@ -108,12 +103,12 @@ class SmoothInfoNCE(nn.Module):
             From `draw`, shared by all L samples.
         posteriors : iterable of (Latent, float)
             The posteriors of the KL, each with its weight beta.
-
-        Returns
-        -------
-        SmoothInfoNCELoss
         """
-        terms = [self._nce(c, z, lengths, choices) for c, z in pairs]
+        terms, where = [], (choices.start, choices.negatives)
+        for c, z in pairs:
+            predicted = self.predictor(c)  # (batch, frames, K * channel)
+            predicted = predicted.unflatten(-1, (self.prediction_steps, -1))
+            terms.append(info_nce(predicted, z, lengths, *where))
         nce = sum(term.loss for term in terms) / len(terms)
         accuracy = sum(term.accuracy for term in terms) / len(terms)
         total, kls = nce, []
@@ -123,18 +118,12 @@ class SmoothInfoNCE(nn.Module):
             kls.append(kl.detach())
         return SmoothInfoNCELoss(total, nce, kls, accuracy)
 
-    def _nce(self, c, z, lengths, choices):
-        """One Monte-Carlo sample of the contrastive term."""
-        predicted = self.predictor(c)  # (batch, frames, K * channel)
-        predicted = predicted.unflatten(-1, (self.prediction_steps, -1))
-        return info_nce(predicted, z, lengths, choices.start, choices.negatives)
-
 
 class SmoothInfoNCELoss(NamedTuple):
-    """The sum (with a gradient) and its terms.
+    """The sum, and its terms in nats.
 
-    `nce` in nats; `kl` of each posterior per channel, in nats per frame, whatever
-    the reduction; `accuracy`, the share of positives that scored highest.
+    `kl` of each posterior is (channel,), in nats per frame, whatever the
+    reduction; for `accuracy` see `NCE`.
     """
 
     total: torch.Tensor
@@ -144,11 +133,11 @@ class SmoothInfoNCELoss(NamedTuple):
 
 
 class ModuleOutput(NamedTuple):
-    """Output of one training step of one module.
+    """What a module computes in one step.
 
     `x` is the input of the module above, (batch, time, channel), with `lengths`
-    valid frames, (batch,); `loss` is a scalar with the gradient of this module
-    only, and `stats` are detached scalars for the log.
+    valid frames, (batch,); `loss` has the gradient of this module only, and
+    `stats` are detached scalars for the log.
     """
 
     x: torch.Tensor
@@ -160,8 +149,7 @@ class ModuleOutput(NamedTuple):
 class GreedyModule(nn.Module):
     """Layers of an encoder that share one objective and one backward.
 
-    The input is detached here: whoever calls, no gradient crosses modules.
-    Subclasses define `objective`.
+    The input is detached here. Subclasses define `objective`.
 
     Arguments
     ---------
@@ -180,7 +168,7 @@ class GreedyModule(nn.Module):
         self.layers = nn.ModuleDict(layers)
 
     def forward(self, x, lengths, key=None, targets=None):
-        """Encodes a batch and scores it.
+        """Encodes a batch and scores it: a ModuleOutput.
 
         Arguments
         ---------
@@ -191,31 +179,27 @@ class GreedyModule(nn.Module):
             the global generator by default.
         targets : torch.Tensor, optional
             Labels, for a supervised objective.
-
-        Returns
-        -------
-        ModuleOutput
         """
         x = x.detach()
         noise = key and keyed_generator(*key, "noise", device=x.device)
         choices = key and keyed_generator(*key, "negatives")
         latents = dict(run_layers(self.layers, x, lengths, self.sample, noise))
-        inputs = [x, *(latent.sample for latent in latents.values())]
-        below = inputs[-2]  # what the topmost layer reads
+        samples = [latent.sample for latent in latents.values()]
+        *_, below, top = x, *samples  # the topmost layer's input and output
         loss, terms = self.objective(latents, below, noise, choices, targets)
         stats = {"loss": loss, **terms}
         for name, latent in latents.items():
             units = active_units(latent.mean.detach(), latent.lengths)
             stats[self.prefix(name) + "active_units"] = units
         stats = {f"{self.name}_{n}": v.detach() for n, v in stats.items()}
-        return ModuleOutput(inputs[-1], latent.lengths, loss, stats)
+        return ModuleOutput(top, latent.lengths, loss, stats)
 
     def prefix(self, layer):
-        """Returns the name of a layer in the log, if it is not the module's."""
+        """Returns the prefix of a layer's stats, beside the module's name."""
         return "" if layer == self.name else f"{layer}_"
 
     def objective(self, latents, below, noise, choices, targets):
-        """Scores latents: dict of str to Latent -> loss, dict of stats.
+        """Scores latents, dict of str to Latent: loss, dict of stats.
 
         `below` is the input of the topmost layer; `noise` and `choices` are
         generators, `targets` labels.
@@ -224,7 +208,7 @@ class GreedyModule(nn.Module):
 
 
 class ContrastiveModule(GreedyModule):
-    """Layers trained with Smooth-InfoNCE on the topmost of them.
+    """Layers trained with Smooth-InfoNCE on the topmost one.
 
     Arguments
     ---------
@@ -237,8 +221,7 @@ class ContrastiveModule(GreedyModule):
     num_samples : int
         L, Monte-Carlo samples of (c, z).
     noise : bool
-        Whether training draws from posteriors; without, means are scored, and
-        the KL alone keeps them near N(0, I).
+        Whether training draws from posteriors, or scores means.
     """
 
     def __init__(
@@ -270,8 +253,8 @@ class ContrastiveModule(GreedyModule):
         posteriors = zip((latents[n] for n in names), betas, strict=True)
         terms = self.smooth_info_nce(pairs, top.lengths, chosen, posteriors)
         stats = {"nce": terms.nce, "accuracy": terms.accuracy}
-        for name, kl in zip(names, terms.kl, strict=True):
-            stats[self.prefix(name) + "kl"] = kl.sum()
-            stats[self.prefix(name) + "kl_median"] = kl.median()
-            stats[self.prefix(name) + "kl_max"] = kl.max()
+        for name, kl in zip(map(self.prefix, names), terms.kl, strict=True):
+            stats[name + "kl"] = kl.sum()
+            stats[name + "kl_median"] = kl.median()
+            stats[name + "kl_max"] = kl.max()
         return terms.total, stats

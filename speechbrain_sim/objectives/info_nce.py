@@ -11,9 +11,8 @@ from torch.autograd.function import once_differentiable
 
 
 class Choices(NamedTuple):
-    """What is scored: a window, and the negatives of each of its frames.
+    """What is scored: a window of the batch, and negatives of its frames.
 
-    `start` and `frames` give the window, the same for the whole batch;
     `negatives`, (batch, frames, N), indexes the (batch * time) sequence.
     """
 
@@ -30,10 +29,9 @@ class NCE(NamedTuple):
 
 
 def draw_window(longest, window_frames, generator=None):
-    """Draws where the scored window begins, the same for a whole batch.
+    """Draws start and frames of the scored window, the same for a batch.
 
-    Returns `start, frames`: the window is `start : start + frames`, the whole
-    of the longest utterance if that has no more than `window_frames`.
+    It is the whole of the longest utterance if that fits `window_frames`.
 
     Example
     -------
@@ -52,10 +50,9 @@ def draw_negatives(
 ):
     """Draws the negatives of each scored frame, never from the padding.
 
-    Negatives are i.i.d. uniform over all valid frames of the batch, so one of
-    them may be the positive itself. The last `within` of them are uniform
-    over the frame's own utterance instead: they test content, where the
-    others can be told apart by speaker.
+    They are i.i.d. uniform over all valid frames of the batch, so one of them
+    may be the positive itself; the last `within` of the `num_negatives` are
+    uniform over the frame's own utterance instead.
 
     Arguments
     ---------
@@ -63,8 +60,6 @@ def draw_negatives(
         Valid frames per utterance, (batch,).
     time, frames : int
         Padded frames of the sequence that is indexed, and of the window.
-    num_negatives, within : int
-        How many per frame, N; how many of these within its utterance.
     generator : torch.Generator, optional
         On the CPU.
 
@@ -103,16 +98,14 @@ def info_nce(predicted, z, lengths, start, negatives):
     f_k(t, j) = z_j . W_k c_t, and the loss is the cross-entropy of j = t + k
     among itself and the negatives (the paper's equation 3), averaged over the
     valid frames t for each k, then over k. c and the positives stay inside the
-    window; a frame whose positive lies beyond its utterance counts nowhere.
+    window, and inside the utterance; a ValueError if there is no such pair.
 
     Arguments
     ---------
     predicted : torch.Tensor
         W_k c_t for the window, (batch, frames, K, channel).
-    z : torch.Tensor
-        The full sequence, (batch, time, channel).
-    lengths : torch.Tensor
-        Valid frames of `z`, (batch,).
+    z, lengths : torch.Tensor
+        The full sequence, (batch, time, channel); its valid frames, (batch,).
     start : int
         First frame of the window.
     negatives : torch.Tensor
@@ -121,11 +114,6 @@ def info_nce(predicted, z, lengths, start, negatives):
     Returns
     -------
     NCE
-
-    Raises
-    ------
-    ValueError
-        If no frame has a positive.
     """
     frames, steps = predicted.shape[1:3]
     scores = _Scores.apply(predicted, z.to(predicted.dtype), start, negatives)
@@ -137,9 +125,8 @@ def info_nce(predicted, z, lengths, start, negatives):
     counts = valid.sum((0, 1))  # pairs of each k
     if counts.max() == 0:
         raise ValueError(
-            f"No frame has a successor inside the scored window "
-            f"{start}..{start + frames - 1}: the utterances have "
-            f"{lengths.tolist()} frames."
+            f"No frame of the window {start}..{start + frames - 1} has a "
+            f"successor: the utterances have {lengths.tolist()} frames."
         )
     loss = scores.logsumexp(-1) - scores[..., 0]
     # a negative that is the positive itself does not count as a mistake

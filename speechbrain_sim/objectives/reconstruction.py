@@ -10,13 +10,6 @@ def mean_squared_error(decoded, wavs, lengths):
     """Mean of (decoded - recorded)^2 over the valid samples of a batch.
 
     Both are (batch, samples); `lengths` are valid samples, (batch,), integer.
-
-    Example
-    -------
-    >>> import torch
-    >>> wavs, lengths = torch.zeros(2, 4), torch.tensor([4, 2])
-    >>> mean_squared_error(wavs + 3.0, wavs, lengths)
-    tensor(9.)
     """
     error = zero_padding((decoded - wavs)[..., None], lengths)
     return error.square().sum() / lengths.sum()
@@ -37,8 +30,7 @@ def _stft_loss():
         from auraloss.freq import MultiResolutionSTFTLoss
     except ImportError as error:
         raise ImportError(
-            "The multi-resolution STFT loss is auraloss's, which is not "
-            "installed: pip install speechbrain-sim[spectral]"
+            "The STFT loss needs auraloss: pip install speechbrain-sim[spectral]"
         ) from error
     return MultiResolutionSTFTLoss()
 
@@ -47,14 +39,8 @@ class ReconstructionLoss(nn.Module):
     """A weighted sum of distances between decoded and recorded waveforms.
 
     loss = mse * MSE + stft * STFT + mel * MEL, where MSE is the paper's
-    (section 4.1.3), STFT is the multi-resolution spectral loss of auraloss
-    (spectral convergence plus log magnitude; Yamamoto et al. 2020), and MEL is
-    `mel_distance`. Only terms with a weight are computed.
-
-    Arguments
-    ---------
-    mse, stft, mel : float
-        The weights.
+    (section 4.1.3), STFT is auraloss's multi-resolution spectral loss (Yamamoto
+    et al. 2020), and MEL is `mel_distance`. The arguments are the weights, float.
 
     Example
     -------
@@ -78,14 +64,12 @@ class ReconstructionLoss(nn.Module):
 
     def forward(self, decoded, wavs, lengths):
         """Scores a batch; see `mean_squared_error`."""
-        terms = {}
+        pair, terms = (decoded, wavs), {}
         if self.weights["mse"]:
-            terms["mse"] = mean_squared_error(decoded, wavs, lengths)
+            terms["mse"] = mean_squared_error(*pair, lengths)
         if self.stft is not None:
-            pair = (
-                zero_padding(x[..., None], lengths) for x in (decoded, wavs)
-            )
-            terms["stft"] = self.stft(*(x.transpose(1, 2) for x in pair))
+            pads = [zero_padding(x[..., None], lengths) for x in pair]
+            terms["stft"] = self.stft(*(x.transpose(1, 2) for x in pads))
         if self.mel is not None:
-            terms["mel"] = mel_distance(self.mel, decoded, wavs, lengths)
+            terms["mel"] = mel_distance(self.mel, *pair, lengths)
         return sum(self.weights[name] * term for name, term in terms.items())

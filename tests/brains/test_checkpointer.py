@@ -186,6 +186,16 @@ def test_averages_survive_exactly(tmp_path):
     assert second.means() == {}
 
 
+def test_a_number_that_is_not_always_there_has_its_own_mean(tmp_path):
+    averages, resumed = Averages(), Averages()
+    averages.update({"loss": 1.0, "kl": 5.0})
+    averages.update({"loss": 2.0})
+    averages.save(tmp_path / "averages.ckpt")
+    resumed.load(tmp_path / "averages.ckpt", False)
+    resumed.update({"loss": 6.0, "kl": 7.0})
+    assert resumed.means() == {"loss": 3.0, "kl": 6.0}
+
+
 def test_the_log_is_rewound_with_its_checkpoint(tmp_path):
     log = tmp_path / "train_log.txt"
     logger = RewindingTrainLogger(log, 4)

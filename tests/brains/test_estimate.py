@@ -1,5 +1,7 @@
 """What a run is expected to take, and what it takes."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from speechbrain_sim.brains import base as resumable
@@ -70,9 +72,10 @@ def test_a_run_of_a_few_steps_has_none(tmp_path, caplog):
 
 
 def test_a_full_disk_is_warned_of(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(resumable, "free_disk", lambda folder: 1000)
+    full = SimpleNamespace(free=1000)
+    monkeypatch.setattr(resumable.shutil, "disk_usage", lambda folder: full)
     fit(make_brain(tmp_path), batches=FIRST + 1)
-    assert "Only 0.00 GB of disk are free" in caplog.text
+    assert "has only 0.00 GB of disk free" in caplog.text
 
 
 def test_measuring_changes_no_weight(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from speechbrain_sim.data.batches import KeyedCrop
 from speechbrain_sim.data.labels import NO_LABEL
 from speechbrain_sim.encoders.base import Latent
 from speechbrain_sim.family import build_model
+from speechbrain_sim.files import read_json
 from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.objectives import greedy as objectives
 from tests.conftest import TINY, make_brain, make_loader, same, weights
@@ -419,6 +420,25 @@ def test_a_bad_batch_is_skipped_if_asked(tmp_path):
     assert finite(tmp_path / "skipped", skip_nonfinite_grads=True)
     (stats,) = logged(tmp_path / "skipped")
     assert stats and all(map(math.isfinite, stats.values()))
+
+
+def test_a_stat_that_is_not_finite_is_left_out(tmp_path):
+    """One NaN in a log must not end a run at its next checkpoint."""
+    brain, extra = make_brain(tmp_path), [math.nan, 2.0, math.inf, 4.0]
+    record, lost = brain.record, math.nan
+
+    def with_extra(stats, stage):
+        odd = {"odd": torch.tensor(extra.pop(0)), "lost": torch.tensor(lost)}
+        record({**stats, **odd}, stage)
+
+    brain.record = with_extra
+    fit(brain, make_loader(4))
+    (stats,) = logged(tmp_path)
+    assert stats["train", "odd"] == 3.0 and ("train", "lost") not in stats
+    (checkpoint,) = (tmp_path / "save").glob("CKPT*")
+    saved = read_json(checkpoint / "averages.ckpt")
+    assert saved["counts"]["odd"] == 2 and saved["counts"]["module1_nce"] == 4
+    assert math.isfinite(load_encoder(tmp_path)[1]["train"]["odd"])
 
 
 @pytest.mark.parametrize("patience", [0, 2])
