@@ -9,14 +9,8 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
 
+from speechbrain_sim.brains import estimate
 from speechbrain_sim.brains.checkpointer import Averages
-from speechbrain_sim.brains.estimate import (
-    CHECKPOINTS,
-    Estimate,
-    Stopwatch,
-    checkpoint_bytes,
-    peak_memory,
-)
 from speechbrain_sim.data.batches import training_sets
 
 logger = get_logger(__name__)
@@ -42,7 +36,7 @@ class ResumableBrain(sb.Brain):
             )
         #: the modules, never wrapped by DDP
         self.unwrapped = dict(self.modules.items())
-        self.stopwatch, self.estimate = Stopwatch(), None
+        self.stopwatch, self.estimate = estimate.Stopwatch(), None
         self.averages = {stage: Averages() for stage in sb.Stage}
         if self.checkpointer is not None:
             others = {"averages": self.averages[sb.Stage.TRAIN]}
@@ -124,13 +118,15 @@ class ResumableBrain(sb.Brain):
         counter, steps = self.hparams.epoch_counter, self.steps_per_epoch
         left = (counter.limit - counter.current + 1) * steps - self.step
         saved = self.unwrapped.values(), self.optimizers_dict.values()
-        space = peak_memory(self.device), CHECKPOINTS * checkpoint_bytes(*saved)
-        self.estimate = Estimate(step, step * steps, step * left, *space)
+        seconds = step, step * steps, step * left
+        disk = estimate.CHECKPOINTS * estimate.checkpoint_bytes(*saved)
+        memory = estimate.peak_memory(self.device)
+        self.estimate = estimate.Estimate(*seconds, memory, disk)
         logger.info(str(self.estimate))
         if self.checkpointer is not None:
             folder = self.checkpointer.checkpoints_dir
             free = shutil.disk_usage(folder).free
-            if free < self.estimate.disk:
+            if free < disk:
                 logger.warning(
                     f"{folder} has only {free / 1e9:.2f} GB of disk free for "
                     f"them: make room, or choose another --output_folder."

@@ -5,17 +5,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from speechbrain.utils.checkpoints import (
-    Checkpointer,
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
-from speechbrain.utils.distributed import (
-    ddp_barrier,
-    if_main_process,
-    main_process_only,
-)
+from speechbrain.utils import checkpoints, distributed
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import FileTrainLogger
 
@@ -28,7 +18,7 @@ INCOMPLETE = "incomplete+"
 HASHES = "SHA256.json"
 
 
-class AtomicCheckpointer(Checkpointer):
+class AtomicCheckpointer(checkpoints.Checkpointer):
     """SpeechBrain's Checkpointer, safe against a kill at any moment.
 
     A checkpoint gets its name only when all its files are written and hashed.
@@ -60,12 +50,12 @@ class AtomicCheckpointer(Checkpointer):
 
     def save_checkpoint(self, *args, **kwargs):
         """Saves like the parent class, then gives the folder its name."""
-        if if_main_process():
+        if distributed.if_main_process():
             damaged = set(self._list_checkpoint_dirs()) - set(self._whole())
             damaged |= set(self.checkpoints_dir.glob(INCOMPLETE + "*"))
-        ddp_barrier()
+        distributed.ddp_barrier()
         saved = super().save_checkpoint(*args, **kwargs)
-        ddp_barrier()  # every process has written what it writes
+        distributed.ddp_barrier()  # every process has written what it writes
         if saved is not None:
             path = saved.path
             hashes = {f.name: sha256(f) for f in sorted(path.iterdir())}
@@ -78,7 +68,7 @@ class AtomicCheckpointer(Checkpointer):
                 shutil.rmtree(folder)
             moved = {n: final / p.name for n, p in saved.paramfiles.items()}
             saved = saved._replace(path=final, paramfiles=moved)
-        ddp_barrier()
+        distributed.ddp_barrier()
         return saved
 
     def recover_if_possible(self, *args, **kwargs):
@@ -118,7 +108,7 @@ def _damage(folder):
     return None
 
 
-@register_checkpoint_hooks
+@checkpoints.register_checkpoint_hooks
 class Averages:
     """Running means of named numbers, exact across a resume.
 
@@ -147,13 +137,13 @@ class Averages:
         """Returns the dict of means so far."""
         return {name: x / self.counts[name] for name, x in self.sums.items()}
 
-    @mark_as_saver
-    @main_process_only
+    @checkpoints.mark_as_saver
+    @distributed.main_process_only
     def save(self, path):
         """Writes the sums as json (floats survive exactly)."""
         write_json(path, {"sums": self.sums, "counts": self.counts})
 
-    @mark_as_loader
+    @checkpoints.mark_as_loader
     def load(self, path, end_of_epoch):
         """Reads what `save` wrote."""
         saved = read_json(path)
@@ -161,7 +151,7 @@ class Averages:
         self.counts = Counter(saved["counts"])
 
 
-@register_checkpoint_hooks
+@checkpoints.register_checkpoint_hooks
 class RewindingTrainLogger(FileTrainLogger):
     """SpeechBrain's FileTrainLogger, rewound with the checkpoint it resumes.
 
@@ -170,19 +160,19 @@ class RewindingTrainLogger(FileTrainLogger):
     `speechbrain.utils.train_logger.FileTrainLogger`.
     """
 
-    @mark_as_saver
-    @main_process_only
+    @checkpoints.mark_as_saver
+    @distributed.main_process_only
     def save(self, path):
         """Saves the length of the log."""
         log = Path(self.save_file)
         write_json(path, {"bytes": log.stat().st_size if log.exists() else 0})
 
-    @mark_as_loader
+    @checkpoints.mark_as_loader
     def load(self, path, end_of_epoch):
         """Cuts the log to the saved length."""
         self.rewind(read_json(path)["bytes"])
 
-    @main_process_only
+    @distributed.main_process_only
     def rewind(self, size=0):
         """Cuts the log to a size in bytes."""
         log = Path(self.save_file)

@@ -1,5 +1,6 @@
 """Greedy training: every module learns alone, one after the other."""
 
+import fnmatch
 import math
 from contextlib import nullcontext
 
@@ -165,8 +166,7 @@ class GreedyBrain(ResumableBrain):
     def warn_of_collapse(self, name, stats):
         """Warns if a posterior of a module carries no information any more."""
         nce = stats.get(f"{name}_nce")
-        own = [stat for stat in stats if stat.startswith(f"{name}_")]
-        kls = [stats[stat] for stat in own if stat.endswith("_kl")]
+        kls = [stats[stat] for stat in fnmatch.filter(stats, f"{name}_*kl")]
         if nce is None or not kls:
             return
         negatives = self.unwrapped[name].smooth_info_nce.num_negatives

@@ -10,8 +10,6 @@ is the whole convolution: m matrix products on views of its input, nothing
 unfolded and nothing transposed.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -100,7 +98,7 @@ class _SumOfProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding, relu):
-        ctx.layout = layout = _Layout.of(x, weight, stride, padding)
+        ctx.layout = layout = _Layout(x, weight, stride, padding)
         ctx.relu, ctx.channels = relu, x.shape[2]
         y = x.new_empty(len(x), layout.frames, len(weight))
         saved = []
@@ -160,23 +158,16 @@ class _SumOfProducts(torch.autograd.Function):
         return grad_x, grad_weight, grad_y.sum((0, 1)), None, None, None
 
 
-class _Layout(NamedTuple):
+class _Layout:
     """How utterances are cut into blocks, with zeros at both ends."""
 
-    time: int
-    padding: int
-    blocks: int
-    frames: int  # out
-    width: int  # of a block: stride * channels
-
-    @classmethod
-    def of(cls, x, weight, stride, padding):
-        time, channels = x.shape[1:]
-        width = stride * channels
-        shifts = weight.shape[1] // width  # m
-        frames = conv_lengths(time, shifts * stride, stride, padding)
-        blocks = max(frames + shifts - 1, -(-(padding + time) // stride))
-        return cls(time, padding, blocks, frames, width)
+    def __init__(self, x, weight, stride, padding):
+        self.time, channels = x.shape[1:]
+        self.padding, self.width = padding, stride * channels  # of a block
+        shifts = weight.shape[1] // self.width  # m
+        self.frames = conv_lengths(self.time, shifts * stride, stride, padding)
+        end = padding + self.time
+        self.blocks = max(self.frames + shifts - 1, -(-end // stride))
 
     def parts(self, x):
         """Divides a batch into parts of about ROWS rows."""

@@ -86,10 +86,9 @@ class GreedyEncoder(Encoder):
         if context_channels:
             self.layers[CONTEXT] = ContextModule(in_channels, context_channels)
         for name in activation_checkpointing:
-            self.check_layer(name)
-            if name == CONTEXT:
+            if self._checked(name).predicts_input:
                 raise ValueError(
-                    "activation_checkpointing is for convolutions, not context."
+                    f"{name} cannot have activation_checkpointing."
                 )
             self.layers[name].activation_checkpointing = True
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from speechbrain_sim.encoders.base import Encoder, Latent
+from speechbrain_sim.extras import import_extra
 from speechbrain_sim.files import read_json, sha256
 
 CONFIG = "config.json"
@@ -149,17 +150,10 @@ def _load(folder):
 
     Weights that are damaged, or leave a part of the model random, are refused.
     """
+    library = import_extra("transformers", "huggingface")
+    load = library.AutoModel.from_pretrained
     try:
-        from transformers import AutoFeatureExtractor, AutoModel
-    except ImportError as error:
-        raise ImportError(
-            f"{folder} needs transformers: pip install "
-            f"'speechbrain-sim[huggingface]'."
-        ) from error
-    try:
-        model, info = AutoModel.from_pretrained(
-            folder, output_loading_info=True
-        )
+        model, info = load(folder, output_loading_info=True)
     except Exception as error:  # of whatever kind the library raises
         raise ValueError(
             f"The weights in {folder} cannot be loaded: {error}"
@@ -170,5 +164,5 @@ def _load(folder):
             f"The weights in {folder} lack {len(missing)} parameters of the "
             f"model, among them {min(missing)}."
         )
-    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    extractor = library.AutoFeatureExtractor.from_pretrained(folder)
     return model.float(), extractor.do_normalize

@@ -181,15 +181,13 @@ class ConvModule(nn.Module):
 @contextmanager
 def _keep_statistics(norms):
     """Keeps the statistics of batch norms that compute a batch again."""
-    kept = [(n, n.momentum, n.num_batches_tracked.clone()) for n in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, momentum, batches in kept:
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def _norm_valid(norm, x, lengths):

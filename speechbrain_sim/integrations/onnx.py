@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from speechbrain_sim.encoders.base import zero_padding
+from speechbrain_sim.extras import import_extra
 
 
 class PlainEncoder(nn.Module):
@@ -39,12 +40,7 @@ def export_onnx(encoder, layer, path):
     Inputs `wavs` (batch, samples) float32 at 16 kHz and `lengths` (batch,)
     int64; outputs `mean` (batch, time, channel) and `frames` (batch,).
     """
-    try:
-        import onnx  # noqa: F401  # torch's exporter needs it
-    except ImportError as error:
-        raise ImportError(
-            "Exporting needs onnx: pip install 'speechbrain-sim[onnx]'."
-        ) from error
+    import_extra("onnx", "onnx")  # torch's exporter needs it
     inputs = {"wavs": {0: "batch", 1: "samples"}, "lengths": {0: "batch"}}
     outputs = {"mean": {0: "batch", 1: "time"}, "frames": {0: "batch"}}
     torch.onnx.export(

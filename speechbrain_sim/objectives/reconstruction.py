@@ -4,6 +4,7 @@ from torch import nn
 
 from speechbrain_sim.encoders.base import zero_padding
 from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
+from speechbrain_sim.extras import import_extra
 
 
 def mean_squared_error(decoded, wavs, lengths):
@@ -23,16 +24,6 @@ def mel_distance(mel, decoded, wavs, lengths):
     ours, theirs = (mel(x, lengths)[LOGMEL] for x in (decoded, wavs))
     valid = theirs.lengths.sum() * theirs.mean.shape[-1]
     return (ours.mean - theirs.mean).abs().sum() / valid
-
-
-def _stft_loss():
-    try:
-        from auraloss.freq import MultiResolutionSTFTLoss
-    except ImportError as error:
-        raise ImportError(
-            "The STFT loss needs auraloss: pip install speechbrain-sim[spectral]"
-        ) from error
-    return MultiResolutionSTFTLoss()
 
 
 class ReconstructionLoss(nn.Module):
@@ -56,11 +47,13 @@ class ReconstructionLoss(nn.Module):
         if min(weights.values()) < 0 or not any(weights.values()):
             raise ValueError(
                 f"The weights of the reconstruction loss are {weights}: none "
-                f"may be negative, and one must be above 0."
+                f"may be negative, one must be positive."
             )
         self.weights = weights
-        self.stft = _stft_loss() if stft else None
-        self.mel = LogMel() if mel else None
+        self.stft, self.mel = None, LogMel() if mel else None
+        if stft:
+            auraloss = import_extra("auraloss.freq", "spectral")
+            self.stft = auraloss.MultiResolutionSTFTLoss()
 
     def forward(self, decoded, wavs, lengths):
         """Scores a batch; see `mean_squared_error`."""

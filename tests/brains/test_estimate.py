@@ -84,5 +84,5 @@ def test_measuring_changes_no_weight(tmp_path, monkeypatch):
         brain = make_brain(tmp_path / name)
         fit(brain, batches=FIRST + 2)
         logs.append((tmp_path / name / "train_log.txt").read_text())
-        monkeypatch.setattr(resumable.Stopwatch, "lap", lambda self: None)
+        monkeypatch.setattr(estimate.Stopwatch, "lap", lambda self: None)
     assert logs[0] == logs[1]
