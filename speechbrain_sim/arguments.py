@@ -14,12 +14,9 @@ def records_arguments(cls):
 
     Example
     -------
-    >>> @records_arguments
-    ... class Box:
-    ...     def __init__(self, size, sides=(1, 2)):
-    ...         self.area = size * size
-    >>> Box(3).arguments
-    {'size': 3, 'sides': [1, 2]}
+    >>> from speechbrain_sim.encoders.logmel import LogMel
+    >>> LogMel(n_mels=40).arguments
+    {'n_fft': 400, 'hop_length': 160, 'n_mels': 40}
     """
     construct = cls.__init__
     signature = inspect.signature(construct)

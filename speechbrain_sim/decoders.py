@@ -47,8 +47,7 @@ class ConvDecoder(nn.Module):
         width = in_channels
         for i, shape in reversed(list(enumerate(self.shapes))):
             convs = []
-            outs = [channels] * refinements + [channels if i else 1]
-            for out in outs:
+            for out in [channels] * refinements + [channels if i else 1]:
                 convs.append(nn.ConvTranspose1d(width, out, *shape))
                 width, shape = out, (3, 1, 1)
             self.stages.append(nn.ModuleList(convs))
@@ -61,26 +60,10 @@ class ConvDecoder(nn.Module):
         return lengths
 
     def forward(self, z, samples, wav_lens=None):
-        """Decodes a padded batch.
+        """Decodes latents, (batch, time, in_channels), to (batch, samples).
 
-        Arguments
-        ---------
-        z : torch.Tensor
-            Latents, (batch, time, in_channels).
-        samples : int
-            Length of the longest waveform.
-        wav_lens : torch.Tensor, optional
-            See `absolute_lengths`.
-
-        Returns
-        -------
-        torch.Tensor
-            (batch, samples), zero beyond each utterance.
-
-        Raises
-        ------
-        ValueError
-            If `samples` do not encode to so many latents.
+        For `wav_lens` see `absolute_lengths`; zero beyond each utterance. A
+        ValueError if `samples` do not encode to so many latents.
         """
         padded, time = self.frames(samples), z.shape[1]
         if time != padded[-1]:

@@ -50,14 +50,12 @@ def contrastive_modules(
 
     Arguments
     ---------
-    encoder : GreedyEncoder
-        Its layers are shared with the modules.
     greedy : bool
         One module per layer (SIM, GIM), or one for all (CPC, end-to-end SIM).
     kl_weight : float or list of float
         Beta; a list gives one for each convolutional module, bottom first.
-    num_samples, noise :
-        See `ContrastiveModule`.
+    encoder, num_samples, noise :
+        See `training_modules` and `ContrastiveModule`.
     **settings :
         See `SmoothInfoNCE`; a list gives one value for each layer.
     """
@@ -108,15 +106,9 @@ def build_model(name="sim", **changes):
     -------
     SimpleNamespace
         `encoder`, `modules` (for a GreedyBrain), and every hyper-parameter.
-
-    Example
-    -------
-    >>> model = build_model("gim", channels=16, context_channels=8)
-    >>> model.encoder.layer_names == list(model.modules)
-    True
     """
     path = MODELS / "sim.yaml"
     overrides = {**model_changes(name), **changes}
     check_keys(path, read_yaml(path), overrides)
-    with open(path, encoding="utf-8") as file:
-        return SimpleNamespace(**load_hyperpyyaml(file, overrides))
+    text = path.read_text(encoding="utf-8")
+    return SimpleNamespace(**load_hyperpyyaml(text, overrides))

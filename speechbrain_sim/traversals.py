@@ -10,7 +10,7 @@ import torch
 def interpolate(start, target, steps):
     """Interpolates between two latents: (1 - a) start + a target.
 
-    From two of (time, channel) to (steps, time, channel), both ends included.
+    From two of (time, channel) to (steps, time, channel), with both ends.
     """
     if start.shape != target.shape:
         raise ValueError(f"Cannot walk from {start.shape} to {target.shape}.")

@@ -53,13 +53,10 @@ class ResumableBrain(sb.Brain):
             folder = f"{hparams.output_folder}/tensorboard"
             hparams.tensorboard_logger = TensorboardLogger(folder)
         source = hparams.train_csv, hparams.valid_csv, hparams.data_folder
-        cut = hparams.crop, hparams.batch_size
-        self.fit(
-            hparams.epoch_counter,
-            *training_sets(*source, *cut, *labels),
-            train_loader_kwargs=hparams.train_loader_kwargs,
-            valid_loader_kwargs=hparams.valid_loader_kwargs,
-        )
+        sets = training_sets(*source, hparams.crop, hparams.batch_size, *labels)
+        loaders = hparams.train_loader_kwargs, hparams.valid_loader_kwargs
+        progressbar = None  # unless --noprogressbar
+        self.fit(hparams.epoch_counter, *sets, progressbar, *loaders)
 
     def on_fit_start(self):
         """Wraps, makes optimizers, resumes; a new run starts with an empty log."""
@@ -75,13 +72,12 @@ class ResumableBrain(sb.Brain):
 
     def init_optimizers(self):
         """Gives every module its own optimizer, named as the module."""
-        self.optimizers_dict = {}
+        self.optimizers_dict = optimizers = {}
         for name, module in self.modules.items():
-            self.optimizers_dict[name] = self.opt_class(module.parameters())
+            optimizers[name] = self.opt_class(module.parameters())
         if self.checkpointer is not None:
-            for name, optimizer in self.optimizers_dict.items():
-                name = f"{name}_optimizer"
-                self.checkpointer.add_recoverable(name, optimizer)
+            saved = {f"{name}_optimizer": o for name, o in optimizers.items()}
+            self.checkpointer.add_recoverables(saved)
 
     def key(self, name, stage):
         """Returns the key of the draws of one module in this step."""
@@ -152,11 +148,9 @@ class ResumableBrain(sb.Brain):
             self.save_result({**training, "train": train, "valid": valid})
         # last: a run that is killed before this point repeats the epoch
         if self.checkpointer is not None:
-            self.checkpointer.save_and_keep_only(
-                meta={"epoch": epoch, **(valid or train)},
-                num_to_keep=2,  # one to fall back to
-                importance_keys=[],
-            )
+            meta = {"epoch": epoch, **(valid or train)}
+            kept = {"num_to_keep": 2, "importance_keys": []}  # for a fall-back
+            self.checkpointer.save_and_keep_only(meta, **kept)
 
     def save_result(self, training):
         """Saves what the run is for, after every epoch, in the main process.

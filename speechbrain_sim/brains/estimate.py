@@ -51,7 +51,7 @@ class Stopwatch:
     """
 
     def __init__(self):
-        self.laps, self.seconds, self.last = 0, 0.0, None
+        self.laps, self.last = [], None
 
     def begin(self):
         """Starts an epoch: the time before it belongs to no step."""
@@ -60,13 +60,11 @@ class Stopwatch:
     def lap(self):
         """Ends a step; returns the mean step, once, and else None."""
         last, self.last = self.last, time.perf_counter()
-        if last is None:
+        if last is None or len(self.laps) == SKIPPED + MEASURED:
             return None
-        self.laps += 1
-        if self.laps > SKIPPED:
-            self.seconds += self.last - last
-        done = self.laps == SKIPPED + MEASURED
-        return self.seconds / MEASURED if done else None
+        self.laps.append(self.last - last)
+        done = len(self.laps) == SKIPPED + MEASURED
+        return sum(self.laps[SKIPPED:]) / MEASURED if done else None
 
 
 def peak_memory(device):

@@ -42,9 +42,7 @@ class GreedyBrain(ResumableBrain):
         unknown = sorted(set(self.frozen) - set(self.modules))
         if unknown:
             names = ", ".join(self.modules)
-            raise ValueError(
-                f"frozen names {unknown}; the modules are {names}."
-            )
+            raise ValueError(f"frozen names {unknown}; there are {names}.")
         on_cpus = self.distributed_launch and self.device_type == "cpu"
         if on_cpus and any(map(_is_batch_norm, self.modules.modules())):
             raise ValueError(
@@ -174,8 +172,8 @@ class GreedyBrain(ResumableBrain):
         if min(kls) < COLLAPSED_KL and nce > COLLAPSED_NCE * chance:
             logger.warning(
                 f"{name} may have collapsed: KL {min(kls):.2f} nats per frame, "
-                f"NCE {nce:.2f}, chance {chance:.2f}. If this stays, lower its "
-                f"kl_weight, or use kl_reduction channel, initial_log_var -5, "
+                f"NCE {nce:.2f}, chance {chance:.2f}. If this stays: a lower "
+                f"kl_weight, kl_reduction channel, initial_log_var -5, "
                 f"batch_norm or kl_warmup_epochs."
             )
 

@@ -61,24 +61,21 @@ class BlockConv1d(nn.Conv1d):
         """
         kernel_size, stride, own_padding = self.shape
         padding = own_padding if padding is None else padding
-        device = x.device.type
+        weight, bias, device = self.weight, self.bias, x.device.type
         plain = torch.jit.is_tracing() or kernel_size % stride
         if plain or device != "cpu":
-            x = torch.relu(x) if relu else x
-            y = nn.functional.conv1d(
-                x.transpose(1, 2), self.weight, self.bias, stride, padding
-            )
+            x = (torch.relu(x) if relu else x).transpose(1, 2)
+            y = nn.functional.conv1d(x, weight, bias, stride, padding)
             return y.transpose(1, 2)
-        weight = self.weight.transpose(1, 2).flatten(1)  # a view
+        weight = weight.transpose(1, 2).flatten(1)  # a view
         if self.in_channels == 1:  # unfolding a waveform costs nothing
             x = torch.relu(x) if relu else x
             x = nn.functional.pad(x[..., 0], (padding, padding))
             x = x.unfold(1, kernel_size, stride)
             # the bias is the weight of a further tap, which is always one
             x = nn.functional.pad(x, (0, 1), value=1.0)
-            weight = torch.cat([weight, self.bias[:, None]], dim=1)
+            weight = torch.cat([weight, bias[:, None]], dim=1)
             return (x.flatten(0, 1) @ weight.t()).unflatten(0, x.shape[:2])
-        bias = self.bias
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)

@@ -37,8 +37,11 @@ class GreedyEncoder(Encoder):
         One list per module, one number per convolution.
     probabilistic : bool
         Gaussian posteriors (SIM), or deterministic modules (GIM).
-    batch_norm, initial_log_var :
-        See `ConvModule`.
+    batch_norm : bool
+        Batch norm after each convolution.
+    initial_log_var : float
+        Added to the initial biases of log-variances. At 0 the first samples are
+        mostly noise; well below, modules start almost deterministic.
     activation_checkpointing : list of str
         Modules whose convolutions backward computes again, for less memory;
         the first one dominates it. Changes no number.
@@ -76,20 +79,20 @@ class GreedyEncoder(Encoder):
                 f"kernel_sizes, strides and paddings must list as many modules "
                 f"and convolutions; they list {counts}."
             )
-        options = probabilistic, batch_norm, initial_log_var
         self.layers = nn.ModuleDict()
         in_channels = 1
         for m, of_module in enumerate(zip(*numbers, strict=True), 1):
             sizes = in_channels, channels, zip(*of_module, strict=True)
-            self.layers[f"module{m}"] = ConvModule(*sizes, *options)
+            layer = ConvModule(*sizes, probabilistic, batch_norm)
+            if probabilistic:
+                layer.log_var.bias.data.add_(initial_log_var)
+            self.layers[f"module{m}"] = layer
             in_channels = channels
         if context_channels:
             self.layers[CONTEXT] = ContextModule(in_channels, context_channels)
         for name in activation_checkpointing:
             if self._checked(name).predicts_input:
-                raise ValueError(
-                    f"{name} cannot have activation_checkpointing."
-                )
+                raise ValueError(f"{name} has no activation_checkpointing.")
             self.layers[name].activation_checkpointing = True
 
     @property

@@ -121,27 +121,26 @@ def load_hidden_states(folder):
         the weights do not fit.
     """
     folder = Path(folder)
-    config, weights = _find(folder, CONFIG), _find(folder, *WEIGHTS)
-    _find(folder, *PREPROCESSOR)
+    files = [CONFIG], WEIGHTS, PREPROCESSOR
+    config, weights, _ = (_find(folder, names) for names in files)
     kind = model_type(folder)
     if kind not in MODEL_TYPES:
         raise ValueError(
-            f"{config} has the model_type '{kind}'; it must be one of "
-            f"{', '.join(MODEL_TYPES)}."
+            f"{config} has the model_type '{kind}', not one of {MODEL_TYPES}."
         )
     encoder = HiddenStates(*_load(folder)).requires_grad_(False)
     description = {"model": kind, "sha256": sha256(weights)}
     return encoder, {**description, "arguments": read_json(config)}
 
 
-def _find(folder, *names):
+def _find(folder, names):
     """Returns the first of some files that exists."""
     for name in names:
         if (folder / name).exists():
             return folder / name
     raise FileNotFoundError(
-        f"{folder} holds no {' or '.join(names)}: give a folder with config, "
-        f"weights and preprocessor config of a Hugging Face model."
+        f"{folder} holds no {' or '.join(names)}: give a Hugging Face model's "
+        f"folder, with config, weights and preprocessor config."
     )
 
 

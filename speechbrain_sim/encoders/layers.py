@@ -54,27 +54,12 @@ class ConvModule(nn.Module):
         Whether there is a log-variance head, or the module is deterministic.
     batch_norm : bool
         Whether each convolution is followed by batch norm (over valid frames).
-    initial_log_var : float
-        Added to the log-variance head's initial bias. At 0 the first samples
-        are mostly noise; well below, a module starts almost deterministic.
-
-    Example
-    -------
-    >>> module = ConvModule(1, 16, [(10, 5, 2), (8, 4, 2)]).eval()
-    >>> module(torch.randn(2, 10240, 1)).mean.shape
-    torch.Size([2, 511, 16])
     """
 
     predicts_input = False
 
     def __init__(
-        self,
-        in_channels,
-        channels,
-        shapes,
-        probabilistic=True,
-        batch_norm=False,
-        initial_log_var=0.0,
+        self, in_channels, channels, shapes, probabilistic, batch_norm
     ):
         super().__init__()
         self.out_channels, self.has_posterior = channels, probabilistic
@@ -89,14 +74,6 @@ class ConvModule(nn.Module):
             in_channels = channels
         self.mean = nn.Linear(channels, channels)
         self.log_var = nn.Linear(channels, channels) if probabilistic else None
-        if probabilistic:
-            self.log_var.bias.data.add_(initial_log_var)
-
-    def output_lengths(self, lengths):
-        """Computes frames out from frames in; below 1 if they are too few."""
-        for conv in self.convs:
-            lengths = conv.output_lengths(lengths)
-        return lengths
 
     def forward(self, x, lengths=None, sample=None, generator=None, state=None):
         """Encodes a padded batch, or the next piece of a longer signal.
@@ -123,13 +100,13 @@ class ConvModule(nn.Module):
         if state is not None:
             x = self._convolve(x, lengths, state)
             return self._posterior(x, absolute_lengths(x), sample, generator)
-        frames = self.output_lengths(lengths)
+        frames = lengths
+        for conv in self.convs:
+            frames = conv.output_lengths(frames)
         tracing = torch.jit.is_tracing()
         if not tracing and frames.min() < 1:
             shortest = int(lengths.min())
-            raise ValueError(
-                f"{shortest} frames are too short for an output frame."
-            )
+            raise ValueError(f"{shortest} frames are too short to encode.")
         learns = torch.is_grad_enabled()
         if learns and self.activation_checkpointing:
             x = self._convolve_again_in_backward(x, lengths)
@@ -171,23 +148,23 @@ class ConvModule(nn.Module):
         log_var = self.log_var(x) if self.has_posterior else None
         sample = self.training if sample is None else sample
         latent = Latent(mean, log_var, mean, lengths)
-        if sample and self.has_posterior:
-            latent = latent._replace(
-                sample=latent.draw(generator), sampled=True
-            )
-        return latent
+        if not sample or log_var is None:
+            return latent
+        return latent._replace(sample=latent.draw(generator), sampled=True)
 
 
 @contextmanager
 def _keep_statistics(norms):
     """Keeps the statistics of batch norms that compute a batch again."""
+    kept = [(n, n.momentum, n.num_batches_tracked.clone()) for n in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, batches in kept:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)
 
 
 def _norm_valid(norm, x, lengths):
@@ -201,13 +178,7 @@ def _norm_valid(norm, x, lengths):
 
 
 class ContextModule(nn.Module):
-    """The autoregressive module g_ar: a GRU over the latents below it.
-
-    Example
-    -------
-    >>> ContextModule(16, 8)(torch.randn(2, 64, 16)).mean.shape
-    torch.Size([2, 64, 8])
-    """
+    """The autoregressive module g_ar: a GRU over the latents below it."""
 
     has_posterior = False
     predicts_input = True
@@ -216,10 +187,6 @@ class ContextModule(nn.Module):
         super().__init__()
         self.out_channels = channels
         self.gru = nn.GRU(in_channels, channels, batch_first=True)
-
-    def output_lengths(self, lengths):
-        """Frames out are frames in."""
-        return lengths
 
     def forward(self, x, lengths=None, sample=None, generator=None, state=None):
         """See `ConvModule.forward`; there is no posterior to draw from."""

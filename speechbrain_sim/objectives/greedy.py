@@ -13,16 +13,12 @@ import torch
 from torch import nn
 
 from speechbrain_sim.encoders.layers import run_layers
+from speechbrain_sim.objectives import kl
 from speechbrain_sim.objectives.info_nce import (
     Choices,
     draw_negatives,
     draw_window,
     info_nce,
-)
-from speechbrain_sim.objectives.kl import (
-    active_units,
-    kl_per_channel,
-    reduce_kl,
 )
 from speechbrain_sim.randomness import keyed_generator
 
@@ -56,8 +52,8 @@ class SmoothInfoNCE(nn.Module):
     >>> z = Latent(mean, log_var, mean, lengths)
     >>> choices = objective.draw(lengths, time=64)
     >>> loss = objective([(mean, mean)], lengths, choices, [(z, 0.01)])
-    >>> loss.total.ndim, loss.kl[0].shape
-    (0, torch.Size([8]))
+    >>> loss.kl[0].shape
+    torch.Size([8])
     """
 
     def __init__(
@@ -97,10 +93,8 @@ class SmoothInfoNCE(nn.Module):
         pairs : list of (torch.Tensor, torch.Tensor)
             L Monte-Carlo samples of c inside the window, (batch, frames,
             channel), and z, (batch, time, channel); the NCE is their mean.
-        lengths : torch.Tensor
-            Valid frames, (batch,).
-        choices : Choices
-            From `draw`, shared by all L samples.
+        lengths, choices : torch.Tensor, Choices
+            Valid frames, (batch,); from `draw`, shared by all L samples.
         posteriors : iterable of (Latent, float)
             The posteriors of the KL, each with its weight beta.
         """
@@ -113,9 +107,10 @@ class SmoothInfoNCE(nn.Module):
         accuracy = sum(term.accuracy for term in terms) / len(terms)
         total, kls = nce, []
         for z, beta in posteriors:
-            kl = kl_per_channel(z.mean, z.log_var, z.lengths)
-            total = total + beta * reduce_kl(kl, z.lengths, self.kl_reduction)
-            kls.append(kl.detach())
+            of_z = kl.kl_per_channel(z.mean, z.log_var, z.lengths)
+            reduced = kl.reduce_kl(of_z, z.lengths, self.kl_reduction)
+            total = total + beta * reduced
+            kls.append(of_z.detach())
         return SmoothInfoNCELoss(total, nce, kls, accuracy)
 
 
@@ -175,8 +170,7 @@ class GreedyModule(nn.Module):
         x, lengths : torch.Tensor
             (batch, time, channel), from the module below; valid frames, (batch,).
         key : tuple, optional
-            Key of the random draws, e.g. (seed, rank, module, epoch, step);
-            the global generator by default.
+            Key of the random draws; the global generator by default.
         targets : torch.Tensor, optional
             Labels, for a supervised objective.
         """
@@ -189,7 +183,7 @@ class GreedyModule(nn.Module):
         loss, terms = self.objective(latents, below, noise, choices, targets)
         stats = {"loss": loss, **terms}
         for name, latent in latents.items():
-            units = active_units(latent.mean.detach(), latent.lengths)
+            units = kl.active_units(latent.mean.detach(), latent.lengths)
             stats[self.prefix(name) + "active_units"] = units
         stats = {f"{self.name}_{n}": v.detach() for n, v in stats.items()}
         return ModuleOutput(top, latent.lengths, loss, stats)
@@ -201,21 +195,16 @@ class GreedyModule(nn.Module):
     def objective(self, latents, below, noise, choices, targets):
         """Scores latents, dict of str to Latent: loss, dict of stats.
 
-        `below` is the input of the topmost layer; `noise` and `choices` are
-        generators, `targets` labels.
+        `below` is the topmost layer's input; `noise` and `choices` are generators.
         """
         raise NotImplementedError
 
 
 class ContrastiveModule(GreedyModule):
-    """Layers trained with Smooth-InfoNCE on the topmost one.
+    """Layers trained with a SmoothInfoNCE on the topmost one.
 
     Arguments
     ---------
-    name, layers :
-        See `GreedyModule`.
-    smooth_info_nce : SmoothInfoNCE
-        The objective, with the scorer's matrices W_k.
     kl_weights : dict of str to float
         Beta of each layer that has a posterior.
     num_samples : int
@@ -253,8 +242,8 @@ class ContrastiveModule(GreedyModule):
         posteriors = zip((latents[n] for n in names), betas, strict=True)
         terms = self.smooth_info_nce(pairs, top.lengths, chosen, posteriors)
         stats = {"nce": terms.nce, "accuracy": terms.accuracy}
-        for name, kl in zip(map(self.prefix, names), terms.kl, strict=True):
-            stats[name + "kl"] = kl.sum()
-            stats[name + "kl_median"] = kl.median()
-            stats[name + "kl_max"] = kl.max()
+        for name, x in zip(map(self.prefix, names), terms.kl, strict=True):
+            stats[name + "kl"] = x.sum()
+            stats[name + "kl_median"] = x.median()
+            stats[name + "kl_max"] = x.max()
         return terms.total, stats

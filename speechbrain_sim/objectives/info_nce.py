@@ -32,11 +32,6 @@ def draw_window(longest, window_frames, generator=None):
     """Draws start and frames of the scored window, the same for a batch.
 
     It is the whole of the longest utterance if that fits `window_frames`.
-
-    Example
-    -------
-    >>> draw_window(64, 128)
-    (0, 64)
     """
     if longest <= window_frames:
         return 0, longest
@@ -106,10 +101,8 @@ def info_nce(predicted, z, lengths, start, negatives):
         W_k c_t for the window, (batch, frames, K, channel).
     z, lengths : torch.Tensor
         The full sequence, (batch, time, channel); its valid frames, (batch,).
-    start : int
-        First frame of the window.
-    negatives : torch.Tensor
-        From `draw_negatives`, (batch, frames, N).
+    start, negatives :
+        See `Choices`.
 
     Returns
     -------
@@ -147,9 +140,8 @@ def info_nce(predicted, z, lengths, start, negatives):
 class _Scores(torch.autograd.Function):
     """z_{t+k} . W_k c_t, then z_j . W_k c_t for each negative j.
 
-    (batch, frames, K, 1 + N); the positives beyond the window are left zero.
-    All k share one copy of the negatives, made again for the gradient, and all
-    gradients are summed in place.
+    (batch, frames, K, 1 + N), zero for positives beyond the window. All k share
+    one copy of the negatives, made again for the gradient.
     """
 
     @staticmethod

@@ -12,13 +12,11 @@ class SupervisedModule(GreedyModule):
 
     Arguments
     ---------
-    name, layers :
-        See `GreedyModule`.
     channels, classes : int
         Shape of the classifier.
     frame_geometry : (int, float), optional
-        Of the topmost layer, for one label per frame; without it, one label per
-        utterance is predicted from the mean over time.
+        Of the topmost layer, for one label per frame; without it, the mean over
+        time predicts one label per utterance.
     """
 
     def __init__(self, name, layers, channels, classes, frame_geometry=None):
