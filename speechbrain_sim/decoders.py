@@ -99,5 +99,4 @@ def mirror(encoder, layer):
     shapes = encoder.convolutions(layer)
     lowest = layer == encoder.layer_names[0] and len(shapes) == 2
     channels = encoder.channels_of(layer), encoder.conv_channels
-    refinements = 2 if lowest else 0
-    return ConvDecoder(*channels, *zip(*shapes, strict=True), refinements)
+    return ConvDecoder(*channels, *zip(*shapes, strict=True), 2 * lowest)

@@ -100,10 +100,9 @@ def _damage(folder):
     except (OSError, ValueError):
         return f"{HASHES} is missing or unreadable"
     for name, expected in hashes.items():
-        path = folder / name
-        if not path.exists():
+        if not (folder / name).exists():
             return f"{name} is missing"
-        if sha256(path) != expected:
+        if sha256(folder / name) != expected:
             return f"{name} does not match its hash"
     return None
 

@@ -88,7 +88,6 @@ def checkpoint_bytes(modules, optimizers):
     400
     """
     tensors = [x for m in modules for x in m.state_dict().values()]
-    for optimizer in optimizers:
-        for state in optimizer.state.values():
-            tensors += filter(torch.is_tensor, state.values())
+    states = [state for o in optimizers for state in o.state.values()]
+    tensors += [x for s in states for x in s.values() if torch.is_tensor(x)]
     return sum(tensor.nbytes for tensor in tensors)

@@ -167,8 +167,8 @@ class GreedyBrain(ResumableBrain):
         kls = [stats[stat] for stat in fnmatch.filter(stats, f"{name}_*kl")]
         if nce is None or not kls:
             return
-        negatives = self.unwrapped[name].smooth_info_nce.num_negatives
-        chance = math.log(1 + negatives)
+        objective = self.unwrapped[name].smooth_info_nce
+        chance = math.log(1 + objective.num_negatives)
         if min(kls) < COLLAPSED_KL and nce > COLLAPSED_NCE * chance:
             logger.warning(
                 f"{name} may have collapsed: KL {min(kls):.2f} nats per frame, "

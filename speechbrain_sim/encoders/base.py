@@ -215,9 +215,8 @@ class Encoder(nn.Module, ABC):
             utterance is too short for a frame.
         """
         if wavs.ndim != 2:
-            raise ValueError(
-                f"wavs has shape {tuple(wavs.shape)}; expected (batch, samples)."
-            )
+            shape = tuple(wavs.shape)
+            raise ValueError(f"wavs is {shape}; expected (batch, samples).")
         wanted = self.layers_up_to(layers)
         lengths = absolute_lengths(wavs, wav_lens)
         shortest = int(lengths.min())

@@ -119,9 +119,8 @@ class _SumOfProducts(torch.autograd.Function):
         weight, *saved = ctx.saved_tensors
         layout, wants_x = ctx.layout, ctx.needs_input_grad[0]
         # in fp32 also where the products are not: it is summed over the parts
-        grad_weight = torch.zeros_like(
-            weight, dtype=torch.promote_types(weight.dtype, torch.float32)
-        )
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=dtype)
         grad_x = None
         if wants_x:
             grad_x = grad_y.new_empty(len(grad_y), layout.time, ctx.channels)

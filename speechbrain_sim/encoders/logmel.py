@@ -44,8 +44,7 @@ class LogMel(Encoder):
     def convolutions(self, layer):
         """See `Encoder`: the Fourier transform is one convolution."""
         self.check_layer(layer)
-        n_fft = self.mel.n_fft
-        return [(n_fft, self.mel.hop_length, n_fft // 2)]
+        return [(self.mel.n_fft, self.mel.hop_length, self.mel.n_fft // 2)]
 
     def frame_geometry(self, layer):
         """See `Encoder`; a periodic Hann window peaks at sample n_fft / 2."""

@@ -168,21 +168,18 @@ class _Scores(torch.autograd.Function):
         positives = range(1, min(steps, frames - 1) + 1)
         window = z[:, ctx.start : ctx.start + frames]
         for k in positives:
-            grad_predicted[:, :-k, k - 1].addcmul_(
-                grad_positive[:, :-k, k - 1], window[:, k:]
-            )
+            grad_k = grad_positive[:, :-k, k - 1]
+            grad_predicted[:, :-k, k - 1].addcmul_(grad_k, window[:, k:])
         if not ctx.needs_input_grad[1]:
             return grad_predicted, None, None, None
         grad_candidates = grad_negative.transpose(-1, -2) @ predicted
         grad_z = torch.zeros_like(z)
-        grad_z.flatten(0, 1).index_add_(
-            0, negatives.flatten(), grad_candidates.flatten(0, 2)
-        )
+        drawn = negatives.flatten(), grad_candidates.flatten(0, 2)
+        grad_z.flatten(0, 1).index_add_(0, *drawn)
         grad_window = grad_z[:, ctx.start : ctx.start + frames]
         for k in positives:
-            grad_window[:, k:].addcmul_(
-                grad_positive[:, :-k, k - 1], predicted[:, :-k, k - 1]
-            )
+            grad_k = grad_positive[:, :-k, k - 1]
+            grad_window[:, k:].addcmul_(grad_k, predicted[:, :-k, k - 1])
         return grad_predicted, grad_z, None, None
 
 
