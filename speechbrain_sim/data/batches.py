@@ -5,14 +5,8 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_sim.data import labels
 from speechbrain_sim.data.audio import read_audio
-from speechbrain_sim.data.labels import (
-    FRAMES,
-    HOP,
-    SEQUENCE,
-    UTTERANCE,
-    num_labels,
-)
 from speechbrain_sim.randomness import key_seed
 
 logger = get_logger(__name__)
@@ -57,22 +51,19 @@ class KeyedCrop:
 
     def __call__(self, utterance, num_samples):
         """Returns (start, stop) in samples for an utterance of a length."""
-        spare = num_samples - self.samples
+        spare, start = num_samples - self.samples, 0
         if spare <= 0:
             return 0, num_samples
-        start = 0
         if self.random:
-            places = spare // HOP + 1
-            key = (self.seed, "crop", utterance, int(self.epoch))
-            start = HOP * (key_seed(*key) % places)
+            key = key_seed(self.seed, "crop", utterance, int(self.epoch))
+            start = labels.HOP * (key % (spare // labels.HOP + 1))
         return start, start + self.samples
 
 
 def _open(manifest, data_folder, label):
     """Reads a manifest; raises a ValueError if it has no such column."""
-    dataset = DynamicItemDataset.from_csv(
-        manifest, replacements={"data_root": data_folder}
-    )
+    places = {"data_root": data_folder}
+    dataset = DynamicItemDataset.from_csv(manifest, replacements=places)
     columns = next(iter(dataset.data.values()))
     if label is not None and label not in columns:
         raise ValueError(
@@ -82,7 +73,12 @@ def _open(manifest, data_folder, label):
 
 
 def make_dataset(
-    manifest, data_folder, crop=None, label=None, classes=None, kind=UTTERANCE
+    manifest,
+    data_folder,
+    crop=None,
+    label=None,
+    classes=None,
+    kind=labels.UTTERANCE,
 ):
     """Opens a manifest as a dataset of waveforms and labels.
 
@@ -115,7 +111,7 @@ def make_dataset(
         If the manifest has no such column, a label that is not among the
         classes, or no label at all; or if a sequence would be cropped.
     """
-    if kind == SEQUENCE and crop:
+    if kind == labels.SEQUENCE and crop:
         raise ValueError(f"A crop has a part of the '{label}', but which?")
     dataset = _open(manifest, data_folder, label)
 
@@ -144,26 +140,17 @@ def _add_target(dataset, label, classes, kind, place):
     @provides("target")
     def target(item, value, num_samples):
         tokens = _tokens(value, kind)
-        if kind == FRAMES:
+        if kind == labels.FRAMES:
             start, stop = place(item, num_samples)
-            first = start // HOP
-            tokens = tokens[first : first + num_labels(stop - start)]
+            first = start // labels.HOP
+            tokens = tokens[first : first + labels.num_labels(stop - start)]
         numbers = [number[token] for token in tokens]
         return torch.tensor(numbers, dtype=torch.int64)
 
     dataset.add_dynamic_item(target)
 
 
-def training_sets(
-    train_csv,
-    valid_csv,
-    data_folder,
-    crop,
-    batch_size,
-    label=None,
-    classes=None,
-    kind=UTTERANCE,
-):
+def training_sets(train_csv, valid_csv, data_folder, crop, batch_size, *target):
     """Opens what a run trains on, and what it is validated on.
 
     Arguments
@@ -174,8 +161,10 @@ def training_sets(
         Of the training set; the crops of validation are those of epoch 0.
     batch_size : int
         Utterances of a batch.
-    data_folder, label, classes, kind :
+    data_folder :
         See `make_dataset`.
+    *target :
+        Its `label`, `classes` and `kind`, for supervised training.
 
     Returns
     -------
@@ -187,10 +176,8 @@ def training_sets(
         If the training set is smaller than a batch.
     """
     still = KeyedCrop(crop.samples, crop.random, crop.seed)
-    train, valid = (
-        make_dataset(manifest, data_folder, chosen, label, classes, kind)
-        for manifest, chosen in ((train_csv, crop), (valid_csv, still))
-    )
+    train = make_dataset(train_csv, data_folder, crop, *target)
+    valid = make_dataset(valid_csv, data_folder, still, *target)
     if len(train) < batch_size:
         raise ValueError(
             f"{train_csv} lists {len(train)} utterances, fewer than a batch: "
@@ -201,7 +188,7 @@ def training_sets(
 
 def _tokens(value, kind):
     """The classes in a cell of a manifest."""
-    if kind == UTTERANCE:
+    if kind == labels.UTTERANCE:
         return [value] if value.strip() else []
     return value.split()
 
@@ -213,24 +200,20 @@ def _labelled(dataset, manifest, label, classes, kind):
     if not known:
         raise ValueError(
             f"No utterance of {manifest} has a '{label}': give labels of this "
-            f"corpus, or more of it."
+            "corpus, or more of it."
         )
     if len(known) < len(cells):
-        logger.warning(
-            f"{len(cells) - len(known)} of {len(cells)} utterances of "
-            f"{manifest} have no '{label}' and are left out."
-        )
+        counts = f"{len(cells) - len(known)} of {len(cells)}"
+        what = f"utterances of {manifest} have no '{label}'"
+        logger.warning("%s %s and are left out.", counts, what)
     for item in known:
-        strange = sorted(set(_tokens(cells[item], kind)) - set(classes))
-        if strange:
-            raise ValueError(
-                f"{item} in {manifest} has the {label} {strange[0]}, which no "
-                f"training utterance has."
-            )
+        if strange := set(_tokens(cells[item], kind)) - set(classes):
+            what = f"{item} in {manifest} has the {label} {min(strange)}"
+            raise ValueError(f"{what}, which no training utterance has.")
     return known
 
 
-def classes_of(manifest, data_folder, label, kind=UTTERANCE):
+def classes_of(manifest, data_folder, label, kind=labels.UTTERANCE):
     """Lists the classes of a label.
 
     Arguments
@@ -248,6 +231,6 @@ def classes_of(manifest, data_folder, label, kind=UTTERANCE):
     dataset, found = _open(manifest, data_folder, label), set()
     for row in dataset.data.values():
         found.update(_tokens(row[label], kind))
-    if kind == FRAMES:
+    if kind == labels.FRAMES:
         return [str(n) for n in range(max(map(int, found), default=-1) + 1)]
     return sorted(found)
