@@ -7,7 +7,6 @@ import shutil
 import tarfile
 import time
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 
 import requests
@@ -20,6 +19,27 @@ logger = get_logger(__name__)
 BLOCK = 1 << 16
 #: client errors that may pass: timeout, range, too many requests
 PASSING = (408, 416, 429)
+
+
+def fetch_archive(url, folder, checksum=None):
+    """Downloads a tar archive into a folder, and unpacks it there.
+
+    See `fetch` and `unpack`.
+
+    Raises
+    ------
+    BlockingIOError
+        If another run works on the same archive.
+    """
+    archive = Path(folder, url.rsplit("/", 1)[-1])
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{archive}.lock", timeout=0):
+            fetch(url, archive, checksum)
+            unpack(archive, folder)
+    except Timeout as error:
+        message = f"Another run works on {archive}: start again after its end."
+        raise BlockingIOError(message) from error
 
 
 def fetch(url, path, checksum=None, attempts=5):
@@ -47,20 +67,16 @@ def fetch(url, path, checksum=None, attempts=5):
     ConnectionError
         If the server refuses; or if the connection keeps breaking or the disk
         is full: started again, it continues.
-    BlockingIOError
-        If another run downloads it.
     ValueError
         If the checksum is another. The file is deleted.
     """
     path = Path(path)
     if path.is_file():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    with _lock(part):
-        _receive_all(url, part, attempts)
-        _check(url, part, checksum)
-        os.replace(part, path)
+    _receive_all(url, part, attempts)
+    _check(url, part, checksum)
+    os.replace(part, path)
 
 
 def unpack(archive, folder):
@@ -82,41 +98,22 @@ def unpack(archive, folder):
     ValueError
         If the archive is damaged, holds links or devices, or names a place
         outside the folder. Nothing of it is left.
-    BlockingIOError
-        If another run unpacks it.
     OSError
         If the disk is full, or cannot be written. Nothing of it is left.
     """
     archive, folder = Path(archive), Path(folder)
     partial = folder / f".{archive.name}.partial"
-    with _lock(archive):
-        shutil.rmtree(partial, ignore_errors=True)  # of a killed run
-        partial.mkdir(parents=True)
-        try:
-            _extract(archive, partial)
-            for entry in sorted(partial.glob("*/*"), key=Path.is_dir):
-                target = folder / entry.relative_to(partial)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if not target.exists():
-                    os.replace(entry, target)
-        finally:
-            shutil.rmtree(partial)
-
-
-@contextmanager
-def _lock(path):
-    """Keeps other runs from a file, until this process ends at the latest."""
-    lock = FileLock(f"{path}.lock")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+    partial.mkdir(parents=True)
     try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        message = f"Another run works on {path}: start again after its end."
-        raise BlockingIOError(message) from error
-    try:
-        yield
+        _extract(archive, partial)
+        for entry in sorted(partial.glob("*/*"), key=Path.is_dir):
+            target = folder / entry.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                os.replace(entry, target)
     finally:
-        os.unlink(lock.lock_file)
-        lock.release()
+        shutil.rmtree(partial)
 
 
 def _receive_all(url, part, attempts):
@@ -129,17 +126,15 @@ def _receive_all(url, part, attempts):
             before, have = have, _size(part)
             left = attempts if have > before else left - 1
             code = getattr(getattr(error, "response", None), "status_code", 0)
-            why = f"{url} cannot be downloaded ({error}):"
+            what = f"{url} cannot be downloaded ({error})"
             if 400 <= code < 500 and code not in PASSING:
-                kind = (
-                    FileNotFoundError if code in (404, 410) else ConnectionError
-                )
-                raise kind(
-                    f"{why} check the address (--download_from) and the subset."
-                ) from error
+                kind = FileNotFoundError if code == 404 else ConnectionError
+                remedy = "correct the address, --download_from, or the subset"
+                raise kind(f"{what}: {remedy}.") from error
             if not left or error.errno == errno.ENOSPC:
+                remedy = f"to continue after the {have} bytes in {part}"
                 raise ConnectionError(
-                    f"{why} Start again to continue after the {have} bytes in {part}."
+                    f"{what}. Start again {remedy}."
                 ) from error
             logger.warning("%s: %s, after %d bytes", url, error, have)
         time.sleep(2 ** (attempts - left))
@@ -149,21 +144,18 @@ def _receive(url, part, have):
     """Appends what is missing to a file; raises if the connection breaks."""
     headers = {"Accept-Encoding": "identity", "Range": f"bytes={have}-"}
     with requests.get(url, headers=headers, stream=True, timeout=60) as answer:
-        if answer.status_code == 416:
+        if answer.status_code == 416:  # beyond its end
             if answer.headers.get("Content-Range") == f"bytes */{have}":
-                return  # all of it was there
+                return
             part.unlink()  # of another file
         answer.raise_for_status()
-        mode = "ab" if answer.status_code == 206 else "wb"
-        with open(part, mode) as file:
-            total = answer.headers.get("Content-Length")
-            total = total and file.tell() + int(total)
-            bar = {"desc": part.stem, "initial": file.tell(), "total": total}
+        start = have if answer.status_code == 206 else 0
+        total = start + int(answer.headers.get("Content-Length", 0))
+        bar = {"desc": part.stem, "initial": start, "total": total or None}
+        with open(part, "ab" if start else "wb") as file:
             with tqdm.wrapattr(file, "write", **bar, disable=None) as counted:
                 for block in answer.iter_content(BLOCK):
                     counted.write(block)
-            if total and file.tell() != total:
-                raise requests.ConnectionError("it ended early")
 
 
 def _size(path):
@@ -203,10 +195,9 @@ def _extract(archive, folder):
                 pass
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         if getattr(error, "errno", None):  # of the disk, not of the archive
-            raise OSError(
-                error.errno,
-                f"{error.strerror}: {archive} takes more than {_size(archive) / 1e9:.3g} GB in {folder}",
-            ) from error
-        raise ValueError(
-            f"{archive} cannot be unpacked ({error}): delete it, and download it again."
-        ) from error
+            size = f"{archive} takes more than {_size(archive) / 1e9:.3g} GB"
+            message = f"{error.strerror}: {size} in {folder}"
+            raise OSError(error.errno, message) from error
+        remedy = "delete it, and download it again"
+        message = f"{archive} cannot be unpacked ({error}): {remedy}."
+        raise ValueError(message) from error

@@ -330,7 +330,7 @@ def _report_bad(bad, path, on_bad_audio):
 
 
 def _list_csv(path, header, rows, shown=0):
-    """Writes rows, or removes an old file; returns columns of the first five."""
+    """Writes rows, or removes an old file; returns the first five as text."""
     if not rows:
         path.unlink(missing_ok=True)
         return ""
