@@ -5,9 +5,14 @@ of their paths, optionally labelled with a speaker.
 """
 
 import csv
+import io
 from pathlib import Path
 
-from speechbrain_sim.data.manifests import hash_split, write_manifests
+from speechbrain_sim.data.manifests import (
+    hash_split,
+    read_text,
+    write_manifests,
+)
 
 #: endings of the files that are read, in any case
 ENDINGS = (".flac", ".ogg", ".wav")
@@ -59,20 +64,18 @@ def prepare_folder(
     labels = _label_speakers(names, folder, speakers)
     shares = {"valid": valid_share, "test": test_share}
     sides = hash_split(names, shares, seed, labels.get)
-    splits = {"train": [], **{name: [] for name in shares if shares[name]}}
+    splits = {"train": []} | {name: [] for name in shares if shares[name]}
     for name in names:
-        speaker = {"speaker": labels[name]} if labels else {}
-        row = {"ID": _id(name), "wav": folder / name, **speaker}
+        row = {"ID": _id(name), "wav": folder / name}
+        row |= {"speaker": labels[name]} if labels else {}
         splits[sides[name]].append(row)
     if not all(splits.values()):
-        whose = " of one speaker" if labels else ""
-        raise ValueError(
-            f"{data_folder}: {len(names)} files are too few for "
-            f"{', '.join(splits)}: that takes {len(splits)} files{whose}. "
-            "Add files, or set valid_share or test_share to 0."
-        )
-    limits = min_samples, on_bad_audio
-    write_manifests(splits, save_folder, folder, *limits, arguments)
+        few = f"{len(names)} files are too few for {', '.join(splits)}"
+        needed = f"{len(splits)} files{' of one speaker' if labels else ''}"
+        remedy = "Add files, or set valid_share or test_share to 0."
+        raise ValueError(f"{folder}: {few}: that takes {needed}. {remedy}")
+    how = min_samples, on_bad_audio, arguments
+    write_manifests(splits, save_folder, folder, *how)
 
 
 def _find_audio(folder):
@@ -86,16 +89,13 @@ def _find_audio(folder):
         if not hidden and path.suffix.lower() in ENDINGS and path.is_file():
             names.append(name.as_posix())
     if not names:
-        raise FileNotFoundError(
-            f"No file below {folder} ends in {', '.join(ENDINGS)}"
-        )
+        endings = ", ".join(ENDINGS)
+        raise FileNotFoundError(f"No file below {folder} ends in {endings}")
     for name in sorted(names):
         other = ids.setdefault(_id(name), name)
         if other != name:
-            raise ValueError(
-                f"{other} and {name} would both have the ID {_id(name)}: "
-                "rename one of them."
-            )
+            both = f"{other} and {name} would both have the ID {_id(name)}"
+            raise ValueError(f"{both}: rename one of them.")
     return sorted(names)
 
 
@@ -111,10 +111,8 @@ def _label_speakers(names, folder, speakers):
     if speakers == "folder":
         for name in names:
             if "/" not in name:
-                raise ValueError(
-                    f"{folder / name} lies in no folder that could name its "
-                    "speaker: move it into one, or use a csv."
-                )
+                what = f"{folder / name} lies in no folder of a speaker"
+                raise ValueError(f"{what}: move it into one, or use a csv.")
         return {name: name.split("/")[0] for name in names}
     labels = _read_speakers(speakers)
     for name in labels:
@@ -128,19 +126,13 @@ def _label_speakers(names, folder, speakers):
 
 def _read_speakers(path):
     """Path to speaker, from a csv."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if not {"path", "speaker"} <= set(reader.fieldnames or []):
-            raise ValueError(
-                f"{path} needs the columns path and speaker, it has "
-                f"{reader.fieldnames}."
-            )
-        labels = {}
-        for row in reader:
-            name = Path(row["path"].strip()).as_posix()
-            speaker = (row["speaker"] or "").strip()
-            if not speaker or labels.setdefault(name, speaker) != speaker:
-                raise ValueError(
-                    f"{path}: {name} has no speaker, or two of them."
-                )
+    rows, labels = csv.DictReader(io.StringIO(read_text(path))), {}
+    columns = rows.fieldnames or []
+    if not {"path", "speaker"} <= set(columns):
+        raise ValueError(f"{path} needs the columns path, speaker: {columns}")
+    for row in rows:
+        name = Path(row["path"].strip()).as_posix()
+        speaker = (row["speaker"] or "").strip()
+        if not speaker or labels.setdefault(name, speaker) != speaker:
+            raise ValueError(f"{path}: {name} has no speaker, or two of them.")
     return labels
