@@ -114,25 +114,22 @@ def make_dataset(
     if kind == labels.SEQUENCE and crop:
         raise ValueError(f"A crop has a part of the '{label}', but which?")
     dataset = _open(manifest, data_folder, label)
-
-    def place(item, num_samples):
-        length = int(num_samples)
-        return crop(item, length) if crop else (0, length)
+    crop = crop or KeyedCrop(1 << 62)  # longer than any utterance
 
     @takes("id", "wav", "num_samples")
     @provides("sig")
     def read(item, wav, num_samples):
-        return read_audio(wav, *place(item, num_samples))
+        return read_audio(wav, *crop(item, int(num_samples)))
 
     dataset.add_dynamic_item(read)
     dataset.set_output_keys(["id", "sig"] + ["target"] * (label is not None))
     if label is not None:
         dataset.data_ids = _labelled(dataset, manifest, label, classes, kind)
-        _add_target(dataset, label, classes, kind, place)
+        _add_target(dataset, label, classes, kind, crop)
     return dataset
 
 
-def _add_target(dataset, label, classes, kind, place):
+def _add_target(dataset, label, classes, kind, crop):
     """Provides the label of each utterance as `target`."""
     number = {name: index for index, name in enumerate(classes)}
 
@@ -141,7 +138,7 @@ def _add_target(dataset, label, classes, kind, place):
     def target(item, value, num_samples):
         tokens = _tokens(value, kind)
         if kind == labels.FRAMES:
-            start, stop = place(item, num_samples)
+            start, stop = crop(item, int(num_samples))
             first = start // labels.HOP
             tokens = tokens[first : first + labels.num_labels(stop - start)]
         numbers = [number[token] for token in tokens]

@@ -37,9 +37,8 @@ def kind_of(label, label_kinds):
     """
     kind = label_kinds.get(label, UTTERANCE)
     if kind not in KINDS:
-        raise ValueError(
-            f"label_kinds: '{label}' is of {kind!r}, not of {', '.join(KINDS)}."
-        )
+        kinds = ", ".join(KINDS)
+        raise ValueError(f"label_kinds: '{label}' is {kind!r}, not of {kinds}.")
     return kind
 
 
@@ -102,9 +101,7 @@ def frames_of_labels(count, hop, center, frames=None, alignment="centre"):
     elif alignment == "end":
         at = (labels / hop).round().long()
     else:
-        raise ValueError(
-            f"alignment must be 'centre', 'front' or 'end', got {alignment!r}"
-        )
+        raise ValueError(f"alignment: centre, front or end, not {alignment!r}")
     return at.clamp(0, None if frames is None else frames - 1)
 
 

@@ -86,6 +86,17 @@ def read_text(path):
         raise ValueError(message) from error
 
 
+def read_csv(path, columns):
+    """Reads the rows of a csv; a ValueError names columns that it lacks."""
+    rows = csv.DictReader(io.StringIO(read_text(path)))
+    if missing := set(columns) - set(rows.fieldnames or ()):
+        lacks = f"it lacks {', '.join(sorted(missing))}"
+        raise ValueError(
+            f"{path} needs the columns {', '.join(columns)}; {lacks}"
+        )
+    return rows
+
+
 def hash_split(names, shares, seed=0, group=None):
     """Divides names into splits, in the order of their hashes.
 

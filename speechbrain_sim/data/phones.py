@@ -4,8 +4,6 @@ Label i of an utterance is the phone at sample 160 i + 200, the centre of its
 25 ms window; an utterance has 1 + (samples - 400) // 160 of them.
 """
 
-import csv
-import io
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import HOP, WINDOW, num_labels
-from speechbrain_sim.data.manifests import Problem, read_text
+from speechbrain_sim.data.manifests import Problem, read_csv, read_text
 from speechbrain_sim.files import write_text
 
 #: seconds that an alignment may differ from the length of its audio
@@ -277,11 +275,7 @@ def _read_textgrids(folder, samples):
 def _read_intervals(path, samples):
     """First lines and intervals of every utterance from a csv."""
     places, intervals, problems = {}, defaultdict(list), []
-    rows = csv.DictReader(io.StringIO(read_text(path)))
-    missing = {"ID", "start", "end", "phone"} - set(rows.fieldnames or ())
-    if missing:
-        lacks = f"it lacks {', '.join(sorted(missing))}."
-        raise ValueError(f"{path} needs columns ID,start,end,phone; {lacks}")
+    rows = read_csv(path, ["ID", "start", "end", "phone"])
     for row in rows:
         line, name = f"{path}:{rows.line_num}", row["ID"]
         try:

@@ -4,13 +4,11 @@ For recordings that a user already has: searched recursively, divided by hashes
 of their paths, optionally labelled with a speaker.
 """
 
-import csv
-import io
 from pathlib import Path
 
 from speechbrain_sim.data.manifests import (
     hash_split,
-    read_text,
+    read_csv,
     write_manifests,
 )
 
@@ -126,11 +124,8 @@ def _label_speakers(names, folder, speakers):
 
 def _read_speakers(path):
     """Path to speaker, from a csv."""
-    rows, labels = csv.DictReader(io.StringIO(read_text(path))), {}
-    columns = rows.fieldnames or []
-    if not {"path", "speaker"} <= set(columns):
-        raise ValueError(f"{path} needs the columns path, speaker: {columns}")
-    for row in rows:
+    labels = {}
+    for row in read_csv(path, ["path", "speaker"]):
         name = Path(row["path"].strip()).as_posix()
         speaker = (row["speaker"] or "").strip()
         if not speaker or labels.setdefault(name, speaker) != speaker:
