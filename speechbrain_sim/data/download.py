@@ -132,10 +132,8 @@ def _receive_all(url, part, attempts):
                 remedy = "correct the address, --download_from, or the subset"
                 raise kind(f"{what}: {remedy}.") from error
             if not left or error.errno == errno.ENOSPC:
-                remedy = f"to continue after the {have} bytes in {part}"
-                raise ConnectionError(
-                    f"{what}. Start again {remedy}."
-                ) from error
+                remedy = f"Start again to continue after the {have} bytes"
+                raise ConnectionError(f"{what}. {remedy} in {part}.") from error
             logger.warning("%s: %s, after %d bytes", url, error, have)
         time.sleep(2 ** (attempts - left))
 

@@ -219,15 +219,14 @@ def record(speech, warp, rng):
     return wav * min(level, 0.99 / np.abs(wav).max()), before
 
 
+_INTEGERS = "type id text_position length position sample".split()
+
+
 class _Event(ctypes.Structure):
     """`espeak_EVENT` of espeak-ng 1.52; `name` is a union with a pointer."""
 
-    _fields_ = [
-        *((name, ctypes.c_int) for name in ("type", "id", "text_position")),
-        *((name, ctypes.c_int) for name in ("length", "position", "sample")),
-        ("user_data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 8),
-    ]
+    _fields_ = [(name, ctypes.c_int) for name in _INTEGERS]
+    _fields_ += [("user_data", ctypes.c_void_p), ("name", ctypes.c_char * 8)]
 
 
 _SAMPLES, _EVENTS = (ctypes.POINTER(t) for t in (ctypes.c_short, _Event))
@@ -256,10 +255,8 @@ def _synthesise(text, voice):
     library = ctypes.CDLL(loader.get_library_path())
     try:
         data = loader.get_data_path()
-        rate = library.espeak_Initialize(
-            _SYNCHRONOUS, 0, data.encode(), _PHONEME_EVENTS | _DONT_EXIT
-        )
-        if rate != 22050:
+        how = _SYNCHRONOUS, 0, data.encode(), _PHONEME_EVENTS | _DONT_EXIT
+        if library.espeak_Initialize(*how) != 22050:
             raise RuntimeError(f"espeak-ng cannot use its data in {data}")
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         library.espeak_SetSynthCallback(collect)

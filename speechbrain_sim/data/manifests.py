@@ -90,10 +90,8 @@ def read_csv(path, columns):
     """Reads the rows of a csv; a ValueError names columns that it lacks."""
     rows = csv.DictReader(io.StringIO(read_text(path)))
     if missing := set(columns) - set(rows.fieldnames or ()):
-        lacks = f"it lacks {', '.join(sorted(missing))}"
-        raise ValueError(
-            f"{path} needs the columns {', '.join(columns)}; {lacks}"
-        )
+        needs = f"{path} needs the columns {', '.join(columns)}"
+        raise ValueError(f"{needs}; it lacks {', '.join(sorted(missing))}.")
     return rows
 
 

@@ -107,27 +107,20 @@ def _label_speakers(names, folder, speakers):
     if speakers is None:
         return {}
     if speakers == "folder":
-        for name in names:
-            if "/" not in name:
-                what = f"{folder / name} lies in no folder of a speaker"
-                raise ValueError(f"{what}: move it into one, or use a csv.")
+        if loose := [name for name in names if "/" not in name]:
+            what = f"{folder / loose[0]} lies in no folder of a speaker"
+            raise ValueError(f"{what}: move it into one, or use a csv.")
         return {name: name.split("/")[0] for name in names}
-    labels = _read_speakers(speakers)
-    for name in labels:
-        if not (folder / name).is_file():
-            raise ValueError(f"{speakers} lists {name}: not in {folder}.")
-    for name in names:
-        if name not in labels:
-            raise ValueError(f"{speakers} gives no speaker for {name}.")
-    return labels
-
-
-def _read_speakers(path):
-    """Path to speaker, from a csv."""
     labels = {}
-    for row in read_csv(path, ["path", "speaker"]):
+    for row in read_csv(speakers, ["path", "speaker"]):
         name = Path(row["path"].strip()).as_posix()
         speaker = (row["speaker"] or "").strip()
         if not speaker or labels.setdefault(name, speaker) != speaker:
-            raise ValueError(f"{path}: {name} has no speaker, or two of them.")
+            raise ValueError(
+                f"{speakers}: {name} has no speaker or two of them."
+            )
+        if not (folder / name).is_file():
+            raise ValueError(f"{speakers} lists {name}: not in {folder}.")
+    if unknown := [name for name in names if name not in labels]:
+        raise ValueError(f"{speakers} gives no speaker for {unknown[0]}.")
     return labels

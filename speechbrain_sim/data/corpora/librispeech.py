@@ -67,16 +67,16 @@ def prepare_librispeech(
 ):
     """Writes `train.csv`, `valid.csv` and `test.csv` of one subset.
 
-    All have the same speakers. Columns: `speaker`, `sex` (F or M),
-    `transcript`, and `phones`, a number per 10 ms; each empty where unknown.
-    Raises ValueError for what `problems.csv` lists.
+    Columns: `speaker` (the same in all), `sex` (F or M), `transcript`, and
+    `phones`, a number per 10 ms; each empty where unknown. Raises ValueError
+    for what `problems.csv` lists.
 
     Arguments
     ---------
     data_folder : str or Path
         Holds `LibriSpeech/<subset>`, or is itself that `LibriSpeech`.
     subset : str
-        Such as "train-clean-100", or "train-clean-5" of Mini LibriSpeech.
+        Such as "train-clean-100".
     labels_folder, phones : str or Path, optional; see `_find`
     valid_share : float
         Share of each speaker's training utterances in `valid.csv`.
@@ -86,8 +86,7 @@ def prepare_librispeech(
         "fail" if speakers, transcripts or audio are missing, or "allow".
     download, download_from, checksum : bool, str, str
         Whether to get `<subset>.tar.gz`, from which address, and its sum.
-    save_folder, on_bad_audio, seed :
-        See `write_manifests` and `hash_split`.
+    save_folder, on_bad_audio, seed : see `write_manifests`, `hash_split`
     """
     made_of = dict(locals())
     if incomplete not in ("fail", "allow"):
@@ -116,11 +115,10 @@ def prepare_librispeech(
 def _find_root(data_folder, subset):
     """The folder `LibriSpeech`, there or not: the data folder or within it."""
     folder = Path(os.path.abspath(data_folder))
-    if (folder / subset).is_dir() or (
-        folder.name == "LibriSpeech" and (folder / "SPEAKERS.TXT").is_file()
-    ):
-        return folder
-    return folder / "LibriSpeech"
+    itself = (folder / subset).is_dir()
+    if folder.name == "LibriSpeech":
+        itself |= (folder / "SPEAKERS.TXT").is_file()
+    return folder if itself else folder / "LibriSpeech"
 
 
 def _find(folder, labels_folder, phones):
@@ -147,12 +145,11 @@ def _find(folder, labels_folder, phones):
     lists = Path(labels_folder or root.parent / LABELS)
     if labels_folder and not lists.is_dir():
         raise FileNotFoundError(f"There is no folder {labels_folder}")
-    speakers, own_lists = root / "SPEAKERS.TXT", labels_folder is not None
-    own_phones = phones is not None
-    if phones is None and (lists / PHONES).is_file():
+    own_lists, own_phones = labels_folder is not None, phones is not None
+    if not own_phones and (lists / PHONES).is_file():
         phones = lists / PHONES
-    lists_and_phones = lists, own_lists, phones, own_phones
-    return _Files(folder, wavs, speakers, *lists_and_phones)
+    labels = lists, own_lists, phones, own_phones
+    return _Files(folder, wavs, root / "SPEAKERS.TXT", *labels)
 
 
 def _fingerprint(files):
@@ -208,23 +205,18 @@ def _fill(splits, files, listed, sides, min_samples, incomplete):
     transcripts, repeated = _read_transcripts(files.folder)
     sexes = _read_sexes(files)
     gaps = list(_find_gaps(files, listed, transcripts, sexes))
-    lengths = manifests.in_threads(
-        _length, [files.wavs[name] for name in sides]
-    )
+    paths = [files.wavs[name] for name in sides]
+    lengths = manifests.in_threads(_length, paths)
     samples = dict(zip(sides, lengths, strict=True))
     labels, wrong = _read_labels(files, samples)
     problems = [*_check_folders(files.folder), *repeated]
     problems += [*(gaps if incomplete == "fail" else ()), *wrong]
     short = {name for name, n in samples.items() if 0 < n < min_samples}
     for name in sorted(sides.keys() - short):
-        row = {
-            "ID": name,
-            "wav": files.wavs[name],
-            "speaker": _speaker(name),
-            "sex": sexes.get(_speaker(name), ("",))[0],
-            "transcript": transcripts.get(name, ""),
-            "phones": labels.get(name, ""),
-        }
+        row = {"ID": name, "wav": files.wavs[name], "speaker": _speaker(name)}
+        row["sex"] = sexes.get(row["speaker"], ("",))[0]
+        row["transcript"] = transcripts.get(name, "")
+        row["phones"] = labels.get(name, "")
         splits[sides[name]].append(row)
     for split in (name for name, rows in splits.items() if not rows):
         problem = f"No utterance is left for {split}.csv."

@@ -156,8 +156,7 @@ def _check_sizes(**sizes):
             raise ValueError(f"{name} is {value!r}, not an integer >= {least}")
     tested, sentences = sizes["test_sentences"], sizes["sentences"]
     if tested >= sentences:
-        wrong = f"{tested}, not less than sentences, {sentences}"
-        raise ValueError(f"test_sentences is {wrong}")
+        raise ValueError(f"test_sentences is {tested}, not < {sentences}")
 
 
 def _is_finished(folder, sizes):
@@ -209,9 +208,9 @@ def _make_speaker(voice, audio_folder, sizes):
         sides[side].append(f"{name} {' '.join(map(str, labels))}")
         path = folder / f"{name}.flac"
         if not path.exists():
-            partial = path.with_suffix(".tmp")
-            soundfile.write(partial, wav, SAMPLE_RATE, "PCM_16", format="FLAC")
-            os.replace(partial, path)
+            cut = path.with_suffix(".tmp")
+            soundfile.write(cut, wav, SAMPLE_RATE, "PCM_16", format="FLAC")
+            os.replace(cut, path)
     lines = [f"{i} {t.replace(',', '').upper()}" for i, t in texts.items()]
     _write_lines(folder / f"{chapter}.trans.txt", lines)
     return sides
@@ -223,25 +222,15 @@ def _make_utterance(text, voice, rng):
     wav, offset = espeak.record(speech, voice["warp"], rng)
     scale = SAMPLE_RATE / (50 * voice["warp"])
     starts = [0, *(offset + scale * start for start in starts)]
-    return wav, _label_windows([0, *phones], starts, len(wav))
-
-
-def _label_windows(phones, starts, num_samples):
-    """The phone of every window, from phones' starts in samples at 16 kHz.
-
-    >>> _label_windows([0, 5, 7], [0, 201, 520], 1040)
-    array([0, 5, 7, 7, 7])
-    """
-    centres = HOP * np.arange(num_labels(num_samples)) + WINDOW // 2
-    return np.array(phones)[np.searchsorted(starts, centres, "right") - 1]
+    centres = HOP * np.arange(num_labels(len(wav))) + WINDOW // 2
+    at = np.searchsorted(starts, centres, "right") - 1
+    return wav, np.array([0, *phones])[at]
 
 
 def _write_labels(made, folder):
     """Writes the two lists of IDs, the phones of all, and their names."""
-    for name, sides in zip(
-        ("train", "test"), zip(*made, strict=False), strict=True
-    ):
-        ids = [line.split(" ", 1)[0] for lines in sides for line in lines]
+    for side, name in enumerate(("train", "test")):
+        ids = [line.split(" ", 1)[0] for sides in made for line in sides[side]]
         _write_lines(folder / LABELS / f"{name}_split.txt", ids)
     lines = [line for sides in made for lines in sides for line in lines]
     _write_lines(folder / LABELS / "converted_aligned_phones.txt", lines)
