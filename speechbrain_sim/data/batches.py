@@ -7,6 +7,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.data import labels
 from speechbrain_sim.data.audio import read_audio
+from speechbrain_sim.data.labels import UTTERANCE
 from speechbrain_sim.randomness import key_seed
 
 logger = get_logger(__name__)
@@ -66,19 +67,13 @@ def _open(manifest, data_folder, label):
     dataset = DynamicItemDataset.from_csv(manifest, replacements=places)
     columns = next(iter(dataset.data.values()))
     if label is not None and label not in columns:
-        raise ValueError(
-            f"{manifest} has no column '{label}'; it has {', '.join(columns)}."
-        )
+        has = ", ".join(columns)
+        raise ValueError(f"{manifest} has no column '{label}'; it has {has}.")
     return dataset
 
 
 def make_dataset(
-    manifest,
-    data_folder,
-    crop=None,
-    label=None,
-    classes=None,
-    kind=labels.UTTERANCE,
+    manifest, data_folder, crop=None, label=None, classes=None, kind=UTTERANCE
 ):
     """Opens a manifest as a dataset of waveforms and labels.
 
@@ -176,16 +171,14 @@ def training_sets(train_csv, valid_csv, data_folder, crop, batch_size, *target):
     train = make_dataset(train_csv, data_folder, crop, *target)
     valid = make_dataset(valid_csv, data_folder, still, *target)
     if len(train) < batch_size:
-        raise ValueError(
-            f"{train_csv} lists {len(train)} utterances, fewer than a batch: "
-            f"use a batch_size below {batch_size}."
-        )
+        few = f"{train_csv} lists {len(train)} utterances, fewer than a batch"
+        raise ValueError(f"{few}: use a batch_size below {batch_size}.")
     return train, valid
 
 
 def _tokens(value, kind):
     """The classes in a cell of a manifest."""
-    if kind == labels.UTTERANCE:
+    if kind == UTTERANCE:
         return [value] if value.strip() else []
     return value.split()
 
@@ -195,14 +188,13 @@ def _labelled(dataset, manifest, label, classes, kind):
     cells = {item: row[label] for item, row in dataset.data.items()}
     known = [item for item, cell in cells.items() if cell.strip()]
     if not known:
-        raise ValueError(
-            f"No utterance of {manifest} has a '{label}': give labels of this "
-            "corpus, or more of it."
-        )
+        none = f"No utterance of {manifest} has a '{label}'"
+        raise ValueError(f"{none}: give labels of this corpus, or more of it.")
     if len(known) < len(cells):
-        counts = f"{len(cells) - len(known)} of {len(cells)}"
-        what = f"utterances of {manifest} have no '{label}'"
-        logger.warning("%s %s and are left out.", counts, what)
+        lacking = f"{len(cells) - len(known)} of {len(cells)} utterances"
+        logger.warning(
+            "%s of %s have no %s: left out", lacking, manifest, label
+        )
     for item in known:
         if strange := set(_tokens(cells[item], kind)) - set(classes):
             what = f"{item} in {manifest} has the {label} {min(strange)}"
@@ -210,7 +202,7 @@ def _labelled(dataset, manifest, label, classes, kind):
     return known
 
 
-def classes_of(manifest, data_folder, label, kind=labels.UTTERANCE):
+def classes_of(manifest, data_folder, label, kind=UTTERANCE):
     """Lists the classes of a label.
 
     Arguments

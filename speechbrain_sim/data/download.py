@@ -196,6 +196,5 @@ def _extract(archive, folder):
             size = f"{archive} takes more than {_size(archive) / 1e9:.3g} GB"
             message = f"{error.strerror}: {size} in {folder}"
             raise OSError(error.errno, message) from error
-        remedy = "delete it, and download it again"
-        message = f"{archive} cannot be unpacked ({error}): {remedy}."
-        raise ValueError(message) from error
+        what = f"{archive} cannot be unpacked ({error}): delete it"
+        raise ValueError(f"{what}, and download it again.") from error

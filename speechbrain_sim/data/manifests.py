@@ -193,8 +193,7 @@ def write_manifests(
         SpeechBrain would replace.
     """
     if on_bad_audio not in ("fail", "skip"):
-        wrong = repr(on_bad_audio)
-        raise ValueError(f"on_bad_audio is 'fail' or 'skip', not {wrong}.")
+        raise ValueError(f"on bad audio 'fail' or 'skip', not {on_bad_audio!r}")
     splits = {k: _check_rows(k, splits[k], data_folder) for k in splits}
     limits = {"min_samples": min_samples, "on_bad_audio": on_bad_audio}
     made_of = {"arguments": limits | (arguments or {})}
@@ -330,10 +329,9 @@ def _report_bad(bad, path, on_bad_audio):
     """Writes `bad_audio.csv` and raises or warns, if there is bad audio."""
     listed = _list_csv(path, ["split", "ID", "wav", "reason"], bad, shown=2)
     if bad and on_bad_audio == "fail":
-        raise ValueError(
-            f"{len(bad)} audio files cannot be used:\n{listed} Repair or "
-            "remove them, or leave them out with --on_bad_audio skip."
-        )
+        what = f"{len(bad)} audio files cannot be used"
+        remedy = "Repair or remove them, or --on_bad_audio skip."
+        raise ValueError(f"{what}:\n{listed} {remedy}")
     if bad:
         logger.warning("Skipped %d bad audio files, see %s", len(bad), path)
 
@@ -344,8 +342,7 @@ def _list_csv(path, header, rows, shown=0):
         path.unlink(missing_ok=True)
         return ""
     _write_csv(path, header, rows)
-    first = [(row[shown], " ".join(row[shown + 1 :])) for row in rows[:5]]
-    lines = [f"  {place}: {what}\n" for place, what in first]
+    lines = [f"  {r[shown]}: {' '.join(r[shown + 1 :])}\n" for r in rows[:5]]
     more = "  ...\n" * (len(rows) > 5)
     return f"{''.join(lines)}{more}All of them are listed in {path}."
 

@@ -82,10 +82,8 @@ def label_windows(intervals, num_samples, ids=phone_id):
     for start, end, phone in intervals:
         where = f"'{phone}' from {start} to {end} s"
         if not before - 1e-6 <= start < end <= seconds + TOLERANCE:
-            raise ValueError(
-                f"{where} is empty, overlaps the phone before, or lies outside "
-                f"the {seconds:.3f} s of audio."
-            )
+            wrong = "is empty, overlaps the phone before, or lies outside"
+            raise ValueError(f"{where} {wrong} the {seconds:.3f} s of audio.")
         if ids(phone) is None:
             raise ValueError(f"{where} is no phone of the map.")
         before = end

@@ -6,11 +6,7 @@ of their paths, optionally labelled with a speaker.
 
 from pathlib import Path
 
-from speechbrain_sim.data.manifests import (
-    hash_split,
-    read_csv,
-    write_manifests,
-)
+from speechbrain_sim.data.manifests import hash_split, read_csv, write_manifests
 
 #: endings of the files that are read, in any case
 ENDINGS = (".flac", ".ogg", ".wav")
@@ -90,8 +86,7 @@ def _find_audio(folder):
         endings = ", ".join(ENDINGS)
         raise FileNotFoundError(f"No file below {folder} ends in {endings}")
     for name in sorted(names):
-        other = ids.setdefault(_id(name), name)
-        if other != name:
+        if (other := ids.setdefault(_id(name), name)) != name:
             both = f"{other} and {name} would both have the ID {_id(name)}"
             raise ValueError(f"{both}: rename one of them.")
     return sorted(names)
