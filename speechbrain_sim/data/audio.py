@@ -40,13 +40,7 @@ _COUNTED = ("AVR", "MAT4", "MAT5", "MPC2K", "NIST")
 
 
 class BadAudio(ValueError):
-    """One file that cannot be used: its `path`, and the `reason`, a sentence.
-
-    Example
-    -------
-    >>> print(BadAudio("a.wav", "The file is missing."))
-    a.wav: The file is missing.
-    """
+    """One file that cannot be used: its `path`; the `reason`, a sentence."""
 
     def __init__(self, path, reason):
         super().__init__(str(path), reason)
@@ -125,13 +119,6 @@ def audio_info(path):
     """Returns the AudioInfo of a file from its header; see `inspect_audio`.
 
     Nothing is decoded: NaN, silence and a flac that was cut are not noticed.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "noise.flac"
-    >>> sf.write(path, np.random.default_rng(0).uniform(-1, 1, 8000), 8000)
-    >>> audio_info(path)
-    AudioInfo(sample_rate=8000, frames=8000, channels=1, num_samples=16000)
     """
     with _open(path) as file:
         return _info(file)
@@ -161,11 +148,8 @@ def inspect_audio(path, min_samples=1):
     -------
     >>> path = getfixture("tmp_path") / "noise.flac"
     >>> sf.write(path, np.random.default_rng(0).uniform(-1, 1, 8000), 8000)
-    >>> try:
-    ...     inspect_audio(path, min_samples=20480)
-    ... except BadAudio as error:
-    ...     print(error.reason)
-    It has 16000 samples at 16000 Hz, fewer than the 20480 needed.
+    >>> inspect_audio(path, min_samples=1600)
+    AudioInfo(sample_rate=8000, frames=8000, channels=1, num_samples=16000)
     """
     with _open(path) as file:
         info = _info(file)

@@ -24,19 +24,17 @@ PASSING = (408, 416, 429)
 def fetch_archive(url, folder, checksum=None):
     """Downloads a tar archive into a folder, and unpacks it there.
 
-    See `fetch` and `unpack`.
-
-    Raises
-    ------
-    BlockingIOError
-        If another run works on the same archive.
+    See `fetch` and `unpack`; raises a BlockingIOError if another run works on
+    the same archive.
     """
     archive = Path(folder, url.rsplit("/", 1)[-1])
     archive.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{archive}.lock", timeout=0)
     try:
-        with FileLock(f"{archive}.lock", timeout=0):
+        with lock:
             fetch(url, archive, checksum)
             unpack(archive, folder)
+            os.unlink(lock.lock_file)
     except Timeout as error:
         message = f"Another run works on {archive}: start again after its end."
         raise BlockingIOError(message) from error

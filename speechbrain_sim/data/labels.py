@@ -15,20 +15,14 @@ def kind_of(label, label_kinds):
 
     Arguments
     ---------
-    label : str
-        A column of the manifests.
-    label_kinds : dict of str to str
-        Kinds of the columns that do not label whole utterances.
+    label, label_kinds : str, dict of str to str
+        A column of the manifests; kinds of those not of whole utterances.
 
     Returns
     -------
     str
-        "utterance", "frames" (one per 10 ms) or "sequence" (of tokens).
-
-    Raises
-    ------
-    ValueError
-        If the kind is none of these.
+        "utterance", "frames" (one per 10 ms) or "sequence" (of tokens); a
+        ValueError is raised for another kind.
 
     Example
     -------

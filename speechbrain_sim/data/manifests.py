@@ -46,16 +46,6 @@ def refuse(problems, save_folder):
     ------
     ValueError
         If there are any; names the first five.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> refuse([], folder)
-    >>> try:
-    ...     refuse([Problem("a/1", "It is empty.", "Delete it.")], folder)
-    ... except ValueError as error:
-    ...     print(str(error).splitlines()[1])
-      a/1: It is empty. Delete it.
     """
     path = Path(save_folder, "problems.csv")
     listed = _list_csv(path, Problem._fields, problems)
@@ -64,19 +54,9 @@ def refuse(problems, save_folder):
 
 
 def read_text(path):
-    r"""Returns the text of a file in UTF-8, without a byte order mark.
+    """Returns the text of a file in UTF-8, without a byte order mark.
 
-    Raises
-    ------
-    ValueError
-        If it is not UTF-8; names the file.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "a.txt"
-    >>> _ = path.write_bytes(b"\xef\xbb\xbfThis")
-    >>> read_text(path)
-    'This'
+    A ValueError names a file that is not UTF-8.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
@@ -217,11 +197,6 @@ def is_prepared(save_folder, arguments, **made_of):
         As given to `write_manifests`, with what shows that files changed.
     **made_of :
         What else has to be the same in `prepare.json`.
-
-    Example
-    -------
-    >>> is_prepared("nowhere", {"seed": 1})
-    False
     """
     record = _read_record(save_folder)
     made_of = _as_json({"arguments": arguments, **made_of})

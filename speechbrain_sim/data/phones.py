@@ -171,13 +171,6 @@ def write_names(folder, source):
         Where it goes, in the format of the synthetic corpus.
     source : str, Path or None
         Of the labels; the numbers of a list have no names.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> write_names(folder, "intervals.csv")
-    >>> (folder / "phones.txt").read_text().split()[:4]
-    ['0', 'SIL', '1', 'SPN']
     """
     lines = [f"{number} {name}\n" for number, name in enumerate(PHONES)]
     if has_names(source):

@@ -179,6 +179,7 @@ def test_two_runs_do_not_write_one_file(server, tmp_path):
     archive.unlink()
     fetch_archive(url, out)
     assert (out / "L/S.TXT").read_bytes() == b"s"
+    assert sorted(path.name for path in out.iterdir()) == ["L", "sub.tar.gz"]
 
 
 def full_disk(*args, **kwargs):

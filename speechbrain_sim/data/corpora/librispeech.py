@@ -115,10 +115,9 @@ def prepare_librispeech(
 def _find_root(data_folder, subset):
     """The folder `LibriSpeech`, there or not: the data folder or within it."""
     folder = Path(os.path.abspath(data_folder))
-    itself = (folder / subset).is_dir()
-    if folder.name == "LibriSpeech":
-        itself |= (folder / "SPEAKERS.TXT").is_file()
-    return folder if itself else folder / "LibriSpeech"
+    root = folder.name == "LibriSpeech" and (folder / "SPEAKERS.TXT").is_file()
+    root = root or (folder / subset).is_dir()
+    return folder if root else folder / "LibriSpeech"
 
 
 def _find(folder, labels_folder, phones):
