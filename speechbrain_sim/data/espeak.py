@@ -213,8 +213,7 @@ def record(speech, warp, rng):
     before, after = rng.integers(1600, 4000, size=2)
     after = max(after, SHORTEST - before - len(speech))
     wav = np.pad(speech, (before, after))
-    snr = rng.uniform(45, 55)
-    wav += 10 ** (-snr / 20) * rng.standard_normal(len(wav))
+    wav += 10 ** (-rng.uniform(45, 55) / 20) * rng.standard_normal(len(wav))
     level = 10 ** (rng.uniform(-28, -22) / 20)
     return wav * min(level, 0.99 / np.abs(wav).max()), before
 

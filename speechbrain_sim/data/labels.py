@@ -95,7 +95,8 @@ def frames_of_labels(count, hop, center, frames=None, alignment="centre"):
     elif alignment == "end":
         at = (labels / hop).round().long()
     else:
-        raise ValueError(f"alignment: centre, front or end, not {alignment!r}")
+        kinds = "'centre', 'front' or 'end'"
+        raise ValueError(f"alignment must be {kinds}, got {alignment!r}")
     return at.clamp(0, None if frames is None else frames - 1)
 
 
