@@ -67,6 +67,8 @@ setup(
         "numpy",
         "filelock>=3.10",
         "huggingface-hub>=1.0",
+        "requests>=2.30",
+        "urllib3>=2",  # notices a download that ends early
         "safetensors>=0.4",
         "soundfile>=0.12",
         "scipy",

@@ -5,14 +5,9 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_sim.data import labels
 from speechbrain_sim.data.audio import read_audio
-from speechbrain_sim.data.labels import (
-    FRAMES,
-    HOP,
-    SEQUENCE,
-    UTTERANCE,
-    num_labels,
-)
+from speechbrain_sim.data.labels import UTTERANCE
 from speechbrain_sim.randomness import key_seed
 
 logger = get_logger(__name__)
@@ -57,27 +52,23 @@ class KeyedCrop:
 
     def __call__(self, utterance, num_samples):
         """Returns (start, stop) in samples for an utterance of a length."""
-        spare = num_samples - self.samples
+        spare, start = num_samples - self.samples, 0
         if spare <= 0:
             return 0, num_samples
-        start = 0
         if self.random:
-            places = spare // HOP + 1
-            key = (self.seed, "crop", utterance, int(self.epoch))
-            start = HOP * (key_seed(*key) % places)
+            key = key_seed(self.seed, "crop", utterance, int(self.epoch))
+            start = labels.HOP * (key % (spare // labels.HOP + 1))
         return start, start + self.samples
 
 
 def _open(manifest, data_folder, label):
     """Reads a manifest; raises a ValueError if it has no such column."""
-    dataset = DynamicItemDataset.from_csv(
-        manifest, replacements={"data_root": data_folder}
-    )
+    places = {"data_root": data_folder}
+    dataset = DynamicItemDataset.from_csv(manifest, replacements=places)
     columns = next(iter(dataset.data.values()))
     if label is not None and label not in columns:
-        raise ValueError(
-            f"{manifest} has no column '{label}'; it has {', '.join(columns)}."
-        )
+        has = ", ".join(columns)
+        raise ValueError(f"{manifest} has no column '{label}'; it has {has}.")
     return dataset
 
 
@@ -115,28 +106,25 @@ def make_dataset(
         If the manifest has no such column, a label that is not among the
         classes, or no label at all; or if a sequence would be cropped.
     """
-    if kind == SEQUENCE and crop:
+    if kind == labels.SEQUENCE and crop:
         raise ValueError(f"A crop has a part of the '{label}', but which?")
     dataset = _open(manifest, data_folder, label)
-
-    def place(item, num_samples):
-        length = int(num_samples)
-        return crop(item, length) if crop else (0, length)
+    crop = crop or KeyedCrop(1 << 62)  # longer than any utterance
 
     @takes("id", "wav", "num_samples")
     @provides("sig")
     def read(item, wav, num_samples):
-        return read_audio(wav, *place(item, num_samples))
+        return read_audio(wav, *crop(item, int(num_samples)))
 
     dataset.add_dynamic_item(read)
     dataset.set_output_keys(["id", "sig"] + ["target"] * (label is not None))
     if label is not None:
         dataset.data_ids = _labelled(dataset, manifest, label, classes, kind)
-        _add_target(dataset, label, classes, kind, place)
+        _add_target(dataset, label, classes, kind, crop)
     return dataset
 
 
-def _add_target(dataset, label, classes, kind, place):
+def _add_target(dataset, label, classes, kind, crop):
     """Provides the label of each utterance as `target`."""
     number = {name: index for index, name in enumerate(classes)}
 
@@ -144,26 +132,17 @@ def _add_target(dataset, label, classes, kind, place):
     @provides("target")
     def target(item, value, num_samples):
         tokens = _tokens(value, kind)
-        if kind == FRAMES:
-            start, stop = place(item, num_samples)
-            first = start // HOP
-            tokens = tokens[first : first + num_labels(stop - start)]
+        if kind == labels.FRAMES:
+            start, stop = crop(item, int(num_samples))
+            first = start // labels.HOP
+            tokens = tokens[first : first + labels.num_labels(stop - start)]
         numbers = [number[token] for token in tokens]
         return torch.tensor(numbers, dtype=torch.int64)
 
     dataset.add_dynamic_item(target)
 
 
-def training_sets(
-    train_csv,
-    valid_csv,
-    data_folder,
-    crop,
-    batch_size,
-    label=None,
-    classes=None,
-    kind=UTTERANCE,
-):
+def training_sets(train_csv, valid_csv, data_folder, crop, batch_size, *target):
     """Opens what a run trains on, and what it is validated on.
 
     Arguments
@@ -174,8 +153,10 @@ def training_sets(
         Of the training set; the crops of validation are those of epoch 0.
     batch_size : int
         Utterances of a batch.
-    data_folder, label, classes, kind :
+    data_folder :
         See `make_dataset`.
+    *target :
+        Its `label`, `classes` and `kind`, for supervised training.
 
     Returns
     -------
@@ -187,15 +168,11 @@ def training_sets(
         If the training set is smaller than a batch.
     """
     still = KeyedCrop(crop.samples, crop.random, crop.seed)
-    train, valid = (
-        make_dataset(manifest, data_folder, chosen, label, classes, kind)
-        for manifest, chosen in ((train_csv, crop), (valid_csv, still))
-    )
+    train = make_dataset(train_csv, data_folder, crop, *target)
+    valid = make_dataset(valid_csv, data_folder, still, *target)
     if len(train) < batch_size:
-        raise ValueError(
-            f"{train_csv} lists {len(train)} utterances, fewer than a batch: "
-            f"use a batch_size below {batch_size}."
-        )
+        few = f"{train_csv} lists {len(train)} utterances, fewer than a batch"
+        raise ValueError(f"{few}: use a batch_size below {batch_size}.")
     return train, valid
 
 
@@ -211,22 +188,17 @@ def _labelled(dataset, manifest, label, classes, kind):
     cells = {item: row[label] for item, row in dataset.data.items()}
     known = [item for item, cell in cells.items() if cell.strip()]
     if not known:
-        raise ValueError(
-            f"No utterance of {manifest} has a '{label}': give labels of this "
-            f"corpus, or more of it."
-        )
+        none = f"No utterance of {manifest} has a '{label}'"
+        raise ValueError(f"{none}: give labels of this corpus, or more of it.")
     if len(known) < len(cells):
+        lacking = f"{len(cells) - len(known)} of {len(cells)} utterances"
         logger.warning(
-            f"{len(cells) - len(known)} of {len(cells)} utterances of "
-            f"{manifest} have no '{label}' and are left out."
+            "%s of %s have no %s: left out", lacking, manifest, label
         )
     for item in known:
-        strange = sorted(set(_tokens(cells[item], kind)) - set(classes))
-        if strange:
-            raise ValueError(
-                f"{item} in {manifest} has the {label} {strange[0]}, which no "
-                f"training utterance has."
-            )
+        if strange := set(_tokens(cells[item], kind)) - set(classes):
+            what = f"{item} in {manifest} has the {label} {min(strange)}"
+            raise ValueError(f"{what}, which no training utterance has.")
     return known
 
 
@@ -248,6 +220,6 @@ def classes_of(manifest, data_folder, label, kind=UTTERANCE):
     dataset, found = _open(manifest, data_folder, label), set()
     for row in dataset.data.values():
         found.update(_tokens(row[label], kind))
-    if kind == FRAMES:
+    if kind == labels.FRAMES:
         return [str(n) for n in range(max(map(int, found), default=-1) + 1)]
     return sorted(found)

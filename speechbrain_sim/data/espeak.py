@@ -6,6 +6,7 @@ the output of an aligner. Needs the extra `speechbrain-sim[synthetic]`.
 
 import _ctypes  # dlclose has no public name
 import ctypes
+import itertools
 
 import numpy as np
 from scipy.signal import resample_poly
@@ -16,16 +17,13 @@ from speechbrain_sim.data.audio import SAMPLE_RATE
 SHORTEST = 19200
 
 # accent: file of espeak-ng's language data
-ACCENTS = {
-    "en-us": "gmw/en-US",
-    "en-gb": "gmw/en",
-    "en-gb-scotland": "gmw/en-GB-scotland",
-    "en-029": "gmw/en-029",
-    "en-gb-x-rp": "gmw/en-GB-x-rp",
-    "en-gb-x-gbclan": "gmw/en-GB-x-gbclan",
-    "en-gb-x-gbcwmd": "gmw/en-GB-x-gbcwmd",
-    "en-us-nyc": "gmw/en-US-nyc",
-}
+ACCENTS = """\
+en-us gmw/en-US, en-gb gmw/en, en-gb-scotland gmw/en-GB-scotland,
+en-029 gmw/en-029, en-gb-x-rp gmw/en-GB-x-rp,
+en-gb-x-gbclan gmw/en-GB-x-gbclan, en-gb-x-gbcwmd gmw/en-GB-x-gbcwmd,
+en-us-nyc gmw/en-US-nyc"""
+
+ACCENTS = dict(entry.split() for entry in ACCENTS.split(","))
 
 # no variant with an echo, which would smear one phone over the next
 VARIANTS = {
@@ -50,36 +48,35 @@ PHONE_IDS = {m: i for i, (_, *many) in enumerate(PHONE_TABLE) for m in many}
 # plosives and affricates: silent, then released
 CLOSED = [PHONE_IDS[m] for m in "b tS d g dZ k p t".split()]
 
-WORDS = {
-    "QUALITY": "brown young wooden usual noisy thin yellow gentle royal shy "
-    "beige heavy hungry cheerful thirsty quiet loud good foolish spoiled rough "
-    "casual joyful strange smooth pure chilly huge northern famous",
-    "CREATURE": "boy fox teacher girl judge mouse cook doctor uncle thief "
-    "farmer child sheep goose captain cousin lawyer father mother spider "
-    "dragon zebra author oyster monkey bishop tiger cow sailor goat painter",
-    "THING": "treasure coin button book chair yacht engine garage measure toy "
-    "feather vase window hammer cushion cheese jar path bottle letter bridge "
-    "table lemon ring basket thread machine pencil house voice onion zipper "
-    "television pearl flower jungle boat leather candle map",
-    "MOVED": "jumped walked waited returned laughed arrived listened sang "
-    "rejoiced danced shouted slept worked yawned whistled vanished stumbled "
-    "paused agreed travelled",
-    "HANDLED": "measured enjoyed pulled found bought carried touched noticed "
-    "changed destroyed washed admired followed heard pushed took treasured "
-    "watched gathered avoided hid chose loved joined brought",
-    "LOCATION": "garden river city kitchen harbour village forest station "
-    "tower church beach theatre mountain market road yard meadow "
-    "cave valley",
-    "NEAR": "in near behind beyond around under above by outside across",
-    "TIME": "yesterday today again together slowly quickly once often usually "
-    "somehow everywhere outdoors",
-    "WHO": "Mary John George Joyce Thelma Hugh Sasha Roger Jean Zoe Charles "
-    "Ruth Victor Beth Doyle Asia",
-    "MANY": "three four five six seven eight ten eleven thirty few several",
-    "WHOSE": "the my your our his her this that every",
-}
+# each slot of a template, and the words for it
+WORDS = """\
+QUALITY brown young wooden usual noisy thin yellow gentle royal shy beige heavy
+hungry cheerful thirsty quiet loud good foolish spoiled rough casual joyful
+strange smooth pure chilly huge northern famous;
+CREATURE boy fox teacher girl judge mouse cook doctor uncle thief farmer child
+sheep goose captain cousin lawyer father mother spider dragon zebra author
+oyster monkey bishop tiger cow sailor goat painter;
+THING treasure coin button book chair yacht engine garage measure toy feather
+vase window hammer cushion cheese jar path bottle letter bridge table lemon
+ring basket thread machine pencil house voice onion zipper television pearl
+flower jungle boat leather candle map;
+MOVED jumped walked waited returned laughed arrived listened sang rejoiced
+danced shouted slept worked yawned whistled vanished stumbled paused agreed
+travelled;
+HANDLED measured enjoyed pulled found bought carried touched noticed changed
+destroyed washed admired followed heard pushed took treasured watched gathered
+avoided hid chose loved joined brought;
+LOCATION garden river city kitchen harbour village forest station tower church
+beach theatre mountain market road yard meadow cave valley;
+NEAR in near behind beyond around under above by outside across;
+TIME yesterday today again together slowly quickly once often usually somehow
+everywhere outdoors;
+WHO Mary John George Joyce Thelma Hugh Sasha Roger Jean Zoe Charles Ruth Victor
+Beth Doyle Asia;
+MANY three four five six seven eight ten eleven thirty few several;
+WHOSE the my your our his her this that every"""
 
-WORDS = {slot: words.split() for slot, words in WORDS.items()}
+WORDS = {slot: words for slot, *words in map(str.split, WORDS.split(";"))}
 
 # eight words and more to train on, five and fewer to test on: the two sides
 # have no text in common
@@ -183,14 +180,12 @@ def speak(text, voice):
     phones, starts, word = [], [], text
     for kind, sample, position, length, mnemonic in events:
         if kind == _WORD:
-            word = text[position - 1 : position - 1 + length]
+            word = text[position - 1 :][:length]
         elif kind == _PHONEME:
             mnemonic = mnemonic.decode().strip("',%=")
             if mnemonic not in PHONE_IDS:
-                raise ValueError(
-                    f"espeak-ng's phoneme '{mnemonic}' in '{word}' "
-                    f"({voice['accent']}) is missing in PHONE_TABLE"
-                )
+                what = f"'{mnemonic}' in '{word}' ({voice['accent']})"
+                raise ValueError(f"Phoneme {what} is missing in PHONE_TABLE")
             phones.append(PHONE_IDS[mnemonic])
             starts.append(sample)
     return speech, phones, _start_at_closures(speech, phones, starts)
@@ -218,28 +213,26 @@ def record(speech, warp, rng):
     before, after = rng.integers(1600, 4000, size=2)
     after = max(after, SHORTEST - before - len(speech))
     wav = np.pad(speech, (before, after))
-    snr = rng.uniform(45, 55)
-    wav += 10 ** (-snr / 20) * rng.standard_normal(len(wav))
+    wav += 10 ** (-rng.uniform(45, 55) / 20) * rng.standard_normal(len(wav))
     level = 10 ** (rng.uniform(-28, -22) / 20)
     return wav * min(level, 0.99 / np.abs(wav).max()), before
+
+
+_INTEGERS = "type id text_position length position sample".split()
 
 
 class _Event(ctypes.Structure):
     """`espeak_EVENT` of espeak-ng 1.52; `name` is a union with a pointer."""
 
-    _fields_ = [
-        *((name, ctypes.c_int) for name in ("type", "id", "text_position")),
-        *((name, ctypes.c_int) for name in ("length", "position", "sample")),
-        ("user_data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 8),
-    ]
+    _fields_ = [(name, ctypes.c_int) for name in _INTEGERS]
+    _fields_ += [("user_data", ctypes.c_void_p), ("name", ctypes.c_char * 8)]
 
 
 _SAMPLES, _EVENTS = (ctypes.POINTER(t) for t in (ctypes.c_short, _Event))
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, _SAMPLES, ctypes.c_int, _EVENTS)
 _LIST_END, _WORD, _PHONEME = 0, 1, 7  # types of events
 _SYNCHRONOUS, _PHONEME_EVENTS, _DONT_EXIT, _UTF8 = 2, 1, 0x8000, 1
-_RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # parameters
+_VOLUME, _PARAMETERS = 2, {1: "rate", 3: "pitch", 4: "pitch_range"}
 
 
 def _synthesise(text, voice):
@@ -251,11 +244,8 @@ def _synthesise(text, voice):
     def collect(wave, count, event):
         if wave and count > 0:
             chunks.append(ctypes.string_at(wave, 2 * count))
-        index = 0
-        while event[index].type != _LIST_END:
-            e = event[index]
+        for e in itertools.takewhile(lambda e: e.type != _LIST_END, event):
             events.append((e.type, e.sample, e.text_position, e.length, e.name))
-            index += 1
         return 0
 
     # The phase of the voice and of its flutter survive every reset that the
@@ -264,20 +254,17 @@ def _synthesise(text, voice):
     library = ctypes.CDLL(loader.get_library_path())
     try:
         data = loader.get_data_path()
-        rate = library.espeak_Initialize(
-            _SYNCHRONOUS, 0, data.encode(), _PHONEME_EVENTS | _DONT_EXIT
-        )
-        if rate != 22050:
+        how = _SYNCHRONOUS, 0, data.encode(), _PHONEME_EVENTS | _DONT_EXIT
+        if library.espeak_Initialize(*how) != 22050:
             raise RuntimeError(f"espeak-ng cannot use its data in {data}")
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         library.espeak_SetSynthCallback(collect)
         name = f"{ACCENTS[voice['accent']]}+{voice['variant']}"
         if library.espeak_SetVoiceByName(name.encode()):
             raise RuntimeError(f"espeak-ng has no voice {name}")
-        library.espeak_SetParameter(_RATE, voice["rate"], 0)
-        library.espeak_SetParameter(_PITCH, voice["pitch"], 0)
-        library.espeak_SetParameter(_RANGE, voice["pitch_range"], 0)
         library.espeak_SetParameter(_VOLUME, 60, 0)  # far from clipping
+        for parameter, key in _PARAMETERS.items():
+            library.espeak_SetParameter(parameter, voice[key], 0)
         size = ctypes.c_size_t(len(text) + 1)
         library.espeak_Synth(text.encode(), size, 0, 1, 0, _UTF8, None, None)
     finally:
@@ -305,8 +292,6 @@ def import_loader():
     try:
         import espeakng_loader
     except ImportError as error:
-        raise ImportError(
-            "The synthetic corpus is spoken by espeak-ng, which is not "
-            "installed: pip install speechbrain-sim[synthetic]"
-        ) from error
+        remedy = "pip install speechbrain-sim[synthetic]"
+        raise ImportError(f"espeak-ng is missing: {remedy}") from error
     return espeakng_loader

@@ -15,20 +15,14 @@ def kind_of(label, label_kinds):
 
     Arguments
     ---------
-    label : str
-        A column of the manifests.
-    label_kinds : dict of str to str
-        Kinds of the columns that do not label whole utterances.
+    label, label_kinds : str, dict of str to str
+        A column of the manifests; kinds of those not of whole utterances.
 
     Returns
     -------
     str
-        "utterance", "frames" (one per 10 ms) or "sequence" (of tokens).
-
-    Raises
-    ------
-    ValueError
-        If the kind is none of these.
+        "utterance", "frames" (one per 10 ms) or "sequence" (of tokens); a
+        ValueError is raised for another kind.
 
     Example
     -------
@@ -37,9 +31,8 @@ def kind_of(label, label_kinds):
     """
     kind = label_kinds.get(label, UTTERANCE)
     if kind not in KINDS:
-        raise ValueError(
-            f"label_kinds: '{label}' is of {kind!r}, not of {', '.join(KINDS)}."
-        )
+        kinds = ", ".join(KINDS)
+        raise ValueError(f"label_kinds: '{label}' is {kind!r}, not of {kinds}.")
     return kind
 
 
@@ -102,9 +95,8 @@ def frames_of_labels(count, hop, center, frames=None, alignment="centre"):
     elif alignment == "end":
         at = (labels / hop).round().long()
     else:
-        raise ValueError(
-            f"alignment must be 'centre', 'front' or 'end', got {alignment!r}"
-        )
+        kinds = "'centre', 'front' or 'end'"
+        raise ValueError(f"alignment must be {kinds}, got {alignment!r}")
     return at.clamp(0, None if frames is None else frames - 1)
 
 

@@ -19,7 +19,7 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from speechbrain_sim.data.audio import BadAudio, inspect_audio
-from speechbrain_sim.files import sha256, write_json, write_text
+from speechbrain_sim.files import read_json, sha256, write_json, write_text
 
 logger = get_logger(__name__)
 
@@ -46,46 +46,33 @@ def refuse(problems, save_folder):
     ------
     ValueError
         If there are any; names the first five.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> refuse([], folder)
-    >>> try:
-    ...     refuse([Problem("a/1", "It is empty.", "Delete it.")], folder)
-    ... except ValueError as error:
-    ...     print(str(error).splitlines()[1])
-      a/1: It is empty. Delete it.
     """
-    lines = [f"{p.path}: {p.problem} {p.remedy}" for p in problems]
     path = Path(save_folder, "problems.csv")
-    listed = _list_csv(path, Problem._fields, problems, lines)
+    listed = _list_csv(path, Problem._fields, problems)
     if problems:
         raise ValueError(f"{len(problems)} problems in the corpus:\n{listed}")
 
 
 def read_text(path):
-    r"""Returns the text of a file in UTF-8, without a byte order mark.
+    """Returns the text of a file in UTF-8, without a byte order mark.
 
-    Raises
-    ------
-    ValueError
-        If it is not UTF-8; names the file.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "a.txt"
-    >>> _ = path.write_bytes(b"\xef\xbb\xbfThis")
-    >>> read_text(path)
-    'This'
+    A ValueError names a file that is not UTF-8.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 (byte {error.object[error.start]:#x} at "
-            f"{error.start}): convert it, or get it again."
-        ) from error
+        byte = f"byte {error.object[error.start]:#x} at {error.start}"
+        message = f"{path} is not UTF-8 ({byte}): convert it, or get it again."
+        raise ValueError(message) from error
+
+
+def read_csv(path, columns):
+    """Reads the rows of a csv; a ValueError names columns that it lacks."""
+    rows = csv.DictReader(io.StringIO(read_text(path)))
+    if missing := set(columns) - set(rows.fieldnames or ()):
+        needs = f"{path} needs the columns {', '.join(columns)}"
+        raise ValueError(f"{needs}; it lacks {', '.join(sorted(missing))}.")
+    return rows
 
 
 def hash_split(names, shares, seed=0, group=None):
@@ -122,9 +109,7 @@ def hash_split(names, shares, seed=0, group=None):
     [7, 1, 2]
     """
     if min(shares.values()) < 0 or sum(shares.values()) >= 1:
-        raise ValueError(
-            f"Shares must be at least 0 and sum to less than 1, got {shares}"
-        )
+        raise ValueError(f"Shares need to be >= 0 and sum to < 1: {shares}")
     groups, sides = defaultdict(list), {}
     for name in names:
         groups[group(name) if group else None].append(name)
@@ -188,18 +173,11 @@ def write_manifests(
         SpeechBrain would replace.
     """
     if on_bad_audio not in ("fail", "skip"):
-        raise ValueError(
-            f"on_bad_audio is 'fail' or 'skip', not {on_bad_audio!r}"
-        )
-    splits = {
-        name: _check_rows(name, rows, data_folder)
-        for name, rows in splits.items()
-    }
+        raise ValueError(f"on bad audio 'fail' or 'skip', not {on_bad_audio!r}")
+    splits = {k: _check_rows(k, splits[k], data_folder) for k in splits}
     limits = {"min_samples": min_samples, "on_bad_audio": on_bad_audio}
-    made_of = {
-        "arguments": limits | (arguments or {}),
-        "listing": _listing(splits, data_folder),
-    }
+    made_of = {"arguments": limits | (arguments or {})}
+    made_of["listing"] = _listing(splits, data_folder)
     if not is_prepared(save_folder, **made_of):
         lines, bad = _inspect_all(splits, data_folder, min_samples)
         _report_bad(bad, Path(save_folder, "bad_audio.csv"), on_bad_audio)
@@ -219,25 +197,17 @@ def is_prepared(save_folder, arguments, **made_of):
         As given to `write_manifests`, with what shows that files changed.
     **made_of :
         What else has to be the same in `prepare.json`.
-
-    Example
-    -------
-    >>> is_prepared("nowhere", {"seed": 1})
-    False
     """
     record = _read_record(save_folder)
     made_of = _as_json({"arguments": arguments, **made_of})
-    paths = {
-        Path(save_folder, f"{name}.csv"): split.get("sha256")
-        for name, split in record.get("splits", {}).items()
-    }
-    same = made_of.items() <= record.items() and all(
-        path.is_file() and sha256(path) == whole
-        for path, whole in paths.items()
-    )
-    if same:
-        _log_record("Already prepared", save_folder, record)
-    return same
+    if not made_of.items() <= record.items():
+        return False
+    for name, split in record["splits"].items():
+        path = Path(save_folder, f"{name}.csv")
+        if not path.is_file() or sha256(path) != split.get("sha256"):
+            return False
+    _log_record("Already prepared", save_folder, record)
+    return True
 
 
 def _check_rows(split, rows, data_folder):
@@ -249,17 +219,12 @@ def _check_rows(split, rows, data_folder):
         name = row["ID"]
         for key, value in row.items():
             if "$" in value and key != "ID":
-                raise ValueError(
-                    f"{name}: '$' in its {key} ({value}) would be taken for a "
-                    "placeholder by SpeechBrain; rename it."
-                )
+                what = f"{name}: the '$' in its {key} ({value})"
+                raise ValueError(f"{what} is a placeholder: rename it.")
         if name in checked:
-            raise ValueError(
-                f"Two files of split '{split}' have the ID {name}: "
-                f"{checked[name]['wav']} and {wav}."
-            )
-        clash = row.keys() & {"duration", "sample_rate", "num_samples"}
-        if clash:
+            both = f"{checked[name]['wav']} and {wav}"
+            raise ValueError(f"In '{split}', two files have ID {name}: {both}.")
+        if clash := row.keys() & {"duration", "sample_rate", "num_samples"}:
             raise ValueError(f"{name}: {clash} cannot be labels.")
         checked[name] = row
     return list(checked.values())
@@ -290,38 +255,36 @@ def _inspect_all(splits, data_folder, min_samples):
 
     rows = [(name, row) for name, rows in splits.items() for row in rows]
     lines, bad = {name: [] for name in splits}, []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        infos = pool.map(inspect, [row for _, row in rows])
-        bar = tqdm(infos, "Inspecting", len(rows), unit="file", disable=None)
-        for (name, row), info in zip(rows, bar, strict=True):
-            if isinstance(info, BadAudio):
-                bad.append((name, row["ID"], info.path, info.reason))
-            else:
-                lines[name].append(_line(row, info))
+    infos = in_threads(inspect, [row for _, row in rows])
+    bar = tqdm(infos, "Inspecting", len(rows), unit="file", disable=None)
+    for (name, row), info in zip(rows, bar, strict=True):
+        if isinstance(info, BadAudio):
+            bad.append((name, row["ID"], info.path, info.reason))
+            continue
+        line = {
+            "ID": row["ID"],
+            "duration": round(info.frames / info.sample_rate, 6),
+            "wav": f"$data_root/{row['wav']}",
+            "sample_rate": info.sample_rate,
+            "num_samples": info.num_samples,
+        }
+        lines[name].append(line | row | line)
     return lines, bad
 
 
-def _line(row, info):
-    """Line of a manifest: what every manifest has, then the labels."""
-    return {
-        "ID": row["ID"],
-        "duration": round(info.frames / info.sample_rate, 6),
-        "wav": f"$data_root/{row['wav']}",
-        "sample_rate": info.sample_rate,
-        "num_samples": info.num_samples,
-        **{key: row[key] for key in row if key not in ("ID", "wav")},
-    }
+def in_threads(function, items):
+    """Yields the results of a function that reads files, in order."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from pool.map(function, items)
 
 
 def _write_all(lines, save_folder, made_of, bad):
     """Writes manifests and, last, `prepare.json`; removes older ones."""
     for name, rows in lines.items():
         if not rows:
-            listed = [split for split, *_ in bad].count(name)
-            raise ValueError(
-                f"Split '{name}' is empty: {listed} files were listed and none "
-                f"of them could be used ({save_folder})."
-            )
+            count = [split for split, *_ in bad].count(name)
+            unusable = f"{count} files were listed, and none can be used"
+            raise ValueError(f"{save_folder}: '{name}' is empty: {unusable}.")
     for name in _read_record(save_folder).get("splits", {}):
         if name not in lines:
             Path(save_folder, f"{name}.csv").unlink(missing_ok=True)
@@ -329,48 +292,40 @@ def _write_all(lines, save_folder, made_of, bad):
     Path(save_folder, "prepare.json").unlink(missing_ok=True)
     for name, rows in lines.items():
         path = Path(save_folder, f"{name}.csv")
-        write_text(path, _csv_text(rows[0], [row.values() for row in rows]))
-        record["splits"][name] = {
-            "files": len(rows),
-            "hours": round(sum(row["duration"] for row in rows) / 3600, 3),
-            "sha256": sha256(path),
-        }
+        _write_csv(path, rows[0], [row.values() for row in rows])
+        hours = round(sum(row["duration"] for row in rows) / 3600, 3)
+        split = {"files": len(rows), "hours": hours, "sha256": sha256(path)}
+        record["splits"][name] = split
     write_json(Path(save_folder, "prepare.json"), record)
     _log_record("Prepared", save_folder, record)
 
 
 def _report_bad(bad, path, on_bad_audio):
     """Writes `bad_audio.csv` and raises or warns, if there is bad audio."""
-    lines = [f"{wav}: {reason}" for *_, wav, reason in bad]
-    listed = _list_csv(path, ["split", "ID", "wav", "reason"], bad, lines)
+    listed = _list_csv(path, ["split", "ID", "wav", "reason"], bad, shown=2)
     if bad and on_bad_audio == "fail":
-        raise ValueError(
-            f"{len(bad)} audio files cannot be used:\n{listed} Repair or "
-            "remove them, or leave them out with --on_bad_audio skip."
-        )
+        what = f"{len(bad)} audio files cannot be used"
+        remedy = "Repair or remove them, or --on_bad_audio skip."
+        raise ValueError(f"{what}:\n{listed} {remedy}")
     if bad:
-        logger.warning(
-            "Skipped %d bad audio files, listed in %s", len(bad), path
-        )
+        logger.warning("Skipped %d bad audio files, see %s", len(bad), path)
 
 
-def _list_csv(path, header, rows, lines):
-    """Writes rows, or removes an old file; returns the first five lines."""
+def _list_csv(path, header, rows, shown=0):
+    """Writes rows, or removes an old file; returns the first five as text."""
     if not rows:
         path.unlink(missing_ok=True)
         return ""
-    write_text(path, _csv_text(header, rows))
-    shown = [f"  {line}\n" for line in lines[:5]] + ["  ...\n"] * (
-        len(lines) > 5
-    )
-    return f"{''.join(shown)}All of them are listed in {path}."
+    _write_csv(path, header, rows)
+    lines = [f"  {r[shown]}: {' '.join(r[shown + 1 :])}\n" for r in rows[:5]]
+    more = "  ...\n" * (len(rows) > 5)
+    return f"{''.join(lines)}{more}All of them are listed in {path}."
 
 
-def _csv_text(header, lines):
-    """Lines of values as the text of a csv file."""
+def _write_csv(path, header, rows):
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *lines])
-    return text.getvalue()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_text(path, text.getvalue())
 
 
 def _as_json(value):
@@ -381,8 +336,7 @@ def _as_json(value):
 def _read_record(save_folder):
     """Content of `prepare.json`, {} if there is none or it is damaged."""
     try:
-        text = Path(save_folder, "prepare.json").read_text(encoding="utf-8")
-        return json.loads(text)
+        return read_json(Path(save_folder, "prepare.json"))
     except (OSError, ValueError):
         return {}
 
@@ -393,5 +347,5 @@ def _log_record(verb, save_folder, record):
         f"{name} {split['files']} files ({split['hours']:.2f} h)"
         for name, split in record["splits"].items()
     ]
-    skipped = f"{record['bad_audio']} bad audio files skipped"
-    logger.info("%s %s: %s; %s", verb, save_folder, ", ".join(parts), skipped)
+    parts.append(f"{record['bad_audio']} bad audio files skipped")
+    logger.info("%s %s: %s", verb, save_folder, ", ".join(parts))

@@ -4,8 +4,6 @@ Label i of an utterance is the phone at sample 160 i + 200, the centre of its
 25 ms window; an utterance has 1 + (samples - 400) // 160 of them.
 """
 
-import csv
-import io
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,7 +12,8 @@ from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import HOP, WINDOW, num_labels
-from speechbrain_sim.data.manifests import Problem, read_text
+from speechbrain_sim.data.manifests import Problem, read_csv, read_text
+from speechbrain_sim.files import write_text
 
 #: seconds that an alignment may differ from the length of its audio
 TOLERANCE = 0.05
@@ -32,6 +31,9 @@ NAMES = "phones.txt"
 SILENCES = ("", "sil", "sp", "<eps>")
 
 IDS = {name: number for number, name in enumerate(PHONES)}
+
+#: the classes of lists
+CLASSES = set(map(str, IDS.values()))
 
 
 def phone_id(name):
@@ -78,15 +80,12 @@ def label_windows(intervals, num_samples, ids=phone_id):
     intervals = sorted(intervals)
     seconds, before = num_samples / SAMPLE_RATE, 0.0
     for start, end, phone in intervals:
+        where = f"'{phone}' from {start} to {end} s"
         if not before - 1e-6 <= start < end <= seconds + TOLERANCE:
-            raise ValueError(
-                f"'{phone}' from {start} to {end} s is empty, overlaps the "
-                f"phone before, or lies outside the {seconds:.3f} s of audio."
-            )
+            wrong = "is empty, overlaps the phone before, or lies outside"
+            raise ValueError(f"{where} {wrong} the {seconds:.3f} s of audio.")
         if ids(phone) is None:
-            raise ValueError(
-                f"'{phone}' from {start} to {end} s is no phone of the map."
-            )
+            raise ValueError(f"{where} is no phone of the map.")
         before = end
     centres = HOP * np.arange(num_labels(num_samples)) + WINDOW / 2
     centres = centres / SAMPLE_RATE  # (labels,), seconds
@@ -172,20 +171,12 @@ def write_names(folder, source):
         Where it goes, in the format of the synthetic corpus.
     source : str, Path or None
         Of the labels; the numbers of a list have no names.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> write_names(folder, "intervals.csv")
-    >>> (folder / "phones.txt").read_text().split()[:4]
-    ['0', 'SIL', '1', 'SPN']
     """
-    path = Path(folder, NAMES)
-    if not has_names(source):
-        path.unlink(missing_ok=True)
-        return
     lines = [f"{number} {name}\n" for number, name in enumerate(PHONES)]
-    path.write_text("".join(lines), encoding="utf-8")
+    if has_names(source):
+        write_text(Path(folder, NAMES), "".join(lines))
+    else:
+        Path(folder, NAMES).unlink(missing_ok=True)
 
 
 def name_phones(label, classes, folder):
@@ -216,45 +207,30 @@ def name_phones(label, classes, folder):
     path = Path(folder, f"{label}.txt")
     if not path.exists():
         return classes
-    lines = path.read_text(encoding="utf-8").splitlines()
-    names = dict(line.split() for line in lines)
+    names = dict(line.split() for line in read_text(path).splitlines())
     return [names.get(number, number) for number in classes]
 
 
 def _read_list(path, samples):
     """Labels from lines of an ID and its classes."""
     labels, problems = {}, []
+    remedy = "Get the labels of this audio, or remove the line."
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         name, *phones = line.split() or [None]
         if name not in samples:
             continue
-        wrong = _wrong_with(name, phones, samples[name])
+        count, length, wrong = len(phones), samples[name], None
         if name in labels:
-            wrong = f"{name} has a second line of labels.", "Keep one of them."
-        if wrong is not None:
-            problems.append(Problem(f"{path}:{number}", *wrong))
+            wrong = "a second line of labels"
+        elif strange := set(phones) - CLASSES:
+            wrong = f"the phone {min(strange)}; they are 0 to {len(PHONES) - 1}"
+        elif count != (due := num_labels(length)):
+            wrong = f"{count} labels, but its {length} samples make {due}"
+        if wrong:
+            wrong = f"{name} has {wrong}."
+            problems.append(Problem(f"{path}:{number}", wrong, remedy))
         labels[name] = " ".join(phones)
     return labels, problems
-
-
-def _wrong_with(name, phones, num_samples):
-    """Problem and remedy of a line of classes; None if it is as it should be."""
-    strange = set(phones) - set(map(str, range(len(PHONES))))
-    if strange:
-        return (
-            f"{name} has the phone {min(strange)}; they are 0 to "
-            f"{len(PHONES) - 1}.",
-            "Map it to one of these, or remove the line.",
-        )
-    expected = num_labels(num_samples)
-    if len(phones) != expected:
-        return (
-            f"{name} has {len(phones)} labels, but its {num_samples} samples "
-            f"make {expected}.",
-            "These are labels of other audio, or of another hop: get the right "
-            "ones, or remove the line.",
-        )
-    return None
 
 
 def _read_textgrids(folder, samples):
@@ -263,10 +239,8 @@ def _read_textgrids(folder, samples):
         from praatio import textgrid
         from praatio.utilities.errors import PraatioException
     except ImportError as error:
-        raise ImportError(
-            "TextGrids are read by praatio, which is not installed: "
-            "pip install speechbrain-sim[textgrid]"
-        ) from error
+        remedy = "pip install speechbrain-sim[textgrid]"
+        raise ImportError(f"praatio reads TextGrids: {remedy}") from error
     paths, intervals, problems = {}, {}, []
     for path in sorted(folder.rglob("*.TextGrid")):
         if path.stem in paths:
@@ -276,41 +250,30 @@ def _read_textgrids(folder, samples):
             paths[path.stem] = path
     for name, path in tqdm(paths.items(), "TextGrids", disable=None):
         seconds = samples[name] / SAMPLE_RATE
-        remedy = "Align this audio, or remove it."
         try:
             grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True)
-            tier = grid.getTier("phones").entries
-        except (PraatioException, KeyError, ValueError, IndexError) as error:
-            problem = f"It is no TextGrid with a tier 'phones' ({error!r})."
-            problems.append(Problem(path, problem, remedy))
-            continue
-        if abs(grid.maxTimestamp - seconds) > TOLERANCE:
-            ends = f"{grid.maxTimestamp} s, the audio at {seconds} s."
-            problems.append(Problem(path, f"It ends at {ends}", remedy))
-        else:
+            tier, end = grid.getTier("phones").entries, grid.maxTimestamp
+            if abs(end - seconds) > TOLERANCE:
+                raise ValueError(f"ends at {end} s, audio at {seconds} s")
             intervals[name] = [(i.start, i.end, i.label.strip()) for i in tier]
+        except (PraatioException, KeyError, ValueError, IndexError) as error:
+            problem = f"It has no tier 'phones' of this audio ({error!r})."
+            remedy = "Align this audio, or remove it."
+            problems.append(Problem(path, problem, remedy))
     return paths, intervals, problems
 
 
 def _read_intervals(path, samples):
     """First lines and intervals of every utterance from a csv."""
     places, intervals, problems = {}, defaultdict(list), []
-    rows = csv.DictReader(io.StringIO(read_text(path)))
-    missing = {"ID", "start", "end", "phone"} - set(rows.fieldnames or ())
-    if missing:
-        raise ValueError(
-            f"{path} needs the columns ID,start,end,phone; it lacks "
-            f"{', '.join(sorted(missing))}."
-        )
+    rows = read_csv(path, ["ID", "start", "end", "phone"])
     for row in rows:
         line, name = f"{path}:{rows.line_num}", row["ID"]
         try:
             times = float(row["start"]), float(row["end"])
             interval = (*times, row["phone"].strip())
         except (AttributeError, TypeError, ValueError):
-            problem = (
-                f"It needs a start and an end in seconds, and a phone: {row}"
-            )
+            problem = f"It needs a start, an end (seconds) and a phone: {row}"
             problems.append(Problem(line, problem, "Correct the line."))
             continue
         if name in samples:

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from filelock import FileLock
 
-from speechbrain_sim.data.download import fetch, unpack
+from speechbrain_sim.data.download import BLOCK, fetch, fetch_archive, unpack
 
 CONTENT = bytes(range(256)) * 4000
 MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()
@@ -76,39 +76,37 @@ def server():
 
 def test_a_file_arrives_once(server, tmp_path):
     for _ in range(2):
-        fetch(f"{server.url}/a.bin", tmp_path / "new/a.bin", MD5)
-    assert (tmp_path / "new/a.bin").read_bytes() == CONTENT
-    assert server.ranges == [None]
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.bin"]
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert server.ranges == ["bytes=0-"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
 def test_a_cut_body_is_continued(server, tmp_path):
-    server.cuts = [300_000, 0, 500_000]
+    server.cuts = [5 * BLOCK + 7, 0, 3 * BLOCK]
     fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
     assert server.ranges == [
-        None,
-        "bytes=300000-",
-        "bytes=300000-",
-        "bytes=800000-",
+        f"bytes={blocks * BLOCK}-" for blocks in (0, 5, 5, 8)
     ]
 
 
 def test_another_run_goes_on(server, tmp_path):
-    server.cuts = [700_000, 0]
-    with pytest.raises(ConnectionError, match="after the 700000 bytes"):
+    arrived = 9 * BLOCK
+    server.cuts = [arrived, 0]
+    with pytest.raises(ConnectionError, match=f"after the {arrived} bytes"):
         fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5, attempts=1)
     assert not (tmp_path / "a.bin").exists()
     fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
-    assert server.ranges[-1] == "bytes=700000-"
+    assert server.ranges[-1] == f"bytes={arrived}-"
 
 
 def test_a_server_that_cannot_resume_sends_all_again(server, tmp_path):
-    server.cuts, server.resumes = [700_000], False
+    server.cuts, server.resumes = [9 * BLOCK], False
     fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
-    assert server.ranges == [None, "bytes=700000-"]
+    assert server.ranges == ["bytes=0-", f"bytes={9 * BLOCK}-"]
 
 
 def test_a_part_that_is_whole_or_of_another_file(server, tmp_path):
@@ -138,7 +136,7 @@ def test_an_unchecked_file_is_warned_of(server, tmp_path, caplog):
 def test_what_is_not_there_is_not_asked_for_again(server, tmp_path):
     with pytest.raises(FileNotFoundError, match="--download_from"):
         fetch(f"{server.url}/b.bin", tmp_path / "b.bin")
-    assert server.ranges == [None] and not list(tmp_path.iterdir())
+    assert len(server.ranges) == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 451])
@@ -157,7 +155,7 @@ def test_troubles_that_pass(server, tmp_path, pauses):
         *(b"garbage\r\n", chunked + b"5\r\nabcde\r\n100\r\nxx"),
     ]
     fetch(f"{server.url}/a.bin", tmp_path / "a.bin", attempts=7)
-    assert pauses == [2, 4, 8, 16, 32, 64]
+    assert pauses == [2, 4, 8, 16, 32, 1]  # new bytes arrived with the last
     assert len(server.ranges) == 7
 
 
@@ -168,16 +166,20 @@ def test_nobody_answers(tmp_path, pauses):
 
 
 def test_two_runs_do_not_write_one_file(server, tmp_path):
-    part = tmp_path / "a.bin.part"
-    with FileLock(f"{part}.lock"):
-        with pytest.raises(BlockingIOError, match=f"Another run .* {part}"):
-            fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
-        assert server.ranges == []
-    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
     archive = pack(tmp_path / "sub.tar.gz", {"L/S.TXT": b"s"})
+    server.files["/sub.tar.gz"] = archive.read_bytes()
+    url, out = f"{server.url}/sub.tar.gz", tmp_path / "new/out"
+    archive = out / "sub.tar.gz"
     with FileLock(f"{archive}.lock"):
-        with pytest.raises(BlockingIOError, match="Another run"):
-            unpack(archive, tmp_path / "out")
+        for _ in range(2):  # while it is downloaded, or unpacked
+            with pytest.raises(BlockingIOError, match=f"run .* {archive}"):
+                fetch_archive(url, out)
+            archive.touch()
+        assert server.ranges == []
+    archive.unlink()
+    fetch_archive(url, out)
+    assert (out / "L/S.TXT").read_bytes() == b"s"
+    assert sorted(path.name for path in out.iterdir()) == ["L", "sub.tar.gz"]
 
 
 def full_disk(*args, **kwargs):
@@ -186,7 +188,7 @@ def full_disk(*args, **kwargs):
 
 def test_a_full_disk_is_said_at_once(server, tmp_path, monkeypatch, pauses):
     archive = pack(tmp_path / "sub.tar.gz", {"L/S.TXT": CONTENT})
-    monkeypatch.setattr("tarfile.TarFile.extract", full_disk)
+    monkeypatch.setattr("tarfile.TarFile.extractall", full_disk)
     with pytest.raises(OSError, match="No space left .* takes more than") as e:
         unpack(archive, tmp_path / "out")
     assert e.value.errno == errno.ENOSPC

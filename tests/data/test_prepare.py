@@ -1,11 +1,14 @@
 """Preparation: manifests, a user's folder, and the two corpora."""
 
 import csv
+import functools
 import hashlib
 import json
 import logging
 import tarfile
+import threading
 from collections import Counter, defaultdict
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -258,7 +261,7 @@ def test_folder_speakers_from_csv(folder, tmp_path):
     with pytest.raises(ValueError, match="lists ann/gone.wav"):
         prepare_folder(folder, tmp_path / "b", 1600, speakers=table)
     table.write_text("\n".join(["path,speaker", *lines, f"{names[0]},other"]))
-    with pytest.raises(ValueError, match="or two of them"):
+    with pytest.raises(ValueError, match="two of them"):
         prepare_folder(folder, tmp_path / "b", 1600, speakers=table)
     table.write_text("file,speaker\n")
     with pytest.raises(ValueError, match="needs the columns"):
@@ -785,15 +788,27 @@ def test_librispeech_a_cut_file_is_bad_audio(libri, tmp_path):
         prepare_libri(libri, tmp_path / "a")
 
 
-def test_librispeech_is_downloaded_if_asked(libri, tmp_path, caplog):
-    archives = tmp_path / "archives"
-    archives.mkdir()
+@pytest.fixture
+def archives(tmp_path):
+    """A folder that a server gives away, and its address."""
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+    server.server_close()
+
+
+def test_librispeech_is_downloaded_if_asked(libri, tmp_path, archives):
+    archives, address = archives
     with tarfile.open(archives / "train-clean-100.tar.gz", "w:gz") as tar:
         tar.add(libri / "LibriSpeech", "LibriSpeech")
     content = (archives / "train-clean-100.tar.gz").read_bytes()
     options = {
         "download": True,
-        "download_from": archives.as_uri() + "/",
+        "download_from": address,
         "checksum": "md5:" + hashlib.md5(content).hexdigest(),
     }
     with pytest.raises(

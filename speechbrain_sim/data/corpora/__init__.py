@@ -24,6 +24,11 @@ class Corpus(NamedTuple):
     paper_epochs: int | None = None
 
 
+UNKNOWN = (
+    "Its licence is not known to this software: ask those who trained the "
+    "model before you use it"
+)
+
 #: by the `corpus` of a yaml
 CORPORA = {
     "ArtificialSpeech": Corpus(
@@ -76,11 +81,7 @@ def corpus_of(training, name=None, licence=None):
     'cc-by-4.0'
     """
     name = name or training.get("corpus") or "data that are not named"
-    sentence = "As stated by those who trained the model"
-    if licence is None:
-        sentence = (
-            "Its licence is not known to this software: ask those who trained "
-            "the model before you use it"
-        )
+    stated = "As stated by those who trained the model"
+    sentence = UNKNOWN if licence is None else stated
     known = CORPORA.get(name, Corpus(name, "other", sentence))
     return known._replace(licence=licence or known.licence)

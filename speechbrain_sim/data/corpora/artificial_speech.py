@@ -24,7 +24,7 @@ WORDS = "reshuffledv2"
 SYLLABLES = "split up data padded"
 VALID_SHARE = 0.3
 
-_WORD = re.compile(r"((?:[bdg][aiu]){3})_([12])")
+_WORD = re.compile(r"((?:[bdg][aiu]){3})_[12]")
 _SYLLABLE = re.compile(r"((?:[bdg][aiu]){3})_1_([123])_([bdg][aiu])")
 
 
@@ -65,21 +65,17 @@ def prepare_artificial_speech(
     """
     arguments = dict(locals())
     if split not in ("published", "unheard"):
-        raise ValueError(
-            f"split must be 'published' or 'unheard', got {split!r}"
-        )
+        raise ValueError(f"split: 'published' or 'unheard', not {split!r}")
     folder = Path(data_folder)
     clips = _rows(folder, SYLLABLES, "train", syllable_labels)
     sides = hash_split({c["recording"] for c in clips}, {"valid": VALID_SHARE})
     test = _rows(folder, SYLLABLES, "test", syllable_labels)
-    splits = _words(folder, test, split) | {
-        "train": [c for c in clips if sides[c["recording"]] == "train"],
-        "valid": [c for c in clips if sides[c["recording"]] == "valid"],
-        "test": test,
-        "labelled": clips,
-    }
-    limits = min_samples, on_bad_audio
-    write_manifests(splits, save_folder, folder, *limits, arguments)
+    splits = _words(folder, test, split)
+    for side in ("train", "valid"):
+        splits[side] = [c for c in clips if sides[c["recording"]] == side]
+    splits |= {"test": test, "labelled": clips}
+    how = min_samples, on_bad_audio, arguments
+    write_manifests(splits, save_folder, folder, *how)
 
 
 def _words(folder, test, split):
@@ -90,24 +86,16 @@ def _words(folder, test, split):
     }
     tested = {row["recording"] for row in test}
     shared = tested & {row["recording"] for row in words["pretrain"]}
+    count = sum(row["recording"] in shared for row in test)
     logger.info(
-        "%d of %d test syllables (%d of %d recordings) are cut from words of "
-        "the published pretraining set",
-        sum(row["recording"] in shared for row in test),
-        len(test),
-        len(shared),
-        len(tested),
+        f"{count} of {len(test)} test syllables ({len(shared)} of "
+        f"{len(tested)} recordings) are cut from words to pretrain on"
     )
-    if split == "published":
-        return words
-    kept = {
-        name: [row for row in rows if row["recording"] not in tested]
-        for name, rows in words.items()
-    }
-    for name, rows in kept.items():
-        counts = len(rows), len(words[name])
+    for name, rows in words.items() if split == "unheard" else ():
+        words[name] = [row for row in rows if row["recording"] not in tested]
+        counts = len(words[name]), len(rows)
         logger.info("unheard: %s keeps %d of %d words", name, *counts)
-    return kept
+    return words
 
 
 def word_labels(name, side):
@@ -130,12 +118,8 @@ def word_labels(name, side):
     if match is None:
         raise ValueError(f"A word is named like bidagu_1.wav, not {name}")
     word = match[1]
-    return {
-        "word": word,
-        "recording": name,
-        "consonants": word[0::2],
-        "vowels": word[1::2],
-    }
+    labels = {"word": word, "recording": name}
+    return labels | {"consonants": word[0::2], "vowels": word[1::2]}
 
 
 def syllable_labels(name, side):
@@ -158,18 +142,12 @@ def syllable_labels(name, side):
     """
     match = _SYLLABLE.fullmatch(name)
     if match is None:
-        raise ValueError(
-            f"A syllable is named like bidagu_1_2_da.wav, not {name}"
-        )
+        raise ValueError(f"A syllable is named bidagu_1_2_da.wav, not {name}")
     word, position, syllable = match.groups()
-    return {
-        "syllable": syllable,
-        "consonant": syllable[0],
-        "vowel": syllable[1],
-        "position": position,
-        "word": word,
-        "recording": f"{word}_{1 if side == 'train' else 2}",
-    }
+    consonant, vowel = syllable
+    labels = {"syllable": syllable, "consonant": consonant, "vowel": vowel}
+    recording = f"{word}_{1 if side == 'train' else 2}"
+    return labels | {"position": position, "word": word, "recording": recording}
 
 
 def word_factors(row):
@@ -197,10 +175,8 @@ def _rows(data_folder, part, side, labels):
     """Rows of one folder of the set, sorted by name."""
     folder = data_folder / part / side
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"There is no {folder}: the set consists of '{WORDS}/train', "
-            f"'{WORDS}/test', '{SYLLABLES}/train' and '{SYLLABLES}/test'."
-        )
+        parts = f"'{WORDS}' and '{SYLLABLES}', each with 'train' and 'test'"
+        raise FileNotFoundError(f"No {folder}: the set consists of {parts}.")
     return [
         {"ID": path.stem, "wav": path, **labels(path.stem, side)}
         for path in sorted(folder.glob("*.wav"))

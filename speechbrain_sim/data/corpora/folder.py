@@ -4,10 +4,9 @@ For recordings that a user already has: searched recursively, divided by hashes
 of their paths, optionally labelled with a speaker.
 """
 
-import csv
 from pathlib import Path
 
-from speechbrain_sim.data.manifests import hash_split, write_manifests
+from speechbrain_sim.data.manifests import hash_split, read_csv, write_manifests
 
 #: endings of the files that are read, in any case
 ENDINGS = (".flac", ".ogg", ".wav")
@@ -59,20 +58,18 @@ def prepare_folder(
     labels = _label_speakers(names, folder, speakers)
     shares = {"valid": valid_share, "test": test_share}
     sides = hash_split(names, shares, seed, labels.get)
-    splits = {"train": [], **{name: [] for name in shares if shares[name]}}
+    splits = {"train": []} | {name: [] for name in shares if shares[name]}
     for name in names:
-        speaker = {"speaker": labels[name]} if labels else {}
-        row = {"ID": _id(name), "wav": folder / name, **speaker}
+        row = {"ID": _id(name), "wav": folder / name}
+        row |= {"speaker": labels[name]} if labels else {}
         splits[sides[name]].append(row)
     if not all(splits.values()):
-        whose = " of one speaker" if labels else ""
-        raise ValueError(
-            f"{data_folder}: {len(names)} files are too few for "
-            f"{', '.join(splits)}: that takes {len(splits)} files{whose}. "
-            "Add files, or set valid_share or test_share to 0."
-        )
-    limits = min_samples, on_bad_audio
-    write_manifests(splits, save_folder, folder, *limits, arguments)
+        few = f"{len(names)} files are too few for {', '.join(splits)}"
+        needed = f"{len(splits)} files{' of one speaker' if labels else ''}"
+        remedy = "Add files, or set valid_share or test_share to 0."
+        raise ValueError(f"{folder}: {few}: that takes {needed}. {remedy}")
+    how = min_samples, on_bad_audio, arguments
+    write_manifests(splits, save_folder, folder, *how)
 
 
 def _find_audio(folder):
@@ -86,16 +83,12 @@ def _find_audio(folder):
         if not hidden and path.suffix.lower() in ENDINGS and path.is_file():
             names.append(name.as_posix())
     if not names:
-        raise FileNotFoundError(
-            f"No file below {folder} ends in {', '.join(ENDINGS)}"
-        )
+        endings = ", ".join(ENDINGS)
+        raise FileNotFoundError(f"No file below {folder} ends in {endings}")
     for name in sorted(names):
-        other = ids.setdefault(_id(name), name)
-        if other != name:
-            raise ValueError(
-                f"{other} and {name} would both have the ID {_id(name)}: "
-                "rename one of them."
-            )
+        if (other := ids.setdefault(_id(name), name)) != name:
+            both = f"{other} and {name} would both have the ID {_id(name)}"
+            raise ValueError(f"{both}: rename one of them.")
     return sorted(names)
 
 
@@ -109,38 +102,20 @@ def _label_speakers(names, folder, speakers):
     if speakers is None:
         return {}
     if speakers == "folder":
-        for name in names:
-            if "/" not in name:
-                raise ValueError(
-                    f"{folder / name} lies in no folder that could name its "
-                    "speaker: move it into one, or use a csv."
-                )
+        if loose := [name for name in names if "/" not in name]:
+            what = f"{folder / loose[0]} lies in no folder of a speaker"
+            raise ValueError(f"{what}: move it into one, or use a csv.")
         return {name: name.split("/")[0] for name in names}
-    labels = _read_speakers(speakers)
-    for name in labels:
+    labels = {}
+    for row in read_csv(speakers, ["path", "speaker"]):
+        name = Path(row["path"].strip()).as_posix()
+        speaker = (row["speaker"] or "").strip()
+        if not speaker or labels.setdefault(name, speaker) != speaker:
+            raise ValueError(
+                f"{speakers}: {name} has no speaker or two of them."
+            )
         if not (folder / name).is_file():
             raise ValueError(f"{speakers} lists {name}: not in {folder}.")
-    for name in names:
-        if name not in labels:
-            raise ValueError(f"{speakers} gives no speaker for {name}.")
-    return labels
-
-
-def _read_speakers(path):
-    """Path to speaker, from a csv."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if not {"path", "speaker"} <= set(reader.fieldnames or []):
-            raise ValueError(
-                f"{path} needs the columns path and speaker, it has "
-                f"{reader.fieldnames}."
-            )
-        labels = {}
-        for row in reader:
-            name = Path(row["path"].strip()).as_posix()
-            speaker = (row["speaker"] or "").strip()
-            if not speaker or labels.setdefault(name, speaker) != speaker:
-                raise ValueError(
-                    f"{path}: {name} has no speaker, or two of them."
-                )
+    if unknown := [name for name in names if name not in labels]:
+        raise ValueError(f"{speakers} gives no speaker for {unknown[0]}.")
     return labels

@@ -3,23 +3,16 @@
 import hashlib
 import os
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim import __version__
+from speechbrain_sim.data import manifests
 from speechbrain_sim.data.audio import BadAudio, audio_info
-from speechbrain_sim.data.download import fetch, unpack
-from speechbrain_sim.data.manifests import (
-    Problem,
-    hash_split,
-    is_prepared,
-    read_text,
-    refuse,
-    write_manifests,
-)
+from speechbrain_sim.data.download import fetch_archive
+from speechbrain_sim.data.manifests import Problem, hash_split, read_text
 from speechbrain_sim.data.phones import read_phones, write_names
 
 logger = get_logger(__name__)
@@ -28,6 +21,7 @@ LABELS = "LibriSpeech100_labels_split"
 PHONES = "converted_aligned_phones.txt"
 TEST_SHARE = 0.2
 
+GET = "--download True gets"
 AGAIN = "Extract the archive again"
 ALLOW = f"{AGAIN}, or --incomplete allow."
 
@@ -73,16 +67,16 @@ def prepare_librispeech(
 ):
     """Writes `train.csv`, `valid.csv` and `test.csv` of one subset.
 
-    All sides have the same speakers. Columns: `speaker`, `sex` (F or M),
-    `transcript`, and `phones`, a number per 10 ms; each empty where unknown.
-    Raises ValueError for what `problems.csv` lists.
+    Columns: `speaker` (the same in all), `sex` (F or M), `transcript`, and
+    `phones`, a number per 10 ms; each empty where unknown. Raises ValueError
+    for what `problems.csv` lists.
 
     Arguments
     ---------
     data_folder : str or Path
         Holds `LibriSpeech/<subset>`, or is itself that `LibriSpeech`.
     subset : str
-        Such as "train-clean-100", or "train-clean-5" of Mini LibriSpeech.
+        Such as "train-clean-100".
     labels_folder, phones : str or Path, optional; see `_find`
     valid_share : float
         Share of each speaker's training utterances in `valid.csv`.
@@ -92,48 +86,38 @@ def prepare_librispeech(
         "fail" if speakers, transcripts or audio are missing, or "allow".
     download, download_from, checksum : bool, str, str
         Whether to get `<subset>.tar.gz`, from which address, and its sum.
-    save_folder, on_bad_audio, seed :
-        See `write_manifests` and `hash_split`.
+    save_folder, on_bad_audio, seed : see `write_manifests`, `hash_split`
     """
-    arguments = dict(locals())
+    made_of = dict(locals())
     if incomplete not in ("fail", "allow"):
         raise ValueError(f"incomplete is 'fail' or 'allow', got {incomplete!r}")
     folder = _find_root(data_folder, subset) / subset
     if download and not folder.is_dir():
-        _download(folder, download_from, checksum)
+        url = f"{download_from.rstrip('/')}/{subset}.tar.gz"
+        checksum = checksum or CHECKSUMS.get(subset)
+        fetch_archive(url, folder.parents[1], checksum)
     files = _find(folder, labels_folder, phones)
-    arguments["inputs"] = _fingerprint(files)
-    if is_prepared(save_folder, arguments):
-        refuse([], save_folder)
+    made_of["inputs"] = _fingerprint(files)
+    if manifests.is_prepared(save_folder, made_of):
+        manifests.refuse([], save_folder)
     else:
         listed = _read_lists(files)
         sides = _divide(files, listed, valid_share, seed)
         names = ("train", "valid", "test") if valid_share else ("train", "test")
         splits = {name: [] for name in names}
         problems = _fill(splits, files, listed, sides, min_samples, incomplete)
-        refuse(problems, save_folder)
-        limits = 1, on_bad_audio  # the short ones are gone
-        write_manifests(splits, save_folder, data_folder, *limits, arguments)
+        manifests.refuse(problems, save_folder)
+        how = 1, on_bad_audio, made_of  # the short ones are left out
+        manifests.write_manifests(splits, save_folder, data_folder, *how)
     write_names(save_folder, files.phones)
 
 
 def _find_root(data_folder, subset):
     """The folder `LibriSpeech`, there or not: the data folder or within it."""
     folder = Path(os.path.abspath(data_folder))
-    if (folder / subset).is_dir() or (
-        folder.name == "LibriSpeech" and (folder / "SPEAKERS.TXT").is_file()
-    ):
-        return folder
-    return folder / "LibriSpeech"
-
-
-def _download(folder, address, checksum):
-    """Gets the archive of a subset, and unpacks it."""
-    place = folder.parents[1]
-    archive = place / f"{folder.name}.tar.gz"
-    checksum = checksum or CHECKSUMS.get(folder.name)
-    fetch(f"{address.rstrip('/')}/{archive.name}", archive, checksum)
-    unpack(archive, place)
+    root = folder.name == "LibriSpeech" and (folder / "SPEAKERS.TXT").is_file()
+    root = root or (folder / subset).is_dir()
+    return folder if root else folder / "LibriSpeech"
 
 
 def _find(folder, labels_folder, phones):
@@ -147,40 +131,30 @@ def _find(folder, labels_folder, phones):
     """
     root, subset = folder.parent, folder.name
     if not root.parent.is_dir():
-        raise FileNotFoundError(
-            f"There is no folder {root.parent}: correct --data_folder. "
-            f"--download True gets {subset} into it."
-        )
+        missing = f"There is no folder {root.parent}: correct --data_folder"
+        raise FileNotFoundError(f"{missing}; {GET} {subset} into it.")
     if not folder.is_dir():
         present = sorted(p.name for p in root.glob("*-*") if p.is_dir())
-        raise FileNotFoundError(
-            f"There is no subset {subset} in {root}; present: "
-            f"{', '.join(present) or 'none'}. --download True gets it."
-        )
+        missing = f"There is no subset {subset} in {root}; {GET} it; present: "
+        raise FileNotFoundError(missing + (", ".join(present) or "none"))
     wavs = {path.stem: path for path in folder.glob("*/*/[!.]*.flac")}
     if not wavs:
-        raise FileNotFoundError(
-            f"No flac in {folder}/<speaker>/<chapter>. {AGAIN}."
-        )
+        missing = f"No flac in {folder}/<speaker>/<chapter>"
+        raise FileNotFoundError(f"{missing}. {AGAIN}.")
     lists = Path(labels_folder or root.parent / LABELS)
     if labels_folder and not lists.is_dir():
         raise FileNotFoundError(f"There is no folder {labels_folder}")
-    own = labels_folder is not None, phones is not None
-    if phones is None and (lists / PHONES).is_file():
+    own_lists, own_phones = labels_folder is not None, phones is not None
+    if not own_phones and (lists / PHONES).is_file():
         phones = lists / PHONES
-    return _Files(
-        folder, wavs, root / "SPEAKERS.TXT", lists, own[0], phones, own[1]
-    )
+    labels = lists, own_lists, phones, own_phones
+    return _Files(folder, wavs, root / "SPEAKERS.TXT", *labels)
 
 
 def _fingerprint(files):
     """Hash of paths, sizes and times of all that manifests are made of."""
-    paths = [
-        files.speakers,
-        *files.folder.glob("*/*"),
-        *files.folder.glob("*/*/*"),
-        *files.lists.glob("*_split.txt"),
-    ]
+    paths = [files.speakers, *files.lists.glob("*_split.txt")]
+    paths += [*files.folder.glob("*/*"), *files.folder.glob("*/*/*")]
     if files.phones is not None:
         paths += [Path(files.phones), *Path(files.phones).rglob("*.TextGrid")]
     digest = hashlib.sha256(__version__.encode())
@@ -193,17 +167,15 @@ def _fingerprint(files):
 
 def _read_lists(files):
     """ID to "train" or "test" from the two lists; {} without lists."""
-    sides, absent = {}, []
-    for side in ("train", "test"):
-        path = files.lists / f"{side}_split.txt"
-        if not path.is_file():
-            absent.append(path)
-            continue
-        for name in read_text(path).split():
-            if sides.setdefault(name, side) != side:
-                raise ValueError(f"{name} is on both lists of {files.lists}")
+    lists = {s: files.lists / f"{s}_split.txt" for s in ("train", "test")}
+    absent = [path for path in lists.values() if not path.is_file()]
     if len(absent) == 1:
         raise FileNotFoundError(f"There is no {absent[0]}, only the other list")
+    sides = {}
+    for side in lists if not absent else ():
+        for name in read_text(lists[side]).split():
+            if sides.setdefault(name, side) != side:
+                raise ValueError(f"{name} is on both lists of {files.lists}")
     other_subset = not files.own_lists and not sides.keys() & files.wavs
     return {} if other_subset else sides
 
@@ -214,12 +186,9 @@ def _divide(files, listed, valid_share, seed):
         logger.info("Split: the two lists of %s", files.lists)
         sides = {name: listed[name] for name in listed if name in files.wavs}
     else:
-        logger.info(
-            "Split: no lists of this subset in %s, so %d %% of each speaker's "
-            "utterances are the test set, by hash",
-            files.lists,
-            100 * TEST_SHARE,
-        )
+        place = f"no lists of this subset in {files.lists}"
+        share = f"{100 * TEST_SHARE:g} % of each speaker's utterances"
+        logger.info("Split: %s; by hash, %s are the test set", place, share)
         sides = hash_split(files.wavs, {"test": TEST_SHARE}, seed, _speaker)
     trained = [name for name, side in sides.items() if side == "train"]
     return sides | hash_split(trained, {"valid": valid_share}, seed, _speaker)
@@ -234,49 +203,35 @@ def _fill(splits, files, listed, sides, min_samples, incomplete):
     """Appends the rows of every split; returns the problems of the corpus."""
     transcripts, repeated = _read_transcripts(files.folder)
     sexes = _read_sexes(files)
-    gaps = [
-        *_missing_texts(files, transcripts),
-        *_missing_audio(files, transcripts, listed),
-        *_missing_speakers(files, sexes),
-    ]
-    samples = _measure(files.wavs, sides)
+    gaps = list(_find_gaps(files, listed, transcripts, sexes))
+    paths = [files.wavs[name] for name in sides]
+    lengths = manifests.in_threads(_length, paths)
+    samples = dict(zip(sides, lengths, strict=True))
     labels, wrong = _read_labels(files, samples)
     problems = [*_check_folders(files.folder), *repeated]
     problems += [*(gaps if incomplete == "fail" else ()), *wrong]
     short = {name for name, n in samples.items() if 0 < n < min_samples}
     for name in sorted(sides.keys() - short):
-        row = {
-            "ID": name,
-            "wav": files.wavs[name],
-            "speaker": _speaker(name),
-            "sex": sexes.get(_speaker(name), ("",))[0],
-            "transcript": transcripts.get(name, ""),
-            "phones": labels.get(name, ""),
-        }
+        row = {"ID": name, "wav": files.wavs[name], "speaker": _speaker(name)}
+        row["sex"] = sexes.get(row["speaker"], ("",))[0]
+        row["transcript"] = transcripts.get(name, "")
+        row["phones"] = labels.get(name, "")
         splits[sides[name]].append(row)
-    for split, rows in splits.items():
-        if not rows:
-            problem = f"No utterance is left for {split}.csv."
-            remedy = "Give more utterances per speaker, lists of them, or "
-            remedy += "smaller --min_samples."
-            problems.append(Problem(files.folder, problem, remedy))
+    for split in (name for name, rows in splits.items() if not rows):
+        problem = f"No utterance is left for {split}.csv."
+        remedy = "Give more utterances per speaker or smaller --min_samples."
+        problems.append(Problem(files.folder, problem, remedy))
     rows = [row for rows in splits.values() for row in rows]
-    lacking = {
-        key: sum(not row[key] for row in rows)
+    lacking = [
+        f"{sum(not row[key] for row in rows)} without {key}"
         for key in ("sex", "transcript", "phones")
-    }
+    ]
+    speakers = len({row["speaker"] for row in rows})
     logger.info(
-        "%s: %d utterances of %d speakers, %d unlisted, %d left out for fewer "
-        "than %d samples; %s (%s); %d gaps",
-        files.folder.name,
-        len(rows),
-        len({row["speaker"] for row in rows}),
-        len(files.wavs) - len(sides),
-        len(short),
-        min_samples,
-        ", ".join(f"{count} without {key}" for key, count in lacking.items()),
-        files.phones or "no source",
-        len(gaps),
+        f"{files.folder.name}: {len(rows)} utterances of {speakers} speakers, "
+        f"{len(files.wavs) - len(sides)} unlisted, {len(short)} left out for "
+        f"fewer than {min_samples} samples; {', '.join(lacking)} "
+        f"({files.phones or 'no source'}); {len(gaps)} gaps"
     )
     return problems
 
@@ -285,14 +240,12 @@ def _read_transcripts(folder):
     """ID to transcript, and the problems of IDs that have two."""
     transcripts, problems = {}, []
     for path in sorted(folder.glob("*/*/[!.]*.trans.txt")):
-        for line in read_text(path).splitlines():
+        for line in filter(str.strip, read_text(path).splitlines()):
             name, _, text = line.strip().partition(" ")
             if name in transcripts:
-                problem = f"{name} has two transcripts."
-                remedy = f"Delete one of them, or {AGAIN.lower()}."
-                problems.append(Problem(path, problem, remedy))
-            if name:
-                transcripts[name] = text.strip()
+                what = f"{name} has two transcripts.", "Delete one of them."
+                problems.append(Problem(path, *what))
+            transcripts[name] = text.strip()
     return transcripts, problems
 
 
@@ -300,13 +253,10 @@ def _read_sexes(files):
     """Speaker to (F or M, whether of this subset); {} without the file."""
     if not files.speakers.is_file():
         return {}
-    fields = [
-        [field.strip() for field in line.split("|")]
-        for line in read_text(files.speakers).splitlines()
-        if not line.startswith(";")
-    ]
-    subset = files.folder.name
-    return {f[0]: (f[1], f[2] == subset) for f in fields if len(f) > 2}
+    lines = read_text(files.speakers).splitlines()
+    rows = [line.split("|") for line in lines if not line.startswith(";")]
+    rows = [[field.strip() for field in row] for row in rows if len(row) > 2]
+    return {row[0]: (row[1], row[2] == files.folder.name) for row in rows}
 
 
 def _check_folders(folder):
@@ -320,12 +270,11 @@ def _check_folders(folder):
         for path in paths:
             if not path.name.startswith(place):
                 problem = f"Its name does not begin with {place}."
-                remedy = "Move it to the folder of its speaker and chapter."
-                yield Problem(path, problem, remedy)
+                yield Problem(path, problem, "Move it to its chapter.")
 
 
-def _missing_texts(files, transcripts):
-    """Problems of utterances without a transcript, one per chapter."""
+def _find_gaps(files, listed, transcripts, sexes):
+    """Problems of transcripts, audio and speakers that are missing."""
     chapters = defaultdict(list)
     for name in sorted(files.wavs):
         if not transcripts.get(name):
@@ -334,10 +283,6 @@ def _missing_texts(files, transcripts):
         path = chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
         problem = f"{len(names)} utterances have no transcript in it, such as "
         yield Problem(path, f"{problem}{names[0]}.", ALLOW)
-
-
-def _missing_audio(files, transcripts, listed):
-    """Problems of transcripts and listed IDs without audio."""
     for name in sorted((transcripts.keys() | listed) - files.wavs.keys()):
         path = Path(files.folder, *name.split("-")[:2], f"{name}.flac")
         if name in transcripts:
@@ -345,12 +290,7 @@ def _missing_audio(files, transcripts, listed):
             yield Problem(path, problem, ALLOW)
         else:
             problem = "It is on a list, but the audio is missing."
-            remedy = f"{AGAIN}, take the lists of this subset, or --incomplete allow."
-            yield Problem(path, problem, remedy)
-
-
-def _missing_speakers(files, sexes):
-    """Problems of speakers that only audio or only SPEAKERS.TXT has."""
+            yield Problem(path, problem, f"Take the subset's lists. {ALLOW}")
     if not files.speakers.is_file():
         yield Problem(files.speakers, "There is no such file.", ALLOW)
         return
@@ -378,15 +318,8 @@ def _read_labels(files, samples):
     return labels, problems
 
 
-def _measure(wavs, names):
-    """ID to length at 16 kHz, from the header; 0 if it cannot be read."""
-    names = list(names)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        lengths = pool.map(_length, (wavs[name] for name in names))
-        return dict(zip(names, lengths, strict=True))
-
-
 def _length(path):
+    """Length at 16 kHz, from the header; 0 if it cannot be read."""
     try:
         return audio_info(path).num_samples
     except BadAudio:

@@ -4,16 +4,14 @@ espeak-ng reads generated sentences in many voices; its own events make the
 list of phones. Needs the extra `speechbrain-sim[synthetic]`.
 """
 
-import functools
-import importlib.metadata
-import json
 import multiprocessing
 import os
 import shutil
+from functools import lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import scipy
 import soundfile
 from tqdm import tqdm
 
@@ -24,11 +22,13 @@ from speechbrain_sim.data.corpora.librispeech import LABELS, prepare_librispeech
 from speechbrain_sim.data.espeak import PHONES
 from speechbrain_sim.data.labels import HOP, WINDOW, num_labels
 from speechbrain_sim.data.phones import NAMES
-from speechbrain_sim.files import write_json, write_text
+from speechbrain_sim.files import read_json, write_json, write_text
 
 SUBSET = "train-clean-100"
 RECORD = "synthetic.json"
 UNFINISHED = "synthetic.partial.json"
+#: other packages that the corpus depends on
+PACKAGES = "espeakng-loader", "numpy", "scipy"
 SPEAKERS_HEADER = """\
 ; The speakers of a synthetic corpus, in the format of LibriSpeech.
 ;
@@ -86,7 +86,10 @@ def make_synthetic_corpus(
     if not _is_finished(folder, sizes):
         espeak.import_loader()
         voices = [espeak.draw_voice(index, seed) for index in range(speakers)]
-        _write_record(folder / UNFINISHED, sizes, voices)
+        versions = {"speechbrain-sim": __version__}
+        versions |= {name: version(name) for name in PACKAGES}
+        record = {"arguments": sizes, "versions": versions, "speakers": voices}
+        write_json(folder / UNFINISHED, record)
         made = _make_speakers(voices, folder, sizes, workers)
         _write_labels(made, folder)
         _write_speakers(voices, made, folder / "LibriSpeech" / "SPEAKERS.TXT")
@@ -138,9 +141,9 @@ def voice_factors(row, data_folder):
     return {"speaker": row["speaker"], "pitch": float(pitch), "rate": rate}
 
 
-@functools.lru_cache
+@lru_cache
 def _voices(data_folder):
-    record = json.loads(Path(data_folder, RECORD).read_text())
+    record = read_json(Path(data_folder, RECORD))
     return {str(voice["id"]): voice for voice in record["speakers"]}
 
 
@@ -151,63 +154,39 @@ def _check_sizes(**sizes):
         least = lowest.get(name, 1)
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} is {value!r}, not an integer >= {least}")
-    if sizes["test_sentences"] >= sizes["sentences"]:
-        raise ValueError(
-            f"test_sentences ({sizes['test_sentences']}) has to be less than "
-            f"sentences ({sizes['sentences']}), or nothing is left to train on"
-        )
+    tested, sentences = sizes["test_sentences"], sizes["sentences"]
+    if tested >= sentences:
+        raise ValueError(f"test_sentences is {tested}, not < {sentences}")
 
 
 def _is_finished(folder, sizes):
     """Whether the corpus is complete; FileExistsError if it is another."""
     for name in (RECORD, UNFINISHED):
         if (folder / name).exists():
-            other = json.loads((folder / name).read_text())["arguments"]
+            other = read_json(folder / name)["arguments"]
             if other != sizes:
-                raise FileExistsError(
-                    f"{folder} holds a synthetic corpus made with {other}, not "
-                    f"with {sizes}: delete it or choose another folder"
-                )
+                remedy = "delete it or choose another folder"
+                made = f"made with {other}, not with {sizes}: {remedy}"
+                raise FileExistsError(f"{folder} holds a corpus {made}")
             return name == RECORD
     if (folder / "LibriSpeech").exists():
-        raise FileExistsError(
-            f"{folder} holds a LibriSpeech that was not made here: choose "
-            "another folder"
-        )
+        holds = f"{folder} holds a LibriSpeech that was not made here"
+        raise FileExistsError(f"{holds}: choose another folder")
     return False
-
-
-def _write_record(path, sizes, voices):
-    """Writes how a corpus is made, in `voice_factors`' format."""
-    versions = {
-        "speechbrain-sim": __version__,
-        "espeakng-loader": importlib.metadata.version("espeakng-loader"),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-    }
-    record = {"arguments": sizes, "versions": versions, "speakers": voices}
-    write_json(path, record)
 
 
 def _make_speakers(voices, folder, sizes, workers):
     """Makes the utterances of all speakers; returns their lines of labels."""
-    tested = sizes["test_sentences"]
-    job = functools.partial(
-        _make_speaker,
-        audio_folder=folder / "LibriSpeech" / SUBSET,
-        sentences=[sizes["sentences"] - tested, tested],
-        seed=sizes["seed"],
-    )
-    bar = functools.partial(
-        tqdm, total=len(voices), desc="synthetic corpus", unit="speaker"
-    )
+    audio_folder = folder / "LibriSpeech" / SUBSET
+    job = partial(_make_speaker, audio_folder=audio_folder, sizes=sizes)
+    bar = partial(tqdm, total=len(voices), desc="speakers")
     if workers == 1:
         return list(bar(map(job, voices)))
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         return list(bar(pool.imap(job, voices)))
 
 
-def _make_speaker(voice, audio_folder, sentences, seed):
+def _make_speaker(voice, audio_folder, sizes):
     """Writes the utterances of a speaker, keeping files that exist.
 
     Returns the lines of labels of the training and of the test side.
@@ -216,9 +195,10 @@ def _make_speaker(voice, audio_folder, sentences, seed):
     folder = audio_folder / chapter.replace("-", "/")
     folder.mkdir(parents=True, exist_ok=True)
     texts, sides = {}, ([], [])
-    for number in range(sum(sentences)):
-        rng = np.random.default_rng([seed, 2, voice["id"], number])
-        side = int(number >= sentences[0])
+    train = sizes["sentences"] - sizes["test_sentences"]
+    for number in range(sizes["sentences"]):
+        rng = np.random.default_rng([sizes["seed"], 2, voice["id"], number])
+        side = int(number >= train)
         text = espeak.draw_sentence(side, rng)
         while text in texts.values():
             text = espeak.draw_sentence(side, rng)
@@ -228,13 +208,11 @@ def _make_speaker(voice, audio_folder, sentences, seed):
         sides[side].append(f"{name} {' '.join(map(str, labels))}")
         path = folder / f"{name}.flac"
         if not path.exists():
-            partial = path.with_suffix(".tmp")
-            soundfile.write(partial, wav, SAMPLE_RATE, "PCM_16", format="FLAC")
-            os.replace(partial, path)
-    _write_lines(
-        folder / f"{chapter}.trans.txt",
-        [f"{i} {text.replace(',', '').upper()}" for i, text in texts.items()],
-    )
+            cut = path.with_suffix(".tmp")
+            soundfile.write(cut, wav, SAMPLE_RATE, "PCM_16", format="FLAC")
+            os.replace(cut, path)
+    lines = [f"{i} {t.replace(',', '').upper()}" for i, t in texts.items()]
+    _write_lines(folder / f"{chapter}.trans.txt", lines)
     return sides
 
 
@@ -244,26 +222,17 @@ def _make_utterance(text, voice, rng):
     wav, offset = espeak.record(speech, voice["warp"], rng)
     scale = SAMPLE_RATE / (50 * voice["warp"])
     starts = [0, *(offset + scale * start for start in starts)]
-    return wav, _label_windows([0, *phones], starts, len(wav))
-
-
-def _label_windows(phones, starts, num_samples):
-    """The phone of every window, from phones' starts in samples at 16 kHz.
-
-    >>> _label_windows([0, 5, 7], [0, 201, 520], 1040)
-    array([0, 5, 7, 7, 7])
-    """
-    centres = HOP * np.arange(num_labels(num_samples)) + WINDOW // 2
-    return np.array(phones)[np.searchsorted(starts, centres, "right") - 1]
+    centres = HOP * np.arange(num_labels(len(wav))) + WINDOW // 2
+    at = np.searchsorted(starts, centres, "right") - 1
+    return wav, np.array([0, *phones])[at]
 
 
 def _write_labels(made, folder):
     """Writes the two lists of IDs, the phones of all, and their names."""
-    sides = [lines for speaker in made for lines in speaker]
-    for name, part in ("train", sides[::2]), ("test", sides[1::2]):
-        ids = [line.split(" ", 1)[0] for lines in part for line in lines]
+    for side, name in enumerate(("train", "test")):
+        ids = [line.split(" ", 1)[0] for sides in made for line in sides[side]]
         _write_lines(folder / LABELS / f"{name}_split.txt", ids)
-    lines = [line for lines in sides for line in lines]
+    lines = [line for sides in made for lines in sides for line in lines]
     _write_lines(folder / LABELS / "converted_aligned_phones.txt", lines)
     _write_lines(folder / NAMES, [f"{i} {p}" for i, p in enumerate(PHONES)])
 
@@ -273,10 +242,9 @@ def _write_speakers(voices, made, path):
     rows = [SPEAKERS_HEADER]
     for voice, (train, test) in zip(voices, made, strict=True):
         minutes = sum(line.count(" ") for line in train + test) / 6000
-        rows.append(
-            f"{voice['id']:<5}| {voice['sex']} | {SUBSET:<17}| {minutes:<6.2f}"
-            f"| {voice['accent']} {voice['variant']}"
-        )
+        start = f"{voice['id']:<5}| {voice['sex']} | {SUBSET:<17}"
+        name = f"{voice['accent']} {voice['variant']}"
+        rows.append(f"{start}| {minutes:<6.2f}| {name}")
     _write_lines(path, rows)
 
 
