@@ -301,7 +301,7 @@ def test_the_pretrainer_serves_other_recipes(trained):
         ):
             assert torch.equal(a, b)
     pretrainer = SafetensorsPretrainer(loadables={"vocoder": encoder})
-    with pytest.raises(ValueError, match="no vocoder.safetensors, only the"):
+    with pytest.raises(FileNotFoundError, match="holds no vocoder, only enc"):
         pretrainer.collect_files(trained.model)
     with pytest.raises(RuntimeError, match="call collect_files.*every process"):
         SafetensorsPretrainer(loadables={"encoder": encoder}).load_collected()

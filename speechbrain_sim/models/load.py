@@ -123,10 +123,10 @@ def load_decoder(source, layer, encoder_sha256):
             f"{error} Train it with recipes/decode.py --layer {layer}."
         ) from error
     description = config["parts"][name]
-    if description["encoder"] != encoder_sha256:
+    there = description["encoder"]
+    if there != encoder_sha256:
         raise ValueError(
-            f"{source} decodes the encoder {description['encoder']}, not "
-            f"{encoder_sha256}: train a decoder for this one with "
-            f"recipes/decode.py."
+            f"{source} decodes the encoder {there}, not {encoder_sha256}: train "
+            f"a decoder for this one with recipes/decode.py."
         )
     return parts[name], description
