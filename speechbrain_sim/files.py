@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,13 +20,31 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def write_bytes(path, content):
-    """Writes bytes to a file as a whole or not at all; makes its folder."""
+@contextmanager
+def atomic(path):
+    """Yields a path to write to, which becomes `path` if nothing is raised.
+
+    Makes its folder.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a/b.txt"
+    >>> with atomic(path) as partial:
+    ...     _ = partial.write_text("all of it")
+    >>> [found.name for found in path.parent.iterdir()]
+    ['b.txt']
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(content)
+    partial = path.with_name(f"{path.name}.part")
+    yield partial
     os.replace(partial, path)
+
+
+def write_bytes(path, content):
+    """Writes bytes to a file as a whole or not at all; makes its folder."""
+    with atomic(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_text(path, text):

@@ -5,9 +5,8 @@
     model = SmoothInfoMax.from_pretrained("user/model")
     latent = model.encode_file("speech.wav", "module3")
 
-Two doors. `from_hparams` is SpeechBrain's: it reads a yaml, which may run any
-code, so it is for models that you trust. `from_pretrained` reads json and
-numbers only: it is the one for models of strangers.
+`from_hparams`, SpeechBrain's, reads a yaml, which may run any code: it is for
+models that you trust. `from_pretrained` reads json and numbers only.
 """
 
 from typing import NamedTuple
@@ -27,6 +26,7 @@ from speechbrain_sim.models.format import (
     PROBE,
     WEIGHTS,
     load_parts,
+    parts_of,
     read_config,
 )
 from speechbrain_sim.models.pretrainer import (
@@ -69,9 +69,9 @@ class SmoothInfoMax(Pretrained):
     """A trained encoder (SIM, GIM, CPC, ...), its decoders and its probes.
 
     Made by `from_hparams` or `from_pretrained`. Frozen and in eval mode, even
-    inside somebody's `modules.train()`; latents are means of posteriors unless
+    inside `modules.train()`; latents are means of posteriors unless
     `sample=True` asks for draws. Waveforms are 16 kHz mono; files are
-    converted, see `encode_file`.
+    converted.
 
     Arguments
     ---------
@@ -81,9 +81,8 @@ class SmoothInfoMax(Pretrained):
         At least `sample_rate`; config.json, see `models.format`.
     freeze_params : bool
         Freeze, and keep in eval mode.
-    **kwargs :
-        See `speechbrain.inference.interfaces.Pretrained`: `run_opts` sets the
-        device, {"device": "cuda:0"}.
+    run_opts : dict, optional
+        Of SpeechBrain, {"device": "cuda:0"}.
 
     Example
     -------
@@ -101,23 +100,21 @@ class SmoothInfoMax(Pretrained):
 
     def __init__(
         self,
-        modules=None,
+        modules,
         hparams=None,
         config=None,
         freeze_params=True,
-        **kwargs,
+        run_opts=None,
     ):
         for name in self.MODULES_NEEDED:  # SpeechBrain does not check these
-            if name not in (modules or {}):
+            if name not in modules:
                 raise ValueError(f"The modules of the model lack '{name}'.")
-        super().__init__(
-            modules, hparams, freeze_params=freeze_params, **kwargs
-        )
+        super().__init__(modules, hparams, run_opts, freeze_params)
         rate = self.hparams.sample_rate
         if rate != SAMPLE_RATE:
             raise ValueError(
-                f"The model is for {rate} Hz; this version of speechbrain-sim "
-                f"reads {SAMPLE_RATE} Hz only."
+                f"The model is for {rate} Hz; this version is for "
+                f"{SAMPLE_RATE} Hz only."
             )
         self.config = config
         self.frozen = freeze_params
@@ -132,18 +129,15 @@ class SmoothInfoMax(Pretrained):
         fetch_config=DEFAULTS,
         **kwargs,
     ):
-        """Loads a model that was exported through its yaml, as SpeechBrain.
-
-        The yaml may run any code: use `from_pretrained` for models of people
-        that you do not trust.
+        """Loads a model that was exported, through its yaml, as SpeechBrain.
 
         Arguments
         ---------
         source, hparams_file : str, Path or FetchSource; str
             See `from_pretrained`; the yaml.
         savedir : str or Path, optional
-            A folder that gets links to the files, too. If it holds files of
-            another model, nothing is loaded.
+            A folder that gets links to the files, too, unless it holds files
+            of another model.
         local_strategy : LocalStrategy
             Links or copies, for `savedir`.
         fetch_config : FetchConfig
@@ -161,9 +155,8 @@ class SmoothInfoMax(Pretrained):
         config = read_config(opened.fetch(CONFIG))
         if INTERFACE not in config:
             raise ValueError(
-                f"{opened.name} is the output folder of a run, whose yaml "
-                f"trains it: use from_pretrained, or make a model folder of it "
-                f"with `speechbrain-sim export`."
+                f"The yaml of {opened.name} trains it: use from_pretrained, or "
+                f"make a model folder of it with `speechbrain-sim export`."
             )
         files = [hparams_file, CONFIG, *(n + WEIGHTS for n in config["parts"])]
         paths = [opened.fetch(file) for file in files]
@@ -178,13 +171,7 @@ class SmoothInfoMax(Pretrained):
 
     @classmethod
     def from_pretrained(
-        cls,
-        source,
-        revision=None,
-        token=None,
-        allow_network=True,
-        cache_dir=None,
-        **kwargs,
+        cls, source, revision=None, run_opts=None, freeze_params=True, **options
     ):
         """Loads a model without running any code of its maker.
 
@@ -194,24 +181,24 @@ class SmoothInfoMax(Pretrained):
         ---------
         source : str, Path or FetchSource
             The output folder of a recipe, a folder that `speechbrain-sim
-            export` wrote, or `user/model` on the Hub, see `open_source`.
-            Folders never touch the network.
-        revision, token, allow_network, cache_dir :
-            See `speechbrain_sim.models.fetch.HubRepository`. A commit as
-            revision is the same model for ever.
-        **kwargs :
-            `run_opts`, ...: see the class.
+            export` wrote, or `user/model` on the Hub. Folders never touch the
+            network.
+        revision : str, optional
+            On the Hub; a commit is the same model for ever.
+        run_opts, freeze_params :
+            See the class.
+        **options :
+            `token`, `allow_network`, `cache_dir`: see `open_source`.
 
         Raises
         ------
         FileNotFoundError, HubError, ValueError
             If a file is missing, damaged, or does not fit.
         """
-        options = {"revision": revision, "token": token}
-        options |= {"allow_network": allow_network, "cache_dir": cache_dir}
-        parts, config = load_parts(open_source(source, **options))
+        parts, config = load_parts(open_source(source, revision, **options))
+        # only this of a stranger's config.json: others are run_opts, too
         hparams = {"sample_rate": config["sample_rate"]}
-        return cls(parts, hparams, config=config, **kwargs)
+        return cls(parts, hparams, config, freeze_params, run_opts)
 
     @staticmethod
     def fetch(source, filename, **options):
@@ -246,8 +233,7 @@ class SmoothInfoMax(Pretrained):
         """Encodes waveforms.
 
         Batches beyond ten seconds are encoded utterance by utterance and in
-        pieces, with the same means (samples are other draws), so that long
-        audio does not need more memory than its latents.
+        pieces, with the same means (samples are other draws), to save memory.
 
         Arguments
         ---------
@@ -272,7 +258,7 @@ class SmoothInfoMax(Pretrained):
         if wavs.dim() != 2:
             raise ValueError(
                 f"wavs must be (batch, samples); got shape {list(wavs.shape)}: "
-                f"a single waveform (samples,) is passed as wavs[None]."
+                f"pass a single waveform as wavs[None]."
             )
         if not wavs.is_floating_point():
             raise ValueError(
@@ -288,48 +274,35 @@ class SmoothInfoMax(Pretrained):
         latents = encode(wavs, lengths, layers, sample, generator)
         return latents if layer is None else latents[layer]
 
-    def _encode_in_pieces(self, wavs, lengths, layers, sample, generator):
+    def _encode_in_pieces(self, wavs, lengths, *options):
         """Encodes each utterance with `stream`."""
-        step = round(CHUNK_SECONDS * SAMPLE_RATE)
-        rows = []
+        step, rows = round(CHUNK_SECONDS * SAMPLE_RATE), []
         for wav, end in zip(wavs, lengths.tolist(), strict=True):
             chunks = wav[None, :end].split(step, dim=1)
-            pieces = self.encoder.stream(chunks, layers, sample, generator)
-            rows.append(_join(pieces))
+            rows.append(_join(self.encoder.stream(chunks, *options)))
         return {
             name: Latent.pad([row[name] for row in rows]) for name in rows[0]
         }
 
     def stream_file(
-        self,
-        path,
-        layer=None,
-        sample=False,
-        generator=None,
-        chunk_seconds=CHUNK_SECONDS,
+        self, path, layer=None, sample=False, generator=None, **options
     ):
         """Encodes a file of any length in bounded memory, piece by piece.
 
         Arguments as in `encode_file`. Yields the next frames, (1, time,
         channel): a Latent, or a dict of them; there may be none.
         """
-        for latents in stream_latents(
-            self.encoder,
-            path,
-            None if layer is None else [layer],
-            chunk_seconds,
-            sample,
-            generator,
-        ):
+        layers = None if layer is None else [layer]
+        options |= {"sample": sample, "generator": generator}
+        for latents in stream_latents(self.encoder, path, layers, **options):
             yield latents if layer is None else latents[layer]
 
     def encode_file(self, path, layer=None, *args, **options):
         """Encodes a file.
 
-        It is read as in training, and not with SpeechBrain's `load_audio`:
-        that one holds whole files in memory, and takes a cut file for a
-        shorter one. Both convert any rate and average the channels, to the
-        same samples up to rounding.
+        It is read piece by piece, and a cut file is refused; SpeechBrain's
+        `load_audio` does neither. Both convert any rate and average the
+        channels, to the same samples up to rounding.
 
         Arguments
         ---------
@@ -355,9 +328,9 @@ class SmoothInfoMax(Pretrained):
         Arguments
         ---------
         z : torch.Tensor
-            (batch, time, channel): a `mean` or `sample` of `encode_batch`.
+            (batch, time, channel): a `mean` or `sample` of the layer.
         layer : str
-            The layer that they are of.
+            The layer.
         samples : int, optional
             Length of the longest waveform; by default the shortest that
             encodes to as many frames.
@@ -367,14 +340,13 @@ class SmoothInfoMax(Pretrained):
         Raises
         ------
         ValueError
-            If there is no decoder of the layer, or the axes or lengths do not
-            fit.
+            If there is no decoder, or the axes or lengths do not fit.
         """
         decoder = self._part(DECODER, layer)
         if z.dim() != 3:
             raise ValueError(
                 f"z must be (batch, time, channel); got shape {list(z.shape)}: "
-                f"a single latent (time, channel) is passed as z[None]."
+                f"pass a single latent as z[None]."
             )
         if samples is None:
             samples = z.shape[1]
@@ -412,36 +384,29 @@ class SmoothInfoMax(Pretrained):
         ValueError
             If there is no such probe, or several and no label.
         """
-        labels = self._names(PROBE)
         if label is None:
+            labels = list(parts_of(self.mods, PROBE))
             if len(labels) != 1:
                 there = " or ".join(labels) or "but this model has no probe"
                 raise ValueError(f"Which probe? Give label=: {there}.")
             label = labels[0]
         probes = self._part(PROBE, label)
-        about = self.config["parts"][f"{PROBE}_{label}"]
-        layer = layer or about["best_layer"]
+        entry = self.config["parts"][f"{PROBE}_{label}"]
+        layer = layer or entry["best_layer"]
         latent = self.encode_batch(wavs, wav_lens, layer)
         x, lengths = latent.mean, latent.lengths
-        if about["kind"] == "utterance":
+        if entry["kind"] == "utterance":
             x, lengths = masked_mean(x, lengths)[:, None], lengths.clamp(max=1)
         probabilities = probes(x, layer).softmax(-1)
-        return Classification(probabilities, lengths, about["classes"])
-
-    def _names(self, kind):
-        """Lists the layers of the decoders, or the labels of the probes."""
-        kind = f"{kind}_"
-        return [n.removeprefix(kind) for n in self.mods if n.startswith(kind)]
+        return Classification(probabilities, lengths, entry["classes"])
 
     def _part(self, kind, name):
         """Returns a decoder or a probe."""
-        there = self._names(kind)
-        if name not in there:
-            raise ValueError(
-                f"The model has no {kind} of '{name}'; it has "
-                f"{', '.join(there) or 'none'}."
-            )
-        return self.mods[f"{kind}_{name}"]
+        parts = parts_of(self.mods, kind)
+        if name not in parts:
+            there = ", ".join(parts) or "none"
+            raise ValueError(f"There is no {kind} of '{name}'; it has {there}.")
+        return parts[name]
 
 
 def _join(pieces):
