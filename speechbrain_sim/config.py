@@ -25,6 +25,8 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.core import RunOptions
 from speechbrain.utils.distributed import if_main_process
 
+from speechbrain_sim.files import write_text
+
 _HERE = Path(__file__).parent
 #: the model files, in a wheel or in a checkout
 MODELS = _HERE / "hparams_models"
@@ -85,9 +87,8 @@ def _merge(files):
     for content in reversed(files.values()):
         known |= set(re.findall(r"<(\w+)", _dump_yaml(content)))
         known |= set() if "base" in content else content.keys()
-        for key in content:
-            if key not in ("base", "uses", "__may_be"):
-                merged.setdefault(key, content[key])
+        own = content.keys() - {"base", "uses", "__may_be", *merged}
+        merged |= {key: content[key] for key in content if key in own}
     for path, content in files.items():
         keys = [key for key in content if not key.startswith("__")]
         check_keys(f"the bases of {path}", known, keys)
@@ -228,12 +229,11 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
     hparams = load_hyperpyyaml(resolved)
     if if_main_process():
         written = Path(hparams["output_folder"], "hyperparams.yaml")
-        written.parent.mkdir(parents=True, exist_ok=True)
         begun = any(Path(hparams["save_folder"]).glob("CKPT*"))
         begun = begun and written.exists() and not run_opts["debug"]
         if may_change is not None and begun:
             _check_same_run(written, resolved, defaults, may_change)
-        written.write_text(resolved, encoding="utf-8")
+        write_text(written, resolved)
     return hparams, run_opts
 
 
@@ -316,15 +316,15 @@ def _check_same_run(written, resolved, defaults, may_change):
         return inside if isinstance(value, str) else value
 
     changed = []
-    for key, value in settings.items():
-        old = before.get(key, defaults.get(key))
-        if key in may_change or {_kind(value), _kind(old)} & {dict, None}:
-            continue  # mappings and objects are made of other settings
-        if place(old, before) != place(value, settings):
-            changed.append(f"{key} ({old} before, {value} now)")
+    for key in settings.keys() - {*may_change}:
+        old, new = before.get(key, defaults.get(key)), settings[key]
+        # mappings and objects are made of other settings
+        plain = not {_kind(new), _kind(old)} & {dict, None}
+        if plain and place(old, before) != place(new, settings):
+            changed.append(f"{key} ({old} before, {new} now)")
     if changed:
         raise ValueError(
             f"{written.parent} holds a run with other settings: "
-            f"{'; '.join(changed)}. To resume it, give its settings; for "
-            f"these, choose another --output_folder."
+            f"{'; '.join(sorted(changed))}. To resume it, give its settings; "
+            f"for these, choose another --output_folder."
         )

@@ -20,29 +20,23 @@ from speechbrain_sim.encoders.base import Latent, absolute_lengths, masked_mean
 from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
-    CONFIG,
     DECODER,
     ENCODER,
     PROBE,
-    WEIGHTS,
     load_parts,
     parts_of,
-    read_config,
 )
 from speechbrain_sim.models.pretrainer import (
     DEFAULTS,
     SafetensorsPretrainer,
     check_loaded,
-    put_into,
-    source_options,
+    fetch_model,
 )
 from speechbrain_sim.traversals import interpolate, traverse
 
 __all__ = ["Classification", "SafetensorsPretrainer", "SmoothInfoMax"]
 #: the yaml of `from_hparams`, which `speechbrain-sim export` writes
 HPARAMS = "hyperparams.yaml"
-#: key of config.json: which class the yaml is for; runs have no such yaml
-INTERFACE = "speechbrain_interface"
 
 
 class Classification(NamedTuple):
@@ -68,10 +62,8 @@ class Classification(NamedTuple):
 class SmoothInfoMax(Pretrained):
     """A trained encoder (SIM, GIM, CPC, ...), its decoders and its probes.
 
-    Made by `from_hparams` or `from_pretrained`. Frozen and in eval mode, even
-    inside `modules.train()`; latents are means of posteriors unless
-    `sample=True` asks for draws. Waveforms are 16 kHz mono; files are
-    converted.
+    Latents are means of posteriors, or draws with `sample=True`. Waveforms are
+    16 kHz mono, within -1 and 1; files are converted.
 
     Arguments
     ---------
@@ -80,7 +72,7 @@ class SmoothInfoMax(Pretrained):
     hparams, config : dict
         At least `sample_rate`; config.json, see `models.format`.
     freeze_params : bool
-        Freeze, and keep in eval mode.
+        Freeze, and keep in eval mode, even inside `modules.train()`.
     run_opts : dict, optional
         Of SpeechBrain, {"device": "cuda:0"}.
 
@@ -99,12 +91,7 @@ class SmoothInfoMax(Pretrained):
     HPARAMS_NEEDED = ["sample_rate"]
 
     def __init__(
-        self,
-        modules,
-        hparams=None,
-        config=None,
-        freeze_params=True,
-        run_opts=None,
+        self, modules, hparams, config=None, freeze_params=True, run_opts=None
     ):
         for name in self.MODULES_NEEDED:  # SpeechBrain does not check these
             if name not in modules:
@@ -112,10 +99,8 @@ class SmoothInfoMax(Pretrained):
         super().__init__(modules, hparams, run_opts, freeze_params)
         rate = self.hparams.sample_rate
         if rate != SAMPLE_RATE:
-            raise ValueError(
-                f"The model is for {rate} Hz; this version is for "
-                f"{SAMPLE_RATE} Hz only."
-            )
+            known = f"this version is for {SAMPLE_RATE} Hz only"
+            raise ValueError(f"The model is for {rate} Hz; {known}.")
         self.config = config
         self.frozen = freeze_params
 
@@ -135,60 +120,41 @@ class SmoothInfoMax(Pretrained):
         ---------
         source, hparams_file : str, Path or FetchSource; str
             See `from_pretrained`; the yaml.
-        savedir : str or Path, optional
-            A folder that gets links to the files, too, unless it holds files
-            of another model.
-        local_strategy : LocalStrategy
-            Links or copies, for `savedir`.
+        savedir, local_strategy : str or Path, LocalStrategy
+            A folder that gets links to the files, or copies.
         fetch_config : FetchConfig
-            `revision`, `token`, `allow_network`, `huggingface_cache_dir`;
-            `overwrite` lets `savedir` be overwritten.
+            Of the Hub; `overwrite` lets `savedir` be overwritten.
         **kwargs :
-            `overrides` for the yaml, `run_opts` for the model, ...
+            `overrides` for the yaml, `run_opts`, ...
 
         Raises
         ------
         FileNotFoundError, HubError, ValueError
-            As `from_pretrained`; or if the yaml does not make the model.
+            See `from_pretrained`; or if the yaml does not make the model, or
+            `savedir` holds another.
         """
-        opened = open_source(source, **source_options(fetch_config))
-        config = read_config(opened.fetch(CONFIG))
-        if INTERFACE not in config:
-            raise ValueError(
-                f"The yaml of {opened.name} trains it: use from_pretrained, or "
-                f"make a model folder of it with `speechbrain-sim export`."
-            )
-        files = [hparams_file, CONFIG, *(n + WEIGHTS for n in config["parts"])]
-        paths = [opened.fetch(file) for file in files]
-        if savedir is not None:
-            put_into(savedir, paths, local_strategy, fetch_config.overwrite)
-        model = super().from_hparams(
-            str(paths[0].parent), hparams_file, config=config, **kwargs
-        )
+        options = savedir, local_strategy, fetch_config
+        yaml, config = fetch_model(source, hparams_file, *options)
+        kwargs["config"] = config
+        model = super().from_hparams(str(yaml.parent), hparams_file, **kwargs)
         if model is not None:  # as it is with download_only=True
-            check_loaded(model.hparams, config, paths[0])
+            check_loaded(model.hparams, config, yaml)
         return model
 
     @classmethod
     def from_pretrained(
         cls, source, revision=None, run_opts=None, freeze_params=True, **options
     ):
-        """Loads a model without running any code of its maker.
-
-        Only config.json and safetensors are read: no yaml, no pickle.
+        """Loads a model, from json and safetensors only.
 
         Arguments
         ---------
         source : str, Path or FetchSource
             The output folder of a recipe, a folder that `speechbrain-sim
-            export` wrote, or `user/model` on the Hub. Folders never touch the
-            network.
-        revision : str, optional
-            On the Hub; a commit is the same model for ever.
-        run_opts, freeze_params :
-            See the class.
-        **options :
-            `token`, `allow_network`, `cache_dir`: see `open_source`.
+            export` wrote (neither touches the network), or `user/model`.
+        revision, run_opts, freeze_params, **options :
+            See the class; `revision`, `token`, `allow_network`, `cache_dir` of
+            the Hub: `speechbrain_sim.models.fetch.open_source`.
 
         Raises
         ------
@@ -196,7 +162,7 @@ class SmoothInfoMax(Pretrained):
             If a file is missing, damaged, or does not fit.
         """
         parts, config = load_parts(open_source(source, revision, **options))
-        # only this of a stranger's config.json: others are run_opts, too
+        # only this of a stranger's config.json: other keys are run_opts, too
         hparams = {"sample_rate": config["sample_rate"]}
         return cls(parts, hparams, config, freeze_params, run_opts)
 
@@ -232,13 +198,13 @@ class SmoothInfoMax(Pretrained):
     ):
         """Encodes waveforms.
 
-        Batches beyond ten seconds are encoded utterance by utterance and in
-        pieces, with the same means (samples are other draws), to save memory.
+        To save memory, batches beyond ten seconds are encoded utterance by
+        utterance and in pieces: the same means, but other samples.
 
         Arguments
         ---------
         wavs : torch.Tensor
-            (batch, samples) at 16 kHz, floating, within -1 and 1.
+            (batch, samples), floating.
         wav_lens, sample, generator :
             See `speechbrain_sim.encoders.base.Encoder.forward`.
         layer : str, optional
@@ -252,8 +218,8 @@ class SmoothInfoMax(Pretrained):
         Raises
         ------
         ValueError
-            If the layer does not exist, an utterance is too short, or `wavs`
-            has other axes or integers.
+            If the layer does not exist, or `wavs` is of another shape or type,
+            or too short.
         """
         if wavs.dim() != 2:
             raise ValueError(
@@ -280,9 +246,7 @@ class SmoothInfoMax(Pretrained):
         for wav, end in zip(wavs, lengths.tolist(), strict=True):
             chunks = wav[None, :end].split(step, dim=1)
             rows.append(_join(self.encoder.stream(chunks, *options)))
-        return {
-            name: Latent.pad([row[name] for row in rows]) for name in rows[0]
-        }
+        return {n: Latent.pad([row[n] for row in rows]) for n in rows[0]}
 
     def stream_file(
         self, path, layer=None, sample=False, generator=None, **options
@@ -298,25 +262,19 @@ class SmoothInfoMax(Pretrained):
             yield latents if layer is None else latents[layer]
 
     def encode_file(self, path, layer=None, *args, **options):
-        """Encodes a file.
+        """Encodes a file, as `encode_batch` of SpeechBrain's `load_audio`.
 
-        It is read piece by piece, and a cut file is refused; SpeechBrain's
-        `load_audio` does neither. Both convert any rate and average the
-        channels, to the same samples up to rounding.
+        That one holds whole files in memory, and takes a cut file for a shorter
+        one; this one raises a BadAudio for it, and for one that is too short.
 
         Arguments
         ---------
         path : str or Path
-            Any audio file that libsndfile reads.
+            Any audio file that libsndfile reads, of any rate.
         layer, sample, generator :
             See `encode_batch`, also for what is returned; the batch is 1.
         chunk_seconds : float
             How much is read at a time; changes no mean.
-
-        Raises
-        ------
-        BadAudio
-            If the file cannot be read, or is too short for a frame.
         """
         pieces = list(self.stream_file(path, layer, *args, **options))
         return _join(pieces) if layer is None else Latent.cat(pieces)
@@ -327,15 +285,11 @@ class SmoothInfoMax(Pretrained):
 
         Arguments
         ---------
-        z : torch.Tensor
+        z, layer : torch.Tensor, str
             (batch, time, channel): a `mean` or `sample` of the layer.
-        layer : str
-            The layer.
-        samples : int, optional
-            Length of the longest waveform; by default the shortest that
-            encodes to as many frames.
-        wav_lens : torch.Tensor, optional
-            See `encode_batch`.
+        samples, wav_lens : int, torch.Tensor, optional
+            Length of the longest waveform, by default the shortest that
+            encodes to as many frames; see `encode_batch`.
 
         Raises
         ------
@@ -370,19 +324,13 @@ class SmoothInfoMax(Pretrained):
         ---------
         wavs, wav_lens :
             See `encode_batch`.
-        label : str, optional
-            Which probe; may be left out if there is one.
-        layer : str, optional
-            By default the one that was chosen on validation data.
+        label, layer : str, optional
+            Which probe, a ValueError names them; its layer, by default the one
+            that was chosen on validation data.
 
         Returns
         -------
         Classification
-
-        Raises
-        ------
-        ValueError
-            If there is no such probe, or several and no label.
         """
         if label is None:
             labels = list(parts_of(self.mods, PROBE))
@@ -391,7 +339,7 @@ class SmoothInfoMax(Pretrained):
                 raise ValueError(f"Which probe? Give label=: {there}.")
             label = labels[0]
         probes = self._part(PROBE, label)
-        entry = self.config["parts"][f"{PROBE}_{label}"]
+        entry = parts_of(self.config["parts"], PROBE)[label]
         layer = layer or entry["best_layer"]
         latent = self.encode_batch(wavs, wav_lens, layer)
         x, lengths = latent.mean, latent.lengths

@@ -374,7 +374,7 @@ def test_damaged_files_are_refused(model_folder, door, part, damage):
 
 
 CONFIGS = {
-    "no json": ("{", "describes no model"),
+    "no json": ("{", "is not json"),
     "a list": ("[]", "describes no model"),
     "foreign": ('{"model_type": "hubert"}', "the type 'hubert'"),
     "newer": (

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, constants
 from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
 from speechbrain_sim.data.corpora import corpus_of
 from speechbrain_sim.hub.card import CARD, fill_in, name_source, write_card
-from speechbrain_sim.inference import HPARAMS, INTERFACE, SmoothInfoMax
+from speechbrain_sim.inference import HPARAMS, SmoothInfoMax
 from speechbrain_sim.models.fetch import (
     HubError,
     LocalFolder,
@@ -29,6 +29,7 @@ from speechbrain_sim.models.format import (
     read_config,
     save_parts,
 )
+from speechbrain_sim.models.pretrainer import INTERFACE
 
 EXAMPLE = "example.wav"
 

@@ -56,9 +56,7 @@ class LatentFeatures(nn.Module):
         self.layers, self.frozen = list(layers), frozen
         widths = {name: self.encoder.channels_of(name) for name in self.layers}
         if len(set(widths.values())) != 1:
-            raise ValueError(
-                f"Only layers of equal width can be added; these have {widths}."
-            )
+            raise ValueError(f"Layers of unequal width are not added: {widths}")
         freeze_unused(self.encoder, self.layers)
         #: channels of the features
         self.out_channels = widths[self.layers[0]]
@@ -89,12 +87,11 @@ class LatentFeatures(nn.Module):
         torch.Tensor
             (batch, time, channels), zero beyond each utterance.
         """
+        wanted = wav_lens, self.layers
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and not self.frozen
         ):
-            states, lengths = all_hidden_states(
-                self.encoder, wavs, wav_lens, self.layers
-            )
+            states, lengths = all_hidden_states(self.encoder, wavs, *wanted)
         if self.weights is None:
             return states[0]
         total = sum(

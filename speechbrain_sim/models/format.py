@@ -109,12 +109,8 @@ def load_parts(source, names=None):
     Returns
     -------
     parts, config : (dict of str to nn.Module, dict)
-        Frozen, in eval mode; config.json.
-
-    Raises
-    ------
-    FileNotFoundError, HubError, ValueError
-        If a file or part is missing, damaged, or does not fit.
+        Frozen, in eval mode; config.json. A FileNotFoundError, HubError or
+        ValueError if a file or part is missing, damaged, or does not fit.
     """
     source = open_source(source)
     config, parts = read_config(source.fetch(CONFIG)), {}
@@ -149,21 +145,20 @@ def read_config(path):
 
     Raises a ValueError if it is not one of this package, or of another format.
     """
-    try:
-        config = read_json(path)
-        kind = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} describes no model: {error!r}.") from error
+    config = read_json(path)
+    kind = config.get("model_type") if isinstance(config, dict) else config
     if kind != MODEL_TYPE:
-        raise ValueError(f"{path}: the type '{kind}' is not {MODEL_TYPE}.")
-    found = config.get("format")
-    if found != FORMAT:
-        remedy = "install a newer version of speechbrain-sim"
-        if found == 1:
-            remedy = "train and export the model again"
         raise ValueError(
-            f"{path} has the format {found}; this version reads {FORMAT}: {remedy}."
+            f"{path} describes no model: the type '{kind}' is not {MODEL_TYPE}."
         )
+    if config.get("format") != FORMAT:
+        there = (
+            f"the format {config.get('format')}; this version reads {FORMAT}"
+        )
+        remedy = "install a newer version"
+        if config.get("format") == 1:
+            remedy = "train and export the model again"
+        raise ValueError(f"{path} has {there}: {remedy}.")
     for problem in _problems(config):
         raise ValueError(f"{path} {problem}: export the model again.")
     return config
@@ -198,10 +193,8 @@ def _make(name, entry, device=None):
     """Makes an untrained part."""
     kind = entry["class"]
     if kind not in CLASSES:
-        raise ValueError(
-            f"{CONFIG} names a class '{kind}' for {name}; this version of "
-            f"speechbrain-sim makes {', '.join(CLASSES)}."
-        )
+        there = f"{CONFIG} names a class '{kind}' for {name}"
+        raise ValueError(f"{there}, not {', '.join(CLASSES)}.")
     make = getattr(importlib.import_module(CLASSES[kind]), kind)
     if kind == "LogMel":
         device = None  # torchaudio looks at the filters that it makes
@@ -220,23 +213,16 @@ def _serialise(name, part):
     for tensor, value in state.items():
         if not value.isfinite().all():
             raise ValueError(
-                f"{tensor} of {name} holds NaN or infinity: it is not saved. "
-                f"Lower the learning rate, or clip gradients."
+                f"{tensor} of {name} holds NaN or infinity, and is not saved: "
+                f"lower the learning rate, or clip gradients."
             )
     return save(state, {"format": "pt"})
 
 
 def fetch_weights(source, config, name):
-    """Fetches the weights of a part; returns their path and hash.
+    """Fetches the weights of a part of an opened model: their path, and hash.
 
-    Arguments
-    ---------
-    source : LocalFolder or HubRepository
-        The model.
-    config : dict
-        Its config.json.
-    name : str
-        The part; a FileNotFoundError names those that there are.
+    Raises a FileNotFoundError that names the parts if there is no such part.
     """
     if name not in config["parts"]:
         there = ", ".join(config["parts"]) or "a reference to its encoder"
@@ -257,11 +243,7 @@ def read_weights(model, path, digest):
     Returns
     -------
     dict of str to torch.Tensor
-
-    Raises
-    ------
-    ValueError
-        If the file has another hash, is cut, or does not fit the network.
+        A ValueError if the file has another hash, is cut, or does not fit.
 
     Example
     -------
@@ -276,9 +258,8 @@ def read_weights(model, path, digest):
     content = Path(path).read_bytes()  # what is hashed is what is loaded
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(
-            f"{path} does not have the hash that {CONFIG} states: it is "
-            f"damaged, or a run was killed or goes on. Start that run again, or "
-            f"copy, fetch or export both files again."
+            f"{path} does not have the hash of {CONFIG}: it is damaged, or its "
+            f"run goes on or was killed. Start that run again, or copy both."
         )
     try:
         state = load(content)
@@ -298,9 +279,8 @@ def read_weights(model, path, digest):
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
-            f"{path} does not fit the architecture that it is loaded into: "
-            f"{'; '.join(sorted(problems)[:3])}{more}. Use the {CONFIG} or "
-            f"yaml that it came with."
+            f"{path} does not fit the architecture of {CONFIG} or the yaml: "
+            f"{'; '.join(sorted(problems)[:3])}{more}."
         )
     return state
 

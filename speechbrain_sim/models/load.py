@@ -63,10 +63,8 @@ def load_encoder(source, **options):
         opened = open_source(source, **options)
         parts, config = load_parts(opened, [ENCODER])
         encoder, entry = parts[ENCODER], config["parts"][ENCODER]
-        description = {
-            **config.get("training", {}),
-            **{name: entry[name] for name in OWN if name in entry},
-        }
+        description = dict(config.get("training", {}))
+        description |= {name: entry[name] for name in OWN if name in entry}
     description["layers"] = list(encoder.layer_names)
     return encoder.eval().requires_grad_(False), description
 
@@ -95,25 +93,17 @@ def load_decoder(source, layer, encoder_sha256):
 
     Arguments
     ---------
-    source : str or Path
+    source, layer : str or Path, str
         The output folder of recipes/decode.py, or a model with a decoder, see
-        `speechbrain_sim.models.fetch.open_source`.
-    layer : str
-        The layer.
+        `speechbrain_sim.models.fetch.open_source`; the layer.
     encoder_sha256 : str
         `sha256` of the encoder whose latents it shall decode.
 
     Returns
     -------
     decoder, description : (ConvDecoder, dict)
-        Frozen, in eval mode; its entry in config.json.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no decoder of the layer.
-    ValueError
-        If it decodes another encoder, or is damaged.
+        Frozen, in eval mode; its entry in config.json. A FileNotFoundError if
+        there is none; a ValueError if it decodes another encoder, or is damaged.
     """
     name = f"{DECODER}_{layer}"
     try:

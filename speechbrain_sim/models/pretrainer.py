@@ -21,6 +21,8 @@ from speechbrain_sim.models.format import (
 
 #: how files are fetched unless something else is asked for
 DEFAULTS = FetchConfig()
+#: key of config.json: which class the yaml is for; runs have no such yaml
+INTERFACE = "speechbrain_interface"
 
 
 def source_options(fetch_config):
@@ -87,8 +89,7 @@ class SafetensorsPretrainer(Pretrainer):
         """Loads what `collect_files` found, strictly: see `read_weights`."""
         if self.collected is None:
             raise RuntimeError(
-                "Nothing was collected in this process: call collect_files "
-                "first, in every process and not by run_on_main."
+                "First call collect_files, in every process: not by run_on_main."
             )
         for name, file in self.collected.items():
             model = self.loadables[name]
@@ -109,16 +110,31 @@ def check_loaded(hparams, config, yaml):
     if missing:
         raise ValueError(
             f"{yaml} loads no weights into {', '.join(sorted(missing))}: list "
-            f"them under 'loadables' of its SafetensorsPretrainer, export the "
-            f"model again, or use from_pretrained."
+            f"them under 'loadables', or use from_pretrained."
         )
 
 
-def put_into(savedir, paths, strategy, overwrite):
-    """Links or copies files into a folder that holds no other model's."""
+def fetch_model(source, hparams_file, savedir, strategy, fetch_config):
+    """Fetches an exported model: the path of its yaml, and its config.json.
+
+    Links or copies all files into `savedir`, if it is not None and holds no
+    other model's. See `speechbrain_sim.inference.SmoothInfoMax.from_hparams`.
+    """
+    source = open_source(source, **source_options(fetch_config))
+    config = read_config(source.fetch(CONFIG))
+    if INTERFACE not in config:
+        raise ValueError(
+            f"The yaml of {source.name} trains it: use from_pretrained, or make "
+            f"a model folder of it with `speechbrain-sim export`."
+        )
+    names = [hparams_file, CONFIG, *(n + WEIGHTS for n in config["parts"])]
+    paths = [source.fetch(name) for name in names]
+    if savedir is None:
+        return paths[0], config
     targets = {path: Path(savedir, path.name) for path in paths}
     for path, target in targets.items():
-        if target.exists() and not overwrite and sha256(target) != sha256(path):
+        free = fetch_config.overwrite or not target.exists()
+        if not free and sha256(target) != sha256(path):
             raise ValueError(
                 f"{savedir} holds {path.name} of another model, or of another "
                 f"revision: choose another savedir, or none."
@@ -127,3 +143,4 @@ def put_into(savedir, paths, strategy, overwrite):
     for path, target in targets.items():
         if target.resolve() != path.resolve():
             link_with_strategy(path.resolve(), target, strategy)
+    return paths[0], config
