@@ -3,7 +3,6 @@
 Both go on where they were when they are started again.
 """
 
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,28 +48,25 @@ def encode_files(
         See `load_encoder`; audio files, and folders, see `find_files`.
     folder, layer, device : str
         Where to; the layer; where to compute.
-    kind : str
-        "npy" or "safetensors", see `write_latents`.
-    sample : bool
-        Draws, the same each time, rather than means.
+    kind, sample : str, bool
+        "npy" or "safetensors"; draws, the same each time, rather than means.
     on_bad_audio : str
         "fail": if a header is bad, nothing is encoded. "skip": it is left out.
         A file that is bad inside is left out; "fail" raises at the end.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        Without files; if two have one name, latents of other settings or
-        files are there, or a file is bad.
+    Raises a FileNotFoundError without files; a ValueError if two have one name,
+    latents of other settings or files are there, or a file is bad.
     """
     encoder, description = load_encoder(source)
     encoder.check_layer(layer)
     encoder, folder = encoder.to(device), Path(folder)
     paths, entries, bad = find_files(inputs, AUDIO), {}, []
     for name, path in paths.items():
-        with _listed(bad):
+        try:
             samples = check_file(encoder, path, [layer])
             entries[name] = {"audio": str(path.resolve()), "samples": samples}
+        except BadAudio as error:
+            bad.append(error)
     _refuse(on_bad_audio, bad, "Nothing was encoded (--on-bad-audio skip)")
     settings = {"encoder": description["sha256"], "layer": layer}
     settings |= {"format": kind, "sample": sample}
@@ -82,20 +78,13 @@ def encode_files(
         target = folder / f"{name}.{kind}"
         noise = keyed_generator("encode", name, device=device)
         options = {"sample": sample, "generator": noise}
-        if not target.exists():
-            with _listed(bad):
+        try:
+            if not target.exists():
                 write_latents(encoder, paths[name], {layer: target}, **options)
+        except BadAudio as error:
+            bad.append(error)
     _refuse(on_bad_audio, bad, "All others were encoded")
     return record, bad
-
-
-@contextmanager
-def _listed(bad):
-    """Adds a BadAudio to a list instead of raising it."""
-    try:
-        yield
-    except BadAudio as error:
-        bad.append(error)
 
 
 def decode_files(source, inputs, folder, layer, device="cpu"):
@@ -111,21 +100,14 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
         A model with a decoder of the layer: see `SmoothInfoMax`.
     inputs : list of str or Path
         Files that `encode_files` wrote, and folders of such.
-    folder : str or Path
-        Where to: `a/b.npy` of a folder becomes `<folder>/a/b.wav`.
-    layer, device : str
-        See `encode_files`.
+    folder, layer, device : str
+        See `encode_files`: `a/b.npy` becomes `<folder>/a/b.wav`.
 
     Returns
     -------
     list of Path
-        The wav files.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is nothing to decode, no decoder, the latents are of another
-        layer or encoder, or two files would become one.
+        The wav files. A FileNotFoundError or ValueError if there is nothing to
+        decode, no decoder, latents of another layer, or two of one name.
     """
     model = SmoothInfoMax.from_pretrained(source, run_opts={"device": device})
     settings = {"encoder": encoder_of(model.config), "layer": layer}
@@ -148,24 +130,9 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
 def find_files(inputs, endings):
     """Finds files, and names them without folder and ending.
 
-    Arguments
-    ---------
-    inputs : list of str or Path
-        Files, and folders that are searched with all below them.
-    endings : tuple of str
-        Which files of a folder are meant.
-
-    Returns
-    -------
-    dict of str to Path
-        By path below the folder that was given.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file or folder, or none in a folder.
-    ValueError
-        If two files have one name.
+    Folders are searched with all below them, for files of these `endings`.
+    Returns paths by name: below the folder that was given. Raises a
+    FileNotFoundError if there is none, a ValueError if two have one name.
     """
     found = {}
     for item in map(Path, inputs):

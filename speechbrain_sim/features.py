@@ -38,6 +38,7 @@ def check_file(encoder, path, layers=None):
     return samples
 
 
+@torch.no_grad()
 def stream_latents(
     encoder, path, layers=None, chunk_seconds=CHUNK_SECONDS, *args, **options
 ):
@@ -46,9 +47,7 @@ def stream_latents(
     device = next(chain(encoder.parameters(), encoder.buffers())).device
     if not encoder.streams:
         wavs = read_audio(path)[None].to(device)
-        with torch.no_grad():
-            latents = encoder(wavs, None, layers, *args, **options)
-        yield latents
+        yield encoder(wavs, None, layers, *args, **options)
         return
     step = max(1, round(chunk_seconds * SAMPLE_RATE))
     chunks = (
@@ -76,11 +75,7 @@ def stream_file(encoder, path, layers=None, *args, **options):
     ------
     dict of str to torch.Tensor
         The next frames of each layer, (frames, channels); there may be none.
-
-    Raises
-    ------
-    BadAudio
-        If the file cannot be read, or is too short for a frame.
+        A BadAudio if the file cannot be read, or is too short for a frame.
 
     Example
     -------
@@ -99,17 +94,8 @@ def stream_file(encoder, path, layers=None, *args, **options):
 def encode_file(encoder, path, folder, layers=None, *args, **options):
     """Encodes a file of any length into memory-mapped arrays.
 
-    Arguments
-    ---------
-    encoder, path, layers, chunk_seconds, sample, generator :
-        See `stream_file`.
-    folder : str or Path
-        Where `<layer>.npy` are written.
-
-    Returns
-    -------
-    dict of str to numpy.memmap
-        Means (or draws) of each layer, (frames, channels), float32.
+    Arguments as in `stream_file`; `<layer>.npy` are written into `folder`.
+    Returns a dict of str to numpy.memmap, (frames, channels), float32.
 
     Example
     -------
@@ -130,18 +116,10 @@ def encode_file(encoder, path, folder, layers=None, *args, **options):
 def write_latents(encoder, path, targets, *args, **options):
     """Encodes a file into files, each written as a whole or not at all.
 
-    Arguments
-    ---------
-    encoder, path, chunk_seconds, sample, generator :
-        See `stream_file`.
-    targets : dict of str to Path
-        For each layer, a file that ends in `.npy` or `.safetensors` (which
-        holds one tensor, named as the layer): (frames, channels), float32.
-
-    Raises
-    ------
-    BadAudio
-        If the file cannot be read as a whole, or is too short for a frame.
+    Arguments as in `stream_file`; `targets` holds for each layer a file that
+    ends in `.npy` or `.safetensors` (of one tensor, named as the layer):
+    (frames, channels), float32. Raises a BadAudio if the file is too short, or
+    cannot be read as a whole.
     """
     samples = check_file(encoder, path, targets)
     frames = {n: encoder.output_lengths(samples, n) for n in targets}
@@ -160,8 +138,9 @@ def write_latents(encoder, path, targets, *args, **options):
                 missing[layer] -= len(x)
         for layer, count in missing.items():
             if count:
-                message = f"It ends early: {count} of {frames[layer]} frames"
-                raise BadAudio(path, f"{message} of {layer} are missing.")
+                raise BadAudio(
+                    path, f"It ends {count} frames of {layer} early."
+                )
 
 
 def _write_header(file, suffix, layer, shape):

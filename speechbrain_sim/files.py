@@ -75,24 +75,9 @@ def read_json(path):
 def cached_result(path, made_of, compute):
     """Computes a result, unless it was computed from the same before.
 
-    Arguments
-    ---------
-    path : str or Path
-        A json file that keeps the result.
-    made_of : dict
-        What it depends on: hashes and settings.
-    compute : callable
-        Returns the result, of json values.
-
-    Returns
-    -------
-    dict or list
-        The result as json gives it back.
-
-    Raises
-    ------
-    ValueError
-        If the result holds NaN or infinity.
+    `path` is a json file that keeps it, with `made_of`, a dict of the hashes
+    and settings that it depends on. `compute` returns json values, without NaN
+    and infinity. Returns the result as json gives it back.
 
     Example
     -------
@@ -105,10 +90,9 @@ def cached_result(path, made_of, compute):
     [2]
     """
     path, made_of = Path(path), json.loads(json.dumps(made_of))
-    if path.exists():
-        known = read_json(path)
-        if known["made_of"] == made_of:
-            return known["result"]
+    known = read_json(path) if path.exists() else {}
+    if known.get("made_of") == made_of:
+        return known["result"]
     result = json.loads(json.dumps(compute(), allow_nan=False))
     write_json(path, {"made_of": made_of, "result": result})
     return result

@@ -18,6 +18,7 @@ from speechbrain.utils.fetching import LocalStrategy
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.encoders.base import Latent, absolute_lengths, masked_mean
 from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
+from speechbrain_sim.models import pretrainer
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
     DECODER,
@@ -26,15 +27,11 @@ from speechbrain_sim.models.format import (
     load_parts,
     parts_of,
 )
-from speechbrain_sim.models.pretrainer import (
-    DEFAULTS,
-    SafetensorsPretrainer,
-    check_loaded,
-    fetch_model,
-)
 from speechbrain_sim.traversals import interpolate, traverse
 
 __all__ = ["Classification", "SafetensorsPretrainer", "SmoothInfoMax"]
+#: what the yaml of an exported model names
+SafetensorsPretrainer = pretrainer.SafetensorsPretrainer
 #: the yaml of `from_hparams`, which `speechbrain-sim export` writes
 HPARAMS = "hyperparams.yaml"
 
@@ -67,14 +64,10 @@ class SmoothInfoMax(Pretrained):
 
     Arguments
     ---------
-    modules : dict of str to nn.Module
-        `encoder`; `decoder_<layer>` and `probe_<label>`, if there are any.
-    hparams, config : dict
-        At least `sample_rate`; config.json, see `models.format`.
-    freeze_params : bool
-        Freeze, and keep in eval mode, even inside `modules.train()`.
-    run_opts : dict, optional
-        Of SpeechBrain, {"device": "cuda:0"}.
+    modules, hparams, config : dict
+        `encoder`, `decoder_<layer>`, `probe_<label>`; `sample_rate`; config.json.
+    freeze_params, run_opts : bool, dict
+        In eval mode, even inside `modules.train()`; {"device": "cuda:0"}.
 
     Example
     -------
@@ -111,34 +104,22 @@ class SmoothInfoMax(Pretrained):
         hparams_file=HPARAMS,
         savedir=None,
         local_strategy=LocalStrategy.SYMLINK,
-        fetch_config=DEFAULTS,
+        fetch_config=pretrainer.DEFAULTS,
         **kwargs,
     ):
         """Loads a model that was exported, through its yaml, as SpeechBrain.
 
-        Arguments
-        ---------
-        source, hparams_file : str, Path or FetchSource; str
-            See `from_pretrained`; the yaml.
-        savedir, local_strategy : str or Path, LocalStrategy
-            A folder that gets links to the files, or copies.
-        fetch_config : FetchConfig
-            Of the Hub; `overwrite` lets `savedir` be overwritten.
-        **kwargs :
-            `overrides` for the yaml, `run_opts`, ...
-
-        Raises
-        ------
-        FileNotFoundError, HubError, ValueError
-            See `from_pretrained`; or if the yaml does not make the model, or
-            `savedir` holds another.
+        `savedir` gets links to the files, or copies; `fetch_config` is of the
+        Hub, and its `overwrite` of `savedir`; `**kwargs` are `overrides` for
+        the yaml, `run_opts`, ... See `from_pretrained`; a ValueError is raised,
+        too, if the yaml does not make the model, or `savedir` holds another.
         """
         options = savedir, local_strategy, fetch_config
-        yaml, config = fetch_model(source, hparams_file, *options)
+        yaml, config = pretrainer.fetch_model(source, hparams_file, *options)
         kwargs["config"] = config
         model = super().from_hparams(str(yaml.parent), hparams_file, **kwargs)
         if model is not None:  # as it is with download_only=True
-            check_loaded(model.hparams, config, yaml)
+            pretrainer.check_loaded(model.hparams, config, yaml)
         return model
 
     @classmethod
@@ -152,14 +133,11 @@ class SmoothInfoMax(Pretrained):
         source : str, Path or FetchSource
             The output folder of a recipe, a folder that `speechbrain-sim
             export` wrote (neither touches the network), or `user/model`.
-        revision, run_opts, freeze_params, **options :
-            See the class; `revision`, `token`, `allow_network`, `cache_dir` of
-            the Hub: `speechbrain_sim.models.fetch.open_source`.
+        run_opts, freeze_params, revision, **options :
+            See the class; `speechbrain_sim.models.fetch.open_source`.
 
-        Raises
-        ------
-        FileNotFoundError, HubError, ValueError
-            If a file is missing, damaged, or does not fit.
+        A FileNotFoundError, HubError or ValueError is raised if a file is
+        missing, damaged, or does not fit.
         """
         parts, config = load_parts(open_source(source, revision, **options))
         # only this of a stranger's config.json: other keys are run_opts, too
@@ -204,28 +182,15 @@ class SmoothInfoMax(Pretrained):
         Arguments
         ---------
         wavs : torch.Tensor
-            (batch, samples), floating.
+            (batch, samples), floating; a ValueError if it is not.
         wav_lens, sample, generator :
             See `speechbrain_sim.encoders.base.Encoder.forward`.
         layer : str, optional
-            The layer; all by default.
+            The layer.
 
-        Returns
-        -------
-        Latent or dict of str to Latent
-            Of the layer; of all layers, bottom first, without `layer`.
-
-        Raises
-        ------
-        ValueError
-            If the layer does not exist, or `wavs` is of another shape or type,
-            or too short.
+        Returns the `Latent` of the layer; by default of all, by name.
         """
-        if wavs.dim() != 2:
-            raise ValueError(
-                f"wavs must be (batch, samples); got shape {list(wavs.shape)}: "
-                f"pass a single waveform as wavs[None]."
-            )
+        _check_axes("wavs", wavs, ["batch", "samples"])
         if not wavs.is_floating_point():
             raise ValueError(
                 f"wavs must be floating, within -1 and 1; got {wavs.dtype}: "
@@ -265,16 +230,14 @@ class SmoothInfoMax(Pretrained):
         """Encodes a file, as `encode_batch` of SpeechBrain's `load_audio`.
 
         That one holds whole files in memory, and takes a cut file for a shorter
-        one; this one raises a BadAudio for it, and for one that is too short.
+        one; this one raises a BadAudio.
 
         Arguments
         ---------
-        path : str or Path
-            Any audio file that libsndfile reads, of any rate.
+        path, chunk_seconds : str or Path, float
+            Of any rate; how much is read at a time, which changes no mean.
         layer, sample, generator :
             See `encode_batch`, also for what is returned; the batch is 1.
-        chunk_seconds : float
-            How much is read at a time; changes no mean.
         """
         pieces = list(self.stream_file(path, layer, *args, **options))
         return _join(pieces) if layer is None else Latent.cat(pieces)
@@ -288,20 +251,11 @@ class SmoothInfoMax(Pretrained):
         z, layer : torch.Tensor, str
             (batch, time, channel): a `mean` or `sample` of the layer.
         samples, wav_lens : int, torch.Tensor, optional
-            Length of the longest waveform, by default the shortest that
-            encodes to as many frames; see `encode_batch`.
-
-        Raises
-        ------
-        ValueError
-            If there is no decoder, or the axes or lengths do not fit.
+            Of the longest, by default the shortest that encodes to as many
+            frames; see `encode_batch`.
         """
         decoder = self._part(DECODER, layer)
-        if z.dim() != 3:
-            raise ValueError(
-                f"z must be (batch, time, channel); got shape {list(z.shape)}: "
-                f"pass a single latent as z[None]."
-            )
+        _check_axes("z", z, ["batch", "time", "channel"])
         if samples is None:
             samples = z.shape[1]
             for kernel_size, stride, padding in reversed(decoder.shapes):
@@ -326,11 +280,7 @@ class SmoothInfoMax(Pretrained):
             See `encode_batch`.
         label, layer : str, optional
             Which probe, a ValueError names them; its layer, by default the one
-            that was chosen on validation data.
-
-        Returns
-        -------
-        Classification
+            that was chosen on validation data. Returns a `Classification`.
         """
         if label is None:
             labels = list(parts_of(self.mods, PROBE))
@@ -355,6 +305,15 @@ class SmoothInfoMax(Pretrained):
             there = ", ".join(parts) or "none"
             raise ValueError(f"There is no {kind} of '{name}'; it has {there}.")
         return parts[name]
+
+
+def _check_axes(name, x, axes):
+    """Raises a ValueError if a tensor has other axes."""
+    if x.dim() != len(axes):
+        raise ValueError(
+            f"{name} must be ({', '.join(axes)}); got shape {list(x.shape)}: "
+            f"pass a single one as {name}[None]."
+        )
 
 
 def _join(pieces):

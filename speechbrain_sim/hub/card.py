@@ -15,8 +15,6 @@ from speechbrain_sim.models.format import DECODER, ENCODER, PROBE, parts_of
 
 #: the file
 CARD = "README.md"
-#: channels of the paper's encoders; narrower ones are called reduced
-PAPER_CHANNELS = 512
 
 
 def write_card(folder, config):
@@ -38,7 +36,6 @@ def write_card(folder, config):
         config,
         card_data=_metadata(title, config["data"], probes).to_yaml(),
         title=title,
-        paper_channels=PAPER_CHANNELS,
         encoder=encoder,
         made=made,
         step=1000 * strides / config["sample_rate"],

@@ -10,13 +10,7 @@ from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
 from speechbrain_sim.data.corpora import corpus_of
 from speechbrain_sim.hub.card import CARD, fill_in, name_source, write_card
 from speechbrain_sim.inference import HPARAMS, SmoothInfoMax
-from speechbrain_sim.models.fetch import (
-    HubError,
-    LocalFolder,
-    hub_errors,
-    names_a_repository,
-    open_source,
-)
+from speechbrain_sim.models import fetch
 from speechbrain_sim.models.format import (
     CLASSES,
     CONFIG,
@@ -90,13 +84,13 @@ def export_model(
 
 def _gather(run, probes, decoders):
     """Loads the parts of a run, and the probes and decoders of other runs."""
-    parts, config = load_parts(LocalFolder(run))
+    parts, config = load_parts(fetch.LocalFolder(run))
     if config["parts"].get(ENCODER, {}).get("class") != "GreedyEncoder":
         raise FileNotFoundError(f"{run} has no encoder of this package.")
     more = [(PROBE, path) for path in probes]
     more += [(DECODER, path) for path in decoders]
     for kind, path in more:
-        found, described = load_parts(LocalFolder(path))
+        found, described = load_parts(fetch.LocalFolder(path))
         names = [name for name in found if name.startswith(kind)]
         if not names:
             raise FileNotFoundError(f"{path} holds no {kind}: give another.")
@@ -160,14 +154,12 @@ def check_model(source, **options):
     FileNotFoundError, HubError, ValueError
         At what is not.
     """
-    opened = open_source(source, **options)
+    opened = fetch.open_source(source, **options)
     model = SmoothInfoMax.from_pretrained(opened)
     config, name = model.config, opened.name
     count = sum(weight.numel() for weight in model.mods.parameters())
-    yield (
-        f"{len(config['parts'])} weight files have their hashes and fit the "
-        f"architecture: {count} parameters."
-    )
+    fit = f"have their hashes and fit the architecture: {count} parameters."
+    yield f"{len(config['parts'])} weight files {fit}"
     found = opened.fetch(HPARAMS).read_text(encoding="utf-8")
     expected = hyperparams(config)
     if found != expected:
@@ -233,7 +225,7 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
         `private` was asked for.
     """
     folder = Path(folder)
-    if not names_a_repository(repo):
+    if not fetch.names_a_repository(repo):
         raise ValueError(
             f"'{repo}' is no name of a model on the Hub: give user/model."
         )
@@ -241,26 +233,25 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
         raise FileNotFoundError(
             f"There is no folder {folder}: give one that was exported."
         )
-    for line in check_model(LocalFolder(folder)):
+    for line in check_model(fetch.LocalFolder(folder)):
         say(line)
     files = _plan(folder, repo, private, say)
     if dry_run:
-        say("Nothing was done (--dry-run).")
-        return
+        return say("Nothing was done (--dry-run).")
     api = HfApi()
     failed = f"{repo} could not be uploaded whole", "Run it again, it goes on"
-    with hub_errors(*failed):
+    with fetch.hub_errors(*failed):
         api.create_repo(repo, private=private, exist_ok=True)
         public = private and not api.model_info(repo).private
     if public:
-        raise HubError(
+        raise fetch.HubError(
             f"The model {repo} is there already, and is public: choose another "
             f"name, or make it private on its page."
         )
     name_source(folder / CARD, repo)
     options = {"repo_id": repo, "folder_path": folder, "allow_patterns": files}
     options["commit_message"] = "Upload with speechbrain-sim"
-    with hub_errors(*failed):
+    with fetch.hub_errors(*failed):
         done = api.upload_folder(**options)
     say(f"Done: {constants.ENDPOINT}/{repo}, commit {done.oid}.")
 

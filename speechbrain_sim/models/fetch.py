@@ -57,20 +57,19 @@ class LocalFolder:
 class HubRepository:
     """A model's files in a repository of the Hub, through its cache.
 
-    The first file decides the commit that all others are taken from. Arguments
-    as in `open_source`.
+    The first file decides the commit that all others are taken from. `options`
+    are those of `huggingface_hub.hf_hub_download`.
     """
 
-    def __init__(self, name, revision=None, allow_network=True, **options):
-        self.name, self.revision = name, revision
-        self.options = {"local_files_only": not allow_network, **options}
+    def __init__(self, name, **options):
+        self.name, self.options = name, options
 
     def fetch(self, filename):
         """Returns the path of a file in the cache; HubError if it fails."""
-        options = {"revision": self.revision, **self.options}
         with hub_errors(f"{filename} of {self.name} could not be fetched"):
-            path = Path(hf_hub_download(self.name, filename, **options))
-        self.revision = path.parent.name  # .../snapshots/<commit>/<file>
+            path = Path(hf_hub_download(self.name, filename, **self.options))
+        # .../snapshots/<commit>/<file>
+        self.options["revision"] = path.parent.name
         return path
 
 
@@ -129,8 +128,9 @@ def open_source(
     else:
         if place is None:
             logger.warning(f"{missing}: it is taken from the Hub; {hint}.")
-        options = {"token": token, "cache_dir": cache_dir}
-        return HubRepository(text, revision, allow_network, **options)
+        options = {"revision": revision, "local_files_only": not allow_network}
+        options |= {"token": token, "cache_dir": cache_dir}
+        return HubRepository(text, **options)
     raise FileNotFoundError(missing)
 
 
@@ -173,5 +173,5 @@ def hub_errors(what, remedy="Try again later"):
         keys = (*type(cause).__mro__, status)
         known = [REMEDIES[key] for key in keys if key in REMEDIES]
         reason = " ".join(str(cause).split()) or type(cause).__name__
-        reason = f"{reason.rstrip('.')}. {[*known, remedy][0]}."
-        raise HubError(f"{what}: {reason}") from error
+        remedy = [*known, remedy][0]
+        raise HubError(f"{what}: {reason.rstrip('.')}. {remedy}.") from error

@@ -3,11 +3,7 @@
 import os
 from pathlib import Path
 
-from speechbrain_sim.encoders.huggingface import (
-    MODEL_TYPES,
-    load_hidden_states,
-    model_type,
-)
+from speechbrain_sim.encoders import huggingface
 from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
@@ -54,14 +50,14 @@ def load_encoder(source, **options):
     >>> description["layers"]
     ['logmel']
     """
+    kind = huggingface.model_type(os.path.expanduser(str(source)))
     if str(source) == LOGMEL:
         encoder, description = LogMel(), {"model": LOGMEL, "sha256": LOGMEL}
         description["arguments"] = encoder.arguments
-    elif model_type(os.path.expanduser(str(source))) in MODEL_TYPES:
-        encoder, description = load_hidden_states(source)
+    elif kind in huggingface.MODEL_TYPES:
+        encoder, description = huggingface.load_hidden_states(source)
     else:
-        opened = open_source(source, **options)
-        parts, config = load_parts(opened, [ENCODER])
+        parts, config = load_parts(open_source(source, **options), [ENCODER])
         encoder, entry = parts[ENCODER], config["parts"][ENCODER]
         description = dict(config.get("training", {}))
         description |= {name: entry[name] for name in OWN if name in entry}
@@ -109,9 +105,8 @@ def load_decoder(source, layer, encoder_sha256):
     try:
         parts, config = load_parts(source, [name])
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error} Train it with recipes/decode.py --layer {layer}."
-        ) from error
+        remedy = f"Train it with recipes/decode.py --layer {layer}."
+        raise FileNotFoundError(f"{error} {remedy}") from error
     description = config["parts"][name]
     there = description["encoder"]
     if there != encoder_sha256:

@@ -124,8 +124,7 @@ def fetch_model(source, hparams_file, savedir, strategy, fetch_config):
     config = read_config(source.fetch(CONFIG))
     if INTERFACE not in config:
         raise ValueError(
-            f"The yaml of {source.name} trains it: use from_pretrained, or make "
-            f"a model folder of it with `speechbrain-sim export`."
+            f"Use from_pretrained: {source.name} is no `speechbrain-sim export`."
         )
     names = [hparams_file, CONFIG, *(n + WEIGHTS for n in config["parts"])]
     paths = [source.fetch(name) for name in names]
