@@ -138,9 +138,8 @@ def write_latents(encoder, path, targets, *args, **options):
                 missing[layer] -= len(x)
         for layer, count in missing.items():
             if count:
-                raise BadAudio(
-                    path, f"It ends {count} frames of {layer} early."
-                )
+                ends = f"It ends {count} frames of {layer} early."
+                raise BadAudio(path, ends)
 
 
 def _write_header(file, suffix, layer, shape):

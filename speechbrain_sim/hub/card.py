@@ -28,8 +28,8 @@ def write_card(folder, config):
         Its config.json.
     """
     title = Path(folder).resolve().name
-    encoder, probes = config["parts"][ENCODER], parts_of(config, PROBE)
-    decoders, made = parts_of(config, DECODER), encoder["arguments"]
+    encoder, probes = config["parts"][ENCODER], parts_of(config["parts"], PROBE)
+    decoders, made = parts_of(config["parts"], DECODER), encoder["arguments"]
     strides = math.prod(stride for row in made["strides"] for stride in row)
     card = fill_in(
         "card.md",
