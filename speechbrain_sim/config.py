@@ -316,15 +316,15 @@ def _check_same_run(written, resolved, defaults, may_change):
         return inside if isinstance(value, str) else value
 
     changed = []
-    for key in settings.keys() - {*may_change}:
-        old, new = before.get(key, defaults.get(key)), settings[key]
-        # mappings and objects are made of other settings
-        plain = not {_kind(new), _kind(old)} & {dict, None}
-        if plain and place(old, before) != place(new, settings):
-            changed.append(f"{key} ({old} before, {new} now)")
+    for key, value in settings.items():
+        old = before.get(key, defaults.get(key))
+        if key in may_change or {_kind(value), _kind(old)} & {dict, None}:
+            continue  # mappings and objects are made of other settings
+        if place(old, before) != place(value, settings):
+            changed.append(f"{key} ({old} before, {value} now)")
     if changed:
         raise ValueError(
             f"{written.parent} holds a run with other settings: "
-            f"{'; '.join(sorted(changed))}. To resume it, give its settings; "
-            f"for these, choose another --output_folder."
+            f"{'; '.join(changed)}. To resume it, give its settings; for "
+            f"these, choose another --output_folder."
         )

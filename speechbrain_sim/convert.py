@@ -40,7 +40,9 @@ def encode_files(
 
     `a/b.wav` of a folder becomes `<folder>/a/b.npy`; encode.json records the
     settings and the samples of every recording. Returns the content of that
-    file, and a list of BadAudio that were left out.
+    file, and a list of BadAudio that were left out. Raises a FileNotFoundError
+    without files; a ValueError if two have one name, latents of other settings
+    or files are there, or a file is bad.
 
     Arguments
     ---------
@@ -53,9 +55,6 @@ def encode_files(
     on_bad_audio : str
         "fail": if a header is bad, nothing is encoded. "skip": it is left out.
         A file that is bad inside is left out; "fail" raises at the end.
-
-    Raises a FileNotFoundError without files; a ValueError if two have one name,
-    latents of other settings or files are there, or a file is bad.
     """
     encoder, description = load_encoder(source)
     encoder.check_layer(layer)

@@ -128,6 +128,9 @@ class SmoothInfoMax(Pretrained):
     ):
         """Loads a model, from json and safetensors only.
 
+        A FileNotFoundError, HubError or ValueError is raised if a file is
+        missing, damaged, or does not fit.
+
         Arguments
         ---------
         source : str, Path or FetchSource
@@ -135,9 +138,6 @@ class SmoothInfoMax(Pretrained):
             export` wrote (neither touches the network), or `user/model`.
         run_opts, freeze_params, revision, **options :
             See the class; `speechbrain_sim.models.fetch.open_source`.
-
-        A FileNotFoundError, HubError or ValueError is raised if a file is
-        missing, damaged, or does not fit.
         """
         parts, config = load_parts(open_source(source, revision, **options))
         # only this of a stranger's config.json: other keys are run_opts, too
@@ -174,7 +174,7 @@ class SmoothInfoMax(Pretrained):
     def encode_batch(
         self, wavs, wav_lens=None, layer=None, sample=False, generator=None
     ):
-        """Encodes waveforms.
+        """Encodes waveforms: the `Latent` of a layer, or of all by name.
 
         To save memory, batches beyond ten seconds are encoded utterance by
         utterance and in pieces: the same means, but other samples.
@@ -187,8 +187,6 @@ class SmoothInfoMax(Pretrained):
             See `speechbrain_sim.encoders.base.Encoder.forward`.
         layer : str, optional
             The layer.
-
-        Returns the `Latent` of the layer; by default of all, by name.
         """
         _check_axes("wavs", wavs, ["batch", "samples"])
         if not wavs.is_floating_point():
