@@ -50,11 +50,11 @@ def load_encoder(source, **options):
     >>> description["layers"]
     ['logmel']
     """
-    kind = huggingface.model_type(os.path.expanduser(str(source)))
+    folder = os.path.expanduser(str(source))
     if str(source) == LOGMEL:
         encoder, description = LogMel(), {"model": LOGMEL, "sha256": LOGMEL}
         description["arguments"] = encoder.arguments
-    elif kind in huggingface.MODEL_TYPES:
+    elif huggingface.model_type(folder) in huggingface.MODEL_TYPES:
         encoder, description = huggingface.load_hidden_states(source)
     else:
         parts, config = load_parts(open_source(source, **options), [ENCODER])
