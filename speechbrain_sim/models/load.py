@@ -55,7 +55,7 @@ def load_encoder(source, **options):
         encoder, description = LogMel(), {"model": LOGMEL, "sha256": LOGMEL}
         description["arguments"] = encoder.arguments
     elif huggingface.model_type(folder) in huggingface.MODEL_TYPES:
-        encoder, description = huggingface.load_hidden_states(source)
+        encoder, description = huggingface.load_hidden_states(folder)
     else:
         parts, config = load_parts(open_source(source, **options), [ENCODER])
         encoder, entry = parts[ENCODER], config["parts"][ENCODER]
