@@ -108,8 +108,8 @@ def open_source(
     if isinstance(source, (LocalFolder, HubRepository)):
         return source
     place, text = source if isinstance(source, FetchSource) else (None, source)
-    text = str(text)
-    folder = Path(os.path.expanduser(text))  # never raises, unlike Path's
+    # os.path's never raises, unlike Path's
+    folder, text = Path(os.path.expanduser(text)), str(text)
     if text.startswith(HUB):
         place, text = FetchFrom.HUGGING_FACE, text.removeprefix(HUB)
     hint = f"write {HUB}{text} for the model of this name on the Hub"
