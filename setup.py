@@ -51,6 +51,7 @@ setup(
         "speechbrain_sim": [
             "version.txt",
             "hub/*.md",
+            "hub/*.yaml",
             "report/*.html",
             "report/*.md",
             "report/static/*",

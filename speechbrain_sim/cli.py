@@ -48,44 +48,37 @@ def make_parser():
 
 
 def run(given):
-    """Does what the command line asks for."""
+    """Does what the command line asks for; yields lines to print."""
     # here, since `--help` needs no torch
     if given.verb in ("encode", "decode"):
         from speechbrain_sim import convert
 
         places = (given.source, given.inputs, given.out, given.layer)
-        if given.verb == "decode":
-            wavs = convert.decode_files(*places, given.device)
-            return print(f"{len(wavs)} wav files in {given.out}.")
+    else:
+        from speechbrain_sim.hub import publish
+
+    if given.verb == "decode":
+        wavs = convert.decode_files(*places, given.device)
+        yield f"{len(wavs)} wav files in {given.out}."
+    elif given.verb == "encode":
         options = (given.format, given.sample, given.device, given.on_bad_audio)
         record, bad = convert.encode_files(*places, *options)
-        for error in bad:
-            print(f"Left out: {error}")
-        return print(
+        yield from (f"Left out: {error}" for error in bad)
+        yield (
             f"{len(record['files'])} recordings in {given.out}, {len(bad)} "
             f"left out: float32 (frames, {record['channels']}), a frame every "
             f"{record['hop']} samples at 16 kHz."
         )
-    from speechbrain_sim.hub import publish
-
-    if given.verb == "export":
-        publish.export_model(
-            given.run,
-            given.folder,
-            given.probe,
-            given.decoder,
-            given.example,
-            given.data,
-            given.licence,
-        )
-        print(f"Exported to {given.folder}.")
+    elif given.verb == "export":
+        options = (given.example, given.data, given.licence)
+        places = (given.run, given.folder, given.probe, given.decoder)
+        publish.export_model(*places, *options)
+        yield f"Exported to {given.folder}."
     elif given.verb == "publish":
-        publish.publish_model(
-            given.folder, given.repo, given.private, given.dry_run
-        )
+        options = (given.private, given.dry_run)
+        publish.publish_model(given.folder, given.repo, *options)
     else:
-        for line in publish.check_model(given.source, revision=given.revision):
-            print(line)
+        yield from publish.check_model(given.source, revision=given.revision)
 
 
 def main(argv=None):
@@ -106,13 +99,13 @@ def main(argv=None):
     """
     arguments = make_parser().parse_args(argv)
     try:
-        run(arguments)
+        for line in run(arguments):
+            print(line)
     except (ValueError, OSError) as error:
         sys.exit(f"speechbrain-sim: {error}")
     except KeyboardInterrupt:
-        print(
-            "speechbrain-sim: stopped; run it again to go on", file=sys.stderr
-        )
+        stopped = "speechbrain-sim: stopped; run it again to go on"
+        print(stopped, file=sys.stderr)
         sys.exit(130)
 
 

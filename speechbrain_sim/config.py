@@ -25,6 +25,8 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.core import RunOptions
 from speechbrain.utils.distributed import if_main_process
 
+from speechbrain_sim.files import write_text
+
 _HERE = Path(__file__).parent
 #: the model files, in a wheel or in a checkout
 MODELS = _HERE / "hparams_models"
@@ -85,9 +87,8 @@ def _merge(files):
     for content in reversed(files.values()):
         known |= set(re.findall(r"<(\w+)", _dump_yaml(content)))
         known |= set() if "base" in content else content.keys()
-        for key in content:
-            if key not in ("base", "uses", "__may_be"):
-                merged.setdefault(key, content[key])
+        own = content.keys() - {"base", "uses", "__may_be", *merged}
+        merged |= {key: content[key] for key in content if key in own}
     for path, content in files.items():
         keys = [key for key in content if not key.startswith("__")]
         check_keys(f"the bases of {path}", known, keys)
@@ -228,12 +229,11 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
     hparams = load_hyperpyyaml(resolved)
     if if_main_process():
         written = Path(hparams["output_folder"], "hyperparams.yaml")
-        written.parent.mkdir(parents=True, exist_ok=True)
         begun = any(Path(hparams["save_folder"]).glob("CKPT*"))
         begun = begun and written.exists() and not run_opts["debug"]
         if may_change is not None and begun:
             _check_same_run(written, resolved, defaults, may_change)
-        written.write_text(resolved, encoding="utf-8")
+        write_text(written, resolved)
     return hparams, run_opts
 
 

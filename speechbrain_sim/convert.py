@@ -3,7 +3,6 @@
 Both go on where they were when they are started again.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, BadAudio
 from speechbrain_sim.features import check_file, write_latents
-from speechbrain_sim.files import read_json, write_json
+from speechbrain_sim.files import atomic, read_json, write_json
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.format import encoder_of
 from speechbrain_sim.models.load import load_encoder
@@ -41,7 +40,9 @@ def encode_files(
 
     `a/b.wav` of a folder becomes `<folder>/a/b.npy`; encode.json records the
     settings and the samples of every recording. Returns the content of that
-    file, and a list of BadAudio that were left out.
+    file, and a list of BadAudio that were left out. Raises a FileNotFoundError
+    without files; a ValueError if two have one name, latents of other settings
+    or files are there, or a file is bad.
 
     Arguments
     ---------
@@ -49,25 +50,22 @@ def encode_files(
         See `load_encoder`; audio files, and folders, see `find_files`.
     folder, layer, device : str
         Where to; the layer; where to compute.
-    kind : str
-        "npy" or "safetensors", see `write_latents`.
-    sample : bool
-        Draws, the same each time, rather than means.
+    kind, sample : str, bool
+        "npy" or "safetensors"; draws, the same each time, rather than means.
     on_bad_audio : str
         "fail": if a header is bad, nothing is encoded. "skip": it is left out.
         A file that is bad inside is left out; "fail" raises at the end.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        Without files; if two have one name, latents of other settings or
-        files are there, or a file is bad.
     """
     encoder, description = load_encoder(source)
     encoder.check_layer(layer)
     encoder, folder = encoder.to(device), Path(folder)
-    paths = find_files(inputs, AUDIO)
-    entries, bad = _inspect(encoder, layer, paths)
+    paths, entries, bad = find_files(inputs, AUDIO), {}, []
+    for name, path in paths.items():
+        try:
+            samples = check_file(encoder, path, [layer])
+            entries[name] = {"audio": str(path.resolve()), "samples": samples}
+        except BadAudio as error:
+            bad.append(error)
     _refuse(on_bad_audio, bad, "Nothing was encoded (--on-bad-audio skip)")
     settings = {"encoder": description["sha256"], "layer": layer}
     settings |= {"format": kind, "sample": sample}
@@ -101,82 +99,51 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
         A model with a decoder of the layer: see `SmoothInfoMax`.
     inputs : list of str or Path
         Files that `encode_files` wrote, and folders of such.
-    folder : str or Path
-        Where to: `a/b.npy` of a folder becomes `<folder>/a/b.wav`.
-    layer, device : str
-        See `encode_files`.
+    folder, layer, device : str
+        See `encode_files`: `a/b.npy` becomes `<folder>/a/b.wav`.
 
     Returns
     -------
     list of Path
-        The wav files.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is nothing to decode, no decoder, the latents are of another
-        layer or encoder, or two files would become one.
+        The wav files. A FileNotFoundError or ValueError if there is nothing to
+        decode, no decoder, latents of another layer, or two of one name.
     """
     model = SmoothInfoMax.from_pretrained(source, run_opts={"device": device})
     settings = {"encoder": encoder_of(model.config), "layer": layer}
+    found = find_files(inputs, LATENTS)
     targets = {
-        path: Path(folder, f"{name}.wav")
-        for name, path in find_files(inputs, LATENTS).items()
+        path: Path(folder, f"{name}.wav") for name, path in found.items()
     }
     for path, target in tqdm(targets.items(), "decoding", unit="file"):
         samples = _samples_of(path, settings)
         if target.exists():
             continue
         z = load_file(path)[layer] if path.suffix != ".npy" else np.load(path)
-        wav = model.decode(torch.as_tensor(z)[None], layer, samples)[0]
-        partial = target.with_name(f"{target.name}.part")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(
-            *(partial, wav.cpu().numpy(), SAMPLE_RATE),
-            subtype="FLOAT",
-            format="WAV",
-        )
-        os.replace(partial, target)
+        wav = model.decode(torch.as_tensor(z)[None], layer, samples)[0].cpu()
+        with atomic(target) as partial:
+            options = {"subtype": "FLOAT", "format": "WAV"}
+            soundfile.write(partial, wav.numpy(), SAMPLE_RATE, **options)
     return list(targets.values())
 
 
 def find_files(inputs, endings):
     """Finds files, and names them without folder and ending.
 
-    Arguments
-    ---------
-    inputs : list of str or Path
-        Files, and folders that are searched with all below them.
-    endings : tuple of str
-        Which files of a folder are meant.
-
-    Returns
-    -------
-    dict of str to Path
-        By path below the folder that was given.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file or folder, or none in a folder.
-    ValueError
-        If two files have one name.
+    Folders are searched with all below them, for files of these `endings`.
+    Returns paths by name: below the folder that was given. Raises a
+    FileNotFoundError if there is none, a ValueError if two have one name.
     """
     found = {}
     for item in map(Path, inputs):
-        files = [item] if item.is_file() else sorted(item.rglob("*"))
-        files = [
-            file
-            for file in files
-            if file == item
-            or (file.suffix.lower() in endings and file.name[0] != ".")
-        ]
+        base, files = item.parent, [item]
+        if not item.is_file():
+            base, files = item, sorted(item.rglob("[!.]*"))
+            files = [f for f in files if f.suffix.lower() in endings]
         if not files:
             raise FileNotFoundError(
                 f"{item} is no file, and no folder with {', '.join(endings)}."
             )
         for file in files:
-            base = item.parent if file == item else item
             name = file.relative_to(base).with_suffix("").as_posix()
             if found.setdefault(name, file) != file:
                 raise ValueError(
@@ -184,18 +151,6 @@ def find_files(inputs, endings):
                     f"use two --out, or give a folder above both."
                 )
     return found
-
-
-def _inspect(encoder, layer, paths):
-    """Reads all headers: what encode.json records of each, and bad files."""
-    entries, bad = {}, []
-    for name, path in paths.items():
-        try:
-            samples = check_file(encoder, path, [layer])
-            entries[name] = {"audio": str(path.resolve()), "samples": samples}
-        except BadAudio as error:
-            bad.append(error)
-    return entries, bad
 
 
 def _join_record(path, settings, entries):
@@ -221,14 +176,14 @@ def _refuse(on_bad_audio, bad, rest):
 def _samples_of(path, settings):
     """Length of a recording by its encode.json; None without one."""
     path = path.resolve()
-    for folder in path.parents:
-        if (folder / RECORD).exists():
-            record = read_json(folder / RECORD)
-            for key, value in settings.items():
-                if record[key] != value:
-                    raise ValueError(
-                        f"{path} is of the {key} {record[key]}, not {value}."
-                    )
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            return record["files"].get(name, {}).get("samples")
-    return None
+    above = [f for f in path.parents if (f / RECORD).exists()]
+    if not above:
+        return None
+    record = read_json(above[0] / RECORD)
+    for key, value in settings.items():
+        if record[key] != value:
+            raise ValueError(
+                f"{path} is of the {key} {record[key]}, not {value}."
+            )
+    name = path.relative_to(above[0]).with_suffix("").as_posix()
+    return record["files"].get(name, {}).get("samples")

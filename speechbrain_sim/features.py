@@ -4,9 +4,7 @@ Encoders that stream read a file piece by piece; others (transformers, log-mel)
 read it in one piece.
 """
 
-import io
 import json
-import os
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -21,6 +19,7 @@ from speechbrain_sim.data.audio import (
     audio_info,
     read_audio,
 )
+from speechbrain_sim.files import atomic
 
 #: seconds of audio that are read at a time
 CHUNK_SECONDS = 10.0
@@ -39,34 +38,23 @@ def check_file(encoder, path, layers=None):
     return samples
 
 
-def read_chunks(path, samples, chunk_seconds=CHUNK_SECONDS, device=None):
-    """Reads a file of `samples` at 16 kHz piece by piece: (1, samples)."""
-    step = max(1, round(chunk_seconds * SAMPLE_RATE))
-    return (
-        read_audio(path, start, start + step)[None].to(device)
-        for start in range(0, samples, step)
-    )
-
-
+@torch.no_grad()
 def stream_latents(
-    encoder,
-    path,
-    layers=None,
-    chunk_seconds=CHUNK_SECONDS,
-    sample=False,
-    generator=None,
+    encoder, path, layers=None, chunk_seconds=CHUNK_SECONDS, *args, **options
 ):
     """Encodes a file piece by piece, as `stream_file`, into dicts of Latents."""
     samples = check_file(encoder, path, layers)
     device = next(chain(encoder.parameters(), encoder.buffers())).device
-    if encoder.streams:
-        chunks = read_chunks(path, samples, chunk_seconds, device)
-        yield from encoder.stream(chunks, layers, sample, generator)
-    else:
+    if not encoder.streams:
         wavs = read_audio(path)[None].to(device)
-        with torch.no_grad():
-            latents = encoder(wavs, None, layers, sample, generator)
-        yield latents
+        yield encoder(wavs, None, layers, *args, **options)
+        return
+    step = max(1, round(chunk_seconds * SAMPLE_RATE))
+    chunks = (
+        read_audio(path, start, start + step)[None].to(device)
+        for start in range(0, samples, step)
+    )  # (1, samples) each
+    yield from encoder.stream(chunks, layers, *args, **options)
 
 
 def stream_file(encoder, path, layers=None, *args, **options):
@@ -74,29 +62,20 @@ def stream_file(encoder, path, layers=None, *args, **options):
 
     Arguments
     ---------
-    encoder : Encoder
-        In eval mode.
-    path : str or Path
-        Any audio file that `speechbrain_sim.data.audio.read_audio` reads.
+    encoder, path : Encoder, str or Path
+        In eval mode; any audio file that libsndfile reads.
     layers : list of str, optional
         All by default.
     chunk_seconds : float
         How much is read at a time; no mean depends on it.
-    sample : bool
-        Draw from every posterior, rather than take means.
-    generator : torch.Generator, optional
-        Source of the noise.
+    sample, generator :
+        Draws rather than means: see `speechbrain_sim.encoders.base.Encoder`.
 
     Yields
     ------
     dict of str to torch.Tensor
-        The next means (or draws) of each layer, (frames, channels); there may
-        be none.
-
-    Raises
-    ------
-    BadAudio
-        If the file cannot be read, or is too short for a frame.
+        The next frames of each layer, (frames, channels); there may be none.
+        A BadAudio if the file cannot be read, or is too short for a frame.
 
     Example
     -------
@@ -115,17 +94,8 @@ def stream_file(encoder, path, layers=None, *args, **options):
 def encode_file(encoder, path, folder, layers=None, *args, **options):
     """Encodes a file of any length into memory-mapped arrays.
 
-    Arguments
-    ---------
-    encoder, path, layers, chunk_seconds, sample, generator :
-        See `stream_file`.
-    folder : str or Path
-        Where `<layer>.npy` are written.
-
-    Returns
-    -------
-    dict of str to numpy.memmap
-        Means (or draws) of each layer, (frames, channels), float32.
+    Arguments as in `stream_file`; `<layer>.npy` are written into `folder`.
+    Returns a dict of str to numpy.memmap, (frames, channels), float32.
 
     Example
     -------
@@ -146,65 +116,39 @@ def encode_file(encoder, path, folder, layers=None, *args, **options):
 def write_latents(encoder, path, targets, *args, **options):
     """Encodes a file into files, each written as a whole or not at all.
 
-    Arguments
-    ---------
-    encoder, path, chunk_seconds, sample, generator :
-        See `stream_file`.
-    targets : dict of str to Path
-        For each layer, a file that ends in `.npy` or `.safetensors` (which
-        holds one tensor, named as the layer): (frames, channels), float32.
-
-    Raises
-    ------
-    BadAudio
-        If the file cannot be read as a whole, or is too short for a frame.
+    Arguments as in `stream_file`; `targets` holds for each layer a file that
+    ends in `.npy` or `.safetensors` (of one tensor, named as the layer):
+    (frames, channels), float32. Raises a BadAudio if the file is too short, or
+    cannot be read as a whole.
     """
     samples = check_file(encoder, path, targets)
     frames = {n: encoder.output_lengths(samples, n) for n in targets}
-    partial = {n: f.with_name(f"{f.name}.part") for n, f in targets.items()}
-    done = dict.fromkeys(targets, 0)
+    missing = dict(frames)
     pieces = stream_file(encoder, path, list(targets), *args, **options)
     with ExitStack() as stack:
         files = {}
-        for layer, file in partial.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            files[layer] = stack.enter_context(open(file, "wb"))
-        bar = tqdm(pieces, Path(path).name, unit="chunk", leave=False)
-        for piece in bar:
+        for layer, target in targets.items():
+            partial = stack.enter_context(atomic(target))
+            files[layer] = stack.enter_context(open(partial, "wb"))
+            shape = (frames[layer], encoder.channels_of(layer))
+            _write_header(files[layer], target.suffix, layer, shape)
+        for piece in tqdm(pieces, Path(path).name, unit="chunk", leave=False):
             for layer, x in piece.items():
-                if files[layer].tell() == 0:
-                    shape = (frames[layer], x.shape[1])
-                    make = _HEADERS[targets[layer].suffix]
-                    files[layer].write(make(layer, shape))
                 files[layer].write(x.cpu().numpy().astype("<f4").tobytes())
-                done[layer] += len(x)
-    for layer, count in done.items():
-        if count != frames[layer]:
-            raise BadAudio(
-                path,
-                f"It ends early: {count} of {frames[layer]} frames of {layer} "
-                f"could be encoded.",
-            )
-    for layer, file in partial.items():
-        os.replace(file, targets[layer])
+                missing[layer] -= len(x)
+        for layer, count in missing.items():
+            if count:
+                ends = f"It ends {count} frames of {layer} early."
+                raise BadAudio(path, ends)
 
 
-def _npy_header(layer, shape):
-    """What a .npy file of float32 begins with."""
-    header = io.BytesIO()
-    about = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, about)
-    return header.getvalue()
-
-
-def _safetensors_header(layer, shape):
-    """What a .safetensors file with one tensor of float32 begins with."""
+def _write_header(file, suffix, layer, shape):
+    """Writes what a file with one tensor of float32 begins with."""
+    if suffix == ".npy":
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        return np.lib.format.write_array_header_1_0(file, header)
     ends = [0, 4 * shape[0] * shape[1]]
     tensor = {"dtype": "F32", "shape": shape, "data_offsets": ends}
-    about = {"__metadata__": {"format": "pt"}, layer: tensor}
-    text = json.dumps(about).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-_HEADERS = {".npy": _npy_header, ".safetensors": _safetensors_header}
+    header = json.dumps({"__metadata__": {"format": "pt"}, layer: tensor})
+    header += " " * (-len(header) % 8)
+    file.write(len(header).to_bytes(8, "little") + header.encode())

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,13 +20,31 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def write_bytes(path, content):
-    """Writes bytes to a file as a whole or not at all; makes its folder."""
+@contextmanager
+def atomic(path):
+    """Yields a path to write to, which becomes `path` if nothing is raised.
+
+    Makes its folder.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a/b.txt"
+    >>> with atomic(path) as partial:
+    ...     _ = partial.write_text("all of it")
+    >>> [found.name for found in path.parent.iterdir()]
+    ['b.txt']
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(content)
+    partial = path.with_name(f"{path.name}.part")
+    yield partial
     os.replace(partial, path)
+
+
+def write_bytes(path, content):
+    """Writes bytes to a file as a whole or not at all; makes its folder."""
+    with atomic(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_text(path, text):
@@ -56,24 +75,9 @@ def read_json(path):
 def cached_result(path, made_of, compute):
     """Computes a result, unless it was computed from the same before.
 
-    Arguments
-    ---------
-    path : str or Path
-        A json file that keeps the result.
-    made_of : dict
-        What it depends on: hashes and settings.
-    compute : callable
-        Returns the result, of json values.
-
-    Returns
-    -------
-    dict or list
-        The result as json gives it back.
-
-    Raises
-    ------
-    ValueError
-        If the result holds NaN or infinity.
+    `path` is a json file that keeps it, with `made_of`, a dict of the hashes
+    and settings that it depends on. `compute` returns json values, without NaN
+    and infinity. Returns the result as json gives it back.
 
     Example
     -------
@@ -86,10 +90,9 @@ def cached_result(path, made_of, compute):
     [2]
     """
     path, made_of = Path(path), json.loads(json.dumps(made_of))
-    if path.exists():
-        known = read_json(path)
-        if known["made_of"] == made_of:
-            return known["result"]
+    known = read_json(path) if path.exists() else {}
+    if known.get("made_of") == made_of:
+        return known["result"]
     result = json.loads(json.dumps(compute(), allow_nan=False))
     write_json(path, {"made_of": made_of, "result": result})
     return result

@@ -5,9 +5,8 @@
     model = SmoothInfoMax.from_pretrained("user/model")
     latent = model.encode_file("speech.wav", "module3")
 
-Two doors. `from_hparams` is SpeechBrain's: it reads a yaml, which may run any
-code, so it is for models that you trust. `from_pretrained` reads json and
-numbers only: it is the one for models of strangers.
+`from_hparams`, SpeechBrain's, reads a yaml, which may run any code: it is for
+models that you trust. `from_pretrained` reads json and numbers only.
 """
 
 from typing import NamedTuple
@@ -19,30 +18,22 @@ from speechbrain.utils.fetching import LocalStrategy
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.encoders.base import Latent, absolute_lengths, masked_mean
 from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
+from speechbrain_sim.models import pretrainer
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
-    CONFIG,
     DECODER,
     ENCODER,
     PROBE,
-    WEIGHTS,
     load_parts,
-    read_config,
-)
-from speechbrain_sim.models.pretrainer import (
-    DEFAULTS,
-    SafetensorsPretrainer,
-    check_loaded,
-    put_into,
-    source_options,
+    parts_of,
 )
 from speechbrain_sim.traversals import interpolate, traverse
 
 __all__ = ["Classification", "SafetensorsPretrainer", "SmoothInfoMax"]
+#: what the yaml of an exported model names
+SafetensorsPretrainer = pretrainer.SafetensorsPretrainer
 #: the yaml of `from_hparams`, which `speechbrain-sim export` writes
 HPARAMS = "hyperparams.yaml"
-#: key of config.json: which class the yaml is for; runs have no such yaml
-INTERFACE = "speechbrain_interface"
 
 
 class Classification(NamedTuple):
@@ -68,22 +59,15 @@ class Classification(NamedTuple):
 class SmoothInfoMax(Pretrained):
     """A trained encoder (SIM, GIM, CPC, ...), its decoders and its probes.
 
-    Made by `from_hparams` or `from_pretrained`. Frozen and in eval mode, even
-    inside somebody's `modules.train()`; latents are means of posteriors unless
-    `sample=True` asks for draws. Waveforms are 16 kHz mono; files are
-    converted, see `encode_file`.
+    Latents are means of posteriors, or draws with `sample=True`. Waveforms are
+    16 kHz mono, within -1 and 1; files are converted.
 
     Arguments
     ---------
-    modules : dict of str to nn.Module
-        `encoder`; `decoder_<layer>` and `probe_<label>`, if there are any.
-    hparams, config : dict
-        At least `sample_rate`; config.json, see `models.format`.
-    freeze_params : bool
-        Freeze, and keep in eval mode.
-    **kwargs :
-        See `speechbrain.inference.interfaces.Pretrained`: `run_opts` sets the
-        device, {"device": "cuda:0"}.
+    modules, hparams, config : dict
+        `encoder`, `decoder_<layer>`, `probe_<label>`; `sample_rate`; config.json.
+    freeze_params, run_opts : bool, dict
+        In eval mode, even inside `modules.train()`; {"device": "cuda:0"}.
 
     Example
     -------
@@ -100,25 +84,16 @@ class SmoothInfoMax(Pretrained):
     HPARAMS_NEEDED = ["sample_rate"]
 
     def __init__(
-        self,
-        modules=None,
-        hparams=None,
-        config=None,
-        freeze_params=True,
-        **kwargs,
+        self, modules, hparams, config=None, freeze_params=True, run_opts=None
     ):
         for name in self.MODULES_NEEDED:  # SpeechBrain does not check these
-            if name not in (modules or {}):
+            if name not in modules:
                 raise ValueError(f"The modules of the model lack '{name}'.")
-        super().__init__(
-            modules, hparams, freeze_params=freeze_params, **kwargs
-        )
+        super().__init__(modules, hparams, run_opts, freeze_params)
         rate = self.hparams.sample_rate
         if rate != SAMPLE_RATE:
-            raise ValueError(
-                f"The model is for {rate} Hz; this version of speechbrain-sim "
-                f"reads {SAMPLE_RATE} Hz only."
-            )
+            known = f"this version is for {SAMPLE_RATE} Hz only"
+            raise ValueError(f"The model is for {rate} Hz; {known}.")
         self.config = config
         self.frozen = freeze_params
 
@@ -129,89 +104,45 @@ class SmoothInfoMax(Pretrained):
         hparams_file=HPARAMS,
         savedir=None,
         local_strategy=LocalStrategy.SYMLINK,
-        fetch_config=DEFAULTS,
+        fetch_config=pretrainer.DEFAULTS,
         **kwargs,
     ):
-        """Loads a model that was exported through its yaml, as SpeechBrain.
+        """Loads a model that was exported, through its yaml, as SpeechBrain.
 
-        The yaml may run any code: use `from_pretrained` for models of people
-        that you do not trust.
-
-        Arguments
-        ---------
-        source, hparams_file : str, Path or FetchSource; str
-            See `from_pretrained`; the yaml.
-        savedir : str or Path, optional
-            A folder that gets links to the files, too. If it holds files of
-            another model, nothing is loaded.
-        local_strategy : LocalStrategy
-            Links or copies, for `savedir`.
-        fetch_config : FetchConfig
-            `revision`, `token`, `allow_network`, `huggingface_cache_dir`;
-            `overwrite` lets `savedir` be overwritten.
-        **kwargs :
-            `overrides` for the yaml, `run_opts` for the model, ...
-
-        Raises
-        ------
-        FileNotFoundError, HubError, ValueError
-            As `from_pretrained`; or if the yaml does not make the model.
+        `savedir` gets links to the files, or copies; `fetch_config` is of the
+        Hub, and its `overwrite` of `savedir`; `**kwargs` are `overrides` for
+        the yaml, `run_opts`, ... See `from_pretrained`; a ValueError is raised,
+        too, if the yaml does not make the model, or `savedir` holds another.
         """
-        opened = open_source(source, **source_options(fetch_config))
-        config = read_config(opened.fetch(CONFIG))
-        if INTERFACE not in config:
-            raise ValueError(
-                f"{opened.name} is the output folder of a run, whose yaml "
-                f"trains it: use from_pretrained, or make a model folder of it "
-                f"with `speechbrain-sim export`."
-            )
-        files = [hparams_file, CONFIG, *(n + WEIGHTS for n in config["parts"])]
-        paths = [opened.fetch(file) for file in files]
-        if savedir is not None:
-            put_into(savedir, paths, local_strategy, fetch_config.overwrite)
-        model = super().from_hparams(
-            str(paths[0].parent), hparams_file, config=config, **kwargs
-        )
+        options = savedir, local_strategy, fetch_config
+        yaml, config = pretrainer.fetch_model(source, hparams_file, *options)
+        kwargs["config"] = config
+        model = super().from_hparams(str(yaml.parent), hparams_file, **kwargs)
         if model is not None:  # as it is with download_only=True
-            check_loaded(model.hparams, config, paths[0])
+            pretrainer.check_loaded(model.hparams, config, yaml)
         return model
 
     @classmethod
     def from_pretrained(
-        cls,
-        source,
-        revision=None,
-        token=None,
-        allow_network=True,
-        cache_dir=None,
-        **kwargs,
+        cls, source, revision=None, run_opts=None, freeze_params=True, **options
     ):
-        """Loads a model without running any code of its maker.
+        """Loads a model, from json and safetensors only.
 
-        Only config.json and safetensors are read: no yaml, no pickle.
+        A FileNotFoundError, HubError or ValueError is raised if a file is
+        missing, damaged, or does not fit.
 
         Arguments
         ---------
         source : str, Path or FetchSource
             The output folder of a recipe, a folder that `speechbrain-sim
-            export` wrote, or `user/model` on the Hub, see `open_source`.
-            Folders never touch the network.
-        revision, token, allow_network, cache_dir :
-            See `speechbrain_sim.models.fetch.HubRepository`. A commit as
-            revision is the same model for ever.
-        **kwargs :
-            `run_opts`, ...: see the class.
-
-        Raises
-        ------
-        FileNotFoundError, HubError, ValueError
-            If a file is missing, damaged, or does not fit.
+            export` wrote (neither touches the network), or `user/model`.
+        run_opts, freeze_params, revision, **options :
+            See the class; `speechbrain_sim.models.fetch.open_source`.
         """
-        options = {"revision": revision, "token": token}
-        options |= {"allow_network": allow_network, "cache_dir": cache_dir}
-        parts, config = load_parts(open_source(source, **options))
+        parts, config = load_parts(open_source(source, revision, **options))
+        # only this of a stranger's config.json: other keys are run_opts, too
         hparams = {"sample_rate": config["sample_rate"]}
-        return cls(parts, hparams, config=config, **kwargs)
+        return cls(parts, hparams, config, freeze_params, run_opts)
 
     @staticmethod
     def fetch(source, filename, **options):
@@ -243,37 +174,21 @@ class SmoothInfoMax(Pretrained):
     def encode_batch(
         self, wavs, wav_lens=None, layer=None, sample=False, generator=None
     ):
-        """Encodes waveforms.
+        """Encodes waveforms: the `Latent` of a layer, or of all by name.
 
-        Batches beyond ten seconds are encoded utterance by utterance and in
-        pieces, with the same means (samples are other draws), so that long
-        audio does not need more memory than its latents.
+        To save memory, batches beyond ten seconds are encoded utterance by
+        utterance and in pieces: the same means, but other samples.
 
         Arguments
         ---------
         wavs : torch.Tensor
-            (batch, samples) at 16 kHz, floating, within -1 and 1.
+            (batch, samples), floating; a ValueError if it is not.
         wav_lens, sample, generator :
             See `speechbrain_sim.encoders.base.Encoder.forward`.
         layer : str, optional
-            The layer; all by default.
-
-        Returns
-        -------
-        Latent or dict of str to Latent
-            Of the layer; of all layers, bottom first, without `layer`.
-
-        Raises
-        ------
-        ValueError
-            If the layer does not exist, an utterance is too short, or `wavs`
-            has other axes or integers.
+            The layer.
         """
-        if wavs.dim() != 2:
-            raise ValueError(
-                f"wavs must be (batch, samples); got shape {list(wavs.shape)}: "
-                f"a single waveform (samples,) is passed as wavs[None]."
-            )
+        _check_axes("wavs", wavs, ["batch", "samples"])
         if not wavs.is_floating_point():
             raise ValueError(
                 f"wavs must be floating, within -1 and 1; got {wavs.dtype}: "
@@ -288,62 +203,39 @@ class SmoothInfoMax(Pretrained):
         latents = encode(wavs, lengths, layers, sample, generator)
         return latents if layer is None else latents[layer]
 
-    def _encode_in_pieces(self, wavs, lengths, layers, sample, generator):
+    def _encode_in_pieces(self, wavs, lengths, *options):
         """Encodes each utterance with `stream`."""
-        step = round(CHUNK_SECONDS * SAMPLE_RATE)
-        rows = []
+        step, rows = round(CHUNK_SECONDS * SAMPLE_RATE), []
         for wav, end in zip(wavs, lengths.tolist(), strict=True):
             chunks = wav[None, :end].split(step, dim=1)
-            pieces = self.encoder.stream(chunks, layers, sample, generator)
-            rows.append(_join(pieces))
-        return {
-            name: Latent.pad([row[name] for row in rows]) for name in rows[0]
-        }
+            rows.append(_join(self.encoder.stream(chunks, *options)))
+        return {n: Latent.pad([row[n] for row in rows]) for n in rows[0]}
 
     def stream_file(
-        self,
-        path,
-        layer=None,
-        sample=False,
-        generator=None,
-        chunk_seconds=CHUNK_SECONDS,
+        self, path, layer=None, sample=False, generator=None, **options
     ):
         """Encodes a file of any length in bounded memory, piece by piece.
 
         Arguments as in `encode_file`. Yields the next frames, (1, time,
         channel): a Latent, or a dict of them; there may be none.
         """
-        for latents in stream_latents(
-            self.encoder,
-            path,
-            None if layer is None else [layer],
-            chunk_seconds,
-            sample,
-            generator,
-        ):
+        layers = None if layer is None else [layer]
+        options |= {"sample": sample, "generator": generator}
+        for latents in stream_latents(self.encoder, path, layers, **options):
             yield latents if layer is None else latents[layer]
 
     def encode_file(self, path, layer=None, *args, **options):
-        """Encodes a file.
+        """Encodes a file, as `encode_batch` of SpeechBrain's `load_audio`.
 
-        It is read as in training, and not with SpeechBrain's `load_audio`:
-        that one holds whole files in memory, and takes a cut file for a
-        shorter one. Both convert any rate and average the channels, to the
-        same samples up to rounding.
+        That one holds whole files in memory, and takes a cut file for a shorter
+        one; this one raises a BadAudio.
 
         Arguments
         ---------
-        path : str or Path
-            Any audio file that libsndfile reads.
+        path, chunk_seconds : str or Path, float
+            Of any rate; how much is read at a time, which changes no mean.
         layer, sample, generator :
             See `encode_batch`, also for what is returned; the batch is 1.
-        chunk_seconds : float
-            How much is read at a time; changes no mean.
-
-        Raises
-        ------
-        BadAudio
-            If the file cannot be read, or is too short for a frame.
         """
         pieces = list(self.stream_file(path, layer, *args, **options))
         return _join(pieces) if layer is None else Latent.cat(pieces)
@@ -354,28 +246,14 @@ class SmoothInfoMax(Pretrained):
 
         Arguments
         ---------
-        z : torch.Tensor
-            (batch, time, channel): a `mean` or `sample` of `encode_batch`.
-        layer : str
-            The layer that they are of.
-        samples : int, optional
-            Length of the longest waveform; by default the shortest that
-            encodes to as many frames.
-        wav_lens : torch.Tensor, optional
-            See `encode_batch`.
-
-        Raises
-        ------
-        ValueError
-            If there is no decoder of the layer, or the axes or lengths do not
-            fit.
+        z, layer : torch.Tensor, str
+            (batch, time, channel): a `mean` or `sample` of the layer.
+        samples, wav_lens : int, torch.Tensor, optional
+            Of the longest, by default the shortest that encodes to as many
+            frames; see `encode_batch`.
         """
         decoder = self._part(DECODER, layer)
-        if z.dim() != 3:
-            raise ValueError(
-                f"z must be (batch, time, channel); got shape {list(z.shape)}: "
-                f"a single latent (time, channel) is passed as z[None]."
-            )
+        _check_axes("z", z, ["batch", "time", "channel"])
         if samples is None:
             samples = z.shape[1]
             for kernel_size, stride, padding in reversed(decoder.shapes):
@@ -398,50 +276,42 @@ class SmoothInfoMax(Pretrained):
         ---------
         wavs, wav_lens :
             See `encode_batch`.
-        label : str, optional
-            Which probe; may be left out if there is one.
-        layer : str, optional
-            By default the one that was chosen on validation data.
-
-        Returns
-        -------
-        Classification
-
-        Raises
-        ------
-        ValueError
-            If there is no such probe, or several and no label.
+        label, layer : str, optional
+            Which probe, a ValueError names them; its layer, by default the one
+            that was chosen on validation data. Returns a `Classification`.
         """
-        labels = self._names(PROBE)
         if label is None:
+            labels = list(parts_of(self.mods, PROBE))
             if len(labels) != 1:
                 there = " or ".join(labels) or "but this model has no probe"
                 raise ValueError(f"Which probe? Give label=: {there}.")
             label = labels[0]
         probes = self._part(PROBE, label)
-        about = self.config["parts"][f"{PROBE}_{label}"]
-        layer = layer or about["best_layer"]
+        entry = parts_of(self.config["parts"], PROBE)[label]
+        layer = layer or entry["best_layer"]
         latent = self.encode_batch(wavs, wav_lens, layer)
         x, lengths = latent.mean, latent.lengths
-        if about["kind"] == "utterance":
+        if entry["kind"] == "utterance":
             x, lengths = masked_mean(x, lengths)[:, None], lengths.clamp(max=1)
         probabilities = probes(x, layer).softmax(-1)
-        return Classification(probabilities, lengths, about["classes"])
-
-    def _names(self, kind):
-        """Lists the layers of the decoders, or the labels of the probes."""
-        kind = f"{kind}_"
-        return [n.removeprefix(kind) for n in self.mods if n.startswith(kind)]
+        return Classification(probabilities, lengths, entry["classes"])
 
     def _part(self, kind, name):
         """Returns a decoder or a probe."""
-        there = self._names(kind)
-        if name not in there:
-            raise ValueError(
-                f"The model has no {kind} of '{name}'; it has "
-                f"{', '.join(there) or 'none'}."
-            )
-        return self.mods[f"{kind}_{name}"]
+        parts = parts_of(self.mods, kind)
+        if name not in parts:
+            there = ", ".join(parts) or "none"
+            raise ValueError(f"There is no {kind} of '{name}'; it has {there}.")
+        return parts[name]
+
+
+def _check_axes(name, x, axes):
+    """Raises a ValueError if a tensor has other axes."""
+    if x.dim() != len(axes):
+        raise ValueError(
+            f"{name} must be ({', '.join(axes)}); got shape {list(x.shape)}: "
+            f"pass a single one as {name}[None]."
+        )
 
 
 def _join(pieces):

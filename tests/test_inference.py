@@ -301,7 +301,7 @@ def test_the_pretrainer_serves_other_recipes(trained):
         ):
             assert torch.equal(a, b)
     pretrainer = SafetensorsPretrainer(loadables={"vocoder": encoder})
-    with pytest.raises(ValueError, match="no vocoder.safetensors, only the"):
+    with pytest.raises(FileNotFoundError, match="holds no vocoder, only enc"):
         pretrainer.collect_files(trained.model)
     with pytest.raises(RuntimeError, match="call collect_files.*every process"):
         SafetensorsPretrainer(loadables={"encoder": encoder}).load_collected()
@@ -374,7 +374,7 @@ def test_damaged_files_are_refused(model_folder, door, part, damage):
 
 
 CONFIGS = {
-    "no json": ("{", "describes no model"),
+    "no json": ("{", "is not json"),
     "a list": ("[]", "describes no model"),
     "foreign": ('{"model_type": "hubert"}', "the type 'hubert'"),
     "newer": (
@@ -442,7 +442,7 @@ def test_a_yaml_that_does_not_fit_is_refused(model_folder):
     path.write_text(
         path.read_text().replace("    encoder: !ref", "    e: !ref")
     )
-    with pytest.raises((ValueError, KeyError)):
+    with pytest.raises(FileNotFoundError, match="holds no e, only encoder"):
         SmoothInfoMax.from_hparams(model_folder)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="holds no hyperparams.yaml"):

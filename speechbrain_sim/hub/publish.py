@@ -1,6 +1,5 @@
 """From a run to a model on the Hub: export, publish, check."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +7,10 @@ import soundfile
 from huggingface_hub import HfApi, constants
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
-from speechbrain_sim.hub.card import CARD, corpus_of, name_source, write_card
-from speechbrain_sim.inference import HPARAMS, INTERFACE, SmoothInfoMax
-from speechbrain_sim.models.fetch import (
-    HubError,
-    LocalFolder,
-    hub_errors,
-    names_a_repository,
-    open_source,
-)
+from speechbrain_sim.data.corpora import corpus_of
+from speechbrain_sim.hub.card import CARD, fill_in, name_source, write_card
+from speechbrain_sim.inference import HPARAMS, SmoothInfoMax
+from speechbrain_sim.models import fetch
 from speechbrain_sim.models.format import (
     CLASSES,
     CONFIG,
@@ -29,9 +23,9 @@ from speechbrain_sim.models.format import (
     read_config,
     save_parts,
 )
+from speechbrain_sim.models.pretrainer import INTERFACE
 
 EXAMPLE = "example.wav"
-PRETRAINER = "speechbrain_sim.inference.SafetensorsPretrainer"
 
 
 def export_model(
@@ -64,64 +58,53 @@ def export_model(
         one label or layer, or the folder holds something else.
     """
     folder = Path(folder)
+    path = folder / CONFIG
     if folder.exists() and any(folder.iterdir()):
-        path = folder / CONFIG
         if not path.exists() or INTERFACE not in read_config(path):
             raise ValueError(
-                f"{folder} is not empty, and no model that was exported: give "
-                f"a new folder."
+                f"{folder} is not empty, and no model that was exported."
             )
-    parts, config = _gather(run, {PROBE: probes, DECODER: decoders})
+    parts, config = _gather(run, probes, decoders)
     wav = _read_example(example)
     # all is read: only now may an older model be lost
     folder.mkdir(parents=True, exist_ok=True)
     soundfile.write(folder / EXAMPLE, wav, SAMPLE_RATE)
     model = SmoothInfoMax(parts, config, run_opts={"device": "cpu"})
-    own = ("class", "arguments", "sha256")
-    config = save_parts(
-        folder,
-        parts,
-        {
-            name: {k: v for k, v in entry.items() if k not in own}
-            for name, entry in config["parts"].items()
-        },
-        keep=False,
-        **{INTERFACE: SmoothInfoMax.__name__},
-        training=config["training"],
-        data=corpus_of(config["training"], data, licence)._asdict(),
-        example=fingerprint(model, folder / EXAMPLE),
-    )
+    more = {
+        INTERFACE: SmoothInfoMax.__name__,
+        "training": config["training"],
+        "data": corpus_of(config["training"], data, licence)._asdict(),
+        "example": fingerprint(model, folder / EXAMPLE),
+    }
+    config = save_parts(folder, parts, config["parts"], keep=False, **more)
     (folder / HPARAMS).write_text(hyperparams(config), encoding="utf-8")
     write_card(folder, config)
     return config
 
 
-def _gather(run, more):
-    """Loads the parts of a run, and those of a kind of other runs."""
-    parts, config = load_parts(LocalFolder(run))
+def _gather(run, probes, decoders):
+    """Loads the parts of a run, and the probes and decoders of other runs."""
+    parts, config = load_parts(fetch.LocalFolder(run))
     if config["parts"].get(ENCODER, {}).get("class") != "GreedyEncoder":
-        raise FileNotFoundError(
-            f"{run} has no encoder of this package, only results of another."
-        )
-    for kind, path in (
-        (k, path) for k, paths in more.items() for path in paths
-    ):
-        found, described = load_parts(LocalFolder(path))
-        found = {n: part for n, part in found.items() if n.startswith(kind)}
-        if not found:
-            raise FileNotFoundError(
-                f"{path} holds no {kind}: give another output folder."
-            )
+        raise FileNotFoundError(f"{run} has no encoder of this package.")
+    more = [(PROBE, path) for path in probes]
+    more += [(DECODER, path) for path in decoders]
+    for kind, path in more:
+        found, described = load_parts(fetch.LocalFolder(path))
+        names = [name for name in found if name.startswith(kind)]
+        if not names:
+            raise FileNotFoundError(f"{path} holds no {kind}: give another.")
         if encoder_of(described) != encoder_of(config):
             raise ValueError(
                 f"{path} belongs to another encoder: train a {kind} of this one."
             )
-        for name, part in found.items():
+        for name in names:
             if name in parts:
                 raise ValueError(
                     f"{path} holds a second {name}: give only one."
                 )
-            parts[name], config["parts"][name] = part, described["parts"][name]
+            parts[name] = found[name]
+            config["parts"][name] = described["parts"][name]
     return parts, config
 
 
@@ -148,22 +131,7 @@ def fingerprint(model, path):
 
 def hyperparams(config):
     """Returns the text of the yaml of `from_hparams`, from a config.json."""
-    lines = [
-        "# Needs the package speechbrain-sim. Load it with",
-        "# speechbrain_sim.inference.SmoothInfoMax.from_hparams",
-        f"sample_rate: {config['sample_rate']}",
-        "",
-    ]
-    for name, part in config["parts"].items():
-        lines.append(f"{name}: !new:{CLASSES[part['class']]}.{part['class']}")
-        for key, value in part["arguments"].items():
-            lines.append(f"    {key}: {json.dumps(value)}")
-        lines.append("")
-    refs = [f"{name}: !ref <{name}>" for name in config["parts"]]
-    lines += ["modules:", *(f"    {ref}" for ref in refs), ""]
-    lines += [f"pretrainer: !new:{PRETRAINER}", "    loadables:"]
-    lines += [f"        {ref}" for ref in refs]
-    return "\n".join(lines) + "\n"
+    return fill_in("hyperparams.yaml", config, classes=CLASSES)
 
 
 def check_model(source, **options):
@@ -186,36 +154,35 @@ def check_model(source, **options):
     FileNotFoundError, HubError, ValueError
         At what is not.
     """
-    opened = open_source(source, **options)
+    opened = fetch.open_source(source, **options)
     model = SmoothInfoMax.from_pretrained(opened)
+    config, name = model.config, opened.name
     count = sum(weight.numel() for weight in model.mods.parameters())
-    yield (
-        f"{len(model.config['parts'])} weight files have their hashes and fit "
-        f"the architecture: {count} parameters."
-    )
+    fit = f"have their hashes and fit the architecture: {count} parameters."
+    yield f"{len(config['parts'])} weight files {fit}"
     found = opened.fetch(HPARAMS).read_text(encoding="utf-8")
-    expected = hyperparams(model.config)
+    expected = hyperparams(config)
     if found != expected:
         lines = set(found.splitlines()) - set(expected.splitlines())
         raise ValueError(
-            f"{HPARAMS} of {opened.name} is not the one that makes the model "
-            f"of {CONFIG} ({min(lines, default='lines are missing').strip()}): "
-            f"do not load it with from_hparams, but with from_pretrained."
+            f"{HPARAMS} of {name} is not the one that makes the model of "
+            f"{CONFIG} ({min(lines, default='lines are missing').strip()}): do "
+            f"not load it with from_hparams, but with from_pretrained."
         )
     yield f"{HPARAMS} makes the model of {CONFIG} and nothing else."
-    data = model.config.get("data")
-    if not isinstance(data, dict) or not {"name", "licence"} <= set(data):
+    data = config.get("data")
+    if not isinstance(data, dict) or not {"name", "licence"} <= data.keys():
         raise ValueError(
-            f"{CONFIG} of {opened.name} states no training data and their "
-            f"licence: export the model again."
+            f"{CONFIG} of {name} states no training data and their licence: "
+            f"export the model again."
         )
-    expected = model.config.get("example")
+    expected = config.get("example")
     for layer, found in fingerprint(model, opened.fetch(EXAMPLE)).items():
         if not _agrees(expected, layer, found):
             raise ValueError(
-                f"{layer} of {opened.name} makes {found} of {EXAMPLE}, which "
-                f"is not in {expected}: this machine computes something else, "
-                f"or {CONFIG} was changed."
+                f"{layer} of {name} makes {found} of {EXAMPLE}, which is not in "
+                f"{expected}: this machine computes something else, or {CONFIG} "
+                f"was changed."
             )
     yield f"{EXAMPLE} is encoded as where the model was exported."
     opened.fetch(CARD)
@@ -226,10 +193,9 @@ def _agrees(expected, layer, found):
     """Whether an example is encoded as config.json states; never if NaN."""
     try:
         frames, size = expected[layer]
-        close = abs(found[1] - size) <= 1e-3 * abs(size)
+        return frames == found[0] and abs(found[1] - size) <= 1e-3 * abs(size)
     except (KeyError, TypeError, ValueError):
         return False
-    return frames == found[0] and close
 
 
 def publish_model(folder, repo, private=False, dry_run=False, say=print):
@@ -259,38 +225,34 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
         `private` was asked for.
     """
     folder = Path(folder)
-    if not names_a_repository(repo):
+    if not fetch.names_a_repository(repo):
         raise ValueError(
             f"'{repo}' is no name of a model on the Hub: give user/model."
         )
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"There is no folder {folder}: give one that `speechbrain-sim "
-            f"export` wrote."
+            f"There is no folder {folder}: give one that was exported."
         )
-    for line in check_model(LocalFolder(folder)):
+    for line in check_model(fetch.LocalFolder(folder)):
         say(line)
     files = _plan(folder, repo, private, say)
     if dry_run:
-        say("Nothing was done (--dry-run).")
-        return
+        return say("Nothing was done (--dry-run).")
     api = HfApi()
-    what = f"{repo} could not be uploaded whole"
-    with hub_errors(what, "Run it again, it goes on"):
+    failed = f"{repo} could not be uploaded whole", "Run it again, it goes on"
+    with fetch.hub_errors(*failed):
         api.create_repo(repo, private=private, exist_ok=True)
-        if private and not api.model_info(repo).private:
-            raise HubError(
-                f"The model {repo} is there already, and is public: choose "
-                f"another name, or make it private on its page."
-            )
-    name_source(folder / CARD, repo)
-    with hub_errors(what, "Run it again, it goes on"):
-        done = api.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            allow_patterns=files,
-            commit_message="Upload with speechbrain-sim",
+        public = private and not api.model_info(repo).private
+    if public:
+        raise fetch.HubError(
+            f"The model {repo} is there already, and is public: choose another "
+            f"name, or make it private on its page."
         )
+    name_source(folder / CARD, repo)
+    options = {"repo_id": repo, "folder_path": folder, "allow_patterns": files}
+    options["commit_message"] = "Upload with speechbrain-sim"
+    with fetch.hub_errors(*failed):
+        done = api.upload_folder(**options)
     say(f"Done: {constants.ENDPOINT}/{repo}, commit {done.oid}.")
 
 
@@ -299,11 +261,11 @@ def _plan(folder, repo, private, say):
     config = read_config(folder / CONFIG)
     files = [name + WEIGHTS for name in config["parts"]]
     files += [CONFIG, HPARAMS, CARD, EXAMPLE]
-    size = sum((folder / name).stat().st_size for name in files)
+    size = sum((folder / name).stat().st_size for name in files) / 1e6
+    seen = "private" if private else "public"
     say(
-        f"To upload to {repo} at {constants.ENDPOINT}, made "
-        f"{'private' if private else 'public'} if it is not there yet, "
-        f"{size / 1e6:.1f} MB: {', '.join(files)}."
+        f"To upload to {repo} at {constants.ENDPOINT}, made {seen} if it is not "
+        f"there yet, {size:.1f} MB: {', '.join(files)}."
     )
     say(f"{CARD} will name {repo} as its source, there and in {folder}.")
     if config["data"]["licence"] == "other":

@@ -45,26 +45,17 @@ class UpstreamExpert(nn.Module):
         freeze_unused(self.encoder, self.layers)
 
     def get_downsample_rates(self, key):
-        """Tells how many samples lie between two frames."""
+        """Returns the samples between two frames."""
         return max(self.encoder.frame_geometry(n)[0] for n in self.layers)
 
     def forward(self, wavs):
         """Encodes waveforms.
 
-        Arguments
-        ---------
-        wavs : list of torch.Tensor
-            (samples,) each, at 16 kHz.
-
-        Returns
-        -------
-        dict
-            `hidden_states`: list of (batch, time, channels), one per layer;
-            `last_hidden_state`: the topmost of them.
+        `wavs` is a list of (samples,) at 16 kHz. Returns a dict:
+        `hidden_states`, a list of (batch, time, channels), one per layer;
+        `last_hidden_state`, the topmost of them.
         """
         lengths = torch.tensor([len(wav) for wav in wavs])
-        padded = pad_sequence(list(wavs), batch_first=True)
-        states, _ = all_hidden_states(
-            self.encoder, padded, lengths, self.layers
-        )
+        wavs = pad_sequence(list(wavs), batch_first=True)
+        states, _ = all_hidden_states(self.encoder, wavs, lengths, self.layers)
         return {"hidden_states": list(states), "last_hidden_state": states[-1]}

@@ -56,9 +56,7 @@ class LatentFeatures(nn.Module):
         self.layers, self.frozen = list(layers), frozen
         widths = {name: self.encoder.channels_of(name) for name in self.layers}
         if len(set(widths.values())) != 1:
-            raise ValueError(
-                f"Only layers of equal width can be added; these have {widths}."
-            )
+            raise ValueError(f"Layers of unequal width are not added: {widths}")
         freeze_unused(self.encoder, self.layers)
         #: channels of the features
         self.out_channels = widths[self.layers[0]]
@@ -77,28 +75,18 @@ class LatentFeatures(nn.Module):
     def forward(self, wavs, wav_lens=None):
         """Computes features.
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            (batch, samples) at 16 kHz.
-        wav_lens : torch.Tensor, optional
-            Relative lengths, (batch,); without them, padding counts as signal.
-
-        Returns
-        -------
-        torch.Tensor
-            (batch, time, channels), zero beyond each utterance.
+        `wavs` are (batch, samples) at 16 kHz; without relative `wav_lens`,
+        (batch,), padding counts as signal. Returns (batch, time, channels),
+        zero beyond each utterance.
         """
+        wanted = wav_lens, self.layers
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and not self.frozen
         ):
-            states, lengths = all_hidden_states(
-                self.encoder, wavs, wav_lens, self.layers
-            )
+            states, lengths = all_hidden_states(self.encoder, wavs, *wanted)
         if self.weights is None:
             return states[0]
-        total = sum(
-            weight * nn.functional.layer_norm(x, x.shape[-1:])
-            for weight, x in zip(self.weights.softmax(0), states, strict=True)
-        )
+        normal = [nn.functional.layer_norm(x, x.shape[-1:]) for x in states]
+        weights = self.weights.softmax(0)
+        total = sum(w * x for w, x in zip(weights, normal, strict=True))
         return zero_padding(total, lengths)

@@ -5,7 +5,7 @@ commit, and every error names the model and what to do.
 """
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub import errors, hf_hub_download
@@ -18,6 +18,8 @@ logger = get_logger(__name__)
 #: begins a name that is meant for the Hub, whatever folders there are
 HUB = "hf://"
 LOGIN = "log in with `hf auth login`"
+#: what folders of older versions hold
+FORMER = ("encoder.ckpt", "*/encoder.ckpt")
 #: kind of error, or status of a response -> what to do
 REMEDIES = {
     errors.GatedRepoError: f"Accept its conditions on its page, then {LOGIN}",
@@ -36,13 +38,7 @@ class HubError(OSError):
 
 
 class LocalFolder:
-    """A model's files in a folder.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Where.
-    """
+    """A model's files in a folder."""
 
     def __init__(self, folder):
         self.folder, self.name = Path(folder), str(folder)
@@ -52,14 +48,8 @@ class LocalFolder:
         path = self.folder / filename
         if path.is_file():
             return path
-        remedy = (
-            "give the output folder of a recipe, or a folder that "
-            "`speechbrain-sim export` wrote, and copy all its files"
-        )
-        if [
-            *self.folder.glob("encoder.ckpt"),
-            *self.folder.glob("*/encoder.ckpt"),
-        ]:
+        remedy = "give the folder of a run or an export, with all its files"
+        if any(any(self.folder.glob(former)) for former in FORMER):
             remedy = "it is of an older version of speechbrain-sim: train again"
         raise FileNotFoundError(f"{self.folder} holds no {filename}: {remedy}.")
 
@@ -67,45 +57,39 @@ class LocalFolder:
 class HubRepository:
     """A model's files in a repository of the Hub, through its cache.
 
-    The first file decides the commit that all others are taken from.
-
-    Arguments
-    ---------
-    name : str
-        `user/model`.
-    revision : str, optional
-        Branch, tag or commit; `main` by default. A commit cannot change.
-    allow_network : bool
-        Whether the Hub may be used; otherwise only the cache is.
-    **options :
-        `token` and `cache_dir` of `huggingface_hub`.
+    The first file decides the commit that all others are taken from. `options`
+    are those of `huggingface_hub.hf_hub_download`.
     """
 
-    def __init__(self, name, revision=None, allow_network=True, **options):
-        self.name, self.revision = name, revision
-        self.options = {"local_files_only": not allow_network, **options}
+    def __init__(self, name, **options):
+        self.name, self.options = name, options
 
     def fetch(self, filename):
         """Returns the path of a file in the cache; HubError if it fails."""
         with hub_errors(f"{filename} of {self.name} could not be fetched"):
-            path = hf_hub_download(
-                self.name, filename, revision=self.revision, **self.options
-            )
-        self.revision = Path(path).parent.name  # .../snapshots/<commit>/<file>
-        return Path(path)
+            path = Path(hf_hub_download(self.name, filename, **self.options))
+        # .../snapshots/<commit>/<file>
+        self.options["revision"] = path.parent.name
+        return path
 
 
-def open_source(source, **options):
-    """Tells folders from repositories.
+def open_source(
+    source, revision=None, token=None, allow_network=True, cache_dir=None
+):
+    """Opens a folder, or a repository of the Hub.
 
     Arguments
     ---------
     source : str, Path, FetchSource, LocalFolder or HubRepository
-        A folder; or, where there is none, `user/model` on the Hub, which a
-        warning states. `hf://user/model` is the Hub in any case, without
-        one. What is open already is returned as it is.
-    **options :
-        `revision`, `token`, `allow_network`, `cache_dir`: see `HubRepository`.
+        A folder; or, where there is none, `user/model` on the Hub, with a
+        warning. `hf://user/model` is the Hub in any case. What is open already
+        is returned as it is.
+    revision : str, optional
+        On the Hub: branch, tag or commit (which cannot change); default `main`.
+    token, cache_dir : str, optional
+        See `huggingface_hub.hf_hub_download`.
+    allow_network : bool
+        Whether the Hub may be used; otherwise only its cache is.
 
     Returns
     -------
@@ -113,10 +97,8 @@ def open_source(source, **options):
 
     Raises
     ------
-    FileNotFoundError
-        If it is no folder, and looks like a path.
-    ValueError
-        If it is a folder, and a revision is given.
+    FileNotFoundError, ValueError
+        If it looks like a path, and is no folder; if a folder has a revision.
 
     Example
     -------
@@ -125,34 +107,31 @@ def open_source(source, **options):
     """
     if isinstance(source, (LocalFolder, HubRepository)):
         return source
-    place = None
-    if isinstance(source, FetchSource):
-        place, source = source
-    text = str(source)
+    place, text = source if isinstance(source, FetchSource) else (None, source)
+    # os.path's never raises, unlike Path's
+    folder, text = Path(os.path.expanduser(text)), str(text)
     if text.startswith(HUB):
         place, text = FetchFrom.HUGGING_FACE, text.removeprefix(HUB)
     hint = f"write {HUB}{text} for the model of this name on the Hub"
-    folder = Path(os.path.expanduser(source))  # never raises, unlike Path's
     if place != FetchFrom.HUGGING_FACE and folder.is_dir():
-        if options.get("revision"):
-            raise ValueError(
-                f"{text} is a folder, and has no revision "
-                f"{options['revision']}: leave it out, or {hint}."
-            )
+        if revision:
+            raise ValueError(f"{text} has no revision {revision}: {hint}.")
         return LocalFolder(folder)
-    missing, there = f"There is no folder {text}", None
+    missing = f"There is no folder {text}"
+    near = folder if folder.is_file() else folder.parent
     if (folder.parent / "config.json").is_file():
-        there = f"a model is {folder.parent} itself"
+        missing += f", a model is {folder.parent} itself."
     elif place == FetchFrom.LOCAL or not names_a_repository(text):
-        there = "and it is no 'user/model' on the Hub: check the path"
-    elif place is None and (folder.is_file() or folder.parent.is_dir()):
-        there = folder if folder.is_file() else folder.parent
-        there = f"though there is {there}: check the path, or {hint}"
-    if there:
-        raise FileNotFoundError(f"{missing}, {there}.")
-    if place is None:
-        logger.warning(f"{missing}: it is taken from the Hub; {hint}.")
-    return HubRepository(text, **options)
+        missing += ", and it is no 'user/model' on the Hub: check the path."
+    elif place is None and near.exists():
+        missing += f", though there is {near}: check the path, or {hint}."
+    else:
+        if place is None:
+            logger.warning(f"{missing}: it is taken from the Hub; {hint}.")
+        options = {"revision": revision, "local_files_only": not allow_network}
+        options |= {"token": token, "cache_dir": cache_dir}
+        return HubRepository(text, **options)
+    raise FileNotFoundError(missing)
 
 
 def names_a_repository(text):
@@ -163,11 +142,10 @@ def names_a_repository(text):
     >>> [names_a_repository(text) for text in ("a/b", "b", "a/b c", "../b")]
     [True, False, False, False]
     """
-    try:
+    with suppress(errors.HFValidationError):
         validate_repo_id(text)
-    except errors.HFValidationError:
-        return False
-    return text.count("/") == 1 and not text.startswith(".")
+        return text.count("/") == 1 and not text.startswith(".")
+    return False
 
 
 @contextmanager
@@ -188,14 +166,12 @@ def hub_errors(what, remedy="Try again later"):
     """
     try:
         yield
-    except HubError:
-        raise
     except (errors.HTTPError, OSError, RuntimeError) as error:
         vague = (errors.LocalEntryNotFoundError, RuntimeError)
-        cause = error.__cause__ if isinstance(error, vague) else None
-        cause = cause or error
+        cause = (isinstance(error, vague) and error.__cause__) or error
         status = getattr(getattr(cause, "response", None), "status_code", None)
-        known = [REMEDIES[k] for k in type(cause).__mro__ if k in REMEDIES]
-        known.append(REMEDIES.get(status, remedy))
+        keys = (*type(cause).__mro__, status)
+        known = [REMEDIES[key] for key in keys if key in REMEDIES]
         reason = " ".join(str(cause).split()) or type(cause).__name__
-        raise HubError(f"{what}: {reason.rstrip('.')}. {known[0]}.") from error
+        remedy = [*known, remedy][0]
+        raise HubError(f"{what}: {reason.rstrip('.')}. {remedy}.") from error

@@ -53,7 +53,8 @@ def save_parts(folder, parts, metadata=None, keep=True, **config):
     parts : dict of str to nn.Module
         By name, of classes in `CLASSES`.
     metadata : dict of str to dict, optional
-        Further entries for a part: `layer`, `epochs`, `seed`, `classes`, ...
+        Further entries for a part: `layer`, `epochs`, `seed`, `classes`, ...;
+        `class`, `arguments` and `sha256` are always those of the part.
     keep : bool
         Keep parts and keys that are there, if of the same encoder.
     **config : json values
@@ -64,19 +65,14 @@ def save_parts(folder, parts, metadata=None, keep=True, **config):
     ValueError
         If a weight is NaN or infinite, or the folder holds another model.
     """
-    folder, metadata = Path(folder), metadata or {}
-    path = folder / CONFIG
+    path = Path(folder, CONFIG)
     known = read_config(path) if path.exists() else {"parts": {}}
     weights = {name: _serialise(name, part) for name, part in parts.items()}
-    entries = {
-        name: {
-            "class": type(part).__name__,
-            "arguments": part.arguments,
-            "sha256": hashlib.sha256(weights[name]).hexdigest(),
-            **metadata.get(name, {}),
-        }
-        for name, part in parts.items()
-    }
+    entries = {}
+    for name, part in parts.items():
+        own = {"class": type(part).__name__, "arguments": part.arguments}
+        own["sha256"] = hashlib.sha256(weights[name]).hexdigest()
+        entries[name] = {**own, **(metadata or {}).get(name, {}), **own}
     if ENCODER in parts:
         entries[ENCODER]["layers"] = list(parts[ENCODER].layer_names)
     encoder = encoder_of({**config, "parts": entries}) or encoder_of(known)
@@ -87,10 +83,10 @@ def save_parts(folder, parts, metadata=None, keep=True, **config):
     fixed |= {"sample_rate": SAMPLE_RATE, "versions": versions()}
     made = {**kept, **fixed, **config, "parts": {**kept["parts"], **entries}}
     for name, content in weights.items():
-        write_bytes(folder / (name + WEIGHTS), content)
+        write_bytes(path.with_name(name + WEIGHTS), content)
     write_json(path, made)
     for name in set(known["parts"]) - set(made["parts"]):
-        (folder / (name + WEIGHTS)).unlink(missing_ok=True)
+        path.with_name(name + WEIGHTS).unlink(missing_ok=True)
     return made
 
 
@@ -113,69 +109,58 @@ def load_parts(source, names=None):
     Returns
     -------
     parts, config : (dict of str to nn.Module, dict)
-        Frozen, in eval mode; config.json.
-
-    Raises
-    ------
-    FileNotFoundError, HubError, ValueError
-        If a file or part is missing, damaged, or does not fit.
+        Frozen, in eval mode; config.json. A FileNotFoundError, HubError or
+        ValueError if a file or part is missing, damaged, or does not fit.
     """
     source = open_source(source)
     config, parts = read_config(source.fetch(CONFIG)), {}
     for name in config["parts"] if names is None else names:
-        if name not in config["parts"]:
-            raise FileNotFoundError(
-                f"{source.name} holds no {name}, only "
-                f"{', '.join(config['parts']) or 'a reference to its encoder'}."
-            )
-        entry = config["parts"][name]
+        path, digest = fetch_weights(source, config, name)
         # weights are compared with shapes that take no memory
-        shapes = _make(name, entry, "meta")
-        path = source.fetch(name + WEIGHTS)
-        state = _read_weights(shapes, path, entry["sha256"])
-        parts[name] = _make(name, entry).eval().requires_grad_(False)
-        parts[name].load_state_dict(state)
+        shapes = _make(name, config["parts"][name], "meta")
+        state = read_weights(shapes, path, digest)
+        parts[name] = _make(name, config["parts"][name])
+        parts[name].eval().requires_grad_(False).load_state_dict(state)
     return parts, config
 
 
-def read_config(path):
-    """Reads and checks a config.json.
+def parts_of(parts, kind):
+    """Maps layers to what is of their decoders, or labels of their probes.
 
-    Arguments
-    ---------
-    path : str or Path
-        The file.
-
-    Returns
+    Example
     -------
-    dict
-
-    Raises
-    ------
-    ValueError
-        If it is not a config.json of this package, or of another format.
+    >>> parts_of({"encoder": 1, "decoder_module3": 2}, DECODER)
+    {'module3': 2}
     """
-    try:
-        config = read_json(path)
-        kind = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} describes no model: {error!r}.") from error
+    kind = f"{kind}_"
+    return {
+        name.removeprefix(kind): part
+        for name, part in parts.items()
+        if name.startswith(kind)
+    }
+
+
+def read_config(path):
+    """Reads a config.json.
+
+    Raises a ValueError if it is not one of this package, or of another format.
+    """
+    config = read_json(path)
+    kind = config.get("model_type") if isinstance(config, dict) else config
     if kind != MODEL_TYPE:
         raise ValueError(
-            f"{path} describes a model of the type '{kind}', not {MODEL_TYPE}."
+            f"{path} describes no model: the type '{kind}' is not {MODEL_TYPE}."
         )
     if config.get("format") != FORMAT:
+        there = (
+            f"the format {config.get('format')}; this version reads {FORMAT}"
+        )
         remedy = "install a newer version"
         if config.get("format") == 1:
             remedy = "train and export the model again"
-        raise ValueError(
-            f"{path} has the format {config.get('format')}; this version of "
-            f"speechbrain-sim reads {FORMAT}: {remedy}."
-        )
+        raise ValueError(f"{path} has {there}: {remedy}.")
     for problem in _problems(config):
-        raise ValueError(
-            f"{path} {problem}: export the model again, into a new folder."
-        )
+        raise ValueError(f"{path} {problem}: export the model again.")
     return config
 
 
@@ -206,17 +191,16 @@ def _problems(config):
 
 def _make(name, entry, device=None):
     """Makes an untrained part."""
-    if entry["class"] not in CLASSES:
-        raise ValueError(
-            f"{CONFIG} names a class '{entry['class']}' for {name}; this "
-            f"version of speechbrain-sim makes {', '.join(CLASSES)}."
-        )
-    module = importlib.import_module(CLASSES[entry["class"]])
-    if entry["class"] == "LogMel":
+    kind = entry["class"]
+    if kind not in CLASSES:
+        there = f"{CONFIG} names a class '{kind}' for {name}"
+        raise ValueError(f"{there}, not {', '.join(CLASSES)}.")
+    make = getattr(importlib.import_module(CLASSES[kind]), kind)
+    if kind == "LogMel":
         device = None  # torchaudio looks at the filters that it makes
     try:
         with torch.device(device or torch.get_default_device()):
-            return getattr(module, entry["class"])(**entry["arguments"])
+            return make(**entry["arguments"])
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(
             f"{CONFIG} describes no {name} that can be made: {error!r}."
@@ -229,28 +213,37 @@ def _serialise(name, part):
     for tensor, value in state.items():
         if not value.isfinite().all():
             raise ValueError(
-                f"{tensor} of {name} holds NaN or infinity: it is not saved. "
-                f"Lower the learning rate, or clip gradients."
+                f"{tensor} of {name} holds NaN or infinity, and is not saved: "
+                f"lower the learning rate, or clip gradients."
             )
     return save(state, {"format": "pt"})
 
 
-def load_weights(model, path, digest):
-    """Loads a network's weights: these and no others.
+def fetch_weights(source, config, name):
+    """Fetches the weights of a part of an opened model: their path, and hash.
+
+    Raises a FileNotFoundError that names the parts if there is no such part.
+    """
+    if name not in config["parts"]:
+        there = ", ".join(config["parts"]) or "a reference to its encoder"
+        raise FileNotFoundError(f"{source.name} holds no {name}, only {there}.")
+    return source.fetch(name + WEIGHTS), config["parts"][name]["sha256"]
+
+
+def read_weights(model, path, digest):
+    """Reads the weights of a network: these and no others.
 
     Arguments
     ---------
     model : nn.Module
-        Gets the weights.
-    path : str or Path
-        A safetensors file.
-    digest : str
-        Its sha256.
+        What they are for; it may be on the device "meta".
+    path, digest : str or Path, str
+        A safetensors file, its sha256.
 
-    Raises
-    ------
-    ValueError
-        If the file has another hash, is cut, or does not fit the network.
+    Returns
+    -------
+    dict of str to torch.Tensor
+        A ValueError if the file has another hash, is cut, or does not fit.
 
     Example
     -------
@@ -258,45 +251,36 @@ def load_weights(model, path, digest):
     >>> from speechbrain_sim.files import sha256
     >>> path = getfixture("tmp_path") / "a.safetensors"
     >>> save_file(torch.nn.Linear(2, 2).state_dict(), path)
-    >>> load_weights(torch.nn.Linear(2, 2), path, sha256(path))
-    >>> load_weights(torch.nn.Linear(3, 2), path, sha256(path))
+    >>> read_weights(torch.nn.Linear(3, 2), path, sha256(path))
     Traceback (most recent call last):
     ValueError: ...a.safetensors does not fit ...: weight is [2, 2] ...
     """
-    model.load_state_dict(_read_weights(model, path, digest))
-
-
-def _read_weights(model, path, digest):
-    """Reads weights; refuses those that are not exactly the model's."""
     content = Path(path).read_bytes()  # what is hashed is what is loaded
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(
-            f"{path} does not have the hash that {CONFIG} states: it is "
-            f"damaged, belongs to another model, or was written by a run that "
-            f"was killed or goes on. Start that run again, or copy, fetch or "
-            f"export both files again."
+            f"{path} does not have the hash of {CONFIG}: it is damaged, or its "
+            f"run goes on or was killed. Start that run again, or copy both."
         )
     try:
         state = load(content)
     except SafetensorError as error:
-        raise ValueError(
-            f"{path} is no safetensors file: {error}. Export it again."
-        ) from error
-    own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in state]
-    problems += [f"{name} is too much" for name in state if name not in own]
-    for name in set(own) & set(state):
-        there, here = (
-            f"{list(x.shape)} {x.dtype}" for x in (state[name], own[name])
-        )
-        if there != here:
-            problems.append(f"{name} is {there} there, {here} here")
+        raise ValueError(f"{path} is no safetensors file: {error}.") from error
+    here, there = (
+        {name: f"{list(x.shape)} {x.dtype}" for name, x in tensors.items()}
+        for tensors in (model.state_dict(), state)
+    )
+    problems = [f"{name} is missing" for name in here.keys() - there.keys()]
+    problems += [f"{name} is too much" for name in there.keys() - here.keys()]
+    problems += [
+        f"{name} is {there[name]} there, {here[name]} here"
+        for name in here.keys() & there.keys()
+        if here[name] != there[name]
+    ]
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
-            f"{path} does not fit the architecture that it is loaded into: "
-            f"{'; '.join(sorted(problems)[:3])}{more}. Use the {CONFIG} or "
-            f"yaml that it came with."
+            f"{path} does not fit the architecture of {CONFIG} or the yaml: "
+            f"{'; '.join(sorted(problems)[:3])}{more}."
         )
     return state
 
@@ -304,17 +288,7 @@ def _read_weights(model, path, digest):
 def example_folder(folder, **arguments):
     """Saves a small untrained encoder, for examples and tests.
 
-    Arguments
-    ---------
-    folder : str or Path
-        Where to.
-    **arguments :
-        Of `GreedyEncoder`.
-
-    Returns
-    -------
-    Path
-        The folder.
+    `arguments` are those of `GreedyEncoder`; returns the folder, a Path.
 
     Example
     -------

@@ -3,11 +3,7 @@
 import os
 from pathlib import Path
 
-from speechbrain_sim.encoders.huggingface import (
-    MODEL_TYPES,
-    load_hidden_states,
-    model_type,
-)
+from speechbrain_sim.encoders import huggingface
 from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
@@ -54,19 +50,17 @@ def load_encoder(source, **options):
     >>> description["layers"]
     ['logmel']
     """
+    folder = os.path.expanduser(str(source))
     if str(source) == LOGMEL:
         encoder, description = LogMel(), {"model": LOGMEL, "sha256": LOGMEL}
         description["arguments"] = encoder.arguments
-    elif model_type(os.path.expanduser(str(source))) in MODEL_TYPES:
-        encoder, description = load_hidden_states(source)
+    elif huggingface.model_type(folder) in huggingface.MODEL_TYPES:
+        encoder, description = huggingface.load_hidden_states(folder)
     else:
-        opened = open_source(source, **options)
-        parts, config = load_parts(opened, [ENCODER])
+        parts, config = load_parts(open_source(source, **options), [ENCODER])
         encoder, entry = parts[ENCODER], config["parts"][ENCODER]
-        description = {
-            **config.get("training", {}),
-            **{name: entry[name] for name in OWN if name in entry},
-        }
+        description = dict(config.get("training", {}))
+        description |= {name: entry[name] for name in OWN if name in entry}
     description["layers"] = list(encoder.layer_names)
     return encoder.eval().requires_grad_(False), description
 
@@ -95,38 +89,29 @@ def load_decoder(source, layer, encoder_sha256):
 
     Arguments
     ---------
-    source : str or Path
+    source, layer : str or Path, str
         The output folder of recipes/decode.py, or a model with a decoder, see
-        `speechbrain_sim.models.fetch.open_source`.
-    layer : str
-        The layer.
+        `speechbrain_sim.models.fetch.open_source`; the layer.
     encoder_sha256 : str
         `sha256` of the encoder whose latents it shall decode.
 
     Returns
     -------
     decoder, description : (ConvDecoder, dict)
-        Frozen, in eval mode; its entry in config.json.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no decoder of the layer.
-    ValueError
-        If it decodes another encoder, or is damaged.
+        Frozen, in eval mode; its entry in config.json. A FileNotFoundError if
+        there is none; a ValueError if it decodes another encoder, or is damaged.
     """
     name = f"{DECODER}_{layer}"
     try:
         parts, config = load_parts(source, [name])
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error} Train it with recipes/decode.py --layer {layer}."
-        ) from error
+        remedy = f"Train it with recipes/decode.py --layer {layer}."
+        raise FileNotFoundError(f"{error} {remedy}") from error
     description = config["parts"][name]
-    if description["encoder"] != encoder_sha256:
+    there = description["encoder"]
+    if there != encoder_sha256:
         raise ValueError(
-            f"{source} decodes the encoder {description['encoder']}, not "
-            f"{encoder_sha256}: train a decoder for this one with "
-            f"recipes/decode.py."
+            f"{source} decodes the encoder {there}, not {encoder_sha256}: train "
+            f"a decoder for this one with recipes/decode.py."
         )
     return parts[name], description

@@ -14,12 +14,15 @@ from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
     CONFIG,
     WEIGHTS,
-    load_weights,
+    fetch_weights,
     read_config,
+    read_weights,
 )
 
 #: how files are fetched unless something else is asked for
 DEFAULTS = FetchConfig()
+#: key of config.json: which class the yaml is for; runs have no such yaml
+INTERFACE = "speechbrain_interface"
 
 
 def source_options(fetch_config):
@@ -57,10 +60,7 @@ class SafetensorsPretrainer(Pretrainer):
     collected = None
 
     def collect_files(
-        self,
-        default_source=None,
-        local_strategy=None,
-        fetch_config=DEFAULTS,
+        self, default_source=None, local_strategy=None, fetch_config=DEFAULTS
     ):
         """Fetches the files and the hashes they must have, in every process.
 
@@ -74,70 +74,72 @@ class SafetensorsPretrainer(Pretrainer):
         """
         self.collected = {}
         for name in filter(self.is_loadable, self.loadables):
-            source, part = default_source, name
-            if name in self.paths:
-                source = str(self.paths[name])
-                if source.endswith(WEIGHTS):
-                    source, part = self.split_path(source)
-                    part = part.removesuffix(WEIGHTS)
+            source, part = self.paths.get(name, default_source), name
+            if str(source).endswith(WEIGHTS):
+                source, part = self.split_path(str(source))
+                part = part.removesuffix(WEIGHTS)
             if source is None:
                 raise ValueError(f"There is no source for '{name}': give one.")
             source = open_source(source, **source_options(fetch_config))
-            parts = read_config(source.fetch(CONFIG))["parts"]
-            if part not in parts:
-                raise ValueError(
-                    f"{source.name} has no {part}{WEIGHTS}, only the parts "
-                    f"{', '.join(parts)}."
-                )
-            path = source.fetch(part + WEIGHTS)
-            self.collected[name] = path, parts[part]["sha256"]
+            config = read_config(source.fetch(CONFIG))
+            self.collected[name] = fetch_weights(source, config, part)
         return {name: path for name, (path, _) in self.collected.items()}
 
     def load_collected(self):
-        """Loads what `collect_files` found, strictly: see `load_weights`."""
+        """Loads what `collect_files` found, strictly: see `read_weights`."""
         if self.collected is None:
             raise RuntimeError(
-                f"Nothing was collected for {', '.join(self.loadables)} in "
-                f"this process: call collect_files first, in every process and "
-                f"not by run_on_main."
+                "First call collect_files, in every process: not by run_on_main."
             )
-        for name, (path, digest) in self.collected.items():
-            load_weights(self.loadables[name], path, digest)
+        for name, file in self.collected.items():
+            model = self.loadables[name]
+            model.load_state_dict(read_weights(model, *file))
 
 
 def check_loaded(hparams, config, yaml):
     """Refuses a yaml that leaves weights of the model as they were drawn."""
     pretrainer = hparams.pretrainer
-    loaded = {
-        part: pretrainer.loadables[part]
-        for part in getattr(pretrainer, "collected", None) or ()
-    }
+    collected = getattr(pretrainer, "collected", None) or ()
+    loaded = {name: pretrainer.loadables[name] for name in collected}
     missing = set(config["parts"]) - set(loaded)
     missing |= {
-        part
-        for part, module in hparams.modules.items()
-        if module is not loaded.get(part) and module.state_dict()
+        name
+        for name, module in hparams.modules.items()
+        if module is not loaded.get(name) and module.state_dict()
     }
     if missing:
         raise ValueError(
             f"{yaml} loads no weights into {', '.join(sorted(missing))}: list "
-            f"them under 'loadables' of its {SafetensorsPretrainer.__name__}, "
-            f"export the model again, or use from_pretrained."
+            f"them under 'loadables', or use from_pretrained."
         )
 
 
-def put_into(savedir, paths, strategy, overwrite):
-    """Links or copies files into a folder that holds no other model's."""
-    savedir = Path(savedir)
-    savedir.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        target = savedir / path.name
-        if target.exists() and not overwrite and sha256(target) != sha256(path):
+def fetch_model(source, hparams_file, savedir, strategy, fetch_config):
+    """Fetches an exported model: the path of its yaml, and its config.json.
+
+    Links or copies all files into `savedir`, if it is not None and holds no
+    other model's. See `speechbrain_sim.inference.SmoothInfoMax.from_hparams`.
+    """
+    source = open_source(source, **source_options(fetch_config))
+    config = read_config(source.fetch(CONFIG))
+    if INTERFACE not in config:
+        raise ValueError(
+            f"Use from_pretrained: {source.name} is no `speechbrain-sim export`."
+        )
+    names = [hparams_file, CONFIG, *(n + WEIGHTS for n in config["parts"])]
+    paths = [source.fetch(name) for name in names]
+    if savedir is None:
+        return paths[0], config
+    targets = {path: Path(savedir, path.name) for path in paths}
+    for path, target in targets.items():
+        free = fetch_config.overwrite or not target.exists()
+        if not free and sha256(target) != sha256(path):
             raise ValueError(
                 f"{savedir} holds {path.name} of another model, or of another "
                 f"revision: choose another savedir, or none."
             )
-    for path in paths:
-        target = savedir / path.name
+    Path(savedir).mkdir(parents=True, exist_ok=True)
+    for path, target in targets.items():
         if target.resolve() != path.resolve():
             link_with_strategy(path.resolve(), target, strategy)
+    return paths[0], config

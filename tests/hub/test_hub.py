@@ -252,6 +252,32 @@ def test_any_recipe_s_output_is_exported(tmp_path, corpus, tiny_yaml):
         assert same(*latents)
         assert list(check_model(folder))
         assert str(sim) not in (folder / "config.json").read_text()
+    # and all of them together: each part as in its own run
+    folder = tmp_path / "together"
+    config = export_model(
+        sim, folder, [tmp_path / "probe"], [tmp_path / "decode"]
+    )
+    names = ["encoder", "probe_pitch", "decoder_module3"]
+    assert list(config["parts"]) == names
+    probes = config["parts"]["probe_pitch"]
+    assert probes["classes"] == ["high", "low"]
+    assert probes["kind"] == "utterance"
+    assert probes["arguments"]["probes"] == len(probes["settings"]["seeds"])
+    assert len(list(check_model(folder))) == 4
+    wavs, lens = torch.randn(2, 4000), torch.tensor([4000, 3000])
+    prober, decoder = (
+        SmoothInfoMax.from_pretrained(tmp_path / name)
+        for name in ("probe", "decode")
+    )
+    for door in ("from_hparams", "from_pretrained"):
+        model = getattr(SmoothInfoMax, door)(folder)
+        found, expected = (m.classify(wavs, lens) for m in (model, prober))
+        assert found.probabilities.shape == (2, 1, 2)
+        assert torch.equal(found.probabilities, expected.probabilities)
+        assert found.names() == expected.names()
+        z = model.encode_batch(wavs, lens, "module3").mean
+        found, expected = (m.decode(z, "module3") for m in (model, decoder))
+        assert torch.equal(found, expected)
 
 
 def test_recipes_read_model_folders(trained):
