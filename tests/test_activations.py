@@ -254,7 +254,7 @@ def test_one_store_of_means_serves_every_utterance_label(
     assert missing[number.index(4)] == NO_LABEL
     words = store.labels("words", ["so"], "sequence")
     assert [len(tokens) for tokens in words] == [n % 4 for n in number]
-    with pytest.raises(ValueError, match="no frames, which 'phones' is of"):
+    with pytest.raises(ValueError, match="no frames, as 'phones' has"):
         labelled(store, corpus, "phones")
 
 
