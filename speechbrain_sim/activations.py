@@ -10,7 +10,6 @@ A store is a folder, filled by `speechbrain_sim.extraction.encode_manifest`:
     statistics.npz    mean and standard deviation of each array's channels
 """
 
-import math
 import os
 import shutil
 from pathlib import Path
@@ -50,13 +49,12 @@ class ActivationStore:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self._description = read_json(self.folder / "store.json")
+        described = read_json(self.folder / "store.json")
         #: hashes and settings
-        self.made_of = self._description["made_of"]
+        self.made_of = described["made_of"]
         #: layer -> (hop, center), see `Encoder.frame_geometry`
-        self.layers = self._description["layers"]
-        self.arrays = self._description["arrays"]
-        self.complete = self._description["complete"]
+        self.layers = described["layers"]
+        self.arrays, self.complete = described["arrays"], described["complete"]
         self._index = dict(np.load(self.folder / "index.npz"))
         self.ids = self._index["ids"].tolist()
         self.recordings = self._index["recordings"].tolist()
@@ -78,10 +76,11 @@ class ActivationStore:
         return store
 
     @classmethod
-    def create(cls, folder, made_of, manifest, recordings, layers, sample):
-        """Makes an empty store, in place of what the folder held.
+    def create(cls, folder, made_of, manifest, recordings, layers, first):
+        """Makes a store of a first batch, in place of what the folder held.
 
-        An OSError is raised if the disk is too small.
+        Half precision is relative to that batch. An OSError is raised if the
+        disk is too small.
 
         Arguments
         ---------
@@ -91,16 +90,18 @@ class ActivationStore:
             Utterance to recording, in the order of the rows.
         layers : dict of str to ((int, float), list of int)
             `Encoder.frame_geometry`, and the rows of each utterance.
-        sample : dict of str to numpy.ndarray
-            Some rows of each array: half precision is relative to these.
+        first : list of (int, dict of str to numpy.ndarray)
+            Arguments of `write`.
         """
         folder, half = Path(folder), made_of["rows"] != MEAN
         dtype = np.dtype(np.float16 if half else np.float32)
         index = {"ids": list(recordings), "recordings": [*recordings.values()]}
-        places, shapes = {}, {}
-        for layer, (places[layer], counts) in layers.items():
+        places = {layer: place for layer, (place, _) in layers.items()}
+        for layer, (_, counts) in layers.items():
             index[f"first.{layer}"] = np.cumsum([0, *counts])
-        for name, x in sample.items():
+        shapes = {}
+        for name in first[0][1]:
+            x = np.concatenate([values[name] for _, values in first])
             shapes[name] = sum(layers[layer_of(name)][1]), x.shape[1]
             scale = x.std(0)
             # a channel that is quiet in the sample may be loud later
@@ -110,9 +111,8 @@ class ActivationStore:
         folder.mkdir(parents=True, exist_ok=True)
         for old in (folder / "store.json", *folder.glob("*.np[yz]")):
             old.unlink(missing_ok=True)
-        _check_disk(
-            folder, dtype.itemsize * sum(map(math.prod, shapes.values()))
-        )
+        values = sum(rows * channels for rows, channels in shapes.values())
+        _check_disk(folder, values * dtype.itemsize)
         for name, shape in shapes.items():
             path = folder / f"{name}.npy"
             np.lib.format.open_memmap(path, "w+", dtype, shape)
@@ -122,7 +122,11 @@ class ActivationStore:
         made_of = {"format": FORMAT, **made_of}
         content = {"made_of": made_of, "complete": False, "layers": places}
         write_json(folder / "store.json", {**content, "arrays": [*shapes]})
-        return cls(folder)
+        store = cls(folder)
+        for position, values in first:
+            store.write(position, values)
+        store.flush()
+        return store
 
     @property
     def done(self):
@@ -174,8 +178,8 @@ class ActivationStore:
             pieces = (self[name][n : n + step] for n in range(0, rows, step))
             statistics[name] = torch.stack(moments(pieces)).numpy()
         np.savez(self.folder / "statistics.npz", **statistics)
-        content = {**self._description, "complete": True}
-        write_json(self.folder / "store.json", content)
+        path = self.folder / "store.json"
+        write_json(path, {**read_json(path), "complete": True})
 
     def statistics(self, name):
         """Returns mean and standard deviation of an array, (2, channels)."""
@@ -203,7 +207,8 @@ class ActivationStore:
         Arguments
         ---------
         label, classes, kind :
-            See `speechbrain_sim.data.batches.make_dataset`.
+            See `speechbrain_sim.data.batches.make_dataset`; a ValueError is
+            raised, too, if labels of frames meet rows of means.
         layer : str, optional
             Whose rows; the first layer's by default. They differ only where
             all frames are kept.
@@ -213,11 +218,6 @@ class ActivationStore:
         numpy.ndarray or list of numpy.ndarray
             (rows,), int64, NO_LABEL where there is none. Of a sequence, the
             tokens of each utterance: (tokens,).
-
-        Raises
-        ------
-        ValueError
-            See `make_dataset`; or if labels of frames meet rows of means.
         """
         rows, layer = self.made_of["rows"], layer or next(iter(self.layers))
         if kind == kinds.FRAMES and rows == MEAN:

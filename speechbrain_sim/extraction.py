@@ -3,7 +3,6 @@
 import contextlib
 import time
 
-import numpy as np
 import torch
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.sampler import DynamicBatchSampler
@@ -38,8 +37,8 @@ def encode_manifest(
 ):
     """Encodes a manifest once, or what is missing of it.
 
-    Activations are the means of posteriors, never samples. Under
-    torch.distributed, every rank encodes its share.
+    The means of posteriors are kept, never samples. Under torch.distributed,
+    every rank encodes its share. Returns the ActivationStore.
 
     Arguments
     ---------
@@ -62,14 +61,9 @@ def encode_manifest(
         Audio encoded at once, with its padding.
     device : str
         Of the encoder.
-
-    Returns
-    -------
-    ActivationStore
     """
     if rows not in activations.KEPT:
-        kept = activations.KEPT
-        raise ValueError(f"rows must be one of {kept}, got {rows!r}")
+        raise ValueError(f"rows must be in {activations.KEPT}, got {rows!r}")
     made_of = {
         "encoder": description["sha256"],
         "manifest": sha256(manifest),
@@ -83,7 +77,9 @@ def encode_manifest(
     dataset = make_dataset(manifest, data_folder)
     dataset = dataset.filtered_sorted(sort_key="duration")
     job = _Encoding(encoder.to(device), arrays, dataset, made_of, device)
-    job.run(folder, manifest, max_seconds)
+    order = {"shuffle": False, "batch_ordering": "descending"}
+    sampler = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **order)
+    job.run(folder, manifest, list(sampler))
     return ActivationStore.open(folder)
 
 
@@ -97,12 +93,8 @@ class _Encoding:
         self.rows = {n: dataset.data[n] for n in dataset.data_ids}
         self.samples = [int(r["num_samples"]) for r in self.rows.values()]
 
-    def run(self, folder, manifest, max_seconds):
+    def run(self, folder, manifest, batches):
         """Encodes what is missing; batches are the same after a kill."""
-        options = {"shuffle": False, "batch_ordering": "descending"}
-        batches = list(
-            DynamicBatchSampler(self.dataset, max_seconds, BUCKETS, **options)
-        )
         distributed.run_on_main(self.begin, (folder, manifest, batches[0]))
         store = ActivationStore(folder)
         done = store.done
@@ -130,22 +122,13 @@ class _Encoding:
             wanted, there = set(self.arrays), set(store.arrays)
             if wanted == there or (store.complete and wanted < there):
                 return
-        first = list(self.encode([batch]))
         recordings = {n: r.get("recording", n) for n, r in self.rows.items()}
-        places = {}
+        places, first = {}, list(self.encode([batch]))
         for layer in self.layers:
             counts = [len(self.kept(layer, n)) for n in self.samples]
             places[layer] = self.encoder.frame_geometry(layer), counts
-        sample = {
-            name: np.concatenate([values[name] for _, values in first])
-            for name in self.arrays
-        }
-        store = ActivationStore.create(
-            folder, self.made_of, manifest, recordings, places, sample
-        )
-        for position, values in first:
-            store.write(position, values)
-        store.flush()
+        content = recordings, places, first
+        ActivationStore.create(folder, self.made_of, manifest, *content)
 
     @torch.no_grad()
     def encode(self, batches):

@@ -91,9 +91,8 @@ class Rows:
         order = rows.argsort()  # a disk likes them sorted
         shares = np.split(order, np.searchsorted(rows[order], self.starts[1:]))
         x = np.empty((len(rows), self.shape[1]), np.float32)
-        for part, start, here in zip(
-            self.parts, self.starts, shares, strict=True
-        ):
+        places = zip(self.parts, self.starts, shares, strict=True)
+        for part, start, here in places:
             x[here] = part.read(rows[here] - start)
         x = torch.from_numpy(x).unflatten(0, chosen.shape)
         return x if self.mean is None else (x - self.mean) / self.std
@@ -161,15 +160,8 @@ class Examples(NamedTuple):
 def moments(pieces):
     """Returns the mean and standard deviation of channels, in one pass.
 
-    Arguments
-    ---------
-    pieces : iterable of torch.Tensor
-        (rows, channels), as from `Rows.split`.
-
-    Returns
-    -------
-    mean, std : (torch.Tensor, torch.Tensor)
-        (channels,), float32; the deviation of a constant channel is 1.
+    Pieces are (rows, channels), as from `Rows.split`; what is returned is
+    (channels,), float32, and the deviation of a constant channel 1.
 
     Example
     -------

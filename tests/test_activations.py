@@ -447,7 +447,7 @@ def test_two_processes_write_one_store(encoder, corpus, tmp_path):
         corpus.train,
         dict(zip(whole.ids, whole.recordings, strict=True)),
         {layer: (place, counts) for layer, place in whole.layers.items()},
-        {name: whole[name][:500].numpy() for name in whole.arrays},
+        [(0, {n: whole[n][: counts[0]].numpy() for n in whole.arrays})],
     )
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         jobs = [(store.folder, whole.folder, share) for share in (0, 1)]

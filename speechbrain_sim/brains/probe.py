@@ -6,6 +6,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch import nn
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
@@ -74,19 +75,14 @@ class ProbeBrain(sb.Brain):
 
     def compute_forward(self, batch, stage):
         """Returns logits, (probes, batch, classes), of each layer."""
-        return {
-            layer: self.modules[layer](x.to(self.device))
-            for layer, x in batch["x"].items()
-        }
+        features = {n: x.to(self.device) for n, x in batch["x"].items()}
+        return {n: self.modules[n](x) for n, x in features.items()}
 
     def compute_objectives(self, predictions, batch, stage):
         """Adds up the mean cross-entropies of all probes of all layers."""
         y = batch["y"].to(self.device)  # (probes, batch)
-        return sum(
-            nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
-            * len(y)
-            for logits in predictions.values()
-        )
+        logits = [x.flatten(0, 1) for x in predictions.values()]
+        return len(y) * sum(cross_entropy(x, y.flatten()) for x in logits)
 
     def on_stage_start(self, stage, epoch=None):
         """Sets the epoch of the batches."""
