@@ -25,7 +25,7 @@ from benchmarks.measure import (
     time_row,
 )
 from benchmarks.systems import Ours, make_batch
-from speechbrain_sim.activations import ALL, FORMAT, ActivationStore
+from speechbrain_sim.activations import ALL, ActivationStore
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.batches import KeyedCrop, make_dataset
@@ -237,13 +237,13 @@ def drawing(utterances=400, frames=2500, channels=256, repetitions=3):
         manifest.write_text("ID\n", encoding="utf-8")
         store = ActivationStore.create(
             Path(folder, "store"),
-            {"format": FORMAT, "rows": ALL},
+            {"rows": ALL},
             manifest,
             {str(name): str(name) for name in range(utterances)},
             {"context": ((160, 20.0), [frames] * utterances)},
-            {"context": noise},
+            [(0, {"context": noise})],
         )
-        for position in range(utterances):
+        for position in range(1, utterances):
             store.write(position, {"context": noise})
         store.flush()
         rates = [

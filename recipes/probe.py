@@ -22,13 +22,8 @@ import speechbrain as sb
 from speechbrain.utils import distributed
 
 from speechbrain_sim.activations import LABELS, MEAN
-from speechbrain_sim.analysis.probes import (
-    best_layer,
-    is_written,
-    score_probes,
-    write_probe_results,
-)
-from speechbrain_sim.brains.probe import train_probes
+from speechbrain_sim.analysis import probes as results
+from speechbrain_sim.brains.probe import features_of, train_probes
 from speechbrain_sim.config import load_experiment
 from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.data.labels import FRAMES, SEQUENCE, kind_of
@@ -43,45 +38,42 @@ PARTS = ("train", "valid", "test")
 
 def check(hparams, kind):
     """Raises a ValueError for what cannot be probed."""
+    label, layers = hparams["label"], hparams["layers"]
     if hparams["controls"] < 2:
         raise ValueError("--controls: an interval needs at least 2.")
-    if isinstance(hparams["layers"], str):
-        layers = hparams["layers"]
+    if isinstance(layers, str):
         raise ValueError(f"--layers is a list: '[{layers}]', with brackets.")
     if kind == SEQUENCE:
-        raise ValueError(
-            f"No linear probe reads a sequence: {hparams['label']}"
-        )
+        raise ValueError(f"No linear probe reads a sequence: {label}")
     if distributed.is_distributed_initialized():
         raise ValueError("One process probes: start it without torchrun.")
 
 
 def encode(hparams, run_opts, encoder, description, rows):
     """Encodes the parts of the corpus, or finds them encoded."""
-    folder = f"{hparams['output_folder']}/activations/{rows}"
-    return [
-        encode_manifest(
-            encoder,
-            description,
+    folder, data = hparams["output_folder"], hparams["data_folder"]
+    options = {
+        "layers": hparams["layers"],
+        "rows": rows,
+        "alignment": hparams["alignment"],
+        "max_seconds": hparams["encoding_seconds"],
+        "device": run_opts["device"] or distributed.infer_device(),
+    }
+    for part in PARTS:
+        paths = (
             hparams[f"{part}_csv"],
-            hparams["data_folder"],
-            f"{folder}/{part}",
-            hparams["layers"],
-            rows,
-            alignment=hparams["alignment"],
-            max_seconds=hparams["encoding_seconds"],
-            device=run_opts["device"] or distributed.infer_device(),
+            data,
+            f"{folder}/activations/{rows}/{part}",
         )
-        for part in PARTS
-    ]
+        yield encode_manifest(encoder, description, *paths, **options)
 
 
 def probe(hparams, run_opts):
     """Encodes the corpus, trains the probes and writes the results."""
-    label = hparams["label"]
+    label, folder = hparams["label"], hparams["output_folder"]
     kind = kind_of(label, hparams["label_kinds"])
     check(hparams, kind)
-    sb.create_experiment_directory(hparams["output_folder"])
+    sb.create_experiment_directory(folder)
     hparams["prepare"]()
     encoder, description = load_encoder(hparams["encoder"])
     layers = hparams["layers"] or encoder.layer_names
@@ -94,11 +86,11 @@ def probe(hparams, run_opts):
         "settings": {key: hparams[key] for key in hparams["settings"]},
         "manifests": {p: sha256(hparams[f"{p}_csv"]) for p in PARTS},
     }
-    if is_written(hparams["output_folder"], **about):
+    if results.is_written(folder, **about):
         return
     manifest, data_folder = hparams["train_csv"], hparams["data_folder"]
     classes = classes_of(manifest, data_folder, label, kind)
-    stores = encode(hparams, run_opts, encoder, description, rows)
+    stores = list(encode(hparams, run_opts, encoder, description, rows))
     units = {layer: stores[0].statistics(layer) for layer in layers}
     units = units if hparams["standardize"] else {}
     known, valid, test = (
@@ -113,34 +105,27 @@ def probe(hparams, run_opts):
     # to choose a layer on the validation part
     chooser = train_probes(known, *options, 0, checkpoints / "choosing")
     # to be tested
-    brain = train_probes(
-        both, *options, hparams["controls"], checkpoints / "testing"
-    )
-    scores = score_probes(
-        chooser.predict({layer: part.x for layer, part in valid.items()}),
-        valid,
-        brain.predict({layer: part.x for layer, part in test.items()}),
-        test,
-        both[layers[0]].y,
-        len(hparams["seeds"]),
-    )
-    probes = brain.trained(len(hparams["seeds"]), units)
-    save(hparams, encoder, probes, scores, classes, about)
+    controls, seeds = hparams["controls"], len(hparams["seeds"])
+    brain = train_probes(both, *options, controls, checkpoints / "testing")
+    chosen = chooser.predict(features_of(valid)), valid
+    tested = brain.predict(features_of(test)), test
+    scores = results.score_probes(*chosen, *tested, both[layers[0]].y, seeds)
+    save(hparams, encoder, brain.trained(seeds, units), scores, classes, about)
     shutil.rmtree(checkpoints)
 
 
 def save(hparams, encoder, probes, scores, classes, about):
     """Saves the probes beside their encoder, then the results."""
-    folder, label = hparams["output_folder"], about["label"]
+    folder, part = hparams["output_folder"], f"{PROBE}_{about['label']}"
     manifests = Path(hparams["train_csv"]).parent
-    names, best = name_phones(label, classes, manifests), best_layer(scores[0])
+    names = name_phones(about["label"], classes, manifests)
     metadata = {key: about[key] for key in ("label", "kind", "settings")}
-    metadata |= {"classes": names, "layers": scores[0], "best_layer": best}
+    metadata |= {"classes": names, "layers": scores[0]}
+    metadata["best_layer"] = results.best_layer(scores[0])
     save_encoder(folder, encoder, about["encoder"], hparams["encoder"])
-    part = f"{PROBE}_{label}"
     save_parts(folder, {part: probes}, {part: metadata})
     about = {**about, "classes": len(classes), "class_names": names}
-    write_probe_results(folder, scores, **about)
+    results.write_probe_results(folder, scores, **about)
 
 
 def main(argv):

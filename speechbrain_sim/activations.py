@@ -18,14 +18,8 @@ import numpy as np
 import torch
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_sim.data import labels as kinds
 from speechbrain_sim.data.batches import make_dataset
-from speechbrain_sim.data.labels import (
-    FRAMES,
-    NO_LABEL,
-    SEQUENCE,
-    UTTERANCE,
-    labels_of_frames,
-)
 from speechbrain_sim.files import read_json, write_json
 from speechbrain_sim.rows import Examples, Rows, StoredArray, moments
 
@@ -36,8 +30,6 @@ FORMAT = 1
 KEPT = ALL, MEAN, LABELS = "all", "mean", "labels"
 #: what follows a layer in the name of the array of its log-variances
 LOG_VAR = ".log_var"
-#: largest number that half precision holds, with some room
-LARGEST_HALF = 60000
 #: values read at once, to compute statistics
 PIECE = 2**18
 
@@ -72,23 +64,8 @@ class ActivationStore:
     def open(cls, folder, complete=True, **made_of):
         """Opens a store.
 
-        Arguments
-        ---------
-        folder : str or Path
-            From `encode_manifest`.
-        complete : bool
-            Whether it has to be complete.
-        **made_of : json values
-            What it has to be made of: `encoder`, `manifest`, `rows`, ...
-
-        Returns
-        -------
-        ActivationStore
-
-        Raises
-        ------
-        ValueError
-            If it is incomplete, or made of something else.
+        `made_of` is what it has to be made of: `encoder`, `manifest`, `rows`,
+        ...; a ValueError is raised if it is not, or unless it is complete.
         """
         store = cls(folder)
         made_of = {"format": FORMAT, **made_of}
@@ -99,8 +76,11 @@ class ActivationStore:
         return store
 
     @classmethod
-    def create(cls, folder, made_of, manifest, recordings, layers, sample):
-        """Makes an empty store, in place of what the folder held.
+    def create(cls, folder, made_of, manifest, recordings, layers, first):
+        """Makes a store of a first batch, in place of what the folder held.
+
+        Half precision is relative to that batch. An OSError is raised if the
+        disk is too small.
 
         Arguments
         ---------
@@ -110,50 +90,43 @@ class ActivationStore:
             Utterance to recording, in the order of the rows.
         layers : dict of str to ((int, float), list of int)
             `Encoder.frame_geometry`, and the rows of each utterance.
-        sample : dict of str to numpy.ndarray
-            Some rows of each array: half precision is relative to these.
-
-        Returns
-        -------
-        ActivationStore
-
-        Raises
-        ------
-        OSError
-            If the disk is too small.
+        first : list of (int, dict of str to numpy.ndarray)
+            Arguments of `write`.
         """
         folder, half = Path(folder), made_of["rows"] != MEAN
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "store.json").unlink(missing_ok=True)
-        for old in folder.glob("*.np[yz]"):
-            old.unlink()
+        dtype = np.dtype(np.float16 if half else np.float32)
         index = {"ids": list(recordings), "recordings": [*recordings.values()]}
+        places = {layer: place for layer, (place, _) in layers.items()}
         for layer, (_, counts) in layers.items():
             index[f"first.{layer}"] = np.cumsum([0, *counts])
-        for name, x in sample.items() if half else ():
+        shapes = {}
+        for name in first[0][1]:
+            x = np.concatenate([values[name] for _, values in first])
+            shapes[name] = sum(layers[layer_of(name)][1]), x.shape[1]
             scale = x.std(0)
             # a channel that is quiet in the sample may be loud later
             scale = np.maximum(scale, 1e-3 * scale.max()) + (not scale.any())
-            index |= {f"offset.{name}": x.mean(0), f"scale.{name}": scale}
-        shapes = {
-            name: (int(index[f"first.{layer_of(name)}"][-1]), x.shape[1])
-            for name, x in sample.items()
-        }
-        dtype = np.dtype(np.float16 if half else np.float32)
-        _check_disk(
-            folder, [dtype.itemsize * np.prod(s) for s in shapes.values()]
-        )
+            if half:
+                index |= {f"offset.{name}": x.mean(0), f"scale.{name}": scale}
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in (folder / "store.json", *folder.glob("*.np[yz]")):
+            old.unlink(missing_ok=True)
+        values = sum(rows * channels for rows, channels in shapes.values())
+        _check_disk(folder, values * dtype.itemsize)
         for name, shape in shapes.items():
-            np.lib.format.open_memmap(
-                folder / f"{name}.npy", "w+", dtype, shape
-            )
+            path = folder / f"{name}.npy"
+            np.lib.format.open_memmap(path, "w+", dtype, shape)
         np.savez(folder / "index.npz", **index)
         np.save(folder / "done.npy", np.zeros(len(recordings), bool))
         shutil.copyfile(manifest, folder / "manifest.csv")
-        content = {"made_of": made_of, "complete": False, "arrays": [*shapes]}
-        content["layers"] = {n: place for n, (place, _) in layers.items()}
-        write_json(folder / "store.json", content)
-        return cls(folder)
+        made_of = {"format": FORMAT, **made_of}
+        content = {"made_of": made_of, "complete": False, "layers": places}
+        write_json(folder / "store.json", {**content, "arrays": [*shapes]})
+        store = cls(folder)
+        for position, values in first:
+            store.write(position, values)
+        store.flush()
+        return store
 
     @property
     def done(self):
@@ -163,17 +136,8 @@ class ActivationStore:
     def write(self, position, values):
         """Writes the rows of one utterance; `flush` marks it as done.
 
-        Arguments
-        ---------
-        position : int
-            Of the utterance in `ids`.
-        values : dict of str to numpy.ndarray
-            Of each array, (rows, channels).
-
-        Raises
-        ------
-        ValueError
-            If there are not as many rows as the index has.
+        `position` is its place in `ids`, `values` the (rows, channels) of each
+        array; a ValueError is raised for more or fewer rows than expected.
         """
         for name, x in values.items():
             array = self._array(name)
@@ -183,9 +147,8 @@ class ActivationStore:
                     f"{self.ids[position]} has {len(x)} rows of {name}, but "
                     f"{end - first} by the manifest: prepare the data again."
                 )
-            if array.offset is not None:
-                x = (x - array.offset) / array.scale
-                x = x.clip(-LARGEST_HALF, LARGEST_HALF)
+            largest = np.finfo(array.stored.dtype).max
+            x = ((x - array.offset) / array.scale).clip(-largest, largest)
             _overwrite(array.stored, first, x)
         self._written.append(position)
 
@@ -202,54 +165,50 @@ class ActivationStore:
     def finish(self):
         """Completes the store, with the statistics of its arrays.
 
-        Raises
-        ------
-        ValueError
-            If an utterance is missing.
+        A ValueError is raised if an utterance is missing.
         """
         missing = int((~self.done).sum())
         if missing:
             raise ValueError(f"{self.folder} lacks {missing} utterances.")
-        found = {}
+        statistics = {}
         for name in self.arrays:
             rows, channels = self[name].shape
             step = max(1, PIECE // channels)
             # opened for each piece, or all that was read would stay mapped
             pieces = (self[name][n : n + step] for n in range(0, rows, step))
-            found[name] = torch.stack(moments(pieces)).numpy()
-        np.savez(self.folder / "statistics.npz", **found)
+            statistics[name] = torch.stack(moments(pieces)).numpy()
+        np.savez(self.folder / "statistics.npz", **statistics)
         path = self.folder / "store.json"
-        content = read_json(path)
-        write_json(path, {**content, "complete": True})
+        write_json(path, {**read_json(path), "complete": True})
 
     def statistics(self, name):
         """Returns mean and standard deviation of an array, (2, channels)."""
-        with np.load(self.folder / "statistics.npz") as found:
-            return torch.from_numpy(found[name])
+        with np.load(self.folder / "statistics.npz") as statistics:
+            return torch.from_numpy(statistics[name])
 
     def __getitem__(self, name):
         """Returns the Rows of an array: a layer's, or `<layer>.log_var`."""
-        if name not in self.arrays:
-            raise KeyError(
-                f"{self.folder} has no '{name}', only {', '.join(self.arrays)}."
-            )
         return Rows([self._array(name)])
 
     def _array(self, name):
+        if name not in self.arrays:
+            known = ", ".join(self.arrays)
+            raise KeyError(f"{self.folder} has no '{name}', only {known}.")
         return StoredArray(
             np.load(self.folder / f"{name}.npy", mmap_mode="r"),
             self._index[f"first.{layer_of(name)}"],
-            self._index.get(f"offset.{name}"),
-            self._index.get(f"scale.{name}"),
+            self._index.get(f"offset.{name}", 0.0),
+            self._index.get(f"scale.{name}", 1.0),
         )
 
-    def labels(self, label, classes, kind=UTTERANCE, layer=None):
+    def labels(self, label, classes, kind=kinds.UTTERANCE, layer=None):
         """Reads the labels of the rows from the manifest.
 
         Arguments
         ---------
         label, classes, kind :
-            See `speechbrain_sim.data.batches.make_dataset`.
+            See `speechbrain_sim.data.batches.make_dataset`; a ValueError is
+            raised, too, if labels of frames meet rows of means.
         layer : str, optional
             Whose rows; the first layer's by default. They differ only where
             all frames are kept.
@@ -259,38 +218,32 @@ class ActivationStore:
         numpy.ndarray or list of numpy.ndarray
             (rows,), int64, NO_LABEL where there is none. Of a sequence, the
             tokens of each utterance: (tokens,).
-
-        Raises
-        ------
-        ValueError
-            See `make_dataset`; or if labels of frames meet rows of means.
         """
         rows, layer = self.made_of["rows"], layer or next(iter(self.layers))
-        if kind == FRAMES and rows == MEAN:
-            raise ValueError(
-                f"{self.folder} has no frames, which '{label}' is of."
-            )
-        dataset = make_dataset(
-            self.folder / "manifest.csv", "", None, label, classes, kind
-        )
+        if kind == kinds.FRAMES and rows == MEAN:
+            raise ValueError(f"{self.folder} has no frames, as '{label}' has.")
+        path = self.folder / "manifest.csv"
+        dataset = make_dataset(path, "", None, label, classes, kind)
         with dataset.output_keys_as(["id", "target"]):
             known = {item["id"]: item["target"].numpy() for item in dataset}
         targets = [known.get(name, np.empty(0, int)) for name in self.ids]
-        if kind == SEQUENCE:
+        if kind == kinds.SEQUENCE:
             return targets
-        first = self._array(layer).first
-        y = np.full(first[-1], NO_LABEL)
-        for target, row, end in zip(targets, first, first[1:], strict=False):
-            at = np.arange(end - row)
-            if kind == UTTERANCE:
-                at = np.zeros_like(at)
-            elif rows == ALL:
-                at = labels_of_frames(len(at), *self.layers[layer]).numpy()
-            inside = (at >= 0) & (at < len(target))
-            y[row:end][inside] = target[at[inside]]
-        return y
+        y, counts = [], np.diff(self._index[f"first.{layer}"])
+        for target, count in zip(targets, counts, strict=True):
+            at = np.zeros(count, int)
+            if kind == kinds.FRAMES and rows == LABELS:
+                at = np.arange(count)
+            elif kind == kinds.FRAMES:
+                at = kinds.labels_of_frames(count, *self.layers[layer]).numpy()
+            # at -1 and beyond the last label there is none
+            target = np.append(target, kinds.NO_LABEL)
+            y.append(target[at.clip(-1, len(target) - 1)])
+        return np.concatenate(y)
 
-    def examples(self, label, classes, kind=UTTERANCE, layers=None, units=None):
+    def examples(
+        self, label, classes, kind=kinds.UTTERANCE, layers=None, units=None
+    ):
         """Returns the labelled rows of some layers, for probes.
 
         Arguments
@@ -306,20 +259,22 @@ class ActivationStore:
         -------
         dict of str to Examples
         """
-        examples, units, y = {}, units or {}, None
+        examples, units = {}, units or {}
         for layer in layers or self.layers:
-            if y is None or self.made_of["rows"] == ALL:
+            array = self._array(layer)
+            if self.made_of["rows"] == ALL or not examples:
                 y = self.labels(label, classes, kind, layer)
-                known = np.flatnonzero(y != NO_LABEL)
-            array, ids = self._array(layer), {}
+                known = np.flatnonzero(y != kinds.NO_LABEL)
+                owner, ids = array.utterance()[known], {}
+                number = np.zeros(len(self.ids), int)
+                for position in np.unique(owner):
+                    name = self.recordings[position]
+                    number[position] = ids.setdefault(name, len(ids))
+                labels = y[known], number[owner], list(ids)
             if len(known) < len(y):
                 array = array._replace(index=known)
-            owner, number = array.utterance(), np.zeros(len(self.ids), int)
-            for position in np.unique(owner):
-                name = self.recordings[position]
-                number[position] = ids.setdefault(name, len(ids))
             x = Rows([array], *units.get(layer, ()))
-            examples[layer] = Examples(x, y[known], number[owner], list(ids))
+            examples[layer] = Examples(x, *labels)
         return examples
 
 
@@ -335,12 +290,10 @@ def _overwrite(array, first, rows):
         file.write(np.asarray(rows, array.dtype).tobytes())
 
 
-def _check_disk(folder, sizes):
+def _check_disk(folder, size):
     """Logs what arrays need; raises an OSError if the disk is too small."""
-    need, free = sum(sizes) / 1e9, shutil.disk_usage(folder).free / 1e9
+    need, free = size / 1e9, shutil.disk_usage(folder).free / 1e9
     logger.info("The activations take %.2f GB of disk in %s", need, folder)
     if need > free:
-        raise OSError(
-            f"The activations need {need:.1f} GB, but {folder} has {free:.1f} "
-            "GB: keep fewer --layers, or put the --output_folder elsewhere."
-        )
+        problem = f"{folder} has {free:.1f} GB; activations need {need:.1f}"
+        raise OSError(f"{problem}: fewer --layers, or another --output_folder.")

@@ -15,10 +15,8 @@ class LinearProbe(nn.Module):
 
     Arguments
     ---------
-    channels : int
-        Channels of the features.
-    classes : int
-        Number of classes.
+    channels, classes : int
+        Channels of the features, and classes.
     probes : int
         How many classifiers.
     bias : bool
@@ -66,10 +64,8 @@ class LayerProbes(nn.Module):
     ---------
     channels : dict of str to int
         Channels of each layer.
-    classes : int
-        Number of classes.
-    bias : bool
-        Whether the probes have a bias.
+    classes, bias :
+        See `LinearProbe`.
     probes : int
         Probes of each layer, one per seed.
 
@@ -92,28 +88,12 @@ class LayerProbes(nn.Module):
     def forward(self, x, layer):
         """Scores the classes with the first probe of a layer.
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            Features of the layer, (batch, time, channels).
-        layer : str
-            Its name.
-
-        Returns
-        -------
-        torch.Tensor
-            (batch, time, classes).
-
-        Raises
-        ------
-        ValueError
-            If the layer has no probe.
+        (batch, time, channels) -> (batch, time, classes). A ValueError is
+        raised if the layer has no probe.
         """
         if layer not in self.probes:
-            raise ValueError(
-                f"There is no probe for the layer '{layer}', only for "
-                f"{', '.join(self.probes)}."
-            )
+            known = ", ".join(self.probes)
+            raise ValueError(f"'{layer}' has no probe, only {known} have.")
         mean = getattr(self, f"{layer}_mean")
         x = (x - mean) / getattr(self, f"{layer}_std")
         logits = x @ self.probes[layer].weight[0]

@@ -7,10 +7,10 @@ import torch
 
 
 class StoredArray(NamedTuple):
-    """An array on disk; in half precision, row i is `offset + scale * stored[i]`.
+    """An array on disk, whose row i is `offset + scale * stored[i]`.
 
-    Without its offset, a channel that varies little around a large mean, as
-    those of an untrained encoder do, would be rounded away.
+    Without an offset, half precision would round a channel away that varies
+    little around a large mean, as those of an untrained encoder do.
 
     Arguments
     ---------
@@ -18,8 +18,8 @@ class StoredArray(NamedTuple):
         (stored rows, channels), float32, or float16 with units.
     first : numpy.ndarray
         First row of each utterance, and last the number of rows.
-    offset, scale : numpy.ndarray, optional
-        (channels,), float32: units of half precision.
+    offset, scale : numpy.ndarray or float
+        Units, (channels,).
     index : numpy.ndarray, optional
         The stored rows that count, (rows,); all by default.
 
@@ -33,8 +33,8 @@ class StoredArray(NamedTuple):
 
     stored: np.ndarray
     first: np.ndarray
-    offset: np.ndarray | None = None
-    scale: np.ndarray | None = None
+    offset: np.ndarray | float = 0.0
+    scale: np.ndarray | float = 1.0
     index: np.ndarray | None = None
 
     @property
@@ -45,8 +45,7 @@ class StoredArray(NamedTuple):
     def read(self, rows):
         """Returns rows as float32, (len(rows), channels)."""
         rows = rows if self.index is None else self.index[rows]
-        x = np.asarray(self.stored[rows], np.float32)
-        return x if self.offset is None else self.offset + self.scale * x
+        return self.offset + self.scale * self.stored[rows].astype(np.float32)
 
     def utterance(self):
         """Returns the utterance of each row, (rows,), int64."""
@@ -74,8 +73,9 @@ class Rows:
 
     def __init__(self, parts, mean=None, std=None):
         self.parts, self.mean, self.std = parts, mean, std
-        self.bounds = np.cumsum([0, *(part.size for part in parts)])
-        self.shape = (int(self.bounds[-1]), parts[0].stored.shape[1])
+        sizes = [part.size for part in parts]
+        *self.starts, count = np.cumsum([0, *sizes]).tolist()
+        self.shape = (count, parts[0].stored.shape[1])
 
     def __len__(self):
         return self.shape[0]
@@ -89,23 +89,22 @@ class Rows:
             chosen = torch.arange(*chosen.indices(len(self)))
         rows = chosen.flatten().numpy()
         order = rows.argsort()  # a disk likes them sorted
-        ends = np.searchsorted(rows[order], self.bounds)
+        shares = np.split(order, np.searchsorted(rows[order], self.starts[1:]))
         x = np.empty((len(rows), self.shape[1]), np.float32)
-        for number, part in enumerate(self.parts):
-            here = order[ends[number] : ends[number + 1]]
-            x[here] = part.read(rows[here] - self.bounds[number])
+        places = zip(self.parts, self.starts, shares, strict=True)
+        for part, start, here in places:
+            x[here] = part.read(rows[here] - start)
         x = torch.from_numpy(x).unflatten(0, chosen.shape)
         return x if self.mean is None else (x - self.mean) / self.std
 
     @property
     def utterance(self):
         """Utterance of each row, counted through the parts, (rows,), int64."""
-        utterances = [len(part.first) - 1 for part in self.parts]
-        shifts = np.cumsum([0, *utterances])
-        owners = (part.utterance() for part in self.parts)
-        return np.concatenate(
-            [o + s for o, s in zip(owners, shifts, strict=False)]
-        )
+        owners, count = [], 0
+        for part in self.parts:
+            owners.append(count + part.utterance())
+            count += len(part.first) - 1
+        return np.concatenate(owners)
 
     def standardized(self, mean, std):
         """Returns the same rows in units of a mean and standard deviation."""
@@ -123,8 +122,7 @@ class Rows:
     def random_batches(self, batch_size, generator=None):
         """Yields every row once, in random order, so many at a time."""
         order = torch.randperm(len(self), generator=generator)
-        for rows in order.split(batch_size):
-            yield self[rows]
+        yield from map(self.__getitem__, order.split(batch_size))
 
 
 class Examples(NamedTuple):
@@ -150,10 +148,11 @@ class Examples(NamedTuple):
 
     def join(self, other):
         """Returns these examples and then another's."""
+        moved = other.utterance + len(self.ids)
         return Examples(
             self.x.join(other.x),
             np.concatenate([self.y, other.y]),
-            np.concatenate([self.utterance, other.utterance + len(self.ids)]),
+            np.concatenate([self.utterance, moved]),
             self.ids + other.ids,
         )
 
@@ -161,15 +160,8 @@ class Examples(NamedTuple):
 def moments(pieces):
     """Returns the mean and standard deviation of channels, in one pass.
 
-    Arguments
-    ---------
-    pieces : iterable of torch.Tensor
-        (rows, channels), as from `Rows.split`.
-
-    Returns
-    -------
-    mean, std : (torch.Tensor, torch.Tensor)
-        (channels,), float32; the deviation of a constant channel is 1.
+    Pieces are (rows, channels), as from `Rows.split`; what is returned is
+    (channels,), float32, and the deviation of a constant channel 1.
 
     Example
     -------

@@ -254,7 +254,7 @@ def test_one_store_of_means_serves_every_utterance_label(
     assert missing[number.index(4)] == NO_LABEL
     words = store.labels("words", ["so"], "sequence")
     assert [len(tokens) for tokens in words] == [n % 4 for n in number]
-    with pytest.raises(ValueError, match="no frames, which 'phones' is of"):
+    with pytest.raises(ValueError, match="no frames, as 'phones' has"):
         labelled(store, corpus, "phones")
 
 
@@ -424,15 +424,20 @@ def test_a_row_too_many_is_refused(encoder, corpus, tmp_path):
 # several writers -------------------------------------------------------------
 
 
+def rows_of(store, position):
+    """What `store.write` needs to write an utterance into another store."""
+    here = np.flatnonzero(store["context"].utterance == position)
+    return {
+        name: store[name][torch.from_numpy(here)].numpy()
+        for name in store.arrays
+    }
+
+
 def write_share(folder, source, share):
     """Writes every other utterance of one store into another."""
     store, source = ActivationStore(folder), ActivationStore(source)
     for position in range(share, len(store.ids), 2):
-        here = torch.from_numpy(
-            np.flatnonzero(source["context"].utterance == position)
-        )
-        values = {name: source[name][here].numpy() for name in store.arrays}
-        store.write(position, values)
+        store.write(position, rows_of(source, position))
         if position % 3 == 0:
             store.flush()
     store.flush()
@@ -447,8 +452,9 @@ def test_two_processes_write_one_store(encoder, corpus, tmp_path):
         corpus.train,
         dict(zip(whole.ids, whole.recordings, strict=True)),
         {layer: (place, counts) for layer, place in whole.layers.items()},
-        {name: whole[name][:500].numpy() for name in whole.arrays},
+        [(position, rows_of(whole, position)) for position in range(8)],
     )
+    assert store.done.tolist() == [True] * 8 + [False] * 12
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         jobs = [(store.folder, whole.folder, share) for share in (0, 1)]
         pool.starmap(write_share, jobs)
