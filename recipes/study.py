@@ -28,6 +28,7 @@ from speechbrain_sim.analysis.latents import encode_clips, read_clips
 from speechbrain_sim.analysis.probes import read_examples
 from speechbrain_sim.analysis.probing import read_probed
 from speechbrain_sim.analysis.study import Probes, Study, System
+from speechbrain_sim.data.labels import FRAMES, kind_of
 from speechbrain_sim.files import machine, read_json, sha256
 from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
@@ -66,7 +67,7 @@ def corpus_options(yamls, hparams):
 
 
 def check(hparams):
-    """Raises a ValueError if an entry names a system that there is not."""
+    """Raises a ValueError if an entry names what there is not."""
     systems = hparams["systems"]
     names = ", ".join(systems)
     if hparams["labels"] and hparams["baseline"] not in (None, *systems):
@@ -80,6 +81,12 @@ def check(hparams):
                 f"There is no encoder of {name} to look inside: give --inside "
                 f"some of {names}, but none that is trained per label."
             )
+    frames = kind_of(hparams["factor_label"], hparams["label_kinds"]) == FRAMES
+    if hparams["factors"] and not (hparams["factor_segments"] or frames):
+        raise ValueError(
+            f"{hparams['factor_label']} is no label of frames: give "
+            f"--factor_label one of label_kinds, or --factor_segments."
+        )
 
 
 def train(hparams, runs, name, seed, label=None):
@@ -218,7 +225,7 @@ def make_study(hparams):
     clips = read_clips(*map(hparams.get, keys))
     pairs = partial(draw_pairs, len(clips.ids), seed=hparams["seed"])
     keys = "factors factors_train_csv factors_test_csv data_folder".split()
-    keys += ["factor_segments", "factors_note"]
+    keys += ["factor_label", "factor_segments", "factors_note"]
     return study._replace(
         clips=clips,
         pairs=pairs(pairs=hparams["pairs"]),

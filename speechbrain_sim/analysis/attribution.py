@@ -73,53 +73,40 @@ def integrated_gradients(function, wavs, baseline=None, steps=64, batch_size=4):
     ValueError
         If the function's values carry no gradient, or have another shape.
     """
-    wavs = wavs.detach()
-    baseline = torch.zeros_like(wavs) if baseline is None else baseline
-    method = _captum(lambda points: _checked(function, points))
-    rule = {"n_steps": steps, "method": "gausslegendre"}
-    rule["internal_batch_size"] = batch_size
-    # cuDNN's recurrent layers have no backward in eval mode
-    with torch.backends.cudnn.flags(enabled=False):
-        rows = [
-            method.attribute(wav[None], start[None], **rule)
-            for wav, start in zip(wavs, baseline, strict=True)
-        ]
-    values = torch.cat(rows).detach()
-    with torch.no_grad():
-        ends = [
-            torch.cat([function(part) for part in x.split(batch_size)])
-            for x in (wavs, baseline)
-        ]
-    difference = ends[0] - ends[1]
-    rounding = ROUNDING * torch.stack(ends).abs().amax(0)
-    size = torch.maximum(difference.abs(), rounding)
-    gap = (values.sum(1) - difference).abs() / size.clamp(min=1e-30)
-    return Attribution(values, difference, gap)
-
-
-def _captum(function):
     try:
         from captum.attr import IntegratedGradients
     except ImportError as error:
-        raise ImportError(
-            "Attributions need captum: pip install speechbrain-sim[analysis]"
-        ) from error
-    return IntegratedGradients(function)
+        extra = "pip install speechbrain-sim[analysis]"
+        raise ImportError(f"Attributions need captum: {extra}") from error
+    wavs = wavs.detach()
+    baseline = torch.zeros_like(wavs) if baseline is None else baseline
+    method = IntegratedGradients(lambda points: _checked(function, points))
+    rule = {"n_steps": steps, "method": "gausslegendre"}
+    rule["internal_batch_size"] = batch_size
+    pairs = zip(wavs.split(1), baseline.split(1), strict=True)
+    # cuDNN's recurrent layers have no backward in eval mode
+    with torch.backends.cudnn.flags(enabled=False):
+        rows = [method.attribute(wav, start, **rule) for wav, start in pairs]
+    values = torch.cat(rows).detach()
+    with torch.no_grad():
+        ends = torch.cat([wavs, baseline]).split(batch_size)
+        ends = torch.cat([function(part) for part in ends]).view(2, -1)
+    difference = ends[0] - ends[1]
+    rounding = ROUNDING * ends.abs().amax(0)
+    size = torch.maximum(difference.abs(), rounding)
+    gap = (values.sum(1) - difference).abs() / size.clamp(min=1e-30)
+    return Attribution(values, difference, gap)
 
 
 def _checked(function, points):
     """Values of a function, which must be one number each, with gradients."""
     values = function(points)
     if values.shape != points.shape[:1]:
-        raise ValueError(
-            f"The function returns {tuple(values.shape)} for {len(points)} "
-            f"waveforms; expected one number each."
-        )
+        shape, batch = tuple(values.shape), len(points)
+        got = f"returns {shape} for {batch} waveforms"
+        raise ValueError(f"The function {got}; expected one number each.")
     if not values.requires_grad:
-        raise ValueError(
-            "The function's values carry no gradient: it must not detach "
-            "them, nor compute them under no_grad."
-        )
+        raise ValueError("The function's values carry no gradient.")
     return values
 
 
@@ -147,14 +134,8 @@ def dimension_function(encoder, layer, dimension, frames=None):
     ValueError
         If the encoder is in train mode.
     """
-    _check_eval(encoder)
-    frames = slice(None) if frames is None else frames
-
-    def function(wavs):
-        mean = encoder(wavs, layers=[layer])[layer].mean
-        return mean[:, frames, dimension].mean(1)
-
-    return function
+    at = slice(None) if frames is None else frames
+    return _function(encoder, layer, lambda z: z[:, at, dimension].mean(1))
 
 
 def class_function(encoder, layer, weight, class_index):
@@ -177,20 +158,15 @@ def class_function(encoder, layer, weight, class_index):
     callable
         See `dimension_function`.
     """
-    _check_eval(encoder)
     column = weight[:, class_index].detach()
-
-    def function(wavs):
-        mean = encoder(wavs, layers=[layer])[layer].mean
-        return mean.mean(1) @ column.to(mean)
-
-    return function
+    return _function(encoder, layer, lambda z: z.mean(1) @ column.to(z))
 
 
-def _check_eval(encoder):
-    """Raises a ValueError if the means that are explained are random."""
+def _function(encoder, layer, read):
+    """Waveforms -> what is read of a layer's means, which are not random."""
     if encoder.training:
         raise ValueError("The encoder samples in train mode: call eval().")
+    return lambda wavs: read(encoder(wavs, layers=[layer])[layer].mean)
 
 
 def envelope(values):
@@ -206,8 +182,7 @@ def envelope(values):
     torch.Tensor
         (batch, hops), the last of which may be shorter.
     """
-    missing = -values.shape[1] % HOP
-    padded = nn.functional.pad(values.abs(), (0, missing))
+    padded = nn.functional.pad(values.abs(), (0, -values.shape[1] % HOP))
     return padded.unflatten(1, (-1, HOP)).sum(2)
 
 
@@ -215,9 +190,8 @@ def plot_attribution(rows, title, path):
     """Plots waveforms, shaded by attribution: target -> (wav, `envelope`)."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    shade = LinearSegmentedColormap.from_list(
-        "shade", ["white", style.colour(4)]
-    )
+    colours = ["white", style.colour(4)]
+    shade = LinearSegmentedColormap.from_list("shade", colours)
     size = (7, 1.1 * len(rows) + 0.6)
     with style.drawing(path, len(rows), 1, size, sharex=True) as (figure, axes):
         panels = zip(axes[:, 0], rows.items(), strict=True)
@@ -268,47 +242,43 @@ class AttributionTool(Tool):
         def measure(layer, latent):
             widest = int(latent.mean.flatten(0, 1).std(0).argmax())
             function = dimension_function(encoder, layer, widest)
-            targets = {f"dimension {widest}": function}
+            functions, targets = {f"dimension {widest}": function}, []
             if probes is not None:
                 weight = torch.from_numpy(probes.weights[layer][0]).to(wav)
                 best = int((latent.mean[clip].mean(0) @ weight).argmax())
                 weight = weight - weight.mean(1, keepdim=True)
                 function = class_function(encoder, layer, weight, best)
-                targets[probes.classes[best]] = function
-            found = []
-            for target, function in targets.items():
-                values, _, gap = integrated_gradients(
-                    function, wav, steps=STEPS
-                )
-                found.append({"target": target, "gap": float(gap[0])})
-                found[-1]["envelope"] = envelope(values)[0].tolist()
-            return {"targets": found}
+                functions[probes.classes[best]] = function
+            for target, function in functions.items():
+                found = integrated_gradients(function, wav, steps=STEPS)
+                sums = envelope(found.values)[0].tolist()
+                gap = float(found.gap[0])
+                targets.append({"target": target, "gap": gap, "envelope": sums})
+            return {"targets": targets}
 
         return system.each_layer(measure)
 
     def items(self, found, study):
         """Returns a figure of each system."""
-        clip, drawn = study.clips.walk[0], {system: {} for system in found}
+        clip, items = study.clips.walk[0], []
         wav, name = study.clips.wavs[clip].numpy(), study.clips.ids[clip]
-        for _, system, layer, numbers in found.rows():
-            for target in numbers["targets"]:
-                label = f"{layer}: {target['target']} (gap "
-                label += f"{100 * target['gap']:.2g} %)"
-                drawn[system][label] = wav, np.array(target["envelope"])
-        items = []
-        for system, rows in drawn.items():
-            stem = f"figures/attribution_{system}"
+        for system, layers in found.items():
+            stem, rows = f"figures/attribution_{system}", {}
+            for layer, numbers in layers.items():
+                for target in numbers["targets"]:
+                    gap = f"gap {100 * target['gap']:.2g} %"
+                    sums = np.array(target["envelope"])
+                    rows[f"{layer}: {target['target']} ({gap})"] = wav, sums
             plot_attribution(rows, f"{system}, {name}", study.folder / stem)
             items.append(
                 Figure(
                     f"Attribution, {system}",
                     "Integrated gradients from silence: of the class that the "
                     "probe predicts, against the others, and of the dimension "
-                    "that varies most. Gap: how far the attributions are from "
-                    "adding up to the difference that they explain.",
+                    "that varies most. Gap: what the attributions lack of the "
+                    "difference that they explain.",
                     stem,
-                    "A waveform per layer and target, shaded where the "
-                    "attribution is large.",
+                    "Waveforms, shaded where the attribution is large.",
                     system,
                 )
             )

@@ -23,7 +23,7 @@ from speechbrain_sim.analysis.study import Column, Results, Tool, powers_of_two
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
-from speechbrain_sim.report.tables import with_interval
+from speechbrain_sim.report.tables import number, with_interval
 from speechbrain_sim.traversals import most_different, swap
 
 #: of the dimensions, at which delta is compared: the paper's 64 of 512
@@ -157,25 +157,22 @@ def measure_distances(decode, latents, pairs, counts, batch_size=8):
     mixtures, starts = [], []
     batches = pairs.split(batch_size)
     for batch in tqdm(batches, desc="delta", unit="batch", disable=None):
-        start, target = batch.T
-        ranked = most_different(latents[start], latents[target])
-        gaps = []
+        (start, target), (whole, goal) = latents[batch.T], decoded[batch.T]
+        ranked, gaps = most_different(start, target), []
         for count in counts:
-            wavs = decoded[target]  # of all dimensions; else of a mixture
+            wavs = goal  # of all dimensions; else of a mixture
             if count < channels:
-                mixed = swap(latents[start], latents[target], ranked[:, :count])
-                wavs = decode_finite(decode, mixed)
-            gaps.append(_distances(wavs, decoded[target]))
+                wavs = decode_finite(
+                    decode, swap(start, target, ranked[:, :count])
+                )
+            gaps.append(_distances(wavs, goal))
         gaps = torch.stack(gaps, dim=-1)  # (distances, batch, counts)
-        whole = _distances(decoded[start], decoded[target])
-        same = same_waveform(decoded[start], decoded[target]).cpu()
+        same = same_waveform(whole, goal).cpu()
         mixtures.append(gaps.masked_fill(same[:, None], 0))
-        starts.append(whole.masked_fill(same, 0))
-    mixtures, starts = torch.cat(mixtures, 1), torch.cat(starts, 1)
-    return {
-        name: Distances(list(counts), mixtures[i].numpy(), starts[i].numpy())
-        for i, name in enumerate(["mae", "mse"])
-    }
+        starts.append(_distances(whole, goal).masked_fill(same, 0))
+    both = torch.cat(mixtures, 1).numpy(), torch.cat(starts, 1).numpy()
+    found = [Distances(list(counts), *each) for each in zip(*both, strict=True)]
+    return dict(zip(["mae", "mse"], found, strict=True))
 
 
 def _distances(wavs, wanted):
@@ -208,8 +205,7 @@ def delta(distances, pairs):
         If all clips decode to the same waveform, or a distance is not a
         number.
     """
-    pairs = np.asarray(pairs)
-    counts, mixtures, starts = distances
+    pairs, (counts, mixtures, starts) = np.asarray(pairs), distances
     if not np.any(starts):
         raise Unmeasurable("All clips decode to the same waveform: no delta.")
     value, low, high = bootstrap_pairs(mixtures, starts, pairs)
@@ -253,12 +249,11 @@ def plot_delta(systems, path, published):
     with style.layer_drawing(path, systems.layers()) as panels:
         style.draw_counts(panels, systems, "delta", share=True)
         for _, name, layer, scores in published.rows():
+            share = np.array(scores["counts"]) / scores["dimensions"]
+            line = {"label": f"{name}, paper", "color": systems.colour(name)}
             if layer in panels:
-                share = np.array(scores["counts"]) / scores["dimensions"]
                 value = 100 * np.array(scores["delta"])
-                line = {"linewidth": 1, "color": systems.colour(name)}
-                label = f"{name}, paper"
-                panels[layer].plot(share, value, "--", label=label, **line)
+                panels[layer].plot(share, value, "--", linewidth=1, **line)
         for panel in panels.values():
             low = panel.get_xlim()[0]
             ticks = [Fraction(1, 4**k) for k in range(6) if 4.0**-k > low]
@@ -281,8 +276,7 @@ class Delta(Tool):
     columns = [
         Column(
             f"δ at N/D = {SHARE} (%)",
-            f"relative error δ when {SHARE} of the dimensions are swapped "
-            "(lower: fewer dimensions carry the sound)",
+            f"relative error δ when {SHARE} of the dimensions are swapped",
             lambda numbers: with_interval(delta_at_share(numbers), 100, 1),
         )
     ]
@@ -300,20 +294,19 @@ class Delta(Tool):
         pairs, size = study.pairs, study.batch_size
 
         def measure(layer, latent):
-            decode, channels = system.decode(layer), latent.mean.shape[-1]
-            n = dimensions_at_share(channels)
-            counts = sorted({*powers_of_two(channels), n})
-            distances = measure_distances(
-                decode, latent.mean, pairs, counts, size
-            )
-            mae, at = distances["mae"], counts.index(n)
-            decoded = decode_clips(decode, latent.mean, size)
-            error = (decoded - system.wavs).square().sum()
+            decode, z = system.decode(layer), latent.mean
+            n = dimensions_at_share(z.shape[-1])
+            counts = sorted({*powers_of_two(z.shape[-1]), n})
+            distances = measure_distances(decode, z, pairs, counts, size)
+            _, mixtures, starts = distances["mae"]
+            error = decode_clips(decode, z, size) - system.wavs
+            lost = error.square().sum() / system.wavs.square().sum()
+            at_share = mixtures[:, counts.index(n)].tolist()
             return {
-                "dimensions": channels,
-                "explained": float(1 - error / system.wavs.square().sum()),
+                "dimensions": z.shape[-1],
+                "explained": float(1 - lost),
                 **{name: delta(d, pairs) for name, d in distances.items()},
-                "per_pair": [mae.mixtures[:, at].tolist(), mae.starts.tolist()],
+                "per_pair": [at_share, starts.tolist()],
             }
 
         with torch.no_grad():
@@ -328,27 +321,26 @@ class Delta(Tool):
         note, published = study.published.get("note"), _published(found, study)
         curves = found.map(lambda numbers: {**numbers, **numbers["mae"]})
         plot_delta(curves, study.folder / "figures/delta", published)
+        dashed = f" Dashed: the paper's. {note}" if published else ""
         items = [
             _share_table(found, published, self.compare(found, study)),
             Figure(
                 "Relative error δ over the share of swapped dimensions",
                 "Mean absolute error; bands: 95 % intervals over clips."
-                + (f" Dashed: the paper's. {note}" if published else ""),
+                + dashed,
                 "figures/delta",
-                "One panel per layer, δ over the share of dimensions, a line "
-                "for each system.",
+                "Lines of δ over the share of dimensions, a panel per layer.",
             ),
             _table(found, "mae", "absolute"),
             _table(found, "mse", "squared"),
         ]
-        if published:
-            rows = []
-            for name, _, _, of in published.rows():
-                pairs = zip(of["counts"], of["delta"], strict=True)
-                cells = {f"N = {n}": f"{100 * x:.2f}" for n, x in pairs}
-                rows.append({"": name, **cells})
-            items.append(Table.of("δ(N) in percent, as published", note, rows))
-        return items
+        rows = []
+        for name, _, _, of in published.rows():
+            pairs = zip(of["counts"], of["delta"], strict=True)
+            cells = {f"N = {n}": number(100 * x) for n, x in pairs}
+            rows.append({"": name, **cells})
+        title = "δ(N) in percent, as published"
+        return [*items, *([Table.of(title, note, rows)] if rows else [])]
 
 
 def _published(found, study):
@@ -368,15 +360,14 @@ def _share_table(found, published, differences):
     rows, paper = [], ""
     for name, system, layer, numbers in found.rows():
         mae, mse = delta_at_share(numbers), delta_at_share(numbers, "mse")
-        other = differences.get(system, {}).get(layer)
+        scores = {"δ, absolute": mae, "δ, squared": mse}
+        scores["difference"] = differences.get(system, {}).get(layer)
         row = {"": name, "N": f"{mae['n']} of {numbers['dimensions']}"}
-        row["δ, absolute"] = with_interval(mae, 100, 1)
-        row["δ, squared"] = with_interval(mse, 100, 1)
-        row["difference"] = with_interval(other, 100, 1)
+        row |= {key: with_interval(x, 100, 1) for key, x in scores.items()}
         theirs = published.get(system, {}).get(layer)
         if theirs:
             n, of = dimensions_at_share(theirs["dimensions"]), theirs["counts"]
-            row["paper"] = f"{100 * theirs['delta'][of.index(n)]:.2f}"
+            row["paper"] = number(100 * theirs["delta"][of.index(n)])
             paper = f" Paper: N = {n} of {theirs['dimensions']}."
         rows.append(row)
     return Table.of(
@@ -390,19 +381,22 @@ def _share_table(found, published, differences):
 
 def _table(found, distance, name):
     """Delta of every N; blank where a layer has not so many dimensions."""
-    every = [numbers[distance] for *_, numbers in found.rows()]
-    counts = sorted({n for scores in every for n in scores["counts"]})
+    every = found.map(lambda numbers: numbers[distance])
+    counts = sorted(
+        {n for *_, scores in every.rows() for n in scores["counts"]}
+    )
     rows = []
-    for row, _, _, numbers in found.rows():
-        cells = {"": row, "decoded (%)": f"{100 * numbers['explained']:.0f}"}
+    for row, system, layer, scores in every.rows():
+        explained = found[system][layer]["explained"]
+        cells = {"": row, "decoded (%)": number(100 * explained, 0)}
         for n in counts:
-            score = delta_of(numbers[distance], n)
-            cells[f"N = {n}"] = with_interval(score, 100, 1)
+            cells[f"N = {n}"] = with_interval(delta_of(scores, n), 100, 1)
         rows.append(cells)
+    of = every.first()
     return Table.of(
         f"δ(N) in percent, mean {name} error",
-        f"{every[0]['pairs']} ordered pairs of {every[0]['clips']} clips, means "
-        f"of posteriors; a ratio of means over pairs. Decoded: share of the "
-        f"recordings' energy that the decoder gives back.",
+        f"{of['pairs']} ordered pairs of {of['clips']} clips, means of "
+        "posteriors; a ratio of means over pairs. Decoded: share of the "
+        "recordings' energy that the decoder gives back.",
         rows,
     )

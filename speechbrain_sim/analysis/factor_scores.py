@@ -1,8 +1,6 @@
 """How a code lays out known factors: DCI, MIG and SAP, beside controls.
 
-A code is an array (examples, dimensions). A factor is one value per example:
-strings or integers name classes, floats are quantities. Factors should be
-independent of each other: no code separates vowel and syllable.
+Factors should be independent: no code separates vowel and syllable.
 
 References: Eastwood, Williams: A framework for the quantitative evaluation of
 disentangled representations (2018); Chen et al.: Isolating sources of
@@ -85,15 +83,7 @@ def entropy(weights, axis):
     return -np.sum(share * np.log(np.where(share > 0, share, 1)), axis)
 
 
-def dci(
-    train_code,
-    test_code,
-    train_factors,
-    test_factors,
-    train_groups=None,
-    test_groups=None,
-    seed=0,
-):
+def dci(train, test, seed=0):
     """Disentanglement, completeness, informativeness of a code.
 
     Informativeness is the R^2 of the linear models of `importances` on the
@@ -102,10 +92,10 @@ def dci(
 
     Arguments
     ---------
-    train_code, test_code, train_factors, test_factors, train_groups, seed :
-        See `speechbrain_sim.analysis.lasso.importances`; two factors or more.
-    test_groups : array, optional
-        Utterance of each test example; the interval resamples these.
+    train, test : Part
+        With two factors or more; the interval resamples the groups of `test`.
+    seed : int
+        See `importances`.
 
     Returns
     -------
@@ -114,19 +104,21 @@ def dci(
         `interval`; `factors`: of each, `completeness`, `dimensions` (effective
         number), `informativeness`, `interval`, `penalty`.
     """
-    parts = train_code, test_code, train_factors, test_factors
-    train, test = lasso.read_parts(*parts)
-    code, held_out = lasso.standardise(train_code, test_code)
-    known = [lasso.regression_target(factor) for factor in train.values()]
-    fit = lasso.fit_targets(code, known, train_groups, seed)
-    targets = [
-        lasso.regression_target(train[name], test[name]) for name in train
-    ]
-    pairs = zip(targets, fit.coefficients, strict=True)
-    missed = [
-        target - held_out @ coefficients for target, coefficients in pairs
-    ]
-    value, interval = _explained(missed, targets, test_groups, seed)
+    factors = lasso.read_factors(train, test)
+    code, held_out = lasso.standardise(train.code, test.code)
+    known, wanted = zip(*(f.targets() for f in factors.values()), strict=True)
+    fit = lasso.fit_targets(code, known, train.group_indices(), seed)
+    pairs = zip(wanted, fit.coefficients, strict=True)
+    missed = [target - held_out @ each for target, each in pairs]
+    errors, totals = (  # (examples, factors)
+        np.stack([np.square(x).sum(1) for x in part], 1)
+        for part in (missed, wanted)
+    )
+    resampled = errors, totals, test.group_indices(), 1000, seed
+    explained = 1 - np.vstack(resample_ratio(*resampled))
+    explained = np.c_[explained, explained.mean(1)]  # the last: of all
+    value = explained[0].tolist()
+    interval = middle(explained[1:]).T.tolist()
     rows = {
         "completeness": completeness(fit.importances).tolist(),
         "dimensions": effective_dimensions(fit.importances).tolist(),
@@ -141,22 +133,9 @@ def dci(
         "interval": interval[-1],
         "factors": {
             name: {key: row[i] for key, row in rows.items()}
-            for i, name in enumerate(train)
+            for i, name in enumerate(factors)
         },
     }
-
-
-def _explained(missed, targets, groups, seed):
-    """R^2 of each factor, then their mean; and the intervals."""
-    errors, totals = (  # (examples, factors)
-        np.stack([np.square(x).sum(1) for x in part], 1)
-        for part in (missed, targets)
-    )
-    groups = np.arange(len(totals)) if groups is None else groups
-    ratio, draws = resample_ratio(errors, totals, groups, 1000, seed)
-    explained = 1 - np.vstack([ratio, draws])
-    explained = np.c_[explained, explained.mean(1)]
-    return explained[0].tolist(), middle(explained[1:]).T.tolist()
 
 
 def mutual_information(code, labels):
@@ -168,10 +147,8 @@ def mutual_information(code, labels):
 
     Arguments
     ---------
-    code : numpy.ndarray
-        (examples, dimensions), classes 0, 1, ...
-    labels : numpy.ndarray
-        (examples,), classes 0, 1, ...
+    code, labels : numpy.ndarray
+        Classes 0, 1, ..., (examples, dimensions) and (examples,).
 
     Returns
     -------
@@ -185,7 +162,7 @@ def mutual_information(code, labels):
     return entropy(counts.sum(2), 1) + entropy(counts.sum(1), 1) - both
 
 
-def mig(code, factors, seed=0):
+def mig(part, seed=0):
     """Mutual information gap: how alone one dimension informs about a factor.
 
     I_1 - I_2, the two largest of the dimensions' (I - C) / (H - C): I is the
@@ -196,8 +173,8 @@ def mig(code, factors, seed=0):
 
     Arguments
     ---------
-    code, factors :
-        See `importances`; nothing is learned, so of one part.
+    part : Part
+        Nothing is learned, so of one part.
     seed : int
         Of the shuffling.
 
@@ -208,11 +185,9 @@ def mig(code, factors, seed=0):
         where there are more classes than bins; else 1) and `dimension`, the
         most informative one.
     """
-    lasso.check_code(code, factors)
-    code, scores = _quantile_bins(code), {}
-    rng = np.random.default_rng(seed)
-    for name, values in factors.items():
-        labels, classes = lasso.read_factor(name, values)
+    factors, code = lasso.read_factors(part), _quantile_bins(part.code)
+    rng, scores = np.random.default_rng(seed), {}
+    for name, (_, labels, classes) in factors.items():
         if classes is None:
             labels = _quantile_bins(labels[:, None])[:, 0]
         total = entropy(np.bincount(labels), 0)
@@ -220,16 +195,15 @@ def mig(code, factors, seed=0):
         chance = np.mean([mutual_information(code, x) for x in shuffled], 0)
         gain = mutual_information(code, labels) - chance
         gain = gain / np.maximum(total - chance, 1e-9)
-        second, first = np.sort(gain)[-2:]
         scores[name] = {
-            "mig": float(first - second),
+            "mig": _lead(gain),
             "mig_maximum": float(min(1.0, np.log(BINS) / total)),
             "dimension": int(gain.argmax()),
         }
     return {"mig": _mean(scores, "mig"), "factors": scores}
 
 
-def sap(train_code, test_code, train_factors, test_factors):
+def sap(train, test):
     """Separated attribute predictability: the best dimension's lead.
 
     Difference of the two best scores on the test part of predicting a factor
@@ -238,8 +212,8 @@ def sap(train_code, test_code, train_factors, test_factors):
 
     Arguments
     ---------
-    train_code, test_code, train_factors, test_factors :
-        See `importances`.
+    train, test : Part
+        The two parts.
 
     Returns
     -------
@@ -247,26 +221,20 @@ def sap(train_code, test_code, train_factors, test_factors):
         Mean `sap` and `sap_share`; `factors`: of each, `sap`, `sap_maximum`
         (1 - 1 / classes, or 1) and `sap_share`, their quotient.
     """
-    parts = train_code, test_code, train_factors, test_factors
-    train, test = lasso.read_parts(*parts)
-    code, held_out = lasso.standardise(train_code, test_code)
-    scores = {}
-    for name, factor in train.items():
-        labels, maximum = test[name].numbers, 1.0
+    factors, scores = lasso.read_factors(train, test), {}
+    code, held_out = lasso.standardise(train.code, test.code)
+    for name, factor in factors.items():
         if factor.classes is None:
-            goal = lasso.regression_target(factor, test[name])
-            slope = (code * lasso.regression_target(factor)).mean(0)
-            missed = np.square(goal - held_out * slope).sum(0)
-            each = 1 - missed / np.square(goal).sum()
+            known, wanted = factor.targets()
+            missed = wanted - held_out * (code * known).mean(0)
+            each = 1 - np.square(missed).sum(0) / np.square(wanted).sum()
+            maximum = 1.0
         else:
-            each = _balanced_accuracy(code, held_out, factor.numbers, labels)
-            maximum = 1 - 1 / len(np.unique(labels))
-        second, first = np.sort(each)[-2:]
-        scores[name] = {
-            "sap": float(first - second),
-            "sap_maximum": maximum,
-            "sap_share": float((first - second) / maximum),
-        }
+            each = _balanced_accuracy(code, held_out, factor.train, factor.test)
+            maximum = 1 - 1 / len(np.unique(factor.test))
+        lead = _lead(each)
+        scores[name] = {"sap": lead, "sap_maximum": maximum}
+        scores[name]["sap_share"] = lead / maximum
     means = {key: _mean(scores, key) for key in ("sap", "sap_share")}
     return {**means, "factors": scores}
 
@@ -287,41 +255,24 @@ def controls(train_code, test_code, seed=0):
         Train and test code of `pca` (the principal components, zeros where
         there are fewer than dimensions) and of a random `rotation`.
     """
-    code, held_out = lasso.standardise(train_code, test_code)
-    width = code.shape[1]
-    pca = lasso.scikit_learn()[0](svd_solver="full").fit(code)
-    variance = pca.explained_variance_
-    rank = np.sum(variance > lasso.CONSTANT**2 * variance.max())
-    normal = np.random.default_rng(seed).normal(size=(width, width))
+    codes = lasso.standardise(train_code, test_code)
+    size, axes = np.linalg.eigh(codes[0].T @ codes[0])  # centred; ascending
+    axes = (axes * (size > lasso.CONSTANT**2 * size[-1]))[:, ::-1]
+    normal = np.random.default_rng(seed).normal(size=axes.shape)
     rotation, r = np.linalg.qr(normal)
     rotation *= np.sign(np.diag(r))  # else not uniform
-
-    def components(z):
-        z = pca.transform(z)[:, :rank]
-        return np.pad(z, ((0, 0), (0, width - rank)))
-
+    matrices = {"pca": axes, "rotation": rotation}
     return {
-        "pca": (components(code), components(held_out)),
-        "rotation": (code @ rotation, held_out @ rotation),
+        n: tuple(x @ matrix for x in codes) for n, matrix in matrices.items()
     }
 
 
-def factor_scores(
-    train_code,
-    test_code,
-    train_factors,
-    test_factors,
-    train_groups=None,
-    test_groups=None,
-    seed=0,
-):
+def factor_scores(train, test, seed=0):
     """Scores a code by `dci`, `mig` (of the test part) and `sap`.
 
     Arguments
     ---------
-    train_code, test_code, train_factors, test_factors :
-        See `importances`.
-    train_groups, test_groups, seed :
+    train, test, seed :
         See `dci`.
 
     Returns
@@ -331,22 +282,17 @@ def factor_scores(
         (dimensions that are constant in the training part) and `examples` of
         both parts. Numbers of Python, for json.
     """
-    parts = train_code, test_code, train_factors, test_factors
-    scores = [
-        dci(*parts, train_groups, test_groups, seed),
-        mig(test_code, test_factors, seed),
-        sap(*parts),
-    ]
-    factors = {name: {} for name in train_factors}
-    for part in scores:
-        for name, numbers in part.pop("factors").items():
-            factors[name] |= numbers
+    found = [dci(train, test, seed), mig(test, seed), sap(train, test)]
+    factors = {
+        name: {k: v for part in found for k, v in part["factors"][name].items()}
+        for name in train.factors
+    }
     return {
-        **{key: value for part in scores for key, value in part.items()},
+        **{key: value for part in found for key, value in part.items()},
         "factors": factors,
-        "width": train_code.shape[1],
-        "dead": int(np.sum(lasso.deviation_of(train_code) == 0)),
-        "examples": {"train": len(train_code), "test": len(test_code)},
+        "width": train.code.shape[1],
+        "dead": int(np.sum(lasso.deviation_of(train.code) == 0)),
+        "examples": {"train": len(train.code), "test": len(test.code)},
     }
 
 
@@ -363,6 +309,12 @@ def _balanced_accuracy(code, held_out, labels, wanted):
     nearest = [abs(x[:, None] - m).argmin(1) for x, m in columns]
     right = np.stack(nearest, 1) == wanted[:, None]
     return np.mean([right[wanted == k].mean(0) for k in np.unique(wanted)], 0)
+
+
+def _lead(scores):
+    """Difference of the two largest scores."""
+    second, first = np.sort(scores)[-2:]
+    return float(first - second)
 
 
 def _mean(scores, key):

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from speechbrain_sim.analysis.factor_scores import controls, factor_scores
-from speechbrain_sim.analysis.latents import frame_codes, segment_codes
+from speechbrain_sim.analysis.lasso import Part
+from speechbrain_sim.analysis.latents import read_codes
 from speechbrain_sim.analysis.study import Column, Tool
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.files import sha256
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Gap, Table
-from speechbrain_sim.report.tables import with_interval
+from speechbrain_sim.report.tables import number, with_interval
 
 #: scores that are drawn, and their names
 MEASURES = {
@@ -35,6 +36,8 @@ class Factors(NamedTuple):
         Row of a manifest -> dict of factors.
     train_csv, test_csv, data_folder : str
         Manifests of both parts, and their `$data_root`.
+    label : str
+        A label of frames, see `speechbrain_sim.analysis.latents.read_codes`.
     segments : int
         Codes are the means of so many parts of a recording, or single frames
         (0).
@@ -46,26 +49,26 @@ class Factors(NamedTuple):
     train_csv: str
     test_csv: str
     data_folder: str
+    label: str
     segments: int = 0
     note: str = ""
 
     def identity(self):
-        """Names the callable, with its arguments, for the cache."""
+        """Returns what the codes depend on but the encoder, for the cache."""
         whole = partial(self.of)  # of a partial: the function, all arguments
         name = f"{whole.func.__module__}.{whole.func.__qualname__}"
-        return [name, {key: str(v) for key, v in whole.keywords.items()}]
+        keywords = {key: str(v) for key, v in whole.keywords.items()}
+        return {
+            "factors": [name, keywords],
+            "parts": self.segments or self.label,
+            "train": sha256(self.train_csv),
+            "test": sha256(self.test_csv),
+        }
 
     def codes(self, encoder, layers):
         """Returns the `Codes` of the training and of the test part."""
-        return [
-            segment_codes(*part, self.of, self.segments)
-            if self.segments
-            else frame_codes(*part, self.of)
-            for part in (
-                (encoder, manifest, self.data_folder, layers)
-                for manifest in (self.train_csv, self.test_csv)
-            )
-        ]
+        parts = self.train_csv, self.test_csv
+        return [read_codes(encoder, layers, part, self) for part in parts]
 
 
 def untrained(encoder, seed):
@@ -103,19 +106,19 @@ def score_layers(system, train, test, control=None, seed=0):
         if values.dtype.kind != "f":
             known &= np.isin(values, train.factors[name])
     factors = {name: values[known] for name, values in test.factors.items()}
-    groups = train.utterance, test.utterance[known], seed
+    left_out = {"left_out": int((~known).sum())}
 
     def measure(layer, latent):
         codes = {"encoder": (train.x[layer], test.x[layer])}
         if control is not None:
             codes["untrained"] = tuple(part.x[layer] for part in control)
         codes |= controls(*codes["encoder"], seed)
-        left_out = {"left_out": int((~known).sum())}
-        return {
-            name: left_out
-            | factor_scores(x, z[known], train.factors, factors, *groups)
-            for name, (x, z) in codes.items()
-        }
+        scores = {}
+        for name, (x, z) in codes.items():
+            one = Part(x, train.factors, train.utterance)
+            other = Part(z[known], factors, test.utterance[known])
+            scores[name] = left_out | factor_scores(one, other, seed)
+        return scores
 
     return system.each_layer(measure)
 
@@ -155,23 +158,14 @@ class FactorsTool(Tool):
     columns = [
         Column(
             "DCI D",
-            "disentanglement of known factors (1: one factor for each "
-            "dimension)",
-            lambda numbers: f"{numbers['encoder']['disentanglement']:.2f}",
+            "disentanglement of known factors (1: one for each dimension)",
+            lambda numbers: number(numbers["encoder"]["disentanglement"]),
         )
     ]
 
     def settings(self, study):
-        """Returns what identifies the factors, and hashes of the manifests."""
-        if study.factors is None:
-            return {"factors": None}
-        factors = study.factors
-        return {
-            "factors": factors.identity(),
-            "segments": factors.segments,
-            "train": sha256(factors.train_csv),
-            "test": sha256(factors.test_csv),
-        }
+        """Returns what identifies the factors."""
+        return study.factors.identity() if study.factors else {"factors": None}
 
     def measure(self, system, study):
         """Returns `score_layers`; nothing if the corpus names no factors."""
@@ -189,11 +183,18 @@ class FactorsTool(Tool):
             return [Gap("No factors", "This corpus names none.")]
         items = []
         for system, layers in found.items():
-            one = next(iter(next(iter(layers.values())).values()))
-            names = ", ".join(one["factors"])
+            one = next(iter(layers.values()))["encoder"]
+            names, counts = ", ".join(one["factors"]), one["examples"]
             stem = f"figures/factors_{system}"
             plot_factors(layers, f"{system}: {names}", study.folder / stem)
-            items.append(
+            caption = (
+                f"Mean over {names}. {counts['train']} training and "
+                f"{counts['test']} test examples; {one['left_out']} of classes "
+                "that are not in the training part are left out. SAP's maximum "
+                "is 1 − 1/classes for classes, 1 for quantities. "
+                f"{study.factors.note}"
+            )
+            items += [
                 Figure(
                     f"Factors of variation, {system}",
                     "Beside controls of the same width: an untrained encoder "
@@ -203,16 +204,9 @@ class FactorsTool(Tool):
                     "Grouped bars of five scores for the encoder and its "
                     "controls, one panel per layer.",
                     system,
-                )
-            )
-            caption = (
-                f"Mean over {names}. {one['examples']['train']} training and "
-                f"{one['examples']['test']} test examples; {one['left_out']} "
-                "were left out, being of a class that is not in the training "
-                "part. SAP's maximum is 1 − 1/classes for classes, 1 for "
-                f"quantities. {study.factors.note}"
-            )
-            items.append(_table(layers, system, caption))
+                ),
+                _table(layers, system, caption),
+            ]
         return items
 
 
@@ -222,12 +216,14 @@ def _table(layers, system, caption):
         for code, scores in codes.items():
             value, interval = scores["informativeness"], scores["interval"]
             score = {"value": value, "interval": interval}
-            row = {"": f"{layer} {code}"}
-            for key in ("disentanglement", "completeness"):
-                row[key] = f"{scores[key]:.2f}"
-            row["informativeness (R²)"] = with_interval(score)
-            for key in ("mig", "sap"):
-                row[key.upper()] = f"{scores[key]:.3f}"
-            row["SAP / maximum"] = f"{scores['sap_share']:.3f}"
+            row = {
+                "": f"{layer} {code}",
+                "disentanglement": number(scores["disentanglement"]),
+                "completeness": number(scores["completeness"]),
+                "informativeness (R²)": with_interval(score),
+                "MIG": number(scores["mig"], 3),
+                "SAP": number(scores["sap"], 3),
+                "SAP / maximum": number(scores["sap_share"], 3),
+            }
             rows.append(row)
     return Table.of(f"Scores, {system}", caption, rows, system)

@@ -17,6 +17,50 @@ FOLDS = 3
 CONSTANT = 1e-6
 
 
+class Part(NamedTuple):
+    """Examples of the training or of the test part.
+
+    Arguments
+    ---------
+    code : numpy.ndarray
+        (examples, dimensions).
+    factors : dict of str to array
+        Values of each factor, (examples,): strings or integers name classes,
+        floats are quantities.
+    groups : array, optional
+        Utterance of each example; by default every example is its own.
+    """
+
+    code: np.ndarray
+    factors: dict
+    groups: np.ndarray | None = None
+
+    def group_indices(self):
+        """Returns the index of each example's group, (examples,)."""
+        if self.groups is None:
+            return np.arange(len(self.code))
+        return np.unique(self.groups, return_inverse=True)[1]
+
+
+class Factor(NamedTuple):
+    """Values in both parts; of classes, their indices, and their number."""
+
+    train: np.ndarray
+    test: np.ndarray
+    classes: int | None
+
+    def targets(self):
+        """Returns what is regressed on in both parts, (examples, targets).
+
+        Quantities, or the classes' indicators, of variance 1 in training.
+        """
+        parts = self.train[:, None], self.test[:, None]
+        if self.classes is not None:
+            parts = [x == np.arange(self.classes) for x in parts]
+        mean, variance = parts[0].mean(0), parts[0].var(0).sum()
+        return [(x - mean) / np.sqrt(variance) for x in parts]
+
+
 class Fit(NamedTuple):
     """Linear predictions of each factor from a code.
 
@@ -35,7 +79,7 @@ class Fit(NamedTuple):
     penalties: list
 
 
-def importances(code, factors, groups=None, seed=0):
+def importances(part, seed=0):
     """Fits each factor by an L1-penalised linear model of the code.
 
     Both are centred and scaled to a variance of one; a factor of several
@@ -47,13 +91,8 @@ def importances(code, factors, groups=None, seed=0):
 
     Arguments
     ---------
-    code : numpy.ndarray
-        (examples, dimensions), of the training part.
-    factors : dict of str to array
-        Values of each factor, (examples,).
-    groups : array, optional
-        Utterance of each example, which stays in one fold; every example is its
-        own by default.
+    part : Part
+        The training part; a group stays in one fold.
     seed : int
         Of the draw of at most `EXAMPLES` examples, and of the folds.
 
@@ -71,103 +110,75 @@ def importances(code, factors, groups=None, seed=0):
     Example
     -------
     >>> code = np.random.default_rng(0).normal(size=(500, 3))
-    >>> factors = {"pitch": code[:, 1], "voiced": code[:, 2] > 0}
-    >>> (importances(code, factors).importances > 0.2).astype(int)
+    >>> part = Part(code, {"pitch": code[:, 1], "voiced": code[:, 2] > 0})
+    >>> (importances(part).importances > 0.2).astype(int)
     array([[0, 0],
            [1, 0],
            [0, 1]])
     """
-    check_code(code, factors)
-    targets = [
-        regression_target(read_factor(*factor)) for factor in factors.items()
-    ]
-    return fit_targets(standardise(code)[0], targets, groups, seed)
+    factors = read_factors(part).values()
+    targets = [factor.targets()[0] for factor in factors]
+    return fit_targets(
+        standardise(part.code)[0], targets, part.group_indices(), seed
+    )
 
 
-class Factor(NamedTuple):
-    """Values as numbers; of classes, their index into `classes`."""
+def read_factors(train, test=None):
+    """Checks that all of a code can be scored; returns factor -> `Factor`.
 
-    numbers: np.ndarray
-    classes: np.ndarray | None
+    Without a test part, that of the factors is the training part.
+    """
+    parts = train, train if test is None else test
+    for code, factors, _ in parts:
+        shape = f"A code of shape {code.shape} has less than two dimensions."
+        _require(code.ndim == 2 and code.shape[1] > 1, shape)
+        _require(np.isfinite(code).all(), "A code holds NaN or infinity.")
+        for name, values in factors.items():
+            lengths = f"{len(values)} values for {len(code)} examples."
+            _require(len(values) == len(code), f"Factor '{name}' has {lengths}")
+    widths = [f"{part.code.shape[1]} dimensions" for part in parts]
+    names = [sorted(part.factors) for part in parts]
+    for what, (one, other) in {
+        "code has": widths,
+        "factors are": names,
+    }.items():
+        if one != other:
+            where = f"{one} in the training part, {other} in the test part"
+            raise ValueError(f"The {what} {where}.")
+    return {
+        name: _read_factor(name, *(np.asarray(p.factors[name]) for p in parts))
+        for name in train.factors
+    }
 
 
-def scikit_learn():
-    """Returns scikit-learn's PCA and lasso_path; names the extra without it."""
-    try:
-        from sklearn.decomposition import PCA
-        from sklearn.linear_model import lasso_path
-    except ImportError as error:
-        raise ImportError(
-            "Scores of factors need scikit-learn: "
-            "pip install speechbrain-sim[analysis]"
-        ) from error
-    return PCA, lasso_path
+def _read_factor(name, train, test):
+    """Reads a factor; its classes are those that the training part has."""
+    floats = [values.dtype.kind == "f" for values in (train, test)]
+    for values, quantity in zip((train, test), floats, strict=True):
+        distinct, factor = np.unique(values), f"Factor '{name}'"
+        number = f"{len(distinct)} classes in {len(values)} examples"
+        finite = not quantity or np.isfinite(values).all()
+        several = quantity or len(values) >= 2 * len(distinct)
+        _require(finite, f"{factor} holds NaN or infinity.")
+        single = f"a single value, {distinct[0].item()!r}: leave it out."
+        _require(len(distinct) > 1, f"{factor} has {single}")
+        few = f"{number}, fewer than two for each: leave it out."
+        _require(several, f"{factor} has {few}")
+    if floats[0] != floats[1]:
+        raise ValueError(f"{factor} holds floats in one part only.")
+    if floats[0]:
+        return Factor(train.astype(float), test.astype(float), None)
+    for unseen in test[~np.isin(test, train)].tolist():
+        only = f"has the value {unseen!r} in the test part only."
+        raise Unmeasurable(f"{factor} {only}")
+    classes = np.unique(train)
+    indices = (np.searchsorted(classes, values) for values in (train, test))
+    return Factor(*indices, len(classes))
 
 
 def _require(condition, message):
     if not condition:
         raise Unmeasurable(message)
-
-
-def check_code(code, factors):
-    """Raises an Unmeasurable if the code does not fit its factors."""
-    shape = f"A code of shape {code.shape} has less than two dimensions."
-    _require(code.ndim == 2 and code.shape[1] > 1, shape)
-    _require(np.isfinite(code).all(), "A code holds NaN or infinity.")
-    for name, values in factors.items():
-        lengths = f"{len(values)} values for {len(code)} examples of the code"
-        _require(len(values) == len(code), f"Factor '{name}' has {lengths}.")
-
-
-def read_factor(name, values, classes=None):
-    """Reads a factor; `classes` are those that the training part has."""
-    values, factor = np.asarray(values), f"Factor '{name}'"
-    if values.dtype.kind == "f":
-        finite = np.isfinite(values).all()
-        _require(finite, f"{factor} holds NaN or infinity.")
-    distinct = np.unique(values)
-    single = (
-        f"{factor} has a single value, {distinct[0].item()!r}: leave it out."
-    )
-    _require(len(distinct) > 1, single)
-    if values.dtype.kind == "f":
-        return Factor(values.astype(float), None)
-    classes = distinct if classes is None else classes
-    for unseen in sorted(set(distinct.tolist()) - set(classes.tolist())):
-        _require(
-            False, f"{factor} has the value {unseen!r} in the test part only."
-        )
-    _require(
-        len(values) >= 2 * len(distinct),
-        f"{factor} has {len(distinct)} classes in {len(values)} examples, fewer "
-        f"than two for each: leave it out, or add examples.",
-    )
-    return Factor(np.searchsorted(classes, values), classes)
-
-
-def read_parts(train_code, test_code, train_factors, test_factors):
-    """Reads the factors of both parts, and checks that all fits."""
-    check_code(train_code, train_factors)
-    check_code(test_code, test_factors)
-    shared = {
-        "code has": [
-            f"{x.shape[1]} dimensions" for x in (train_code, test_code)
-        ],
-        "factors are": [sorted(x) for x in (train_factors, test_factors)],
-    }
-    for what, (one, other) in shared.items():
-        if one != other:
-            raise ValueError(
-                f"The {what} {one} in the training part and {other} in the "
-                f"test part."
-            )
-    train, test = {}, {}
-    for name, values in train_factors.items():
-        train[name] = read_factor(name, values)
-        test[name] = read_factor(name, test_factors[name], train[name].classes)
-        if (train[name].classes is None) != (test[name].classes is None):
-            raise ValueError(f"Factor '{name}' holds floats in one part only.")
-    return train, test
 
 
 def deviation_of(code):
@@ -179,58 +190,31 @@ def deviation_of(code):
 
 def standardise(train_code, *others):
     """Codes in the training part's units; zeros for what is constant there."""
-    mean, deviation = (
-        np.mean(train_code, 0, dtype=float),
-        deviation_of(train_code),
-    )
+    mean, deviation = np.mean(train_code, 0, float), deviation_of(train_code)
     scale = (deviation > 0) / np.where(deviation > 0, deviation, 1)
     return [(code - mean) * scale for code in (train_code, *others)]
-
-
-def regression_target(factor, part=None):
-    """What is regressed on, (examples, targets) of variance 1 in train."""
-    known = _columns(factor)
-    wanted = known if part is None else _columns(part)
-    return (wanted - known.mean(0)) / np.sqrt(known.var(0).sum())
-
-
-def _columns(factor):
-    if factor.classes is None:
-        return factor.numbers[:, None].astype(float)
-    return np.eye(len(factor.classes))[factor.numbers]
 
 
 def fit_targets(code, targets, groups, seed):
     """Fits standardised targets; see `importances`."""
     _require(len(targets) > 1, f"{len(targets)} factor is too few; give 2.")
     random = np.random.default_rng(seed)
-    groups = np.arange(len(code)) if groups is None else np.asarray(groups)
     chosen = random.permutation(len(code))[:EXAMPLES]
     code, targets = code[chosen], [target[chosen] for target in targets]
     found, group = np.unique(groups[chosen], return_inverse=True)
     fold = (random.permutation(len(found)) % FOLDS)[group]
-    errors = [np.square(target).sum(1) for target in targets]
-    errors = [np.tile(e, (1 + len(PENALTIES), 1)) for e in errors]
-    counts = [len(PENALTIES)] * len(targets)
+    # (factors, none and penalties, examples)
+    errors = np.empty((len(targets), 1 + len(PENALTIES), len(code)))
+    every = [len(PENALTIES)] * len(targets)
     for out in (fold == k for k in range(FOLDS)):
-        rest = [target[~out] for target in targets]
-        paths = _paths(code[~out], rest, counts)
-        for e, target, path in zip(errors, targets, paths, strict=True):
-            for row, coefficients in enumerate(path, 1):
-                missed = target[out] - code[out] @ coefficients
-                e[row, out] = np.square(missed).sum(1)
-    counts = [_strongest(e, group) for e in errors]
-    coefficients = [
-        path[-1] if path else np.zeros((code.shape[1], target.shape[1]))
-        for path, target in zip(
-            _paths(code, targets, counts), targets, strict=True
-        )
-    ]
-    return Fit(
-        np.stack([np.linalg.norm(c, axis=1) for c in coefficients], 1),
-        coefficients,
-        [PENALTIES[count - 1] if count else None for count in counts],
-    )
+        paths = _paths(code[~out], [target[~out] for target in targets], every)
+        for error, target, path in zip(errors, targets, paths, strict=True):
+            error[:, out] = np.square(target[out] - code[out] @ path).sum(2)
+    counts = [_strongest(error, group) for error in errors]
+    paths = zip(_paths(code, targets, counts), counts, strict=True)
+    coefficients = [path[count] for path, count in paths]
+    sizes = np.stack([np.linalg.norm(c, axis=1) for c in coefficients], 1)
+    return Fit(sizes, coefficients, [(None, *PENALTIES)[n] for n in counts])
 
 
 def _strongest(errors, group):
@@ -246,20 +230,27 @@ def _strongest(errors, group):
 
 
 def _paths(code, targets, counts):
-    """Lasso coefficients of each target, for its `count` first penalties.
+    """Coefficients without, and with the first `count` penalties, of targets.
 
-    An orthogonal transform shortens the data to as many rows as dimensions,
-    and changes no squared error but by a constant.
+    (1 + penalties, dimensions, targets) each. An orthogonal transform shortens
+    the data to as many rows as dimensions, and changes no squared error but by
+    a constant.
     """
-    width, (_, lasso_path) = code.shape[1], scikit_learn()
+    try:
+        from sklearn.linear_model import lasso_path
+    except ImportError as error:
+        need = "Scores of factors need scikit-learn"
+        extra = "pip install speechbrain-sim[analysis]"
+        raise ImportError(f"{need}: {extra}") from error
+    width = code.shape[1]
     short = np.linalg.qr(np.hstack([code, *targets]), mode="r")[:width]
     short *= np.sqrt(len(short) / len(code))
-    ends = width + np.cumsum([target.shape[1] for target in targets])[:-1]
-    code, *targets = np.split(short, [width, *ends], axis=1)
+    ends = np.cumsum([width, *(target.shape[1] for target in targets)])[:-1]
+    code, *targets = np.split(short, ends, axis=1)
     code, paths = np.asfortranarray(code), []
     for target, count in zip(targets, counts, strict=True):
-        alphas, path = PENALTIES[:count], np.empty((0, 0, 0))
-        if count:
-            _, path, _ = lasso_path(code, target, alphas=alphas, tol=1e-3)
-        paths.append(list(path.transpose(2, 1, 0)))
+        alphas = PENALTIES[: max(count, 1)]
+        _, path, _ = lasso_path(code, target, alphas=alphas, tol=1e-3)
+        path = np.concatenate([0 * path[..., :1], path], -1)
+        paths.append(path.transpose(2, 1, 0))
     return paths

@@ -153,76 +153,52 @@ class Codes(NamedTuple):
     utterance: np.ndarray
 
 
-def segment_codes(encoder, manifest, data_folder, layers, factors_of, segments):
-    """One example per recording: means of its first, second, ... part.
+@torch.no_grad()
+def read_codes(encoder, layers, manifest, factors):
+    """Encodes the recordings of a manifest whose factors are known.
 
     Arguments
     ---------
     encoder, layers :
         See `encode_clips`.
-    manifest, data_folder : str
-        See `read_clips`.
-    factors_of : callable
-        Row of the manifest -> dict of factors.
-    segments : int
-        Into how many equal parts each recording is divided; the code is their
-        means side by side.
+    manifest : str
+        A csv from `speechbrain_sim.data`.
+    factors : Factors
+        With `segments`, an example is a recording: the means of its equal
+        parts, side by side. Else ten frames of each recording are, with a
+        further factor: `phone` of a `label` of `phones`.
 
     Returns
     -------
     Codes
-    """
-    x, rows = {layer: [] for layer in layers}, []
-    for row, latents in _encode_rows(encoder, manifest, data_folder, layers):
-        for layer, latent in latents.items():
-            parts = torch.tensor_split(latent.mean[0], segments)
-            x[layer].append(torch.cat([part.mean(0) for part in parts]))
-        rows.append(factors_of(row))
-    return _codes(x, rows, np.arange(len(rows)))
-
-
-def frame_codes(encoder, manifest, data_folder, layers, factors_of):
-    """Ten examples per recording: frames whose phone is known.
-
-    Arguments
-    ---------
-    encoder, manifest, data_folder, layers, factors_of :
-        See `segment_codes`; the manifest has a column `phones`.
-
-    Returns
-    -------
-    Codes
-        With the further factor `phone`.
     """
     x, rows, utterance = {layer: [] for layer in layers}, [], []
-    encoded = _encode_rows(encoder, manifest, data_folder, layers)
-    for at, (row, latents) in enumerate(encoded):
-        phones = row["phones"].split()
-        generator = keyed_generator(0, row["ID"], "frames")
-        drawn = torch.randperm(len(phones), generator=generator)[:10]
-        for layer, latent in latents.items():
-            geometry = encoder.frame_geometry(layer)
-            frames = frames_of_labels(len(phones), *geometry)[drawn]
-            frames = frames.clamp(max=int(latent.lengths[0]) - 1)
-            x[layer] += latent.mean[0, frames.to(latent.mean.device)]
-        rows += [{**factors_of(row), "phone": phones[i]} for i in drawn]
-        utterance += [at] * len(drawn)
-    return _codes(x, rows, np.array(utterance))
-
-
-@torch.no_grad()
-def _encode_rows(encoder, manifest, data_folder, layers):
-    dataset = make_dataset(manifest, data_folder)
+    dataset = make_dataset(manifest, factors.data_folder)
+    segments, label = factors.segments, factors.label
     device = next(encoder.parameters()).device
-    for item in tqdm(dataset, desc="codes", unit="recording", disable=None):
+    items = tqdm(dataset, desc="codes", unit="recording", disable=None)
+    for at, item in enumerate(items):
         row = {"ID": item["id"], **dataset.data[item["id"]]}
-        wavs = item["sig"][None].to(device)
-        yield row, encoder(wavs, layers=layers, sample=False)
-
-
-def _codes(x, rows, utterance):
+        wavs, found = item["sig"][None].to(device), [factors.of(row)]
+        latents = encoder(wavs, layers=layers, sample=False)
+        if segments:
+            for layer, latent in latents.items():
+                parts = torch.tensor_split(latent.mean[0], segments)
+                x[layer].append(torch.cat([part.mean(0) for part in parts]))
+        else:
+            labels, name = row[label].split(), label.removesuffix("s")
+            generator = keyed_generator(0, row["ID"], "frames")
+            drawn = torch.randperm(len(labels), generator=generator)[:10]
+            for layer, latent in latents.items():
+                geometry = encoder.frame_geometry(layer)
+                frames = frames_of_labels(len(labels), *geometry)[drawn]
+                frames = frames.clamp(max=int(latent.lengths[0]) - 1)
+                x[layer] += latent.mean[0, frames.to(device)]
+            found = [{**found[0], name: labels[i]} for i in drawn]
+        rows += found
+        utterance += [at] * len(found)
     return Codes(
         {layer: torch.stack(codes).cpu().numpy() for layer, codes in x.items()},
         {name: np.array([row[name] for row in rows]) for name in rows[0]},
-        utterance,
+        np.array(utterance),
     )

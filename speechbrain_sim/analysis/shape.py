@@ -53,15 +53,10 @@ def common_range(*parts):
     -------
     low, high : (float, float)
     """
-    ends = np.concatenate(
-        [
-            np.quantile(block, [0.01, 0.99], axis=1)
-            for x in parts
-            for block in _blocks(x)
-        ],
-        axis=1,
-    )
-    low, high = float(ends[0].min()), float(ends[1].max())
+    blocks = (block for x in parts for block in _blocks(x))
+    ends = [np.quantile(block, [0.01, 0.99], axis=1) for block in blocks]
+    lows, highs = np.hstack(ends)
+    low, high = float(lows.min()), float(highs.max())
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
@@ -116,11 +111,8 @@ def describe(x, edges):
     for block in _blocks(x):
         counts = np.stack([np.histogram(row, edges)[0] for row in block])
         constant = np.ptp(block, axis=1) == 0
-        moments = np.full((2, len(block)), None)
-        for row, moment in zip(
-            moments, (stats.skew, stats.kurtosis), strict=True
-        ):
-            row[~constant] = moment(block[~constant], axis=1)
+        some, moments = block[~constant], np.full((2, len(block)), None)
+        moments[:, ~constant] = stats.skew(some, 1), stats.kurtosis(some, 1)
         table["density"] += (counts / (frames * width)).tolist()
         table["outside"] += (1 - counts.sum(1) / frames).tolist()
         table["mean"] += block.mean(1).tolist()
@@ -190,8 +182,7 @@ def shape(mean, log_var=None, sample=None, seed=0):
     -------
     dict
         `frames`, `dimensions`, the histograms' `edges` over one
-        `common_range`; `means` and `samples`,
-        each from `describe`; `active_units`, the number of dimensions whose
+        `common_range`; `means` and `samples`, each from `describe`; `active_units`, the number of dimensions whose
         means have a variance above 0.01; and lists over dimensions, in nats:
         `rate`, KL(q(z|x) || N(0, 1)) averaged over frames, and `aggregate_kl`.
         `samples`, `rate` and `aggregate_kl` are None without a posterior.
@@ -206,24 +197,21 @@ def shape(mean, log_var=None, sample=None, seed=0):
         raise Unmeasurable("A latent is NaN or infinite.")
     shown = [x for x in (mean, sample) if x is not None]
     edges = np.linspace(*common_range(*shown), BINS + 1)
-    tables = [describe(x, edges) for x in shown]
-    lengths = torch.tensor([len(mean)])
-    means = torch.as_tensor(mean)[None]
-    rate = total = None
-    if log_var is not None:
-        rate = kl_per_channel(means, torch.as_tensor(log_var)[None], lengths)
-        rate = rate.tolist()
-        total = aggregate_kl(mean, log_var, seed=seed).tolist()
-    return {
+    lengths, means = torch.tensor([len(mean)]), torch.as_tensor(mean)[None]
+    found = {
         "frames": len(mean),
         "dimensions": mean.shape[1],
         "edges": edges.tolist(),
-        "means": tables[0],
-        "samples": tables[1] if sample is not None else None,
+        "means": describe(mean, edges),
+        "samples": None if sample is None else describe(sample, edges),
         "active_units": int(active_units(means, lengths)),
-        "rate": rate,
-        "aggregate_kl": total,
     }
+    found |= {"rate": None, "aggregate_kl": None}
+    if log_var is not None:
+        rate = kl_per_channel(means, torch.as_tensor(log_var)[None], lengths)
+        found["rate"] = rate.tolist()
+        found["aggregate_kl"] = aggregate_kl(mean, log_var, seed=seed).tolist()
+    return found
 
 
 def farthest(table):
@@ -250,15 +238,11 @@ def plot_shape(systems, path):
                 panel.set_axis_off()
             for panel, dimension in zip(row, found["shown"], strict=False):
                 for i, kind in enumerate(["means", "samples"]):
+                    look = {"fill": i == 0, "alpha": 1 if i else 0.6}
+                    look |= {"color": style.colour(i), "label": kind}
                     if found[kind] is not None:
-                        panel.stairs(
-                            found[kind]["density"][dimension],
-                            edges,
-                            label=kind,
-                            fill=i == 0,
-                            alpha=0.6 if i == 0 else 1,
-                            color=style.colour(i),
-                        )
+                        density = found[kind]["density"][dimension]
+                        panel.stairs(density, edges, **look)
                 panel.plot(x, normal, "k--", linewidth=1, label="N(0, 1)")
                 panel.set_title(f"dimension {dimension}", loc="left", size=8)
             row[0].set_ylabel(f"{name}\ndensity")
@@ -272,10 +256,7 @@ class Shape(Tool):
 
     key = "shape"
     title = "The shape of the latent space"
-    sentence = (
-        "Dimensions that follow the dashed curve of N(0, 1) tell an analyst "
-        "where to look; shifted, wide or lopsided ones do not."
-    )
+    sentence = "The nearer to the dashed curve of N(0, 1), the better."
     columns = [
         Column(
             "KS to N(0, 1)",
@@ -288,15 +269,14 @@ class Shape(Tool):
         """Returns `shape` of each layer, and the dimensions to be `shown`."""
 
         def measure(layer, latent):
-            log_var, sample = latent.log_var, None
-            if log_var is not None:
-                noise = keyed_generator(
-                    study.seed, layer, "shape", device=log_var.device
-                )
-                sample = latent.draw(noise).flatten(0, 1).cpu().numpy()
-                log_var = log_var.flatten(0, 1).cpu().numpy()
-            mean = latent.mean.flatten(0, 1).cpu().numpy()
-            found = shape(mean, log_var, sample, seed=study.seed)
+            parts = [latent.mean]
+            if latent.log_var is not None:
+                device = latent.mean.device
+                key = study.seed, layer, "shape"
+                noise = latent.draw(keyed_generator(*key, device=device))
+                parts += [latent.log_var, noise]
+            parts = [part.flatten(0, 1).cpu().numpy() for part in parts]
+            found = shape(*parts, seed=study.seed)
             ranked = farthest(found["means"])
             at = np.linspace(0, len(ranked) - 1, min(SHOWN, len(ranked)))
             return found | {"shown": [ranked[round(i)] for i in at]}
@@ -309,11 +289,12 @@ class Shape(Tool):
         for layer in found.layers():
             tables = {s: t[layer] for s, t in found.items() if layer in t}
             for system, table in tables.items():
-                rows.append(_row(f"{system} {layer}", table))
-                worst += [
-                    _worst_row(f"{system} {layer} {d}", table, d)
-                    for d in farthest(table["means"])[:WORST]
-                ]
+                name, means = f"{system} {layer}", table["means"]
+                rows.append({"": name} | _row(table))
+                for d in farthest(means)[:WORST]:
+                    columns = {"KS": "ks", **MOMENTS}.items()
+                    cells = {t: number(means[key][d]) for t, key in columns}
+                    worst.append({"": f"{name} {d}"} | cells)
             stem = f"figures/shape_{layer}"
             plot_shape(tables, study.folder / stem)
             figures.append(
@@ -321,11 +302,9 @@ class Shape(Tool):
                     f"Some dimensions of {layer}",
                     "From the one farthest from N(0, 1) to the nearest, by the "
                     f"Kolmogorov-Smirnov distance of the means; {BINS} bins. "
-                    "Samples are means plus the posterior's noise. Dashed: "
-                    "N(0, 1).",
+                    "Samples are means plus the posterior's noise.",
                     stem,
-                    "Histograms of means and samples against the normal curve, "
-                    "one row per system.",
+                    "Histograms against the normal curve, a row per system.",
                 )
             )
         summary = Table.of(
@@ -355,12 +334,9 @@ def _median(values):
     return number(float(np.median(known)) if known else None)
 
 
-def _row(name, table):
+def _row(table):
     means, samples = table["means"], table["samples"]
-    row = {
-        "": name,
-        "active": f"{table['active_units']} of {table['dimensions']}",
-    }
+    row = {"active": f"{table['active_units']} of {table['dimensions']}"}
     row["KS, means"] = _median(means["ks"])
     row["KS, samples"] = _median(samples["ks"]) if samples else "—"
     row |= {title: _median(means[key]) for title, key in MOMENTS.items()}
@@ -368,9 +344,3 @@ def _row(name, table):
         total = None if table[key] is None else sum(table[key])
         row[f"{title} (nats)"] = number(total, 1)
     return row
-
-
-def _worst_row(name, table, dimension):
-    columns = {"KS": "ks", **MOMENTS}.items()
-    cells = {t: number(table["means"][key][dimension]) for t, key in columns}
-    return {"": name, **cells}

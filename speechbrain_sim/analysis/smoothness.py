@@ -85,13 +85,12 @@ def measure_walks(decode, latents, pairs, steps=10, batch_size=8):
     """
     decoded = decode_clips(decode, latents, batch_size)
     lengths, distances = [], []
-    batches = tqdm(
-        pairs.split(batch_size), desc="walks", unit="batch", disable=None
-    )
-    for start, target in (batch.T for batch in batches):
-        stops = interpolate(latents[start], latents[target], steps + 1)[1:-1]
+    batches = pairs.split(batch_size)
+    for batch in tqdm(batches, desc="walks", unit="batch", disable=None):
+        stops = interpolate(*latents[batch.T], steps + 1)[1:-1]
         between = [decode_finite(decode, z) for z in stops]
-        walk = torch.stack([decoded[start], *between, decoded[target]]).double()
+        start, target = decoded[batch.T]
+        walk = torch.stack([start, *between, target]).double()
         lengths.append(walk.diff(dim=0).norm(dim=-1).T.cpu())
         distance = (walk[-1] - walk[0]).norm(dim=-1)
         same = same_waveform(walk[0], walk[-1])
@@ -133,8 +132,7 @@ def summarise_walks(walks, pairs):
     pairs = np.asarray(pairs)[differ]
     ratios = [steps.sum(1) / distances, steps.max(1) / steps.mean(1)]
     value, low, high = bootstrap_pairs(np.stack(ratios, axis=1), 1, pairs)
-    names = ["path_ratio", "step_ratio"]
-    return _named(names, value, low, high) | {
+    return _named(["path_ratio", "step_ratio"], value, low, high) | {
         "steps": steps.shape[1],
         "pairs": len(pairs),
         "left_out": int((~differ).sum()),
@@ -164,14 +162,13 @@ def measure_moves(decode, latents, directions=8, batch_size=8, seed=0):
     """
     clips, time, channels = latents.shape
     generator = keyed_generator(seed, "moves")
-    shape = (clips * directions,)
-    frames = torch.randint(time, shape, generator=generator)
-    units = torch.randn(*shape, channels, generator=generator)
+    count = clips * directions
+    frames = torch.randint(time, (count,), generator=generator)
+    units = torch.randn(count, channels, generator=generator)
     units = torch.nn.functional.normalize(units, dim=-1).to(latents)
     moves = MOVE * units * latents.flatten(0, 1).std(0, correction=0)
     decoded = decode_clips(decode, latents, batch_size).double()
-    slopes = []
-    rows = torch.arange(len(frames)).split(batch_size)
+    slopes, rows = [], torch.arange(count).split(batch_size)
     for row in tqdm(rows, desc="moves", unit="batch", disable=None):
         clip = row // directions
         z = latents[clip]  # a copy
@@ -179,9 +176,8 @@ def measure_moves(decode, latents, directions=8, batch_size=8, seed=0):
         gap = decode_finite(decode, z).double() - decoded[clip]
         slopes.append(gap.norm(dim=-1).cpu() / MOVE)
     energy = decoded.square().sum(-1).cpu() / time
-    return Moves(
-        torch.cat(slopes).view(clips, directions).numpy(), energy.numpy()
-    )
+    slopes = torch.cat(slopes).view(clips, directions)
+    return Moves(slopes.numpy(), energy.numpy())
 
 
 def summarise_moves(moves):
@@ -213,9 +209,7 @@ def summarise_moves(moves):
     """
     slopes, energy = moves
     if not (energy > 0).all():
-        raise Unmeasurable(
-            "A decoded waveform is silent: slopes have no scale."
-        )
+        raise Unmeasurable("A decoded waveform is silent: no scale of slopes.")
 
     def measure(chosen, axis=-1):
         """Numbers of some clips, (..., clips) -> (4, ...)."""
@@ -227,10 +221,8 @@ def summarise_moves(moves):
     every = np.arange(len(slopes))
     low, high = bootstrap(measure, every, unit="clip")
     names = ["mean", "p95", "relative_mean", "relative_p95"]
-    return _named(names, measure(every), low, high) | {
-        "clips": len(slopes),
-        "directions": slopes.shape[1],
-    }
+    counts = {"clips": len(slopes), "directions": slopes.shape[1]}
+    return _named(names, measure(every), low, high) | counts
 
 
 def _named(names, *numbers):
@@ -275,10 +267,7 @@ class Smoothness(Tool):
 
     key = "smoothness"
     title = "Smoothness as a number"
-    sentence = (
-        "Nearer to 1 is smoother on the left and in the middle; lower is "
-        "gentler on the right."
-    )
+    sentence = "Left and middle: smoother near 1. Right: gentler if lower."
     needs = ("decoders",)
     columns = [
         Column(
@@ -330,9 +319,8 @@ class Smoothness(Tool):
                 "Lipschitz, mean": moves["relative_mean"],
                 "Lipschitz, 95th percentile": moves["relative_p95"],
             }
-            cells = {key: with_interval(score) for key, score in scores.items()}
-            left_out = {"left out": str(walks["left_out"])}
-            rows.append({"": name, **cells, **left_out})
+            row = {key: with_interval(score) for key, score in scores.items()}
+            rows.append({"": name, **row, "left out": f"{walks['left_out']}"})
         return [
             Figure(
                 "Decoded walks and moves",
@@ -342,8 +330,7 @@ class Smoothness(Tool):
                 f"deviation it moves (by moves of {MOVE}), over the loudness "
                 "of a frame: a local Lipschitz estimate.",
                 "figures/smoothness",
-                "Three panels of points with intervals, layers side by side, "
-                "one colour per system.",
+                "Three panels of points with intervals, by layer and system.",
             ),
             Table.of(
                 "Along interpolations, and around latents",

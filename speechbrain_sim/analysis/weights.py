@@ -19,7 +19,7 @@ from speechbrain_sim.analysis.intervals import (
 from speechbrain_sim.analysis.study import Column, Tool, powers_of_two
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
-from speechbrain_sim.report.tables import percent
+from speechbrain_sim.report.tables import number, percent
 
 #: what is repeated of a probe's scores
 SCORES = ("accuracy", "deviation", "interval", "chance")
@@ -49,30 +49,12 @@ class TopN(NamedTuple):
     total: np.ndarray
 
 
-def importance(weight):
-    """Importance of each dimension to a probe: the norm of its weights.
-
-    As in the paper. It depends on the dimension's scale: one that is ten times
-    larger needs a tenth of the weight.
-
-    Arguments
-    ---------
-    weight : numpy.ndarray
-        (probes, channels, classes).
-
-    Returns
-    -------
-    numpy.ndarray
-        (probes, channels).
-    """
-    return np.linalg.norm(weight, axis=-1)
-
-
 def contribution(weight, std):
     """How much each dimension moves a probe's predictions.
 
     The norm of its weights, less their mean over classes, which moves all
-    logits alike, times the deviation of the feature.
+    logits alike, times the deviation of the feature. The paper's importance is
+    the norm alone: a dimension ten times larger needs a tenth of the weight.
 
     Arguments
     ---------
@@ -86,7 +68,8 @@ def contribution(weight, std):
     numpy.ndarray
         (probes, channels).
     """
-    return importance(weight - weight.mean(-1, keepdims=True)) * std
+    centred = weight - weight.mean(-1, keepdims=True)
+    return np.linalg.norm(centred, axis=-1) * std
 
 
 def gini(share):
@@ -166,7 +149,7 @@ def concentration(weight, std):
     """
     weight = np.asarray(weight, float)
     found = {"dimensions": weight.shape[1]}
-    kinds = {"raw": importance(weight)}
+    kinds = {"raw": np.linalg.norm(weight, axis=-1)}
     kinds["contribution"] = contribution(weight, std)
     for kind, share in kinds.items():
         effective = participation_ratio(share).mean()
@@ -177,14 +160,12 @@ def concentration(weight, std):
         }
     scaled = weight / np.abs(weight).max()
     density, edges = np.histogram(scaled, BINS, (-1, 1), density=True)
-    size = np.abs(scaled)
-    return found | {
-        "histogram": {"edges": edges.tolist(), "density": density.tolist()},
-        "near_zero": {
-            f"below_{limit}_percent": float(np.mean(size < limit / 100))
-            for limit in (1, 10)
-        },
+    histogram = {"edges": edges.tolist(), "density": density.tolist()}
+    near_zero = {
+        f"below_{limit}_percent": float(np.mean(np.abs(scaled) < limit / 100))
+        for limit in (1, 10)
     }
+    return found | {"histogram": histogram, "near_zero": near_zero}
 
 
 def top_n_accuracy(weight, mean, std, x, y, utterance, counts):
@@ -217,10 +198,8 @@ def top_n_accuracy(weight, mean, std, x, y, utterance, counts):
     """
     steps = [0, *counts]
     if sorted(steps) != steps or steps[-1] > weight.shape[1]:
-        raise ValueError(
-            f"n is {counts}; it must rise from 0 or more to at most "
-            f"{weight.shape[1]}, the number of dimensions."
-        )
+        largest = f"{weight.shape[1]}, the number of dimensions"
+        raise ValueError(f"n is {counts}; it must rise to at most {largest}.")
     correct = np.zeros((len(counts), len(weight), len(y)))
     order = np.argsort(-contribution(weight, std), axis=-1, kind="stable")
     for probe, (matrix, ranked) in enumerate(zip(weight, order, strict=True)):
@@ -229,13 +208,9 @@ def top_n_accuracy(weight, mean, std, x, y, utterance, counts):
             more = ranked[steps[i] : steps[i + 1]]
             logits += (x[:, more] - mean[more]) @ matrix[more]
             correct[i, probe] = logits.argmax(-1) == y
-    counted = [per_utterance(rows, utterance) for rows in correct]
-    return TopN(
-        list(counts),
-        correct.mean((1, 2)).tolist(),
-        np.stack([hits for hits, _ in counted]),
-        counted[0][1],
-    )
+    counted = (per_utterance(rows, utterance) for rows in correct)
+    hits, totals = map(np.stack, zip(*counted, strict=True))
+    return TopN(list(counts), correct.mean((1, 2)).tolist(), hits, totals[0])
 
 
 def plot_weights(systems, path):
@@ -269,10 +244,7 @@ class Weights(Tool):
 
     key = "weights"
     title = "Where the information sits"
-    sentence = (
-        "More weights near zero, and a curve that rises early, mean that fewer "
-        "dimensions have to be studied."
-    )
+    sentence = "The earlier a curve rises, the fewer dimensions are to study."
     needs = ("probes",)
     columns = [
         Column(
@@ -296,12 +268,12 @@ class Weights(Tool):
         train, valid, test = map(probes.features, ("train", "valid", "test"))
 
         def measure(layer, latent):
-            weight, part = probes.weights[layer], test[layer]
+            weight, (x, y, utterance, _) = probes.weights[layer], test[layer]
             known = np.concatenate([train[layer].x, valid[layer].x])
             mean, std = known.mean(0), known.std(0)
             counts = [1, *powers_of_two(weight.shape[1])]
-            examples = np.asarray(part.x), part.y, part.utterance
-            top = top_n_accuracy(weight, mean, std, *examples, counts)
+            examples = np.asarray(x), y, utterance, counts
+            top = top_n_accuracy(weight, mean, std, *examples)
             intervals = [bootstrap_interval(h, top.total) for h in top.hits]
             scores = {"counts": counts, "accuracy": top.accuracy}
             return {
@@ -323,8 +295,7 @@ class Weights(Tool):
                 "Weights of the probes",
                 "Of all classes and seeds, over the largest of the layer.",
                 "figures/weights",
-                "Histograms of classifier weights, one panel per layer, one "
-                "line per system.",
+                "Histograms of weights, a panel per layer, a line per system.",
             ),
             _table(found, study.published.get("bias_free", {})),
             Figure(
@@ -332,14 +303,13 @@ class Weights(Tool):
                 "All others are held at their mean; no retraining. Bands: 95 % "
                 "intervals over recordings.",
                 "figures/top_n",
-                "Accuracy over the number of dimensions kept, one panel per "
-                "layer, one line per system.",
+                "Lines of accuracy over dimensions kept, a panel per layer.",
             ),
         ]
 
 
 def _effective(numbers, kind="contribution"):
-    return f"{numbers[kind]['participation_ratio']:.0f}"
+    return number(numbers[kind]["participation_ratio"], 0)
 
 
 def _table(found, published):
@@ -347,15 +317,13 @@ def _table(found, published):
     rows = []
     for name, system, layer, numbers in found.rows():
         row = {"": name, "accuracy (%)": percent(numbers["probe"])}
-        near = numbers["near_zero"].values()
-        titles = ("weights < 1 % (%)", "< 10 % (%)")
-        row |= {t: f"{100 * x:.1f}" for t, x in zip(titles, near, strict=True)}
+        near = [number(100 * x, 1) for x in numbers["near_zero"].values()]
+        row["weights < 1 % (%)"], row["< 10 % (%)"] = near
         for kind, of in (("raw", ""), ("contribution", ", contribution")):
-            row[f"Gini{of}"] = f"{numbers[kind]['gini']:.2f}"
+            row[f"Gini{of}"] = number(numbers[kind]["gini"])
             row[f"dimensions{of}"] = _effective(numbers, kind)
         if published:
-            theirs = published.get(system, {}).get(layer, "")
-            row["paper (%)"] = str(theirs)
+            row["paper (%)"] = str(published.get(system, {}).get(layer, ""))
         rows.append(row)
     return Table.of(
         "Concentration",

@@ -20,7 +20,7 @@ from speechbrain_sim.analysis.factor_scores import (
     sap,
 )
 from speechbrain_sim.analysis.factors import plot_factors
-from speechbrain_sim.analysis.lasso import importances
+from speechbrain_sim.analysis.lasso import Part, importances
 
 TRAIN, TEST, NOISE = 900, 600, 6
 
@@ -45,12 +45,15 @@ def planted(seed=0):
 
 
 def parts(code, factors):
-    return (
-        code[:TRAIN],
-        code[TRAIN:],
-        {name: values[:TRAIN] for name, values in factors.items()},
-        {name: values[TRAIN:] for name, values in factors.items()},
-    )
+    return [
+        Part(code[at], {name: values[at] for name, values in factors.items()})
+        for at in (slice(TRAIN), slice(TRAIN, None))
+    ]
+
+
+def with_code(parted, codes):
+    pairs = zip(parted, codes, strict=True)
+    return [part._replace(code=code) for part, code in pairs]
 
 
 def test_a_perfect_code_scores_best():
@@ -99,8 +102,8 @@ def test_a_rotated_code_is_entangled_but_tells_as_much():
     factors, columns, noise = planted()
     parted = parts(np.hstack([columns, noise]), factors)
     perfect = factor_scores(*parted)
-    train, test = controls(*parted[:2])["rotation"]
-    rotated = factor_scores(train, test, *parted[2:])
+    codes = controls(*(part.code for part in parted))["rotation"]
+    rotated = factor_scores(*with_code(parted, codes))
     assert rotated["disentanglement"] < 0.6 < perfect["disentanglement"]
     assert rotated["completeness"] < 0.6 < perfect["completeness"]
     assert rotated["mig"] < perfect["mig"] / 2
@@ -163,15 +166,14 @@ def test_scores_are_json():
 def test_the_interval_resamples_utterances():
     factors, columns, noise = planted()
     code = np.hstack([columns + 0.5 * noise[:, :3] * columns.std(0), noise])
-    train, test, known, wanted = parts(code, factors)
-    alone = dci(train, test, known, wanted)
-    doubled = dci(
-        train,
-        np.repeat(test, 2, axis=0),
-        known,
-        {name: np.repeat(values, 2) for name, values in wanted.items()},
-        test_groups=[f"utterance{i // 2}" for i in range(2 * TEST)],
+    train, test = parts(code, factors)
+    alone = dci(train, test)
+    twice = Part(
+        np.repeat(test.code, 2, axis=0),
+        {name: np.repeat(values, 2) for name, values in test.factors.items()},
+        [f"utterance{i // 2}" for i in range(2 * TEST)],
     )
+    doubled = dci(train, twice)
     for key in ("informativeness", "interval"):
         assert doubled[key] == pytest.approx(alone[key], abs=0.01)
     low, high = alone["interval"]
@@ -185,8 +187,8 @@ def test_frames_of_one_recording_stay_in_one_fold():
     code = np.hstack([np.eye(12)[groups], rng.normal(size=(480, 4))])
     code += 0.1 * rng.normal(size=code.shape)
     factors = {"a": rng.normal(size=12)[groups], "b": rng.normal(size=480)}
-    alone = importances(code, factors).penalties
-    grouped = importances(code, factors, groups).penalties
+    alone = importances(Part(code, factors)).penalties
+    grouped = importances(Part(code, factors, groups)).penalties
     assert alone[0] is not None and grouped[0] is None
 
 
@@ -259,7 +261,8 @@ def test_importances_are_those_of_the_whole_data():
     factors, columns, noise = planted()
     code = np.hstack([columns, noise])[:TRAIN]
     vowel = factors["vowel"][:TRAIN]
-    fit = importances(code, {"a": vowel, "b": factors["pitch"][:TRAIN]})
+    known = {"a": vowel, "b": factors["pitch"][:TRAIN]}
+    fit = importances(Part(code, known))
     y = (vowel[:, None] == ["a", "i", "u"]).astype(float)
     y = (y - y.mean(0)) / np.sqrt(y.var(0).sum())
     x = (code - code.mean(0)) / code.std(0)
@@ -272,14 +275,15 @@ def test_a_class_between_two_others_is_found():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 900)
     code = np.stack([labels + 0.1 * rng.normal(size=900), rng.normal(size=900)])
-    scores = sap(code.T, code.T, {"vowel": labels}, {"vowel": labels})
+    part = Part(code.T, {"vowel": labels})
+    scores = sap(part, part)
     assert scores["sap_share"] > 0.9
 
 
 def test_many_classes_do_not_fit_into_the_bins():
     phones = np.repeat(np.arange(41), 50)
     code = np.stack([phones, np.random.default_rng(7).permutation(phones)], 1)
-    score = mig(code, {"phone": phones})["factors"]["phone"]
+    score = mig(Part(code, {"phone": phones}))["factors"]["phone"]
     assert score["mig_maximum"] == pytest.approx(
         math.log(20) / math.log(41), 0.01
     )
@@ -323,22 +327,22 @@ GOOD = {"vowel": ["a", "i"] * 10, "pitch": [0.1 * i for i in range(20)]}
 def test_bad_factors_are_named(train, test, message):
     code = np.random.default_rng(0).normal(size=(20, 3))
     with pytest.raises(ValueError, match=message):
-        factor_scores(code, code, {**GOOD, **train}, {**GOOD, **test})
+        factor_scores(Part(code, GOOD | train), Part(code, GOOD | test))
 
 
 def test_bad_codes_are_named():
     code = np.random.default_rng(0).normal(size=(20, 3))
     broken = np.where(code > 1, np.nan, code)
     with pytest.raises(ValueError, match="NaN"):
-        factor_scores(code, broken, GOOD, GOOD)
+        factor_scores(Part(code, GOOD), Part(broken, GOOD))
     with pytest.raises(ValueError, match="two dimensions"):
-        factor_scores(code[:, :1], code[:, :1], GOOD, GOOD)
+        factor_scores(Part(code[:, :1], GOOD), Part(code[:, :1], GOOD))
     with pytest.raises(ValueError, match="2 dimensions in the training part"):
-        factor_scores(code[:, :2], code, GOOD, GOOD)
+        factor_scores(Part(code[:, :2], GOOD), Part(code, GOOD))
     with pytest.raises(ValueError, match="1 factor is too few"):
-        dci(code, code, {"vowel": GOOD["vowel"]}, {"vowel": GOOD["vowel"]})
+        dci(*2 * [Part(code, {"vowel": GOOD["vowel"]})])
     with pytest.raises(ValueError, match="1 utterance"):
-        dci(code, code, GOOD, GOOD, test_groups=[0] * 20)
+        dci(Part(code, GOOD), Part(code, GOOD, [0] * 20))
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
@@ -352,15 +356,15 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", absent)
     code = np.random.default_rng(0).normal(size=(20, 3))
     with pytest.raises(ImportError, match=r"speechbrain-sim\[analysis\]"):
-        importances(code, GOOD)
+        importances(Part(code, GOOD))
 
 
 def test_plot_factors(tmp_path):
     factors, columns, noise = planted()
     parted = parts(np.hstack([columns, noise]), factors)
     scores = {"SIM": factor_scores(*parted)}
-    for name, code in controls(*parted[:2]).items():
-        scores[name] = factor_scores(*code, *parted[2:])
+    for name, codes in controls(*(part.code for part in parted)).items():
+        scores[name] = factor_scores(*with_code(parted, codes))
     layers = {"module1": scores, "context": {"SIM": scores["SIM"]}}
     plot_factors(layers, "artificial speech", tmp_path / "factors")
     assert (tmp_path / "factors.svg").exists()
