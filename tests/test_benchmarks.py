@@ -61,8 +61,11 @@ def test_the_plain_way_gives_the_same_losses_and_gradients(
     assert mine.keys() == theirs.keys()
     for key, gradient in mine.items():
         error = (gradient - theirs[key]).norm()
-        # a bias before a batch norm has no gradient but rounding
-        scale = max(theirs[key].norm(), 1e-2 * theirs[key[0], PREDICTOR].norm())
+        # a bias before a batch norm has no gradient but rounding, which
+        # depends on the number of threads
+        cancels = batch_norm and "convs" in key[1] and key[1].endswith("bias")
+        least = (1e-1 if cancels else 1e-2) * theirs[key[0], PREDICTOR].norm()
+        scale = max(theirs[key].norm(), least)
         assert error <= 1e-3 * scale, key
 
 

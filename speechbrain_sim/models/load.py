@@ -11,6 +11,7 @@ from speechbrain_sim.models.format import (
     CONFIG,
     DECODER,
     ENCODER,
+    MODEL_TYPE,
     encoder_of,
     load_parts,
     read_config,
@@ -50,12 +51,18 @@ def load_encoder(source, **options):
     >>> description["layers"]
     ['logmel']
     """
-    folder = os.path.expanduser(str(source))
+    kind = huggingface.model_type(os.path.expanduser(str(source)))
     if str(source) == LOGMEL:
         encoder, description = LogMel(), {"model": LOGMEL, "sha256": LOGMEL}
         description["arguments"] = encoder.arguments
-    elif huggingface.model_type(folder) in huggingface.MODEL_TYPES:
+    elif kind in huggingface.MODEL_TYPES:
+        folder = os.path.expanduser(str(source))
         encoder, description = huggingface.load_hidden_states(folder)
+    elif kind not in (None, MODEL_TYPE):
+        raise ValueError(
+            f"{source} is a model of the type '{kind}': those that can be read "
+            f"are {MODEL_TYPE}, {', '.join(huggingface.MODEL_TYPES)}."
+        )
     else:
         parts, config = load_parts(open_source(source, **options), [ENCODER])
         encoder, entry = parts[ENCODER], config["parts"][ENCODER]

@@ -242,11 +242,11 @@ def test_damaged_files_are_refused(folder):
 
 
 def test_a_folder_of_neither_kind_names_both(tmp_path):
-    for text in (None, '{"model_type": "whisper"}'):
-        if text:
-            (tmp_path / "config.json").write_text(text)
-        with pytest.raises(FileNotFoundError, match="encoder.json.*wav2vec2"):
-            load_encoder(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="config.json: .*of a run"):
+        load_encoder(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
+    with pytest.raises(ValueError, match="whisper.*smooth_infomax, wav2vec2"):
+        load_encoder(str(tmp_path))
 
 
 def test_without_transformers_the_extra_is_named(folder, monkeypatch):

@@ -92,7 +92,7 @@ def test_the_truth_is_best_and_noise_is_worst(name):
 
 
 def test_impossible_weights():
-    with pytest.raises(ValueError, match="one must be above 0"):
+    with pytest.raises(ValueError, match="one must be positive"):
         ReconstructionLoss(mse=0.0)
     with pytest.raises(ValueError, match="none may be negative"):
         ReconstructionLoss(mel=-1.0)
