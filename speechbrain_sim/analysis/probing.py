@@ -1,10 +1,12 @@
 """What a linear layer reads of each layer: the paper's table 1."""
 
+import numpy as np
+
 from speechbrain_sim.analysis.probes import compare, read_system
 from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Gap, Table
-from speechbrain_sim.report.tables import percent, with_interval
+from speechbrain_sim.report.tables import number, percent, with_interval
 
 
 def read_probed(folders, baseline):
@@ -33,8 +35,7 @@ def read_probed(folders, baseline):
                 system[f"above_{baseline}"] = difference
         for system in joined.values():
             total = system.pop("outcomes")["total"]
-            counts = {"examples": int(total.sum()), "recordings": len(total)}
-            system |= counts
+            system |= {"examples": int(total.sum()), "recordings": len(total)}
         probed[label] = joined
     return probed
 
@@ -70,9 +71,7 @@ class Probing(Tool):
 
     key = "probes"
     title = "What a linear layer reads"
-    sentence = (
-        "Higher is better; compare with chance, and systems in the same layer."
-    )
+    sentence = "Higher is better; compare with chance, and in the same layer."
     inside = False
 
     def items(self, found, study):
@@ -81,16 +80,14 @@ class Probing(Tool):
         for label, systems in study.probed.items():
             stem = f"figures/probe_{label}"
             plot_probes(systems, label, study.folder / stem)
-            items += [
-                _table(label, systems, study),
-                Figure(
-                    f"Accuracy, {label}",
-                    "Means over seeds, 95 % intervals over recordings. Dotted: "
-                    "chance.",
-                    stem,
-                    "Bars of each system, grouped by layer.",
-                ),
-            ]
+            figure = Figure(
+                f"Accuracy, {label}",
+                "Means over seeds, 95 % intervals over recordings. Dotted: "
+                "chance.",
+                stem,
+                "Bars of each system, grouped by layer.",
+            )
+            items += [_table(label, systems, study), figure]
         return items or [Gap("No probes", "There are no --labels to probe.")]
 
 
@@ -101,24 +98,23 @@ def _layers(systems):
 def _table(label, systems, study):
     """Accuracy in each layer, and the difference to the baseline."""
     published = study.published.get("probes", {}).get(label, {})
-    rows, passed = [], []
+    rows, passed, versus = [], [], study.baseline
     for name, system in systems.items():
-        scores, best = system["layers"], system["best_layer"]
-        row = {"": name} | {layer: "" for layer in _layers(systems)}
+        scores, above = system["layers"], system.get(f"above_{versus}")
+        above = above and {"value": above["difference"], **above}
+        row = {"": name} | dict.fromkeys(_layers(systems), "")
         row |= {layer: percent(score) for layer, score in scores.items()}
-        above = system.get(f"above_{study.baseline}")
-        if above:
-            above = {"value": above["difference"], **above}
-        row["best layer"] = best
-        row[f"best − {study.baseline}"] = with_interval(above, 100, 1, "+")
+        row["best layer"] = system["best_layer"]
+        row[f"best − {versus}"] = with_interval(above, 100, 1, "+")
         controls = [score["control"] for score in scores.values()]
         passed += [control["passed"] for control in controls]
-        mean = sum(c["accuracy"] for c in controls) / len(controls)
-        row["shuffled labels"] = f"{100 * mean:.1f}"
+        mean = np.mean([control["accuracy"] for control in controls])
+        row["shuffled labels"] = number(100 * mean, 1)
         if published:
             row["paper"] = str(published.get(name, ""))
         rows.append(row)
     chance = 100 * next(iter(scores.values()))["chance"]
+    note = f" {study.published['note']}" if published else ""
     return Table.of(
         label.capitalize(),
         f"{system['classes']} classes, chance (the most frequent class) "
@@ -129,7 +125,6 @@ def _table(label, systems, study):
         "layer is chosen on the validation part; difference of the best "
         "layers: paired interval. Features are means of posteriors, never "
         "samples. Mean over layers of probes trained on shuffled labels; at "
-        f"chance: {sum(passed)} of {len(passed)}."
-        + (f" {study.published['note']}" if published else ""),
+        f"chance: {sum(passed)} of {len(passed)}.{note}",
         rows,
     )

@@ -212,7 +212,8 @@ def write_page(folder, title, note, summary, sections, systems):
     >>> sorted(path.name for path in folder.iterdir())
     ['audio', 'report.html', 'report.md']
     """
-    _check(summary, sections, systems)
+    for problem in _problems(summary, sections, systems):
+        raise ValueError(problem)
     folder = Path(folder)
     sections = [s._replace(items=group_explorers(s.items)) for s in sections]
     files, blobs = {}, {}
@@ -245,19 +246,18 @@ def group_explorers(items):
     >>> group_explorers(explorers)[0].gain
     0.3
     """
-    together, grouped = {}, []
+    explorers = [item for item in items if isinstance(item, Explorer)]
+    groups = {explorer.title: [] for explorer in explorers}
+    for explorer in explorers:
+        groups[explorer.title].append(explorer)
+    grouped = []
     for item in items:
         if not isinstance(item, Explorer):
             grouped.append(item)
-        elif item.title in together:
-            together[item.title].append(item)
-        else:
-            together[item.title] = [item]
-            grouped.append(Group(item.title, together[item.title], 1.0))
-    for at, item in enumerate(grouped):
-        if isinstance(item, Group):
-            wavs = (s.wav for e in item.explorers for s in e.stops)
-            grouped[at] = item._replace(gain=common_gain(wavs))
+        elif item is groups[item.title][0]:
+            same = groups[item.title]
+            gain = common_gain([s.wav for e in same for s in e.stops])
+            grouped.append(Group(item.title, same, gain))
     return grouped
 
 
@@ -294,11 +294,8 @@ def _render(group, key, files, blobs):
         for variant, explorer in zip(variants, group.explorers, strict=True)
         for stop in explorer.stops
     ]
-    log_mel = LogMel()
-    mels = [
-        log_mel(torch.tensor(wav).float()[None])[LOGMEL].mean[0].numpy()
-        for _, _, wav in sounds
-    ]
+    log_mel, wavs = LogMel(), [torch.tensor(wav).float() for *_, wav in sounds]
+    mels = [log_mel(wav[None])[LOGMEL].mean[0].numpy() for wav in wavs]
     high = max(mel.max() for mel in mels)
     for (variant, label, wav), mel in zip(sounds, mels, strict=True):
         wav, mel = encode_wav(wav), mel_png(mel, high - RANGE, high)
@@ -314,66 +311,52 @@ def _render(group, key, files, blobs):
     return variants
 
 
-def _check(summary, sections, systems):
-    """Raises a ValueError if something cannot be shown; see `write_page`."""
+def _problems(summary, sections, systems):
+    """Yields what cannot be shown; see `write_page`."""
     keys = ["summary", *(section.key for section in sections)]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"Two sections have the key {key!r}.")
+    for key in _repeated(keys):
+        yield f"Two sections have the key {key!r}."
     for item in [summary, *(i for s in sections for i in s.items)]:
         if item.system is not None and item.system not in systems:
-            raise ValueError(
-                f"{item.title!r} belongs to {item.system!r}, which is not "
-                f"among the systems {', '.join(systems)}."
-            )
+            there = f"not among the systems {', '.join(systems)}"
+            yield f"{item.title!r} belongs to {item.system!r}, {there}."
         if isinstance(item, Table):
-            _check_table(item)
+            wide = len(item.header)
+            for row in item.rows:
+                if len(row) != wide:
+                    cells = f"{len(row)} cells under a header of {wide}: {row}"
+                    yield f"{item.title!r} has a row of {cells}."
         if isinstance(item, Explorer):
-            _check_explorer(item)
+            yield from _problems_of_sounds(item)
     for section in sections:
-        names = [i.name for i in section.items if isinstance(i, Explorer)]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(
-                    f"Two explorers of the section {section.key!r} have the "
-                    f"same title, system and layer: {name}."
-                )
+        explorers = [i for i in section.items if isinstance(i, Explorer)]
+        for name in _repeated([explorer.name for explorer in explorers]):
+            same = "the same title, system and layer"
+            yield f"Two explorers of {section.key!r} have {same}: {name}."
 
 
-def _check_table(table):
-    for row in table.rows:
-        if len(row) != len(table.header):
-            raise ValueError(
-                f"{table.title!r} has a row of {len(row)} cells under a header "
-                f"of {len(table.header)}: {row}."
-            )
-
-
-def _check_explorer(explorer):
-    name = explorer.name
+def _problems_of_sounds(explorer):
     if not explorer.stops:
-        raise ValueError(f"The explorer {name!r} has no stops.")
+        yield f"The explorer {explorer.name!r} has no stops."
     for label, wav in explorer.stops:
-        wav = np.asarray(wav)
+        wav, name = np.asarray(wav), f"{label!r} of {explorer.name!r}"
         if wav.ndim != 1 or not wav.size:
-            raise ValueError(
-                f"{label!r} of the explorer {name!r} has the shape "
-                f"{wav.shape} instead of (samples,)."
-            )
+            yield f"{name} has the shape {wav.shape} instead of (samples,)."
         if not np.isfinite(wav).all():
-            raise ValueError(
-                f"{label!r} of the explorer {name!r} is not finite."
-            )
+            yield f"{name} is not finite."
+
+
+def _repeated(names):
+    return [name for name in names if names.count(name) > 1]
 
 
 def _template(name, folder):
     """Opens a template; html is escaped by jinja, markdown by `escape`."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    trim = {"trim_blocks": True, "lstrip_blocks": True}
+    html = name.endswith("html")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=name.endswith("html"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=html, undefined=StrictUndefined, **trim
     )
 
     def embed_svg(stem):
