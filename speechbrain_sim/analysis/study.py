@@ -212,20 +212,18 @@ class Study(NamedTuple):
         found, last = results.split()[0], self.systems[-1].name
         differences = Results()
         for _, system, layer, numbers in found.rows():
-            other = found.get(last, {}).get(layer)
-            if system == last or other is None:
-                continue
-            if numbers.get("dimensions") != other.get("dimensions"):
+            other = found.get(last, {}).get(layer, {})
+            same = numbers.get("dimensions") == other.get("dimensions")
+            if system == last or not (other and same):
                 continue
             ratios = (
                 (np.array(above)[:, None], np.array(below))
                 for above, below in (numbers["per_pair"], other["per_pair"])
             )
-            value, *ends = bootstrap_pairs_difference(*ratios, pairs)
-            differences.setdefault(system, {})[layer] = {
-                "value": float(value[0]),
-                "interval": [float(end[0]) for end in ends],
-            }
+            ends = bootstrap_pairs_difference(*ratios, pairs)
+            value, low, high = (float(end[0]) for end in ends)
+            difference = {"value": value, "interval": [low, high]}
+            differences.setdefault(system, {})[layer] = difference
         return differences
 
 
@@ -274,7 +272,7 @@ class Tool(ABC):
 
     def section(self, results, study):
         """Returns the section, with a gap for each layer without numbers."""
-        found, gaps = Results(results).split()
+        found, gaps = results.split()
         nothing = any(results.values()) and not found
         items = [] if nothing else self.items(found, study)
         return Section(self.key, self.title, self.sentence, [*items, *gaps])
@@ -288,5 +286,5 @@ def powers_of_two(largest):
     >>> powers_of_two(20)
     [2, 4, 8, 16, 20]
     """
-    powers = [2**k for k in range(1, largest.bit_length())]
-    return sorted({*(p for p in powers if p <= largest), largest})
+    powers = {2**k for k in range(1, largest.bit_length())}
+    return sorted(powers | {largest})

@@ -39,9 +39,8 @@ class TradeOff(Tool):
         points = {layer: {} for layer in found.layers()}
         for _, system, layer, numbers in found.rows():
             probed = scores.get(system, {"layers": {}})["layers"]
-            if layer in probed:
-                pair = probed[layer], delta_at_share(numbers)
-                points[layer][system] = pair
+            pair = probed.get(layer), delta_at_share(numbers)
+            points[layer] |= {system: pair} if layer in probed else {}
         if not any(points.values()):
             return [Gap("No trade-off", "It needs probes, and delta.")]
         plot_trade_off(points, study.label, study.folder / "figures/trade_off")
@@ -51,7 +50,6 @@ class TradeOff(Tool):
                 f"Probes for {study.label} in each layer, and δ at N/D = "
                 f"{SHARE} by mean absolute error. 95 % intervals.",
                 "figures/trade_off",
-                "One panel per layer, accuracy over δ, a point for each "
-                "system.",
+                "Accuracy over δ, a panel per layer, a point per system.",
             )
         ]
