@@ -50,12 +50,12 @@ def plot_probes(systems, label, path):
             for layer, score in system["layers"].items():
                 beside = [s for s in systems.values() if layer in s["layers"]]
                 shift = beside.index(system) - (len(beside) - 1) / 2
-                y, ends = score["accuracy"], score["interval"]
-                x, yerr = layers.index(layer), style.error_bars([y], [ends])
-                bar = {"yerr": 100 * yerr, "error_kw": {"elinewidth": 1}}
+                y, ends = style.error_bars([score], "accuracy", 100)
+                x = layers.index(layer) + shift * width
+                bar = {"yerr": ends, "error_kw": {"elinewidth": 1}}
                 bar |= {"color": style.colour(i), "label": name}
                 name = None  # once in the legend
-                panel.bar(x + shift * width, 100 * y, width, **bar)
+                panel.bar(x, y, width, **bar)
         chance = 100 * score["chance"]
         panel.axhline(chance, color="black", linestyle=":", linewidth=1)
         at = panel.get_yaxis_transform()
@@ -101,11 +101,11 @@ def _table(label, systems, study):
     rows, passed, versus = [], [], study.baseline
     for name, system in systems.items():
         scores, above = system["layers"], system.get(f"above_{versus}")
-        above = above and {"value": above["difference"], **above}
         row = {"": name} | dict.fromkeys(_layers(systems), "")
         row |= {layer: percent(score) for layer, score in scores.items()}
         row["best layer"] = system["best_layer"]
-        row[f"best − {versus}"] = with_interval(above, 100, 1, "+")
+        best = with_interval(above, 100, 1, "+", key="difference")
+        row[f"best − {versus}"] = best
         controls = [score["control"] for score in scores.values()]
         passed += [control["passed"] for control in controls]
         mean = np.mean([control["accuracy"] for control in controls])
@@ -120,11 +120,10 @@ def _table(label, systems, study):
         f"{system['classes']} classes, chance (the most frequent class) "
         f"{chance:.1f} %, {system['examples']} test examples from "
         f"{system['recordings']} recordings. Test accuracy in percent: mean ± "
-        "deviation over probe seeds (and encoder seeds, where there are "
-        "several), 95 % interval bootstrapped over test recordings. The best "
-        "layer is chosen on the validation part; difference of the best "
-        "layers: paired interval. Features are means of posteriors, never "
-        "samples. Mean over layers of probes trained on shuffled labels; at "
-        f"chance: {sum(passed)} of {len(passed)}.{note}",
+        "deviation over seeds of probes (and encoders, if several), 95 % "
+        "interval bootstrapped over test recordings. The best layer is chosen "
+        "on the validation part; difference of the best layers: paired "
+        "interval. Features are means of posteriors. Shuffled labels: mean "
+        f"over layers; at chance: {sum(passed)} of {len(passed)}.{note}",
         rows,
     )

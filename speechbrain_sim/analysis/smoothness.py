@@ -16,11 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_sim.analysis.delta import (
-    decode_clips,
-    decode_finite,
-    same_waveform,
-)
+from speechbrain_sim.analysis import delta
 from speechbrain_sim.analysis.intervals import (
     Unmeasurable,
     bootstrap,
@@ -83,17 +79,17 @@ def measure_walks(decode, latents, pairs, steps=10, batch_size=8):
     -------
     Walks
     """
-    decoded = decode_clips(decode, latents, batch_size)
+    decoded = delta.decode_clips(decode, latents, batch_size)
     lengths, distances = [], []
     batches = pairs.split(batch_size)
     for batch in tqdm(batches, desc="walks", unit="batch", disable=None):
         stops = interpolate(*latents[batch.T], steps + 1)[1:-1]
-        between = [decode_finite(decode, z) for z in stops]
+        between = [delta.decode_finite(decode, z) for z in stops]
         start, target = decoded[batch.T]
         walk = torch.stack([start, *between, target]).double()
         lengths.append(walk.diff(dim=0).norm(dim=-1).T.cpu())
         distance = (walk[-1] - walk[0]).norm(dim=-1)
-        same = same_waveform(walk[0], walk[-1])
+        same = delta.same_waveform(walk[0], walk[-1])
         distances.append(distance.masked_fill(same, 0).cpu())
     return Walks(torch.cat(lengths).numpy(), torch.cat(distances).numpy())
 
@@ -167,13 +163,13 @@ def measure_moves(decode, latents, directions=8, batch_size=8, seed=0):
     units = torch.randn(count, channels, generator=generator)
     units = torch.nn.functional.normalize(units, dim=-1).to(latents)
     moves = MOVE * units * latents.flatten(0, 1).std(0, correction=0)
-    decoded = decode_clips(decode, latents, batch_size).double()
+    decoded = delta.decode_clips(decode, latents, batch_size).double()
     slopes, rows = [], torch.arange(count).split(batch_size)
     for row in tqdm(rows, desc="moves", unit="batch", disable=None):
         clip = row // directions
         z = latents[clip]  # a copy
         z[torch.arange(len(row)), frames[row]] += moves[row]
-        gap = decode_finite(decode, z).double() - decoded[clip]
+        gap = delta.decode_finite(decode, z).double() - decoded[clip]
         slopes.append(gap.norm(dim=-1).cpu() / MOVE)
     energy = decoded.square().sum(-1).cpu() / time
     slopes = torch.cat(slopes).view(clips, directions)
@@ -226,11 +222,8 @@ def summarise_moves(moves):
 
 
 def _named(names, *numbers):
-    rows = zip(names, *(row.tolist() for row in numbers), strict=True)
-    return {
-        name: {"value": value, "interval": [low, high]}
-        for name, value, low, high in rows
-    }
+    rows = zip(names, np.transpose(numbers).tolist(), strict=True)
+    return {n: {"value": v, "interval": ends} for n, (v, *ends) in rows}
 
 
 def plot_smoothness(systems, path):
@@ -248,17 +241,15 @@ def plot_smoothness(systems, path):
                 shift = 0.5 * ((i + 0.5) / len(systems) - 0.5)
                 x = [layers.index(layer) + shift for layer in found]
                 points = [found[layer][kind][quantity] for layer in found]
-                y = [point["value"] for point in points]
-                ends = style.error_bars(y, [p["interval"] for p in points])
+                y, ends = style.error_bars(points)
                 line = {"label": name, "color": systems.colour(name)}
                 panel.errorbar(x, y, ends, fmt="o", **line, **look)
             panel.set_xticks(range(len(layers)), layers)
             panel.set_xlim(-0.5, len(layers) - 0.5)
             panel.set_ylabel(label)
-            if kind == "walks":
-                panel.axhline(1, color="black", linestyle=":", linewidth=1)
-            else:
-                panel.set_ylim(bottom=0)
+        for panel in axes[0, :2]:
+            panel.axhline(1, color="black", linestyle=":", linewidth=1)
+        axes[0, 2].set_ylim(bottom=0)
         style.legend_below(figure)
 
 
@@ -326,19 +317,17 @@ class Smoothness(Tool):
                 "Decoded walks and moves",
                 "Left: length of the decoded path over the distance of its "
                 "ends. Middle: largest over mean step. Right: change of the "
-                "waveform when one frame moves in a random direction, for each "
-                f"deviation it moves (by moves of {MOVE}), over the loudness "
-                "of a frame: a local Lipschitz estimate.",
+                "waveform for each deviation that one frame moves in a random "
+                f"direction (by {MOVE}), over the loudness of a frame.",
                 "figures/smoothness",
                 "Three panels of points with intervals, by layer and system.",
             ),
             Table.of(
                 "Along interpolations, and around latents",
                 f"{len(study.walk_pairs)} pairs of clips, {study.steps} steps; "
-                "means over pairs. Difference to the last system: of the ratio "
-                "of mean length to mean distance, on the same pairs. Left out: "
-                "pairs that decode to the same sound. 95 % intervals over "
-                "clips.",
+                "means over pairs. Difference to the last system: of mean "
+                "length / mean distance, on the same pairs. Left out: pairs "
+                "that decode to the same sound. 95 % intervals over clips.",
                 rows,
             ),
         ]

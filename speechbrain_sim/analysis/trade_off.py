@@ -1,7 +1,5 @@
 """What few dimensions cost: accuracy of the probes against delta."""
 
-import numpy as np
-
 from speechbrain_sim.analysis.delta import SHARE, delta_at_share
 from speechbrain_sim.analysis.study import Results, Tool
 from speechbrain_sim.report import style
@@ -13,14 +11,11 @@ def plot_trade_off(layers, label, path):
     with style.layer_drawing(path, list(layers), 3, 3.4, sharex=True) as panels:
         for layer, panel in panels.items():
             for i, (name, (score, delta)) in enumerate(layers[layer].items()):
-                x, y = 100 * delta["value"], 100 * score["accuracy"]
-                ends = [
-                    style.error_bars([at], 100 * np.array([of["interval"]]))
-                    for at, of in ((y, score), (x, delta))
-                ]
+                x, x_ends = style.error_bars([delta], "value", 100)
+                y, y_ends = style.error_bars([score], "accuracy", 100)
                 look = {"color": style.colour(i), "linewidth": 0.8}
                 look |= {"marker": "osD^v<>pXP*h"[i % 12], "label": name}
-                panel.errorbar(x, y, *ends, **look)
+                panel.errorbar(x, y, y_ends, x_ends, **look)
             panel.set_xlabel(f"δ at N/D = {SHARE} (%)")
         next(iter(panels.values())).set_ylabel(f"{label} accuracy (%)")
 

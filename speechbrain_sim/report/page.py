@@ -339,7 +339,10 @@ def _problems_of_sounds(explorer):
     if not explorer.stops:
         yield f"The explorer {explorer.name!r} has no stops."
     for label, wav in explorer.stops:
-        wav, name = np.asarray(wav), f"{label!r} of {explorer.name!r}"
+        wav, name = (
+            np.asarray(wav),
+            f"{label!r} of the explorer {explorer.name!r}",
+        )
         if wav.ndim != 1 or not wav.size:
             yield f"{name} has the shape {wav.shape} instead of (samples,)."
         if not np.isfinite(wav).all():

@@ -138,10 +138,18 @@ def draw_counts(panels, systems, quantity, share=False):
             panel.set_ylim(0, max(105, *high, panel.get_ylim()[1]))
 
 
-def error_bars(values, intervals):
-    """Returns the distances of intervals' ends from values, (2, values)."""
-    low, high = np.transpose(intervals)
-    return np.abs([np.subtract(values, low), np.subtract(high, values)])
+def error_bars(scores, key="value", scale=1):
+    """Returns values, and the distances of their intervals' ends to them.
+
+    Example
+    -------
+    >>> y, ends = error_bars([{"value": 2, "interval": [1, 4]}])
+    >>> y.tolist(), ends.tolist()
+    ([2], [[1], [2]])
+    """
+    y = scale * np.array([score[key] for score in scores])
+    ends = scale * np.array([score["interval"] for score in scores])
+    return y, np.abs(ends.T - y)
 
 
 def mel_png(mel, low, high):

@@ -18,8 +18,8 @@ def percent(score):
     )
 
 
-def with_interval(score, scale=1.0, digits=2, sign=""):
-    """Formats a value with its interval; nothing for None.
+def with_interval(score, scale=1.0, digits=2, sign="", key="value"):
+    """Formats a value, of this key, with its interval; nothing for None.
 
     Example
     -------
@@ -28,7 +28,7 @@ def with_interval(score, scale=1.0, digits=2, sign=""):
     """
     if score is None:
         return ""
-    numbers = (score["value"], *score["interval"])
+    numbers = (score[key], *score["interval"])
     value, low, high = (f"{scale * n:{sign}.{digits}f}" for n in numbers)
     return f"{value} [{low}, {high}]"
 
