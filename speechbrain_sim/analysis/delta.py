@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_sim.analysis.intervals import Unmeasurable, bootstrap_pairs
-from speechbrain_sim.analysis.study import Column, Results, Tool, powers_of_two
+from speechbrain_sim.analysis.study import Results, Tool, powers_of_two
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
@@ -269,13 +269,14 @@ class Delta(Tool):
     title = "How few dimensions carry the sound"
     sentence = "The earlier δ falls, the fewer dimensions hold the sound."
     needs = ("decoders",)
-    columns = [
-        Column(
-            f"δ at N/D = {SHARE} (%)",
-            f"relative error δ when {SHARE} of the dimensions are swapped",
-            lambda numbers: with_interval(delta_at_share(numbers), 100, 1),
-        )
-    ]
+    columns = {
+        f"δ at N/D = {SHARE} (%)": "relative error δ when "
+        f"{SHARE} of the dimensions are swapped"
+    }
+
+    def cells(self, numbers):
+        """Returns the cells of `columns`."""
+        return [with_interval(delta_at_share(numbers), 100, 1)]
 
     def settings(self, study):
         """Returns the number of pairs."""

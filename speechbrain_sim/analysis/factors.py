@@ -10,7 +10,7 @@ import torch
 from speechbrain_sim.analysis.factor_scores import controls, factor_scores
 from speechbrain_sim.analysis.lasso import Part
 from speechbrain_sim.analysis.latents import read_codes
-from speechbrain_sim.analysis.study import Column, Tool
+from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.files import sha256
 from speechbrain_sim.report import style
@@ -52,18 +52,6 @@ class Factors(NamedTuple):
     label: str
     segments: int = 0
     note: str = ""
-
-    def identity(self):
-        """Returns what the codes depend on but the encoder, for the cache."""
-        whole = partial(self.of)  # of a partial: the function, all arguments
-        name = f"{whole.func.__module__}.{whole.func.__qualname__}"
-        keywords = {key: str(v) for key, v in whole.keywords.items()}
-        return {
-            "factors": [name, keywords],
-            "parts": self.segments or self.label,
-            "train": sha256(self.train_csv),
-            "test": sha256(self.test_csv),
-        }
 
     def codes(self, encoder, layers):
         """Returns the `Codes` of the training and of the test part."""
@@ -109,17 +97,25 @@ class FactorsTool(Tool):
     key = "factors"
     title = "Known factors of variation"
     sentence = "Learned is what stands out against the same code in other axes."
-    columns = [
-        Column(
-            "DCI D",
-            "disentanglement of known factors (1: one for each dimension)",
-            lambda numbers: number(numbers["encoder"]["disentanglement"]),
-        )
-    ]
+    columns = {"DCI D": "disentanglement (1: one factor for each dimension)"}
+
+    def cells(self, numbers):
+        """Returns the cells of `columns`."""
+        return [number(numbers["encoder"]["disentanglement"])]
 
     def settings(self, study):
-        """Returns what identifies the factors."""
-        return study.factors.identity() if study.factors else {"factors": None}
+        """Returns what the codes depend on but the encoder."""
+        factors = study.factors
+        if factors is None:
+            return {"factors": None}
+        whole = partial(factors.of)  # of a partial: function and all arguments
+        name = f"{whole.func.__module__}.{whole.func.__qualname__}"
+        keywords = {key: str(v) for key, v in whole.keywords.items()}
+        return {
+            "factors": [name, keywords],
+            "parts": factors.segments or factors.label,
+            "manifests": [sha256(factors.train_csv), sha256(factors.test_csv)],
+        }
 
     def measure(self, system, study):
         """Scores each layer's code, beside controls of equal width.

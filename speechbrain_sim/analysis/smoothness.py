@@ -22,7 +22,7 @@ from speechbrain_sim.analysis.intervals import (
     bootstrap,
     bootstrap_pairs,
 )
-from speechbrain_sim.analysis.study import Column, Tool
+from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
@@ -260,13 +260,11 @@ class Smoothness(Tool):
     title = "Smoothness as a number"
     sentence = "Left and middle: smoother near 1. Right: gentler if lower."
     needs = ("decoders",)
-    columns = [
-        Column(
-            "path / distance",
-            "length of decoded paths (1: straight)",
-            lambda numbers: with_interval(numbers["walks"]["path_ratio"]),
-        )
-    ]
+    columns = {"path / distance": "length of decoded paths (1: straight)"}
+
+    def cells(self, numbers):
+        """Returns the cells of `columns`."""
+        return [with_interval(numbers["walks"]["path_ratio"])]
 
     def settings(self, study):
         """Returns the numbers of pairs, steps and directions."""

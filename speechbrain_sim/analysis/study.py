@@ -227,25 +227,18 @@ class Study(NamedTuple):
         return differences
 
 
-class Column(NamedTuple):
-    """A column of the summary: its title, its meaning, numbers -> cell."""
-
-    title: str
-    meaning: str
-    write: Callable
-
-
 class Tool(ABC):
     """One tool: measures each system, and writes one section of the report.
 
     Attributes: `key`, `title` and `sentence` of the section; `needs`, which
     parts of a system it reads besides the encoder ("decoders", "probes");
-    `columns` of the summary; `inside`, whether it looks into systems.
+    `columns` of the summary, title -> meaning; `inside`, whether it looks into
+    systems.
     """
 
     key = title = sentence = ""
     needs = ()
-    columns = ()
+    columns = {}
     inside = True
 
     def settings(self, study):
@@ -262,6 +255,10 @@ class Tool(ABC):
     def compare(self, results, study):
         """Returns differences to the last system: `Results`."""
         return Results()
+
+    def cells(self, numbers):
+        """Returns the summary's cells of a layer, one for each of `columns`."""
+        return []
 
     @abstractmethod
     def items(self, found, study):

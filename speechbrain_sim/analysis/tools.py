@@ -111,7 +111,7 @@ def summarise(tools, study):
     -------
     Table
     """
-    rows, columns = [], [c for tool in tools for c in tool.columns]
+    rows = []
     found = {key: Results(x).split()[0] for key, x in study.results.items()}
     for system in study.systems:
         for layer in system.latents:
@@ -120,10 +120,12 @@ def summarise(tools, study):
                 numbers = (
                     found.get(tool.key, {}).get(system.name, {}).get(layer)
                 )
-                for c in tool.columns:
-                    row[c.title] = c.write(numbers) if numbers else "—"
+                row |= dict.fromkeys(tool.columns, "—")
+                if numbers:
+                    cells = tool.cells(numbers)
+                    row |= zip(tool.columns, cells, strict=True)
             rows.append(row)
-    text = "; ".join(column.meaning for column in columns)
+    text = "; ".join(m for tool in tools for m in tool.columns.values())
     if not rows:
         text = "accuracy of linear probes in the layer chosen for each system"
         for label, systems in study.probed.items():

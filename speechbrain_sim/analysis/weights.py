@@ -16,7 +16,7 @@ from speechbrain_sim.analysis.intervals import (
     bootstrap_interval,
     per_utterance,
 )
-from speechbrain_sim.analysis.study import Column, Tool, powers_of_two
+from speechbrain_sim.analysis.study import Tool, powers_of_two
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
 from speechbrain_sim.report.tables import number, percent
@@ -246,18 +246,15 @@ class Weights(Tool):
     title = "Where the information sits"
     sentence = "The earlier a curve rises, the fewer dimensions are to study."
     needs = ("probes",)
-    columns = [
-        Column(
-            "probe (%)",
-            "accuracy of bias-free probes",
-            lambda numbers: percent(numbers["probe"]),
-        ),
-        Column(
-            "dimensions read",
-            "dimensions that the probes read",
-            lambda numbers: f"{_effective(numbers)} of {numbers['dimensions']}",
-        ),
-    ]
+    columns = {
+        "probe (%)": "accuracy of bias-free probes",
+        "dimensions read": "dimensions that the probes read",
+    }
+
+    def cells(self, numbers):
+        """Returns the cells of `columns`."""
+        read = f"{_effective(numbers)} of {numbers['dimensions']}"
+        return [percent(numbers["probe"]), read]
 
     def measure(self, system, study):
         """Returns `concentration` of each layer, `probe` and `top_n`."""

@@ -163,7 +163,6 @@ class Group(NamedTuple):
 
     title: str
     explorers: list
-    gain: float
     system: None = None  # of its explorers
 
     @property
@@ -176,6 +175,11 @@ class Group(NamedTuple):
     def stops(self):
         """Number of stops of the longest explorer."""
         return max(len(e.stops) for e in self.explorers)
+
+    @property
+    def gain(self):
+        """See `common_gain`."""
+        return common_gain([s.wav for e in self.explorers for s in e.stops])
 
 
 def write_page(folder, title, note, summary, sections, systems):
@@ -246,19 +250,14 @@ def group_explorers(items):
     >>> group_explorers(explorers)[0].gain
     0.3
     """
-    explorers = [item for item in items if isinstance(item, Explorer)]
-    groups = {explorer.title: [] for explorer in explorers}
-    for explorer in explorers:
-        groups[explorer.title].append(explorer)
-    grouped = []
+    grouped = {}
     for item in items:
-        if not isinstance(item, Explorer):
-            grouped.append(item)
-        elif item is groups[item.title][0]:
-            same = groups[item.title]
-            gain = common_gain([s.wav for e in same for s in e.stops])
-            grouped.append(Group(item.title, same, gain))
-    return grouped
+        if isinstance(item, Explorer):
+            group = grouped.setdefault(item.title, Group(item.title, []))
+            group.explorers.append(item)
+        else:
+            grouped[id(item)] = item
+    return list(grouped.values())
 
 
 def common_gain(wavs):
@@ -289,8 +288,9 @@ def encode_wav(wav):
 def _render(group, key, files, blobs):
     """Encodes a group; equal sounds, and equal pictures, are kept once."""
     variants = [{**e._asdict(), "stops": []} for e in group.explorers]
+    gain = group.gain
     sounds = [
-        (variant, stop.label, group.gain * np.asarray(stop.wav, np.float64))
+        (variant, stop.label, gain * np.asarray(stop.wav, np.float64))
         for variant, explorer in zip(variants, group.explorers, strict=True)
         for stop in explorer.stops
     ]
@@ -339,10 +339,8 @@ def _problems_of_sounds(explorer):
     if not explorer.stops:
         yield f"The explorer {explorer.name!r} has no stops."
     for label, wav in explorer.stops:
-        wav, name = (
-            np.asarray(wav),
-            f"{label!r} of the explorer {explorer.name!r}",
-        )
+        wav = np.asarray(wav)
+        name = f"{label!r} of the explorer {explorer.name!r}"
         if wav.ndim != 1 or not wav.size:
             yield f"{name} has the shape {wav.shape} instead of (samples,)."
         if not np.isfinite(wav).all():
