@@ -6,12 +6,7 @@ import numpy as np
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.activations import ActivationStore
-from speechbrain_sim.analysis.intervals import (
-    bootstrap_interval,
-    chance_level,
-    control_interval,
-    per_utterance,
-)
+from speechbrain_sim.analysis import intervals
 from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.files import read_json, write_json
 from speechbrain_sim.report.tables import markdown_table, number, percent
@@ -48,14 +43,14 @@ def score_probes(valid_predictions, valid, predictions, test, train_y, seeds):
         predicted = predictions[layer].numpy()
         correct = predicted[:seeds] == y
         right = valid_predictions[layer].numpy() == valid[layer].y
-        hits, total = per_utterance(correct, utterance)
+        hits, total = intervals.per_utterance(correct, utterance)
         outcomes.update({layer: hits, "total": total, "ids": np.array(ids)})
         layers[layer] = {
             **_over_seeds(correct.mean(1)),
-            "interval": bootstrap_interval(hits, total),
+            "interval": intervals.bootstrap_interval(hits, total),
             "valid_accuracy": float(right.mean()),
-            "chance": chance_level(train_y, y),
-            "control": control_interval(predicted[seeds:], y),
+            "chance": intervals.chance_level(train_y, y),
+            "control": intervals.control_interval(predicted[seeds:], y),
         }
     return layers, outcomes
 
@@ -175,13 +170,12 @@ def read_system(folders, label):
         controls = [s["control"] for s in same]
         accuracy = float(np.mean([c["accuracy"] for c in controls]))
         passed = all(c["passed"] for c in controls)
+        valid = np.mean([s["valid_accuracy"] for s in same])
         hits[layer] = np.mean([o[layer] for o in outcomes], axis=0)
         score |= _over_seeds(np.concatenate([s["per_seed"] for s in same]))
         score |= {
-            "interval": bootstrap_interval(hits[layer], total),
-            "valid_accuracy": float(
-                np.mean([s["valid_accuracy"] for s in same])
-            ),
+            "interval": intervals.bootstrap_interval(hits[layer], total),
+            "valid_accuracy": float(valid),
             "control": {"accuracy": accuracy, "passed": passed},
         }
     outcomes = {"hits": hits, "total": total, "ids": ids}
@@ -244,6 +238,6 @@ def compare(system, baseline):
     total = system["outcomes"]["total"]
     return {
         "difference": ours["accuracy"] - theirs["accuracy"],
-        "interval": bootstrap_interval(hits - others, total),
+        "interval": intervals.bootstrap_interval(hits - others, total),
         "apart": bool(ours["interval"][0] > theirs["interval"][1]),
     }

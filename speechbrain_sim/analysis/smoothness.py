@@ -16,12 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_sim.analysis import delta
-from speechbrain_sim.analysis.intervals import (
-    Unmeasurable,
-    bootstrap,
-    bootstrap_pairs,
-)
+from speechbrain_sim.analysis import delta, intervals
 from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report import style
@@ -123,11 +118,15 @@ def summarise_walks(walks, pairs):
     """
     differ = walks.distances > 0
     if not differ.any():
-        raise Unmeasurable("All clips decode to the same waveform: no walk.")
+        raise intervals.Unmeasurable(
+            "All clips decode to the same waveform: no walk."
+        )
     steps, distances = walks.steps[differ], walks.distances[differ]
     pairs = np.asarray(pairs)[differ]
     ratios = [steps.sum(1) / distances, steps.max(1) / steps.mean(1)]
-    value, low, high = bootstrap_pairs(np.stack(ratios, axis=1), 1, pairs)
+    value, low, high = intervals.bootstrap_pairs(
+        np.stack(ratios, axis=1), 1, pairs
+    )
     return _named(["path_ratio", "step_ratio"], value, low, high) | {
         "steps": steps.shape[1],
         "pairs": len(pairs),
@@ -205,7 +204,9 @@ def summarise_moves(moves):
     """
     slopes, energy = moves
     if not (energy > 0).all():
-        raise Unmeasurable("A decoded waveform is silent: no scale of slopes.")
+        raise intervals.Unmeasurable(
+            "A decoded waveform is silent: no scale of slopes."
+        )
 
     def measure(chosen, axis=-1):
         """Numbers of some clips, (..., clips) -> (4, ...)."""
@@ -215,7 +216,7 @@ def summarise_moves(moves):
         return np.stack([*kinds, *(kind / loudness for kind in kinds)])
 
     every = np.arange(len(slopes))
-    low, high = bootstrap(measure, every, unit="clip")
+    low, high = intervals.bootstrap(measure, every, unit="clip")
     names = ["mean", "p95", "relative_mean", "relative_p95"]
     counts = {"clips": len(slopes), "directions": slopes.shape[1]}
     return _named(names, measure(every), low, high) | counts

@@ -10,10 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from speechbrain_sim.analysis.intervals import (
-    Unmeasurable,
-    bootstrap_pairs_difference,
-)
+from speechbrain_sim.analysis import intervals
 from speechbrain_sim.analysis.latents import Clips
 from speechbrain_sim.report.page import Gap, Section
 from speechbrain_sim.report.style import colour
@@ -133,7 +130,7 @@ class System(NamedTuple):
         for layer, latent in self.latents.items():
             try:
                 results[layer] = measure(layer, latent)
-            except Unmeasurable as error:
+            except intervals.Unmeasurable as error:
                 results[layer] = {"gap": str(error)}
         return results
 
@@ -216,11 +213,9 @@ class Study(NamedTuple):
             same = numbers.get("dimensions") == other.get("dimensions")
             if system == last or not (other and same):
                 continue
-            ratios = (
-                (np.array(above)[:, None], np.array(below))
-                for above, below in (numbers["per_pair"], other["per_pair"])
-            )
-            ends = bootstrap_pairs_difference(*ratios, pairs)
+            ratios = [np.array(x["per_pair"]) for x in (numbers, other)]
+            ratios = [(above[:, None], below) for above, below in ratios]
+            ends = intervals.bootstrap_pairs_difference(*ratios, pairs)
             value, low, high = (float(end[0]) for end in ends)
             difference = {"value": value, "interval": [low, high]}
             differences.setdefault(system, {})[layer] = difference

@@ -53,10 +53,8 @@ def choose_tools(keys=None, inside=True):
     names = [tool.key for tool in TOOLS]
     unknown = sorted(set(keys or []) - set(names))
     if unknown:
-        raise ValueError(
-            f"There is no tool {', '.join(unknown)} (--tools); there are "
-            f"{', '.join(names)}."
-        )
+        there = f"there are {', '.join(names)}"
+        raise ValueError(f"There is no tool {unknown[0]} (--tools); {there}.")
     return [
         tool
         for tool in TOOLS
@@ -117,12 +115,10 @@ def summarise(tools, study):
         for layer in system.latents:
             row = {"": f"{system.name} {layer}"}
             for tool in tools:
-                numbers = (
-                    found.get(tool.key, {}).get(system.name, {}).get(layer)
-                )
+                layers = found.get(tool.key, {}).get(system.name, {})
                 row |= dict.fromkeys(tool.columns, "—")
-                if numbers:
-                    cells = tool.cells(numbers)
+                if layer in layers:
+                    cells = tool.cells(layers[layer])
                     row |= zip(tool.columns, cells, strict=True)
             rows.append(row)
     text = "; ".join(m for tool in tools for m in tool.columns.values())

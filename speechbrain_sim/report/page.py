@@ -19,12 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
+from speechbrain_sim.report import tables
 from speechbrain_sim.report.style import mel_png
-from speechbrain_sim.report.tables import (
-    escape,
-    markdown_table,
-    numeric_columns,
-)
 
 #: peak of the loudest sound of an explorer, and what counts as silence
 PEAK, SILENCE = 0.9, 1e-4
@@ -353,11 +349,12 @@ def _repeated(names):
 
 def _template(name, folder):
     """Opens a template; html is escaped by jinja, markdown by `escape`."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    trim = {"trim_blocks": True, "lstrip_blocks": True}
-    html = name.endswith("html")
     environment = Environment(
-        loader=loader, autoescape=html, undefined=StrictUndefined, **trim
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=name.endswith("html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
     def embed_svg(stem):
@@ -366,12 +363,11 @@ def _template(name, folder):
         # lines may be inverted on a dark page, the colours of an image not
         return {"uri": uri, "colours": b"<image" in svg}
 
-    environment.filters.update(
-        kind=lambda item: type(item).__name__,
-        numeric_columns=lambda table: numeric_columns(table.header, table.rows),
-        svg=embed_svg,
-        quote=quote,
-        escape=escape,
-        markdown=lambda table: markdown_table(table.header, table.rows),
+    filters = {"svg": embed_svg, "quote": quote, "escape": tables.escape}
+    filters["kind"] = lambda item: type(item).__name__
+    filters["markdown"] = lambda t: tables.markdown_table(t.header, t.rows)
+    filters["numeric_columns"] = lambda t: tables.numeric_columns(
+        t.header, t.rows
     )
+    environment.filters.update(filters)
     return environment.get_template(name)
