@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_sim.analysis.intervals import Unmeasurable, bootstrap_pairs
-from speechbrain_sim.analysis.study import Column, Results, Tool, powers_of_two
+from speechbrain_sim.analysis.study import Results, Tool, powers_of_two
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
@@ -162,9 +162,8 @@ def measure_distances(decode, latents, pairs, counts, batch_size=8):
         for count in counts:
             wavs = goal  # of all dimensions; else of a mixture
             if count < channels:
-                wavs = decode_finite(
-                    decode, swap(start, target, ranked[:, :count])
-                )
+                mixed = swap(start, target, ranked[:, :count])
+                wavs = decode_finite(decode, mixed)
             gaps.append(_distances(wavs, goal))
         gaps = torch.stack(gaps, dim=-1)  # (distances, batch, counts)
         same = same_waveform(whole, goal).cpu()
@@ -268,18 +267,16 @@ class Delta(Tool):
 
     key = "delta"
     title = "How few dimensions carry the sound"
-    sentence = (
-        "Lower is better: where δ falls early, the sound sits in few "
-        "dimensions."
-    )
+    sentence = "The earlier δ falls, the fewer dimensions hold the sound."
     needs = ("decoders",)
-    columns = [
-        Column(
-            f"δ at N/D = {SHARE} (%)",
-            f"relative error δ when {SHARE} of the dimensions are swapped",
-            lambda numbers: with_interval(delta_at_share(numbers), 100, 1),
-        )
-    ]
+    columns = {
+        f"δ at N/D = {SHARE} (%)": "relative error δ when "
+        f"{SHARE} of the dimensions are swapped"
+    }
+
+    def cells(self, numbers):
+        """Returns the cells of `columns`."""
+        return [with_interval(delta_at_share(numbers), 100, 1)]
 
     def settings(self, study):
         """Returns the number of pairs."""
@@ -321,13 +318,13 @@ class Delta(Tool):
         note, published = study.published.get("note"), _published(found, study)
         curves = found.map(lambda numbers: {**numbers, **numbers["mae"]})
         plot_delta(curves, study.folder / "figures/delta", published)
-        dashed = f" Dashed: the paper's. {note}" if published else ""
+        caption = "Mean absolute error; bands: 95 % intervals over clips."
+        caption += f" Dashed: the paper's. {note}" if published else ""
         items = [
             _share_table(found, published, self.compare(found, study)),
             Figure(
                 "Relative error δ over the share of swapped dimensions",
-                "Mean absolute error; bands: 95 % intervals over clips."
-                + dashed,
+                caption,
                 "figures/delta",
                 "Lines of δ over the share of dimensions, a panel per layer.",
             ),
@@ -339,8 +336,8 @@ class Delta(Tool):
             pairs = zip(of["counts"], of["delta"], strict=True)
             cells = {f"N = {n}": number(100 * x) for n, x in pairs}
             rows.append({"": name, **cells})
-        title = "δ(N) in percent, as published"
-        return [*items, *([Table.of(title, note, rows)] if rows else [])]
+        table = Table.of("δ(N) in percent, as published", note, rows)
+        return [*items, table] if rows else items
 
 
 def _published(found, study):
@@ -373,8 +370,8 @@ def _share_table(found, published, differences):
     return Table.of(
         f"δ in percent where {SHARE} of the dimensions are swapped",
         "By mean absolute and mean squared error; difference to the last "
-        "system by mean absolute error, both on the same pairs. 95 % intervals "
-        f"over clips.{paper}",
+        "system by the first, on the same pairs. 95 % intervals over clips."
+        f"{paper}",
         rows,
     )
 
@@ -382,14 +379,12 @@ def _share_table(found, published, differences):
 def _table(found, distance, name):
     """Delta of every N; blank where a layer has not so many dimensions."""
     every = found.map(lambda numbers: numbers[distance])
-    counts = sorted(
-        {n for *_, scores in every.rows() for n in scores["counts"]}
-    )
+    counts = {n for *_, scores in every.rows() for n in scores["counts"]}
     rows = []
     for row, system, layer, scores in every.rows():
         explained = found[system][layer]["explained"]
         cells = {"": row, "decoded (%)": number(100 * explained, 0)}
-        for n in counts:
+        for n in sorted(counts):
             cells[f"N = {n}"] = with_interval(delta_of(scores, n), 100, 1)
         rows.append(cells)
     of = every.first()

@@ -110,12 +110,11 @@ def dci(train, test, seed=0):
     fit = lasso.fit_targets(code, known, train.group_indices(), seed)
     pairs = zip(wanted, fit.coefficients, strict=True)
     missed = [target - held_out @ each for target, each in pairs]
-    errors, totals = (  # (examples, factors)
-        np.stack([np.square(x).sum(1) for x in part], 1)
-        for part in (missed, wanted)
-    )
-    resampled = errors, totals, test.group_indices(), 1000, seed
-    explained = 1 - np.vstack(resample_ratio(*resampled))
+    errors = np.stack([np.square(x).sum(1) for x in missed], 1)
+    totals = np.stack([np.square(x).sum(1) for x in wanted], 1)
+    groups = test.group_indices()
+    draws = resample_ratio(errors, totals, groups, 1000, seed)
+    explained = 1 - np.vstack(draws)
     explained = np.c_[explained, explained.mean(1)]  # the last: of all
     value = explained[0].tolist()
     interval = middle(explained[1:]).T.tolist()
@@ -262,9 +261,7 @@ def controls(train_code, test_code, seed=0):
     rotation, r = np.linalg.qr(normal)
     rotation *= np.sign(np.diag(r))  # else not uniform
     matrices = {"pca": axes, "rotation": rotation}
-    return {
-        n: tuple(x @ matrix for x in codes) for n, matrix in matrices.items()
-    }
+    return {n: [x @ axes for x in codes] for n, axes in matrices.items()}
 
 
 def factor_scores(train, test, seed=0):
@@ -283,12 +280,10 @@ def factor_scores(train, test, seed=0):
         both parts. Numbers of Python, for json.
     """
     found = [dci(train, test, seed), mig(test, seed), sap(train, test)]
-    factors = {
-        name: {k: v for part in found for k, v in part["factors"][name].items()}
-        for name in train.factors
-    }
+    parts = [part["factors"] for part in found]
+    factors = {n: parts[0][n] | parts[1][n] | parts[2][n] for n in parts[0]}
     return {
-        **{key: value for part in found for key, value in part.items()},
+        **found[0] | found[1] | found[2],
         "factors": factors,
         "width": train.code.shape[1],
         "dead": int(np.sum(lasso.deviation_of(train.code) == 0)),

@@ -10,7 +10,7 @@ import torch
 from speechbrain_sim.analysis.factor_scores import controls, factor_scores
 from speechbrain_sim.analysis.lasso import Part
 from speechbrain_sim.analysis.latents import read_codes
-from speechbrain_sim.analysis.study import Column, Tool
+from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.files import sha256
 from speechbrain_sim.report import style
@@ -53,18 +53,6 @@ class Factors(NamedTuple):
     segments: int = 0
     note: str = ""
 
-    def identity(self):
-        """Returns what the codes depend on but the encoder, for the cache."""
-        whole = partial(self.of)  # of a partial: the function, all arguments
-        name = f"{whole.func.__module__}.{whole.func.__qualname__}"
-        keywords = {key: str(v) for key, v in whole.keywords.items()}
-        return {
-            "factors": [name, keywords],
-            "parts": self.segments or self.label,
-            "train": sha256(self.train_csv),
-            "test": sha256(self.test_csv),
-        }
-
     def codes(self, encoder, layers):
         """Returns the `Codes` of the training and of the test part."""
         parts = self.train_csv, self.test_csv
@@ -78,49 +66,6 @@ def untrained(encoder, seed):
     device = next(encoder.parameters()).device
     torch.manual_seed(seed)
     return GreedyEncoder(**encoder.arguments).eval().to(device)
-
-
-def score_layers(system, train, test, control=None, seed=0):
-    """Scores each layer's code, beside controls of equal width.
-
-    Arguments
-    ---------
-    system : System
-        The encoder.
-    train, test : Codes
-        From `Factors.codes`.
-    control : (Codes, Codes), optional
-        Of an encoder of the same shape that was never trained.
-    seed : int
-        Of the controls, and of what is drawn.
-
-    Returns
-    -------
-    dict
-        Of each layer `encoder`, `untrained` (if given), `pca` and `rotation`,
-        each from `factor_scores`, and the test examples `left_out` for a class
-        that no training example has.
-    """
-    known = np.ones(len(test.utterance), bool)
-    for name, values in test.factors.items():
-        if values.dtype.kind != "f":
-            known &= np.isin(values, train.factors[name])
-    factors = {name: values[known] for name, values in test.factors.items()}
-    left_out = {"left_out": int((~known).sum())}
-
-    def measure(layer, latent):
-        codes = {"encoder": (train.x[layer], test.x[layer])}
-        if control is not None:
-            codes["untrained"] = tuple(part.x[layer] for part in control)
-        codes |= controls(*codes["encoder"], seed)
-        scores = {}
-        for name, (x, z) in codes.items():
-            one = Part(x, train.factors, train.utterance)
-            other = Part(z[known], factors, test.utterance[known])
-            scores[name] = left_out | factor_scores(one, other, seed)
-        return scores
-
-    return system.each_layer(measure)
 
 
 def plot_factors(layers, title, path):
@@ -151,31 +96,65 @@ class FactorsTool(Tool):
 
     key = "factors"
     title = "Known factors of variation"
-    sentence = (
-        "A layout that the encoder learned stands out against the same code in "
-        "other axes; what only the content explains does not."
-    )
-    columns = [
-        Column(
-            "DCI D",
-            "disentanglement of known factors (1: one for each dimension)",
-            lambda numbers: number(numbers["encoder"]["disentanglement"]),
-        )
-    ]
+    sentence = "Learned is what stands out against the same code in other axes."
+    columns = {"DCI D": "disentanglement (1: one factor for each dimension)"}
+
+    def cells(self, numbers):
+        """Returns the cells of `columns`."""
+        return [number(numbers["encoder"]["disentanglement"])]
 
     def settings(self, study):
-        """Returns what identifies the factors."""
-        return study.factors.identity() if study.factors else {"factors": None}
+        """Returns what the codes depend on but the encoder."""
+        factors = study.factors
+        if factors is None:
+            return {"factors": None}
+        whole = partial(factors.of)  # of a partial: function and all arguments
+        name = f"{whole.func.__module__}.{whole.func.__qualname__}"
+        keywords = {key: str(v) for key, v in whole.keywords.items()}
+        return {
+            "factors": [name, keywords],
+            "parts": factors.segments or factors.label,
+            "manifests": [sha256(factors.train_csv), sha256(factors.test_csv)],
+        }
 
     def measure(self, system, study):
-        """Returns `score_layers`; nothing if the corpus names no factors."""
+        """Scores each layer's code, beside controls of equal width.
+
+        Returns, of each layer, `encoder`, `untrained` (if one can be made),
+        `pca` and `rotation`, each from `factor_scores`, and the test examples
+        `left_out`, of a class that no training example has; nothing if the
+        corpus names no factors.
+        """
         if study.factors is None:
             return {}
-        layers, encoder = list(system.latents), system.encoder
-        codes = study.factors.codes(encoder, layers)
-        control = untrained(encoder, study.seed)
-        control = control and study.factors.codes(control, layers)
-        return score_layers(system, *codes, control, study.seed)
+        encoders = {"encoder": system.encoder}
+        encoders["untrained"] = untrained(system.encoder, study.seed)
+        known = {
+            name: study.factors.codes(encoder, list(system.latents))
+            for name, encoder in encoders.items()
+            if encoder is not None
+        }
+        train, test = known["encoder"]
+        kept = np.ones(len(test.utterance), bool)
+        for name, values in test.factors.items():
+            if values.dtype.kind != "f":
+                kept &= np.isin(values, train.factors[name])
+        factors = {name: values[kept] for name, values in test.factors.items()}
+        left_out = {"left_out": int((~kept).sum())}
+
+        def measure(layer, latent):
+            codes = {
+                n: [p.x[layer] for p in parts] for n, parts in known.items()
+            }
+            codes |= controls(*codes["encoder"], study.seed)
+            scores = {}
+            for name, (x, z) in codes.items():
+                one = Part(x, train.factors, train.utterance)
+                other = Part(z[kept], factors, test.utterance[kept])
+                scores[name] = left_out | factor_scores(one, other, study.seed)
+            return scores
+
+        return system.each_layer(measure)
 
     def items(self, found, study):
         """Returns a figure and a table of each system."""
@@ -194,19 +173,16 @@ class FactorsTool(Tool):
                 "is 1 − 1/classes for classes, 1 for quantities. "
                 f"{study.factors.note}"
             )
-            items += [
-                Figure(
-                    f"Factors of variation, {system}",
-                    "Beside controls of the same width: an untrained encoder "
-                    "(if one can be made); the same code's principal "
-                    "components; the same code rotated at random.",
-                    stem,
-                    "Grouped bars of five scores for the encoder and its "
-                    "controls, one panel per layer.",
-                    system,
-                ),
-                _table(layers, system, caption),
-            ]
+            figure = Figure(
+                f"Factors of variation, {system}",
+                "Beside controls of the same width: an untrained encoder (if "
+                "one can be made); the same code's principal components; the "
+                "same code rotated at random.",
+                stem,
+                "Bars of five scores, a panel per layer.",
+                system,
+            )
+            items += [figure, _table(layers, system, caption)]
         return items
 
 
@@ -214,16 +190,14 @@ def _table(layers, system, caption):
     rows = []
     for layer, codes in layers.items():
         for code, scores in codes.items():
-            value, interval = scores["informativeness"], scores["interval"]
-            score = {"value": value, "interval": interval}
-            row = {
-                "": f"{layer} {code}",
-                "disentanglement": number(scores["disentanglement"]),
-                "completeness": number(scores["completeness"]),
-                "informativeness (R²)": with_interval(score),
-                "MIG": number(scores["mig"], 3),
-                "SAP": number(scores["sap"], 3),
-                "SAP / maximum": number(scores["sap_share"], 3),
+            row = {"": f"{layer} {code}"}
+            for key in ("disentanglement", "completeness"):
+                row[key] = number(scores[key])
+            known = with_interval(scores, key="informativeness")
+            row["informativeness (R²)"] = known
+            keys = {"MIG": "mig", "SAP": "sap", "SAP / maximum": "sap_share"}
+            row |= {
+                title: number(scores[key], 3) for title, key in keys.items()
             }
             rows.append(row)
     return Table.of(f"Scores, {system}", caption, rows, system)

@@ -59,16 +59,9 @@ def bootstrap(statistic, *samples, unit, resamples=RESAMPLES, seed=0):
         If there are fewer than two rows.
     """
     _check_units(f"{len(samples[0])} {unit} is", len(samples[0]), 2)
-    result = stats.bootstrap(
-        samples,
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=500,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
+    how = {"paired": True, "vectorized": True, "method": "percentile"}
+    how |= {"n_resamples": resamples, "rng": np.random.default_rng(seed)}
+    result = stats.bootstrap(samples, statistic, batch=500, **how)
     return result.confidence_interval
 
 
@@ -257,10 +250,8 @@ def control_interval(answers, labels):
     """
     controls, examples = answers.shape
     if controls < 2:
-        raise ValueError(
-            f"{controls} shuffled-label control is too few for an interval; "
-            f"it needs 2 (10 are usual)."
-        )
+        few = f"{controls} shuffled-label control is too few for an interval"
+        raise ValueError(f"{few}; it needs 2 (10 are usual).")
     classes = 1 + max(answers.max(), labels.max())
     confusion = np.zeros((controls, classes, classes))
     for matrix, row in zip(confusion, answers, strict=True):

@@ -116,11 +116,9 @@ def importances(part, seed=0):
            [1, 0],
            [0, 1]])
     """
-    factors = read_factors(part).values()
-    targets = [factor.targets()[0] for factor in factors]
-    return fit_targets(
-        standardise(part.code)[0], targets, part.group_indices(), seed
-    )
+    targets = [f.targets()[0] for f in read_factors(part).values()]
+    (code,) = standardise(part.code)
+    return fit_targets(code, targets, part.group_indices(), seed)
 
 
 def read_factors(train, test=None):
@@ -138,12 +136,9 @@ def read_factors(train, test=None):
             _require(len(values) == len(code), f"Factor '{name}' has {lengths}")
     widths = [f"{part.code.shape[1]} dimensions" for part in parts]
     names = [sorted(part.factors) for part in parts]
-    for what, (one, other) in {
-        "code has": widths,
-        "factors are": names,
-    }.items():
-        if one != other:
-            where = f"{one} in the training part, {other} in the test part"
+    for what, of in {"code has": widths, "factors are": names}.items():
+        if of[0] != of[1]:
+            where = f"{of[0]} in the training part, {of[1]} in the test part"
             raise ValueError(f"The {what} {where}.")
     return {
         name: _read_factor(name, *(np.asarray(p.factors[name]) for p in parts))
@@ -153,17 +148,20 @@ def read_factors(train, test=None):
 
 def _read_factor(name, train, test):
     """Reads a factor; its classes are those that the training part has."""
-    floats = [values.dtype.kind == "f" for values in (train, test)]
+    factor, floats = (
+        f"Factor '{name}'",
+        [x.dtype.kind == "f" for x in (train, test)],
+    )
     for values, quantity in zip((train, test), floats, strict=True):
-        distinct, factor = np.unique(values), f"Factor '{name}'"
-        number = f"{len(distinct)} classes in {len(values)} examples"
         finite = not quantity or np.isfinite(values).all()
-        several = quantity or len(values) >= 2 * len(distinct)
         _require(finite, f"{factor} holds NaN or infinity.")
+        distinct = np.unique(values)
         single = f"a single value, {distinct[0].item()!r}: leave it out."
         _require(len(distinct) > 1, f"{factor} has {single}")
-        few = f"{number}, fewer than two for each: leave it out."
-        _require(several, f"{factor} has {few}")
+        classes = f"{len(distinct)} classes in {len(values)} examples"
+        several = quantity or len(values) >= 2 * len(distinct)
+        few = f"{factor} has {classes}, fewer than two for each: leave it out."
+        _require(several, few)
     if floats[0] != floats[1]:
         raise ValueError(f"{factor} holds floats in one part only.")
     if floats[0]:

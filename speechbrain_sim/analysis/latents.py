@@ -1,5 +1,6 @@
 """Test recordings of one length, and their latents in each layer."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -63,22 +64,16 @@ def read_clips(manifest, data_folder, samples, clips=200, walk=None, seed=0):
         between.
     """
     dataset = make_dataset(manifest, data_folder, KeyedCrop(samples))
-    long = [
-        item
-        for item in dataset.data_ids
-        if int(dataset.data[item]["num_samples"]) >= samples
-    ]
+    names, rows = dataset.data_ids, dataset.data
+    long = [n for n in names if int(rows[n]["num_samples"]) >= samples]
+    found = f"{manifest} has {len(long)} recordings of {samples} samples"
     if len(long) < 3:
         raise ValueError(
-            f"{manifest} has {len(long)} recordings of {samples} samples or "
-            f"more; an analysis needs three. Lower --clip_samples."
+            f"{found} or more; an analysis needs 3. Lower --clip_samples."
         )
     if len(long) < clips:
-        logger.warning(
-            f"{manifest} has {len(long)} recordings of {samples} samples, "
-            f"fewer than the {clips} asked for; "
-            f"{len(dataset.data_ids) - len(long)} are shorter."
-        )
+        shorter = f"{len(names) - len(long)} are shorter"
+        logger.warning(f"{found}, fewer than the {clips} asked for; {shorter}.")
     ends = long[:2] if walk is None else _ends(long, walk)
     others = [item for item in long if item not in ends]
     generator = keyed_generator(seed, "clips")
@@ -98,10 +93,9 @@ def _ends(names, walk):
     for beginning in map(str, walk):
         fit = [n for n in names if n.startswith(beginning) and n not in ends]
         if not fit:
-            raise ValueError(
-                f"No further clip's name begins with '{beginning}' (--walk); "
-                f"they are {', '.join(names[:5])}, ..."
-            )
+            begins = f"begins with '{beginning}' (--walk)"
+            some = ", ".join(names[:5])
+            raise ValueError(f"No further clip's name {begins}: {some}, ...")
         ends.append(fit[0])
     return ends
 
@@ -126,13 +120,9 @@ def encode_clips(encoder, wavs, layers, batch_size=8):
     dict of str to Latent
         On the clips' device; `sample` is the mean.
     """
-    parts = [
-        encoder(part, layers=layers, sample=False)
-        for part in wavs.split(batch_size)
-    ]
-    return {
-        layer: Latent.stack([part[layer] for part in parts]) for layer in layers
-    }
+    encode = partial(encoder, layers=layers, sample=False)
+    parts = [encode(part) for part in wavs.split(batch_size)]
+    return {n: Latent.stack([part[n] for part in parts]) for n in layers}
 
 
 class Codes(NamedTuple):

@@ -40,51 +40,42 @@ def explore(system, layer, clips, seed=0):
     list of Explorer
     """
     latent, decode = system.latents[layer], system.decode(layer)
-    names = [clips.ids[i] for i in clips.walk]
-    a, b = (latent.mean[i] for i in clips.walk)
-    recorded = [system.wavs[i] for i in clips.walk]
-    pairs = zip(names, recorded, decode(torch.stack([a, b])), strict=True)
-    stops = [
-        (f"{name}, {kind}", wav)
-        for name, *wavs in pairs
-        for kind, wav in zip(("recorded", "decoded"), wavs, strict=True)
-    ]
+    at = list(clips.walk)
+    names, ends = [clips.ids[i] for i in at], latent.mean[at]
+    kinds = ("recorded", "decoded")
+    labels = [f"{name}, {kind}" for name in names for kind in kinds]
+    both = torch.stack([system.wavs[at], decode(ends)], dim=1).flatten(0, 1)
     caption = "What the decoder keeps of the two recordings."
-    sounds = [("Recorded and decoded", caption, *zip(*stops, strict=True))]
+    sounds = [("Recorded and decoded", caption, labels, both)]
     walks = [
-        interpolation(a, b, names),
-        swapped(a, b, names),
-        *traversals(latent, a),
+        interpolation(*ends, names),
+        swapped(*ends, names),
+        *traversals(latent, ends[0]),
         prior_noise(latent, seed, layer),
     ]
-    sounds += [(*texts, labels, decode(z)) for *texts, labels, z in walks]
+    sounds += [(*texts, decode(z)) for *texts, z in walks]
     explorers = []
     for title, caption, labels, wavs in sounds:
-        arrays = (wav.cpu().numpy() for wav in wavs)
-        stops = [Stop(*stop) for stop in zip(labels, arrays, strict=True)]
-        explorers.append(Explorer(title, caption, stops, system.name, layer))
+        stops = map(Stop, labels, wavs.cpu().numpy())
+        of = list(stops), system.name, layer
+        explorers.append(Explorer(title, caption, *of))
     return explorers
 
 
 def interpolation(a, b, names):
     """Returns title, caption, labels and latents from one clip to another."""
     alphas = torch.linspace(0, 1, WALK_STOPS).tolist()
-    caption = (
-        f"From {names[0]} to {names[1]}, (1 − α) z + α z′ in every frame "
-        f"(figure 2 of the paper)."
-    )
+    walk = "(1 − α) z + α z′ in every frame (figure 2 of the paper)"
+    caption = f"From {names[0]} to {names[1]}, {walk}."
     labels = [f"α = {alpha:.3f}" for alpha in alphas]
     return "Interpolation", caption, labels, interpolate(a, b, WALK_STOPS)
 
 
 def swapped(a, b, names):
     """Returns the same of clips between which dimensions are swapped."""
-    counts = swap_counts(a.shape[-1])
-    ranked = most_different(a, b)
-    caption = (
-        f"{names[0]} with the N dimensions that differ most taken from "
-        f"{names[1]}."
-    )
+    counts, ranked = swap_counts(a.shape[-1]), most_different(a, b)
+    most = "the N dimensions that differ most"
+    caption = f"{names[0]} with {most} taken from {names[1]}."
     labels = [f"N = {count} of {a.shape[-1]}" for count in counts]
     latents = torch.stack([swap(a, b, ranked[:count]) for count in counts])
     return "Swapped dimensions", caption, labels, latents
@@ -119,17 +110,14 @@ def traversals(latent, z):
     sigmas = deviations(TRAVERSAL_STOPS)
     for rank, d in enumerate(chosen, 1):
         own = float(mean[d]), float(std[d])
-        caption = (
-            f"Dimension {d}, number {rank} by variance; mean {own[0]:.2f}, "
-            f"deviation {own[1]:.2f}."
-        )
+        variance = f"number {rank} by variance"
+        numbers = f"mean {own[0]:.2f}, deviation {own[1]:.2f}"
+        caption = f"Dimension {d}, {variance}; {numbers}."
         for kind in kinds:
             of = (0.0, 1.0) if kind == "the prior's" else own
             values = deviations(TRAVERSAL_STOPS, *of)
-            labels = [
-                f"{sigma:+.0f} σ ({value:.2f})"
-                for sigma, value in zip(sigmas, values, strict=True)
-            ]
+            pairs = zip(sigmas, values, strict=True)
+            labels = [f"{sigma:+.0f} σ ({value:.2f})" for sigma, value in pairs]
             title = f"Traversal {rank}, over {kind} deviations"
             yield title, caption, labels, traverse(z, d, values)
 
@@ -154,10 +142,7 @@ class Listening(Tool):
 
     key = "listen"
     title = "Listen"
-    sentence = (
-        "Move the sliders: a smooth space changes evenly, and stays speech "
-        "between two recordings."
-    )
+    sentence = "A smooth space changes evenly, and stays speech in between."
     needs = ("decoders",)
 
     def items(self, found, study):

@@ -6,15 +6,10 @@ import numpy as np
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.activations import ActivationStore
-from speechbrain_sim.analysis.intervals import (
-    bootstrap_interval,
-    chance_level,
-    control_interval,
-    per_utterance,
-)
+from speechbrain_sim.analysis import intervals
 from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.files import read_json, write_json
-from speechbrain_sim.report.tables import markdown_table, percent
+from speechbrain_sim.report.tables import markdown_table, number, percent
 
 logger = get_logger(__name__)
 
@@ -48,14 +43,14 @@ def score_probes(valid_predictions, valid, predictions, test, train_y, seeds):
         predicted = predictions[layer].numpy()
         correct = predicted[:seeds] == y
         right = valid_predictions[layer].numpy() == valid[layer].y
-        hits, total = per_utterance(correct, utterance)
+        hits, total = intervals.per_utterance(correct, utterance)
         outcomes.update({layer: hits, "total": total, "ids": np.array(ids)})
         layers[layer] = {
             **_over_seeds(correct.mean(1)),
-            "interval": bootstrap_interval(hits, total),
+            "interval": intervals.bootstrap_interval(hits, total),
             "valid_accuracy": float(right.mean()),
-            "chance": chance_level(train_y, y),
-            "control": control_interval(predicted[seeds:], y),
+            "chance": intervals.chance_level(train_y, y),
+            "control": intervals.control_interval(predicted[seeds:], y),
         }
     return layers, outcomes
 
@@ -98,33 +93,26 @@ def write_probe_results(folder, scores, **about):
     result = {**about, "best_layer": best, "sampled": False, "layers": layers}
     np.savez(stem.with_suffix(".npz"), **outcomes)
     header = [about["label"], "test accuracy (%)", "chance", "shuffled labels"]
-    rows = [
-        [
-            f"{layer} (best on valid)" if layer == best else layer,
-            percent(score),
-            f"{100 * score['chance']:.1f}",
-            f"{100 * score['control']['accuracy']:.1f}",
-        ]
-        for layer, score in layers.items()
-    ]
+    rows = []
+    for layer, score in layers.items():
+        name = f"{layer} (best on valid)" if layer == best else layer
+        others = score["chance"], score["control"]["accuracy"]
+        cells = [number(100 * accuracy, 1) for accuracy in others]
+        rows.append([name, percent(score), *cells])
     text = markdown_table(header, rows) + "\n"
     stem.with_suffix(".md").write_text(text, encoding="utf-8")
     write_json(stem.with_suffix(".json"), result)
     logger.info("Results in %s.json:\n%s", stem, text)
     lost = [n for n, s in layers.items() if s["accuracy"] < s["chance"] / 2]
     if lost:
-        logger.warning(
-            "%s: far below chance. These probes have hardly learned: give more "
-            "--number_of_epochs, or a larger --lr.",
-            ", ".join(lost),
-        )
+        message = "%s: far below chance; more --number_of_epochs, larger --lr?"
+        logger.warning(message, ", ".join(lost))
     failed = [n for n, s in layers.items() if not s["control"]["passed"]]
     if failed:
         raise RuntimeError(
             f"Probes on shuffled labels are not at chance for "
-            f"{', '.join(failed)} (see 'control' in {stem}.json): labels "
-            f"reach the features, or there are too few examples. The "
-            f"accuracies of these layers mean nothing."
+            f"{', '.join(failed)} (see 'control' in {stem}.json): labels reach "
+            f"the features, or examples are few. The accuracies mean nothing."
         )
 
 
@@ -169,33 +157,30 @@ def read_system(folders, label):
         As in `probe_<label>.json`, over all encoder and probe seeds, with
         `outcomes` for paired comparisons.
     """
-    results, outcomes = [], []
-    for folder in folders:
-        stem = Path(folder) / f"probe_{label}"
-        results.append(read_json(stem.with_suffix(".json")))
-        outcomes.append(np.load(stem.with_suffix(".npz")))
+    stems = [Path(folder) / f"probe_{label}" for folder in folders]
+    results = [read_json(stem.with_suffix(".json")) for stem in stems]
+    outcomes = [dict(np.load(stem.with_suffix(".npz"))) for stem in stems]
     for other in outcomes[1:]:
         check_paired(outcomes[0], other)
     joined = {**results[0], "encoders": [r["encoder"] for r in results]}
     del joined["encoder"]
-    total, hits = outcomes[0]["total"], {}
+    total, ids, hits = outcomes[0]["total"], outcomes[0]["ids"], {}
     for layer, score in joined["layers"].items():
         same = [result["layers"][layer] for result in results]
         controls = [s["control"] for s in same]
+        accuracy = float(np.mean([c["accuracy"] for c in controls]))
+        passed = all(c["passed"] for c in controls)
+        valid = np.mean([s["valid_accuracy"] for s in same])
         hits[layer] = np.mean([o[layer] for o in outcomes], axis=0)
-        score.update(
-            _over_seeds(np.concatenate([s["per_seed"] for s in same])),
-            interval=bootstrap_interval(hits[layer], total),
-            valid_accuracy=float(np.mean([s["valid_accuracy"] for s in same])),
-            control={
-                "accuracy": float(np.mean([c["accuracy"] for c in controls])),
-                "passed": all(c["passed"] for c in controls),
-            },
-        )
-    joined["best_layer"] = best_layer(joined["layers"])
-    ids = outcomes[0]["ids"]
-    joined["outcomes"] = {"hits": hits, "total": total, "ids": ids}
-    return joined
+        score |= _over_seeds(np.concatenate([s["per_seed"] for s in same]))
+        score |= {
+            "interval": intervals.bootstrap_interval(hits[layer], total),
+            "valid_accuracy": float(valid),
+            "control": {"accuracy": accuracy, "passed": passed},
+        }
+    outcomes = {"hits": hits, "total": total, "ids": ids}
+    best = best_layer(joined["layers"])
+    return joined | {"best_layer": best, "outcomes": outcomes}
 
 
 def read_examples(folder, label, part, layers=None):
@@ -247,13 +232,12 @@ def compare(system, baseline):
         systems' own intervals are `apart`.
     """
     check_paired(system["outcomes"], baseline["outcomes"])
-    (ours, hits), (theirs, their_hits) = (
-        (of["layers"][best], of["outcomes"]["hits"][best])
-        for of, best in ((s, s["best_layer"]) for s in (system, baseline))
-    )
+    pair = system, baseline
+    ours, theirs = (s["layers"][s["best_layer"]] for s in pair)
+    hits, others = (s["outcomes"]["hits"][s["best_layer"]] for s in pair)
     total = system["outcomes"]["total"]
     return {
         "difference": ours["accuracy"] - theirs["accuracy"],
-        "interval": bootstrap_interval(hits - their_hits, total),
+        "interval": intervals.bootstrap_interval(hits - others, total),
         "apart": bool(ours["interval"][0] > theirs["interval"][1]),
     }

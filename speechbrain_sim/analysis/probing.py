@@ -1,10 +1,12 @@
 """What a linear layer reads of each layer: the paper's table 1."""
 
+import numpy as np
+
 from speechbrain_sim.analysis.probes import compare, read_system
 from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Gap, Table
-from speechbrain_sim.report.tables import percent, with_interval
+from speechbrain_sim.report.tables import number, percent, with_interval
 
 
 def read_probed(folders, baseline):
@@ -33,8 +35,7 @@ def read_probed(folders, baseline):
                 system[f"above_{baseline}"] = difference
         for system in joined.values():
             total = system.pop("outcomes")["total"]
-            counts = {"examples": int(total.sum()), "recordings": len(total)}
-            system |= counts
+            system |= {"examples": int(total.sum()), "recordings": len(total)}
         probed[label] = joined
     return probed
 
@@ -49,12 +50,12 @@ def plot_probes(systems, label, path):
             for layer, score in system["layers"].items():
                 beside = [s for s in systems.values() if layer in s["layers"]]
                 shift = beside.index(system) - (len(beside) - 1) / 2
-                y, ends = score["accuracy"], score["interval"]
-                x, yerr = layers.index(layer), style.error_bars([y], [ends])
-                bar = {"yerr": 100 * yerr, "error_kw": {"elinewidth": 1}}
+                y, ends = style.error_bars([score], "accuracy", 100)
+                x = layers.index(layer) + shift * width
+                bar = {"yerr": ends, "error_kw": {"elinewidth": 1}}
                 bar |= {"color": style.colour(i), "label": name}
                 name = None  # once in the legend
-                panel.bar(x + shift * width, 100 * y, width, **bar)
+                panel.bar(x, y, width, **bar)
         chance = 100 * score["chance"]
         panel.axhline(chance, color="black", linestyle=":", linewidth=1)
         at = panel.get_yaxis_transform()
@@ -70,9 +71,7 @@ class Probing(Tool):
 
     key = "probes"
     title = "What a linear layer reads"
-    sentence = (
-        "Higher is better; compare with chance, and systems in the same layer."
-    )
+    sentence = "Higher is better; compare with chance, and in the same layer."
     inside = False
 
     def items(self, found, study):
@@ -81,16 +80,14 @@ class Probing(Tool):
         for label, systems in study.probed.items():
             stem = f"figures/probe_{label}"
             plot_probes(systems, label, study.folder / stem)
-            items += [
-                _table(label, systems, study),
-                Figure(
-                    f"Accuracy, {label}",
-                    "Means over seeds, 95 % intervals over recordings. Dotted: "
-                    "chance.",
-                    stem,
-                    "Bars of each system, grouped by layer.",
-                ),
-            ]
+            figure = Figure(
+                f"Accuracy, {label}",
+                "Means over seeds, 95 % intervals over recordings. Dotted: "
+                "chance.",
+                stem,
+                "Bars of each system, grouped by layer.",
+            )
+            items += [_table(label, systems, study), figure]
         return items or [Gap("No probes", "There are no --labels to probe.")]
 
 
@@ -101,35 +98,32 @@ def _layers(systems):
 def _table(label, systems, study):
     """Accuracy in each layer, and the difference to the baseline."""
     published = study.published.get("probes", {}).get(label, {})
-    rows, passed = [], []
+    rows, passed, versus = [], [], study.baseline
     for name, system in systems.items():
-        scores, best = system["layers"], system["best_layer"]
-        row = {"": name} | {layer: "" for layer in _layers(systems)}
+        scores, above = system["layers"], system.get(f"above_{versus}")
+        row = {"": name} | dict.fromkeys(_layers(systems), "")
         row |= {layer: percent(score) for layer, score in scores.items()}
-        above = system.get(f"above_{study.baseline}")
-        if above:
-            above = {"value": above["difference"], **above}
-        row["best layer"] = best
-        row[f"best − {study.baseline}"] = with_interval(above, 100, 1, "+")
+        row["best layer"] = system["best_layer"]
+        best = with_interval(above, 100, 1, "+", key="difference")
+        row[f"best − {versus}"] = best
         controls = [score["control"] for score in scores.values()]
         passed += [control["passed"] for control in controls]
-        mean = sum(c["accuracy"] for c in controls) / len(controls)
-        row["shuffled labels"] = f"{100 * mean:.1f}"
+        mean = np.mean([control["accuracy"] for control in controls])
+        row["shuffled labels"] = number(100 * mean, 1)
         if published:
             row["paper"] = str(published.get(name, ""))
         rows.append(row)
     chance = 100 * next(iter(scores.values()))["chance"]
+    note = f" {study.published['note']}" if published else ""
     return Table.of(
         label.capitalize(),
         f"{system['classes']} classes, chance (the most frequent class) "
         f"{chance:.1f} %, {system['examples']} test examples from "
         f"{system['recordings']} recordings. Test accuracy in percent: mean ± "
-        "deviation over probe seeds (and encoder seeds, where there are "
-        "several), 95 % interval bootstrapped over test recordings. The best "
-        "layer is chosen on the validation part; difference of the best "
-        "layers: paired interval. Features are means of posteriors, never "
-        "samples. Mean over layers of probes trained on shuffled labels; at "
-        f"chance: {sum(passed)} of {len(passed)}."
-        + (f" {study.published['note']}" if published else ""),
+        "deviation over seeds of probes (and encoders, if several), 95 % "
+        "interval bootstrapped over test recordings. The best layer is chosen "
+        "on the validation part; difference of the best layers: paired "
+        "interval. Features are means of posteriors. Shuffled labels: mean "
+        f"over layers; at chance: {sum(passed)} of {len(passed)}.{note}",
         rows,
     )

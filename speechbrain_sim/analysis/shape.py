@@ -14,7 +14,7 @@ from scipy import stats
 from scipy.special import ndtr, xlogy
 
 from speechbrain_sim.analysis.intervals import Unmeasurable
-from speechbrain_sim.analysis.study import Column, Tool
+from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.objectives.kl import active_units, kl_per_channel
 from speechbrain_sim.randomness import key_seed, keyed_generator
 from speechbrain_sim.report import style
@@ -105,21 +105,21 @@ def describe(x, edges):
         no bin), `mean`, `std`, `skew`, excess `kurtosis` (both None where a
         dimension is constant) and `ks`, the distance to N(0, 1).
     """
-    frames, width = len(x), edges[1] - edges[0]
-    keys = "density outside mean std skew kurtosis".split()
-    table = {key: [] for key in keys}
+    frames, blocks = len(x), []
     for block in _blocks(x):
         counts = np.stack([np.histogram(row, edges)[0] for row in block])
         constant = np.ptp(block, axis=1) == 0
         some, moments = block[~constant], np.full((2, len(block)), None)
         moments[:, ~constant] = stats.skew(some, 1), stats.kurtosis(some, 1)
-        table["density"] += (counts / (frames * width)).tolist()
-        table["outside"] += (1 - counts.sum(1) / frames).tolist()
-        table["mean"] += block.mean(1).tolist()
-        table["std"] += np.where(constant, 0, block.std(1)).tolist()
-        table["skew"] += moments[0].tolist()
-        table["kurtosis"] += moments[1].tolist()
-    return table | {"ks": ks_normal(x).tolist()}
+        table = {"density": counts / (frames * (edges[1] - edges[0]))}
+        table["outside"] = 1 - counts.sum(1) / frames
+        table["mean"] = block.mean(1)
+        table["std"] = np.where(constant, 0, block.std(1))
+        table["skew"], table["kurtosis"] = moments
+        blocks.append(table)
+    found = {k: np.concatenate([b[k] for b in blocks]) for k in blocks[0]}
+    found["ks"] = ks_normal(x)
+    return {key: values.tolist() for key, values in found.items()}
 
 
 def aggregate_kl(mean, log_var, frames=1000, seed=0):
@@ -257,13 +257,11 @@ class Shape(Tool):
     key = "shape"
     title = "The shape of the latent space"
     sentence = "The nearer to the dashed curve of N(0, 1), the better."
-    columns = [
-        Column(
-            "KS to N(0, 1)",
-            "distance of the means to N(0, 1) (median over dimensions)",
-            lambda numbers: _median(numbers["means"]["ks"]),
-        )
-    ]
+    columns = {"KS to N(0, 1)": "median distance of the means to N(0, 1)"}
+
+    def cells(self, numbers):
+        """Returns the cells of `columns`."""
+        return [_median(numbers["means"]["ks"])]
 
     def measure(self, system, study):
         """Returns `shape` of each layer, and the dimensions to be `shown`."""

@@ -16,17 +16,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_sim.analysis.delta import (
-    decode_clips,
-    decode_finite,
-    same_waveform,
-)
-from speechbrain_sim.analysis.intervals import (
-    Unmeasurable,
-    bootstrap,
-    bootstrap_pairs,
-)
-from speechbrain_sim.analysis.study import Column, Tool
+from speechbrain_sim.analysis import delta, intervals
+from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
@@ -83,17 +74,17 @@ def measure_walks(decode, latents, pairs, steps=10, batch_size=8):
     -------
     Walks
     """
-    decoded = decode_clips(decode, latents, batch_size)
+    decoded = delta.decode_clips(decode, latents, batch_size)
     lengths, distances = [], []
     batches = pairs.split(batch_size)
     for batch in tqdm(batches, desc="walks", unit="batch", disable=None):
         stops = interpolate(*latents[batch.T], steps + 1)[1:-1]
-        between = [decode_finite(decode, z) for z in stops]
+        between = [delta.decode_finite(decode, z) for z in stops]
         start, target = decoded[batch.T]
         walk = torch.stack([start, *between, target]).double()
         lengths.append(walk.diff(dim=0).norm(dim=-1).T.cpu())
         distance = (walk[-1] - walk[0]).norm(dim=-1)
-        same = same_waveform(walk[0], walk[-1])
+        same = delta.same_waveform(walk[0], walk[-1])
         distances.append(distance.masked_fill(same, 0).cpu())
     return Walks(torch.cat(lengths).numpy(), torch.cat(distances).numpy())
 
@@ -127,11 +118,15 @@ def summarise_walks(walks, pairs):
     """
     differ = walks.distances > 0
     if not differ.any():
-        raise Unmeasurable("All clips decode to the same waveform: no walk.")
+        raise intervals.Unmeasurable(
+            "All clips decode to the same waveform: no walk."
+        )
     steps, distances = walks.steps[differ], walks.distances[differ]
     pairs = np.asarray(pairs)[differ]
     ratios = [steps.sum(1) / distances, steps.max(1) / steps.mean(1)]
-    value, low, high = bootstrap_pairs(np.stack(ratios, axis=1), 1, pairs)
+    value, low, high = intervals.bootstrap_pairs(
+        np.stack(ratios, axis=1), 1, pairs
+    )
     return _named(["path_ratio", "step_ratio"], value, low, high) | {
         "steps": steps.shape[1],
         "pairs": len(pairs),
@@ -167,13 +162,13 @@ def measure_moves(decode, latents, directions=8, batch_size=8, seed=0):
     units = torch.randn(count, channels, generator=generator)
     units = torch.nn.functional.normalize(units, dim=-1).to(latents)
     moves = MOVE * units * latents.flatten(0, 1).std(0, correction=0)
-    decoded = decode_clips(decode, latents, batch_size).double()
+    decoded = delta.decode_clips(decode, latents, batch_size).double()
     slopes, rows = [], torch.arange(count).split(batch_size)
     for row in tqdm(rows, desc="moves", unit="batch", disable=None):
         clip = row // directions
         z = latents[clip]  # a copy
         z[torch.arange(len(row)), frames[row]] += moves[row]
-        gap = decode_finite(decode, z).double() - decoded[clip]
+        gap = delta.decode_finite(decode, z).double() - decoded[clip]
         slopes.append(gap.norm(dim=-1).cpu() / MOVE)
     energy = decoded.square().sum(-1).cpu() / time
     slopes = torch.cat(slopes).view(clips, directions)
@@ -209,7 +204,9 @@ def summarise_moves(moves):
     """
     slopes, energy = moves
     if not (energy > 0).all():
-        raise Unmeasurable("A decoded waveform is silent: no scale of slopes.")
+        raise intervals.Unmeasurable(
+            "A decoded waveform is silent: no scale of slopes."
+        )
 
     def measure(chosen, axis=-1):
         """Numbers of some clips, (..., clips) -> (4, ...)."""
@@ -219,18 +216,15 @@ def summarise_moves(moves):
         return np.stack([*kinds, *(kind / loudness for kind in kinds)])
 
     every = np.arange(len(slopes))
-    low, high = bootstrap(measure, every, unit="clip")
+    low, high = intervals.bootstrap(measure, every, unit="clip")
     names = ["mean", "p95", "relative_mean", "relative_p95"]
     counts = {"clips": len(slopes), "directions": slopes.shape[1]}
     return _named(names, measure(every), low, high) | counts
 
 
 def _named(names, *numbers):
-    rows = zip(names, *(row.tolist() for row in numbers), strict=True)
-    return {
-        name: {"value": value, "interval": [low, high]}
-        for name, value, low, high in rows
-    }
+    rows = zip(names, np.transpose(numbers).tolist(), strict=True)
+    return {n: {"value": v, "interval": ends} for n, (v, *ends) in rows}
 
 
 def plot_smoothness(systems, path):
@@ -248,17 +242,15 @@ def plot_smoothness(systems, path):
                 shift = 0.5 * ((i + 0.5) / len(systems) - 0.5)
                 x = [layers.index(layer) + shift for layer in found]
                 points = [found[layer][kind][quantity] for layer in found]
-                y = [point["value"] for point in points]
-                ends = style.error_bars(y, [p["interval"] for p in points])
+                y, ends = style.error_bars(points)
                 line = {"label": name, "color": systems.colour(name)}
                 panel.errorbar(x, y, ends, fmt="o", **line, **look)
             panel.set_xticks(range(len(layers)), layers)
             panel.set_xlim(-0.5, len(layers) - 0.5)
             panel.set_ylabel(label)
-            if kind == "walks":
-                panel.axhline(1, color="black", linestyle=":", linewidth=1)
-            else:
-                panel.set_ylim(bottom=0)
+        for panel in axes[0, :2]:
+            panel.axhline(1, color="black", linestyle=":", linewidth=1)
+        axes[0, 2].set_ylim(bottom=0)
         style.legend_below(figure)
 
 
@@ -269,13 +261,11 @@ class Smoothness(Tool):
     title = "Smoothness as a number"
     sentence = "Left and middle: smoother near 1. Right: gentler if lower."
     needs = ("decoders",)
-    columns = [
-        Column(
-            "path / distance",
-            "length of decoded paths (1: straight)",
-            lambda numbers: with_interval(numbers["walks"]["path_ratio"]),
-        )
-    ]
+    columns = {"path / distance": "length of decoded paths (1: straight)"}
+
+    def cells(self, numbers):
+        """Returns the cells of `columns`."""
+        return [with_interval(numbers["walks"]["path_ratio"])]
 
     def settings(self, study):
         """Returns the numbers of pairs, steps and directions."""
@@ -326,19 +316,17 @@ class Smoothness(Tool):
                 "Decoded walks and moves",
                 "Left: length of the decoded path over the distance of its "
                 "ends. Middle: largest over mean step. Right: change of the "
-                "waveform when one frame moves in a random direction, for each "
-                f"deviation it moves (by moves of {MOVE}), over the loudness "
-                "of a frame: a local Lipschitz estimate.",
+                "waveform for each deviation that one frame moves in a random "
+                f"direction (by {MOVE}), over the loudness of a frame.",
                 "figures/smoothness",
                 "Three panels of points with intervals, by layer and system.",
             ),
             Table.of(
                 "Along interpolations, and around latents",
                 f"{len(study.walk_pairs)} pairs of clips, {study.steps} steps; "
-                "means over pairs. Difference to the last system: of the ratio "
-                "of mean length to mean distance, on the same pairs. Left out: "
-                "pairs that decode to the same sound. 95 % intervals over "
-                "clips.",
+                "means over pairs. Difference to the last system: of mean "
+                "length / mean distance, on the same pairs. Left out: pairs "
+                "that decode to the same sound. 95 % intervals over clips.",
                 rows,
             ),
         ]

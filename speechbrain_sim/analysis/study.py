@@ -10,10 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from speechbrain_sim.analysis.intervals import (
-    Unmeasurable,
-    bootstrap_pairs_difference,
-)
+from speechbrain_sim.analysis import intervals
 from speechbrain_sim.analysis.latents import Clips
 from speechbrain_sim.report.page import Gap, Section
 from speechbrain_sim.report.style import colour
@@ -133,7 +130,7 @@ class System(NamedTuple):
         for layer, latent in self.latents.items():
             try:
                 results[layer] = measure(layer, latent)
-            except Unmeasurable as error:
+            except intervals.Unmeasurable as error:
                 results[layer] = {"gap": str(error)}
         return results
 
@@ -212,29 +209,17 @@ class Study(NamedTuple):
         found, last = results.split()[0], self.systems[-1].name
         differences = Results()
         for _, system, layer, numbers in found.rows():
-            other = found.get(last, {}).get(layer)
-            if system == last or other is None:
+            other = found.get(last, {}).get(layer, {})
+            same = numbers.get("dimensions") == other.get("dimensions")
+            if system == last or not (other and same):
                 continue
-            if numbers.get("dimensions") != other.get("dimensions"):
-                continue
-            ratios = (
-                (np.array(above)[:, None], np.array(below))
-                for above, below in (numbers["per_pair"], other["per_pair"])
-            )
-            value, *ends = bootstrap_pairs_difference(*ratios, pairs)
-            differences.setdefault(system, {})[layer] = {
-                "value": float(value[0]),
-                "interval": [float(end[0]) for end in ends],
-            }
+            ratios = [np.array(x["per_pair"]) for x in (numbers, other)]
+            ratios = [(above[:, None], below) for above, below in ratios]
+            ends = intervals.bootstrap_pairs_difference(*ratios, pairs)
+            value, low, high = (float(end[0]) for end in ends)
+            difference = {"value": value, "interval": [low, high]}
+            differences.setdefault(system, {})[layer] = difference
         return differences
-
-
-class Column(NamedTuple):
-    """A column of the summary: its title, its meaning, numbers -> cell."""
-
-    title: str
-    meaning: str
-    write: Callable
 
 
 class Tool(ABC):
@@ -242,12 +227,13 @@ class Tool(ABC):
 
     Attributes: `key`, `title` and `sentence` of the section; `needs`, which
     parts of a system it reads besides the encoder ("decoders", "probes");
-    `columns` of the summary; `inside`, whether it looks into systems.
+    `columns` of the summary, title -> meaning; `inside`, whether it looks into
+    systems.
     """
 
     key = title = sentence = ""
     needs = ()
-    columns = ()
+    columns = {}
     inside = True
 
     def settings(self, study):
@@ -265,6 +251,10 @@ class Tool(ABC):
         """Returns differences to the last system: `Results`."""
         return Results()
 
+    def cells(self, numbers):
+        """Returns the summary's cells of a layer, one for each of `columns`."""
+        return []
+
     @abstractmethod
     def items(self, found, study):
         """Returns the section's items for the layers that were measured.
@@ -274,7 +264,7 @@ class Tool(ABC):
 
     def section(self, results, study):
         """Returns the section, with a gap for each layer without numbers."""
-        found, gaps = Results(results).split()
+        found, gaps = results.split()
         nothing = any(results.values()) and not found
         items = [] if nothing else self.items(found, study)
         return Section(self.key, self.title, self.sentence, [*items, *gaps])
@@ -288,5 +278,5 @@ def powers_of_two(largest):
     >>> powers_of_two(20)
     [2, 4, 8, 16, 20]
     """
-    powers = [2**k for k in range(1, largest.bit_length())]
-    return sorted({*(p for p in powers if p <= largest), largest})
+    powers = {2**k for k in range(1, largest.bit_length())}
+    return sorted(powers | {largest})

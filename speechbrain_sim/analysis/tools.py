@@ -1,5 +1,7 @@
 """The tools, in the order of the report; a new tool is one line here."""
 
+from functools import partial
+
 from speechbrain_sim.analysis.attribution import AttributionTool
 from speechbrain_sim.analysis.delta import Delta
 from speechbrain_sim.analysis.factors import FactorsTool
@@ -51,10 +53,8 @@ def choose_tools(keys=None, inside=True):
     names = [tool.key for tool in TOOLS]
     unknown = sorted(set(keys or []) - set(names))
     if unknown:
-        raise ValueError(
-            f"There is no tool {', '.join(unknown)} (--tools); there are "
-            f"{', '.join(names)}."
-        )
+        there = f"there are {', '.join(names)}"
+        raise ValueError(f"There is no tool {unknown[0]} (--tools); {there}.")
     return [
         tool
         for tool in TOOLS
@@ -81,18 +81,16 @@ def measure_system(system, study, tools, folder):
     dict
         Tool -> layer -> numbers.
     """
-    results = {}
+    results, encoder = {}, system.made_of["encoder"]
     made_of = {"clips": study.clips_hash(), "seed": study.seed}
-    made_of |= {"versions": versions(), "encoder": system.made_of["encoder"]}
-    for tool in tools:
-        if not tool.inside:
-            continue
+    made_of |= {"versions": versions(), "encoder": encoder}
+    for tool in (tool for tool in tools if tool.inside):
         print(f"\n=== {system.name}: {tool.key}", flush=True)
         needs = {need: system.made_of.get(need) for need in tool.needs}
         results[tool.key] = cached_result(
             f"{folder}/{tool.key}.json",
             {**made_of, **needs, **tool.settings(study)},
-            lambda tool=tool: tool.measure(system, study),
+            partial(tool.measure, system, study),
         )
     return results
 
@@ -111,18 +109,19 @@ def summarise(tools, study):
     -------
     Table
     """
-    rows, columns = [], [c for tool in tools for c in tool.columns]
+    rows = []
     found = {key: Results(x).split()[0] for key, x in study.results.items()}
     for system in study.systems:
         for layer in system.latents:
             row = {"": f"{system.name} {layer}"}
             for tool in tools:
                 layers = found.get(tool.key, {}).get(system.name, {})
-                for c in tool.columns:
-                    known = layer in layers
-                    row[c.title] = c.write(layers[layer]) if known else "—"
+                row |= dict.fromkeys(tool.columns, "—")
+                if layer in layers:
+                    cells = tool.cells(layers[layer])
+                    row |= zip(tool.columns, cells, strict=True)
             rows.append(row)
-    text = "; ".join(column.meaning for column in columns)
+    text = "; ".join(m for tool in tools for m in tool.columns.values())
     if not rows:
         text = "accuracy of linear probes in the layer chosen for each system"
         for label, systems in study.probed.items():
@@ -151,22 +150,15 @@ def write_report(study, tools, title, note, settings):
     -------
     list of Section
     """
-    sections = [t.section(study.results.get(t.key, {}), study) for t in tools]
+    results = {key: Results(found) for key, found in study.results.items()}
+    sections = [t.section(results.get(t.key, Results()), study) for t in tools]
     sections = [section for section in sections if section.items]
-    differences = {
-        tool.key: tool.compare(Results(study.results[tool.key]), study)
-        for tool in tools
-        if tool.key in study.results
-    }
-    write_json(
-        study.folder / "report.json",
-        {
-            **{"title": title, "note": note, "machine": machine()},
-            **{"settings": settings, "probes": study.probed},
-            "differences": {k: v for k, v in differences.items() if v},
-            **_slim(study.results),
-        },
-    )
+    measured = [tool for tool in tools if tool.key in results]
+    differences = {t.key: t.compare(results[t.key], study) for t in measured}
+    content = {"title": title, "note": note, "machine": machine()}
+    content |= {"settings": settings, "probes": study.probed}
+    content["differences"] = {k: v for k, v in differences.items() if v}
+    write_json(study.folder / "report.json", content | _slim(results))
     names = [system.name for system in study.systems]
     summary = summarise(tools, study)
     write_page(study.folder, title, note, summary, sections, names)

@@ -1,7 +1,5 @@
 """What few dimensions cost: accuracy of the probes against delta."""
 
-import numpy as np
-
 from speechbrain_sim.analysis.delta import SHARE, delta_at_share
 from speechbrain_sim.analysis.study import Results, Tool
 from speechbrain_sim.report import style
@@ -13,14 +11,11 @@ def plot_trade_off(layers, label, path):
     with style.layer_drawing(path, list(layers), 3, 3.4, sharex=True) as panels:
         for layer, panel in panels.items():
             for i, (name, (score, delta)) in enumerate(layers[layer].items()):
-                x, y = 100 * delta["value"], 100 * score["accuracy"]
-                ends = [
-                    style.error_bars([at], 100 * np.array([of["interval"]]))
-                    for at, of in ((y, score), (x, delta))
-                ]
+                x, x_ends = style.error_bars([delta], "value", 100)
+                y, y_ends = style.error_bars([score], "accuracy", 100)
                 look = {"color": style.colour(i), "linewidth": 0.8}
                 look |= {"marker": "osD^v<>pXP*h"[i % 12], "label": name}
-                panel.errorbar(x, y, *ends, **look)
+                panel.errorbar(x, y, y_ends, x_ends, **look)
             panel.set_xlabel(f"δ at N/D = {SHARE} (%)")
         next(iter(panels.values())).set_ylabel(f"{label} accuracy (%)")
 
@@ -39,9 +34,8 @@ class TradeOff(Tool):
         points = {layer: {} for layer in found.layers()}
         for _, system, layer, numbers in found.rows():
             probed = scores.get(system, {"layers": {}})["layers"]
-            if layer in probed:
-                pair = probed[layer], delta_at_share(numbers)
-                points[layer][system] = pair
+            pair = probed.get(layer), delta_at_share(numbers)
+            points[layer] |= {system: pair} if layer in probed else {}
         if not any(points.values()):
             return [Gap("No trade-off", "It needs probes, and delta.")]
         plot_trade_off(points, study.label, study.folder / "figures/trade_off")
@@ -51,7 +45,6 @@ class TradeOff(Tool):
                 f"Probes for {study.label} in each layer, and δ at N/D = "
                 f"{SHARE} by mean absolute error. 95 % intervals.",
                 "figures/trade_off",
-                "One panel per layer, accuracy over δ, a point for each "
-                "system.",
+                "Accuracy over δ, a panel per layer, a point per system.",
             )
         ]

@@ -45,10 +45,10 @@ def plot_training(logs, path):
             for panel, term in zip(column, TERMS, strict=True):
                 curves = {n: numbers.get(f"train {n}_{term}") for n in names}
                 for i, (module, values) in enumerate(curves.items()):
-                    look = {"markersize": 3, "color": style.colour(i)}
+                    look = {"color": style.colour(i), "label": module}
                     if values:
                         x = numbers["epoch"]
-                        panel.plot(x, values, ".-", label=module, **look)
+                        panel.plot(x, values, ".-", markersize=3, **look)
                 if not any(curves.values()):
                     at = {"ha": "center", "transform": panel.transAxes}
                     panel.text(0.5, 0.5, "no posterior", **at)
@@ -57,9 +57,7 @@ def plot_training(logs, path):
             column[-1].set_xlabel("epoch")
         for panel, unit in zip(axes[:, 0], TERMS.values(), strict=True):
             panel.set_ylabel(unit)
-        entries = axes[0, 0].get_legend_handles_labels()
-        figure.legend(*entries, ncols=4, loc="lower center")
-        figure.subplots_adjust(bottom=0.15)
+        style.legend_below(figure)
 
 
 class Training(Tool):
@@ -80,7 +78,6 @@ class Training(Tool):
                 "Training curves",
                 "Means over each epoch of the training set, of every module.",
                 "figures/training",
-                "Rows of NCE, KL and active units over epochs, one column per "
-                "system.",
+                "NCE, KL and active units over epochs, a column per system.",
             )
         ]

@@ -11,12 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_sim.analysis.intervals import (
-    Unmeasurable,
-    bootstrap_interval,
-    per_utterance,
-)
-from speechbrain_sim.analysis.study import Column, Tool, powers_of_two
+from speechbrain_sim.analysis import intervals
+from speechbrain_sim.analysis.study import Tool, powers_of_two
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
 from speechbrain_sim.report.tables import number, percent
@@ -116,9 +112,9 @@ def participation_ratio(share):
 def _checked(share):
     share = np.asarray(share, float)
     if not np.isfinite(share).all():
-        raise Unmeasurable("An importance is NaN or infinite.")
+        raise intervals.Unmeasurable("An importance is NaN or infinite.")
     if not (share.sum(-1) > 0).all():
-        raise Unmeasurable("No dimension has any importance.")
+        raise intervals.Unmeasurable("No dimension has any importance.")
     return share
 
 
@@ -208,7 +204,7 @@ def top_n_accuracy(weight, mean, std, x, y, utterance, counts):
             more = ranked[steps[i] : steps[i + 1]]
             logits += (x[:, more] - mean[more]) @ matrix[more]
             correct[i, probe] = logits.argmax(-1) == y
-    counted = (per_utterance(rows, utterance) for rows in correct)
+    counted = (intervals.per_utterance(rows, utterance) for rows in correct)
     hits, totals = map(np.stack, zip(*counted, strict=True))
     return TopN(list(counts), correct.mean((1, 2)).tolist(), hits, totals[0])
 
@@ -246,18 +242,15 @@ class Weights(Tool):
     title = "Where the information sits"
     sentence = "The earlier a curve rises, the fewer dimensions are to study."
     needs = ("probes",)
-    columns = [
-        Column(
-            "probe (%)",
-            "accuracy of bias-free probes",
-            lambda numbers: percent(numbers["probe"]),
-        ),
-        Column(
-            "dimensions read",
-            "dimensions that the probes read",
-            lambda numbers: f"{_effective(numbers)} of {numbers['dimensions']}",
-        ),
-    ]
+    columns = {
+        "probe (%)": "accuracy of bias-free probes",
+        "dimensions read": "dimensions that the probes read",
+    }
+
+    def cells(self, numbers):
+        """Returns the cells of `columns`."""
+        read = f"{_effective(numbers)} of {numbers['dimensions']}"
+        return [percent(numbers["probe"]), read]
 
     def measure(self, system, study):
         """Returns `concentration` of each layer, `probe` and `top_n`."""
@@ -274,12 +267,14 @@ class Weights(Tool):
             counts = [1, *powers_of_two(weight.shape[1])]
             examples = np.asarray(x), y, utterance, counts
             top = top_n_accuracy(weight, mean, std, *examples)
-            intervals = [bootstrap_interval(h, top.total) for h in top.hits]
+            ends = [
+                intervals.bootstrap_interval(h, top.total) for h in top.hits
+            ]
             scores = {"counts": counts, "accuracy": top.accuracy}
             return {
                 "probe": {key: probes.scores[layer][key] for key in SCORES},
                 **concentration(weight, std),
-                "top_n": {**scores, "interval": intervals},
+                "top_n": {**scores, "interval": ends},
             }
 
         return system.each_layer(measure)

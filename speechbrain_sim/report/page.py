@@ -19,12 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
+from speechbrain_sim.report import tables
 from speechbrain_sim.report.style import mel_png
-from speechbrain_sim.report.tables import (
-    escape,
-    markdown_table,
-    numeric_columns,
-)
 
 #: peak of the loudest sound of an explorer, and what counts as silence
 PEAK, SILENCE = 0.9, 1e-4
@@ -163,7 +159,6 @@ class Group(NamedTuple):
 
     title: str
     explorers: list
-    gain: float
     system: None = None  # of its explorers
 
     @property
@@ -176,6 +171,11 @@ class Group(NamedTuple):
     def stops(self):
         """Number of stops of the longest explorer."""
         return max(len(e.stops) for e in self.explorers)
+
+    @property
+    def gain(self):
+        """See `common_gain`."""
+        return common_gain([s.wav for e in self.explorers for s in e.stops])
 
 
 def write_page(folder, title, note, summary, sections, systems):
@@ -212,7 +212,8 @@ def write_page(folder, title, note, summary, sections, systems):
     >>> sorted(path.name for path in folder.iterdir())
     ['audio', 'report.html', 'report.md']
     """
-    _check(summary, sections, systems)
+    for problem in _problems(summary, sections, systems):
+        raise ValueError(problem)
     folder = Path(folder)
     sections = [s._replace(items=group_explorers(s.items)) for s in sections]
     files, blobs = {}, {}
@@ -245,20 +246,14 @@ def group_explorers(items):
     >>> group_explorers(explorers)[0].gain
     0.3
     """
-    together, grouped = {}, []
+    grouped = {}
     for item in items:
-        if not isinstance(item, Explorer):
-            grouped.append(item)
-        elif item.title in together:
-            together[item.title].append(item)
+        if isinstance(item, Explorer):
+            group = grouped.setdefault(item.title, Group(item.title, []))
+            group.explorers.append(item)
         else:
-            together[item.title] = [item]
-            grouped.append(Group(item.title, together[item.title], 1.0))
-    for at, item in enumerate(grouped):
-        if isinstance(item, Group):
-            wavs = (s.wav for e in item.explorers for s in e.stops)
-            grouped[at] = item._replace(gain=common_gain(wavs))
-    return grouped
+            grouped[id(item)] = item
+    return list(grouped.values())
 
 
 def common_gain(wavs):
@@ -289,16 +284,14 @@ def encode_wav(wav):
 def _render(group, key, files, blobs):
     """Encodes a group; equal sounds, and equal pictures, are kept once."""
     variants = [{**e._asdict(), "stops": []} for e in group.explorers]
+    gain = group.gain
     sounds = [
-        (variant, stop.label, group.gain * np.asarray(stop.wav, np.float64))
+        (variant, stop.label, gain * np.asarray(stop.wav, np.float64))
         for variant, explorer in zip(variants, group.explorers, strict=True)
         for stop in explorer.stops
     ]
-    log_mel = LogMel()
-    mels = [
-        log_mel(torch.tensor(wav).float()[None])[LOGMEL].mean[0].numpy()
-        for _, _, wav in sounds
-    ]
+    log_mel, wavs = LogMel(), [torch.tensor(wav).float() for *_, wav in sounds]
+    mels = [log_mel(wav[None])[LOGMEL].mean[0].numpy() for wav in wavs]
     high = max(mel.max() for mel in mels)
     for (variant, label, wav), mel in zip(sounds, mels, strict=True):
         wav, mel = encode_wav(wav), mel_png(mel, high - RANGE, high)
@@ -314,56 +307,44 @@ def _render(group, key, files, blobs):
     return variants
 
 
-def _check(summary, sections, systems):
-    """Raises a ValueError if something cannot be shown; see `write_page`."""
+def _problems(summary, sections, systems):
+    """Yields what cannot be shown; see `write_page`."""
     keys = ["summary", *(section.key for section in sections)]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"Two sections have the key {key!r}.")
+    for key in _repeated(keys):
+        yield f"Two sections have the key {key!r}."
     for item in [summary, *(i for s in sections for i in s.items)]:
         if item.system is not None and item.system not in systems:
-            raise ValueError(
-                f"{item.title!r} belongs to {item.system!r}, which is not "
-                f"among the systems {', '.join(systems)}."
-            )
+            there = f"not among the systems {', '.join(systems)}"
+            yield f"{item.title!r} belongs to {item.system!r}, {there}."
         if isinstance(item, Table):
-            _check_table(item)
+            wide = len(item.header)
+            for row in item.rows:
+                if len(row) != wide:
+                    cells = f"{len(row)} cells under a header of {wide}: {row}"
+                    yield f"{item.title!r} has a row of {cells}."
         if isinstance(item, Explorer):
-            _check_explorer(item)
+            yield from _problems_of_sounds(item)
     for section in sections:
-        names = [i.name for i in section.items if isinstance(i, Explorer)]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(
-                    f"Two explorers of the section {section.key!r} have the "
-                    f"same title, system and layer: {name}."
-                )
+        explorers = [i for i in section.items if isinstance(i, Explorer)]
+        for name in _repeated([explorer.name for explorer in explorers]):
+            same = "the same title, system and layer"
+            yield f"Two explorers of {section.key!r} have {same}: {name}."
 
 
-def _check_table(table):
-    for row in table.rows:
-        if len(row) != len(table.header):
-            raise ValueError(
-                f"{table.title!r} has a row of {len(row)} cells under a header "
-                f"of {len(table.header)}: {row}."
-            )
-
-
-def _check_explorer(explorer):
-    name = explorer.name
+def _problems_of_sounds(explorer):
     if not explorer.stops:
-        raise ValueError(f"The explorer {name!r} has no stops.")
+        yield f"The explorer {explorer.name!r} has no stops."
     for label, wav in explorer.stops:
         wav = np.asarray(wav)
+        name = f"{label!r} of the explorer {explorer.name!r}"
         if wav.ndim != 1 or not wav.size:
-            raise ValueError(
-                f"{label!r} of the explorer {name!r} has the shape "
-                f"{wav.shape} instead of (samples,)."
-            )
+            yield f"{name} has the shape {wav.shape} instead of (samples,)."
         if not np.isfinite(wav).all():
-            raise ValueError(
-                f"{label!r} of the explorer {name!r} is not finite."
-            )
+            yield f"{name} is not finite."
+
+
+def _repeated(names):
+    return [name for name in names if names.count(name) > 1]
 
 
 def _template(name, folder):
@@ -382,12 +363,11 @@ def _template(name, folder):
         # lines may be inverted on a dark page, the colours of an image not
         return {"uri": uri, "colours": b"<image" in svg}
 
-    environment.filters.update(
-        kind=lambda item: type(item).__name__,
-        numeric_columns=lambda table: numeric_columns(table.header, table.rows),
-        svg=embed_svg,
-        quote=quote,
-        escape=escape,
-        markdown=lambda table: markdown_table(table.header, table.rows),
+    filters = {"svg": embed_svg, "quote": quote, "escape": tables.escape}
+    filters["kind"] = lambda item: type(item).__name__
+    filters["markdown"] = lambda t: tables.markdown_table(t.header, t.rows)
+    filters["numeric_columns"] = lambda t: tables.numeric_columns(
+        t.header, t.rows
     )
+    environment.filters.update(filters)
     return environment.get_template(name)

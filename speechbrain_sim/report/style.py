@@ -64,13 +64,10 @@ def drawing(path, rows=1, columns=1, size=(6.4, 3.2), **shared):
     with matplotlib.rc_context({**STYLE, **cycle}):
         figure = Figure(figsize=size)
         yield figure, figure.subplots(rows, columns, squeeze=False, **shared)
+        how = {"bbox_inches": "tight", "dpi": 150}
         for suffix, metadata in ((".svg", {"Date": None}), (".png", None)):
-            figure.savefig(
-                path.with_suffix(suffix),
-                bbox_inches="tight",
-                dpi=150,
-                metadata=metadata,
-            )
+            file = path.with_suffix(suffix)
+            figure.savefig(file, metadata=metadata, **how)
 
 
 @contextmanager
@@ -91,14 +88,12 @@ def layer_drawing(path, layers, width=2.6, height=2.8, **shared):
     dict of str to matplotlib.axes.Axes
         Panel of each layer.
     """
-    size = (width * len(layers) + 0.6, height)
-    with drawing(path, 1, len(layers), size, **{"sharey": True, **shared}) as (
-        figure,
-        axes,
-    ):
-        for panel, layer in zip(axes[0], layers, strict=True):
+    grid = 1, len(layers), (width * len(layers) + 0.6, height)
+    with drawing(path, *grid, sharey=True, **shared) as (figure, axes):
+        panels = dict(zip(layers, axes[0], strict=True))
+        for layer, panel in panels.items():
             panel.set_title(layer, loc="left")
-        yield dict(zip(layers, axes[0], strict=True))
+        yield panels
         legend_below(figure)
 
 
@@ -110,13 +105,9 @@ def legend_below(figure):
         for handle, name in zip(*names, strict=True):
             entries.setdefault(name, handle)
     figure.tight_layout()
-    figure.legend(
-        entries.values(),
-        entries.keys(),
-        ncols=min(len(entries), 5),
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.02),
-    )
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.02)}
+    columns = min(len(entries), 5)
+    figure.legend(entries.values(), entries.keys(), ncols=columns, **place)
 
 
 def draw_counts(panels, systems, quantity, share=False):
@@ -140,19 +131,25 @@ def draw_counts(panels, systems, quantity, share=False):
             drawn = x > 0  # the axis is logarithmic
             x, y, low, high = x[drawn], y[drawn], low[drawn], high[drawn]
             x = x / found["dimensions"] if share else x
-            panel = panels[layer]
-            panel.plot(x, y, "o-", markersize=3, label=name, color=colour(i))
-            panel.fill_between(
-                x, low, high, color=colour(i), alpha=0.25, linewidth=0
-            )
+            panel, look = panels[layer], {"color": colour(i)}
+            panel.plot(x, y, "o-", markersize=3, label=name, **look)
+            panel.fill_between(x, low, high, alpha=0.25, linewidth=0, **look)
             panel.set_xscale("log", base=2)
             panel.set_ylim(0, max(105, *high, panel.get_ylim()[1]))
 
 
-def error_bars(values, intervals):
-    """Returns the distances of intervals' ends from values, (2, values)."""
-    low, high = np.transpose(intervals)
-    return np.abs([np.subtract(values, low), np.subtract(high, values)])
+def error_bars(scores, key="value", scale=1):
+    """Returns values, and the distances of their intervals' ends to them.
+
+    Example
+    -------
+    >>> y, ends = error_bars([{"value": 2, "interval": [1, 4]}])
+    >>> y.tolist(), ends.tolist()
+    ([2], [[1], [2]])
+    """
+    y = scale * np.array([score[key] for score in scores])
+    ends = scale * np.array([score["interval"] for score in scores])
+    return y, np.abs(ends.T - y)
 
 
 def mel_png(mel, low, high):

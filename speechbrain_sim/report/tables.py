@@ -11,15 +11,13 @@ def percent(score):
     >>> percent({"accuracy": 0.5, "deviation": 0.01, "interval": [0.4, 0.6]})
     '50.0 ± 1.0 [40.0, 60.0]'
     """
-    low, high = score["interval"]
-    return (
-        f"{100 * score['accuracy']:.1f} ± {100 * score['deviation']:.1f} "
-        f"[{100 * low:.1f}, {100 * high:.1f}]"
-    )
+    found = score["accuracy"], score["deviation"], *score["interval"]
+    mean, deviation, low, high = (f"{100 * n:.1f}" for n in found)
+    return f"{mean} ± {deviation} [{low}, {high}]"
 
 
-def with_interval(score, scale=1.0, digits=2, sign=""):
-    """Formats a value with its interval; nothing for None.
+def with_interval(score, scale=1.0, digits=2, sign="", key="value"):
+    """Formats a value, of this key, with its interval; nothing for None.
 
     Example
     -------
@@ -28,7 +26,7 @@ def with_interval(score, scale=1.0, digits=2, sign=""):
     """
     if score is None:
         return ""
-    numbers = (score["value"], *score["interval"])
+    numbers = (score[key], *score["interval"])
     value, low, high = (f"{scale * n:{sign}.{digits}f}" for n in numbers)
     return f"{value} [{low}, {high}]"
 
@@ -40,11 +38,9 @@ def number(value, digits=2):
 
 def numeric_columns(header, rows):
     """Finds the columns, but the first, that hold only numbers and blanks."""
-    numeric = re.compile(r"[*]*[-+−±]?\d|[-–—]?$")
-    return [
-        column > 0 and all(numeric.match(row[column]) for row in rows)
-        for column in range(len(header))
-    ]
+    numeric = re.compile(r"[*]*[-+−±]?\d|[-–—]?$").match
+    columns = [[row[i] for row in rows] for i in range(len(header))]
+    return [i > 0 and all(map(numeric, c)) for i, c in enumerate(columns)]
 
 
 def escape(text):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from speechbrain_sim.analysis.latents import Clips
-from speechbrain_sim.analysis.study import Column, Study, System, Tool
+from speechbrain_sim.analysis.study import Study, System, Tool
 from speechbrain_sim.analysis.tools import (
     TOOLS,
     choose_tools,
@@ -22,8 +22,11 @@ class Widest(Tool):
     """A tool of one file: the largest mean of each layer."""
 
     key, title, sentence = "widest", "Widest", "The largest mean."
-    columns = [Column("largest", "largest mean", lambda x: f"{x['value']:.1f}")]
+    columns = {"largest": "largest mean"}
     measured = 0
+
+    def cells(self, numbers):
+        return [f"{numbers['value']:.1f}"]
 
     def settings(self, study):
         return {"steps": study.steps}
