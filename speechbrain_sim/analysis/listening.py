@@ -147,9 +147,6 @@ class Listening(Tool):
 
     def items(self, found, study):
         """Returns the explorers of all systems and layers."""
-        return [
-            explorer
-            for system in study.systems
-            for layer in system.latents
-            for explorer in explore(system, layer, study.clips, study.seed)
-        ]
+        pairs = [(s, layer) for s in study.systems for layer in s.latents]
+        settings = study.clips, study.seed
+        return [e for pair in pairs for e in explore(*pair, *settings)]
