@@ -237,7 +237,7 @@ class Delta(Tool):
 
     key = "delta"
     title = "How few dimensions carry the sound"
-    sentence = "The earlier δ falls, the fewer dimensions hold the sound."
+    sentence = "Lower is better: where δ falls early, few dimensions suffice."
     needs = ("decoders",)
     columns = {
         f"δ at N/D = {SHARE} (%)": "relative error δ when "

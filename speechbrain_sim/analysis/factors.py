@@ -96,7 +96,7 @@ class FactorsTool(Tool):
 
     key = "factors"
     title = "Known factors of variation"
-    sentence = "Learned is what stands out against the same code in other axes."
+    sentence = "A learned layout stands out against the code in other axes."
     columns = {"DCI D": "disentanglement (1: one factor for each dimension)"}
 
     def cells(self, numbers):
@@ -172,8 +172,8 @@ class FactorsTool(Tool):
             )
             figure = Figure(
                 f"Factors of variation, {system}",
-                "Controls of the same width: an untrained encoder (if one can "
-                "be made); the code's principal components; the code rotated.",
+                "Controls of the same width: an untrained encoder (if any); the "
+                "code's principal components; a random rotation of the code.",
                 stem,
                 "Bars of five scores, a panel per layer.",
                 system,

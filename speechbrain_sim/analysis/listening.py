@@ -142,7 +142,7 @@ class Listening(Tool):
 
     key = "listen"
     title = "Listen"
-    sentence = "A smooth space changes evenly, and stays speech in between."
+    sentence = "Move the sliders: a smooth space changes evenly, as speech."
     needs = ("decoders",)
 
     def items(self, found, study):

@@ -226,7 +226,7 @@ class Shape(Tool):
 
     key = "shape"
     title = "The shape of the latent space"
-    sentence = "The nearer to the dashed curve of N(0, 1), the better."
+    sentence = "Dimensions that follow N(0, 1), dashed, tell where to look."
     columns = {"KS to N(0, 1)": "median distance of the means to N(0, 1)"}
 
     def cells(self, numbers):
@@ -267,8 +267,8 @@ class Shape(Tool):
             plot_shape(tables, study.folder / stem)
             figure = Figure(
                 f"Some dimensions of {layer}",
-                "From the farthest from N(0, 1) to the nearest, by the distance "
-                "of the means; samples add the posterior's noise.",
+                "From the farthest from N(0, 1) to the nearest, by the KS "
+                "distance of the means; samples add the posterior's noise.",
                 stem,
                 "Histograms against the normal curve, a row per system.",
             )

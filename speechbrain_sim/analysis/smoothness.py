@@ -225,7 +225,7 @@ class Smoothness(Tool):
 
     key = "smoothness"
     title = "Smoothness as a number"
-    sentence = "Left and middle: smoother near 1. Right: gentler if lower."
+    sentence = "Smoother: nearer to 1 (left, middle). Gentler: lower (right)."
     needs = ("decoders",)
     columns = {"path / distance": "length of decoded paths (1: straight)"}
 
@@ -283,7 +283,7 @@ class Smoothness(Tool):
                 "Left: length of the decoded path over the distance of its "
                 "ends. Middle: largest over mean step. Right: change of the "
                 "waveform for each deviation that one frame moves in a random "
-                f"direction (by {MOVE}), over the loudness of a frame.",
+                f"direction (by {MOVE}), over a frame's loudness (Lipschitz).",
                 "figures/smoothness",
                 "Three panels of points with intervals, by layer and system.",
             ),

@@ -39,10 +39,10 @@ def choose_tools(keys=None, inside=True):
     """
     names = [tool.key for tool in TOOLS]
     asked = set(names if keys is None else keys)
-    unknown = sorted(asked - set(names))
+    unknown = ", ".join(sorted(asked - set(names)))
     if unknown:
         there = f"there are {', '.join(names)}"
-        raise ValueError(f"There is no tool {unknown[0]} (--tools); {there}.")
+        raise ValueError(f"There is no tool {unknown} (--tools); {there}.")
     return [t for t in TOOLS if not t.inside or inside and t.key in asked]
 
 

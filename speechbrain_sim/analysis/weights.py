@@ -206,7 +206,7 @@ class Weights(Tool):
 
     key = "weights"
     title = "Where the information sits"
-    sentence = "The earlier a curve rises, the fewer dimensions are to study."
+    sentence = "Weights near zero, early curves: few dimensions are to study."
     needs = ("probes",)
     columns = {
         "probe (%)": "accuracy of bias-free probes",
