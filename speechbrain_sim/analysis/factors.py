@@ -172,7 +172,7 @@ class FactorsTool(Tool):
             )
             figure = Figure(
                 f"Factors of variation, {system}",
-                "Controls of the same width: an untrained encoder (if any); the "
+                "Controls of the same width: an untrained encoder, if any; the "
                 "code's principal components; a random rotation of the code.",
                 stem,
                 "Bars of five scores, a panel per layer.",

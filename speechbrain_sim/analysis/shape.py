@@ -108,9 +108,10 @@ def aggregate_kl(mean, log_var, frames=1000, seed=0):
 
     In nats, (D,). The aggregate is the mixture over frames of N(mean,
     exp(log_var)): what the dimension is over a data set. The integral is a sum
-    over a grid with two steps per `RESOLUTION`, coarser only where a dimension reaches over more
-    than 2000 steps. A posterior narrower than two steps is widened to them:
-    finitely many frames without variance would be infinitely far from N(0, 1).
+    over a grid with two steps per `RESOLUTION`, coarser only where a dimension
+    reaches over more than 2000 steps. A posterior narrower than two steps is
+    widened to them: finitely many frames without variance would be infinitely
+    far from N(0, 1).
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""What the tools share: systems, the study they belong to, and their contract."""
+"""What the tools share: systems, their study, and the tools' contract."""
 
 import hashlib
 from abc import ABC, abstractmethod
