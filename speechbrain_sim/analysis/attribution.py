@@ -26,15 +26,9 @@ STEPS = 128
 class Attribution(NamedTuple):
     """Contribution of each sample.
 
-    Arguments
-    ---------
-    values : torch.Tensor
-        (batch, samples); they sum to the difference.
-    difference : torch.Tensor
-        f(wavs) - f(baseline), (batch,).
-    gap : torch.Tensor
-        |sum of the values - difference|, relative to the difference, (batch,):
-        the error of the integration. Where it is too large, take more steps.
+    `values`, (batch, samples), sum to the `difference` f(wavs) - f(baseline),
+    (batch,), but for `gap`, relative to it, (batch,): the error of the
+    integration. Where it is too large, take more steps.
     """
 
     values: torch.Tensor
@@ -116,11 +110,9 @@ def dimension_function(encoder, layer, dimension, frames=None):
     Arguments
     ---------
     encoder : Encoder
-        In eval mode; its parameters may be frozen.
-    layer : str
-        Name of the layer.
-    dimension : int
-        Index of the dimension.
+        Its parameters may be frozen; a ValueError in train mode.
+    layer, dimension : str, int
+        The layer's name, and the index of the dimension.
     frames : slice or list of int, optional
         What the mean is over; all by default.
 
@@ -128,11 +120,6 @@ def dimension_function(encoder, layer, dimension, frames=None):
     -------
     callable
         Waveforms without padding, (batch, samples) -> (batch,).
-
-    Raises
-    ------
-    ValueError
-        If the encoder is in train mode.
     """
     at = slice(None) if frames is None else frames
     return _function(encoder, layer, lambda z: z[:, at, dimension].mean(1))
@@ -141,22 +128,10 @@ def dimension_function(encoder, layer, dimension, frames=None):
 def class_function(encoder, layer, weight, class_index):
     """Makes a function of a linear probe's logit, from the mean over time.
 
-    A bias adds nothing to attributions. To ask why this class rather than
-    another, subtract the mean over classes from the weight.
-
-    Arguments
-    ---------
-    encoder, layer :
-        See `dimension_function`.
-    weight : torch.Tensor
-        (channels, classes), as `LinearProbe.weight` of one probe.
-    class_index : int
-        Index of the class.
-
-    Returns
-    -------
-    callable
-        See `dimension_function`.
+    As `dimension_function`, of the column `class_index` of `weight`, (channels,
+    classes), as `LinearProbe.weight` of one probe. A bias adds nothing to
+    attributions. To ask why this class rather than another, subtract the mean
+    over classes from the weight.
     """
     column = weight[:, class_index].detach()
     return _function(encoder, layer, lambda z: z.mean(1) @ column.to(z))
@@ -170,18 +145,7 @@ def _function(encoder, layer, read):
 
 
 def envelope(values):
-    """Sums the absolute attributions of each 10 ms.
-
-    Arguments
-    ---------
-    values : torch.Tensor
-        (batch, samples).
-
-    Returns
-    -------
-    torch.Tensor
-        (batch, hops), the last of which may be shorter.
-    """
+    """Sums absolute values of each 10 ms, (batch, samples) -> (batch, hops)."""
     padded = nn.functional.pad(values.abs(), (0, -values.shape[1] % HOP))
     return padded.unflatten(1, (-1, HOP)).sum(2)
 
@@ -270,16 +234,14 @@ class AttributionTool(Tool):
                     sums = np.array(target["envelope"])
                     rows[f"{layer}: {target['target']} ({gap})"] = wav, sums
             plot_attribution(rows, f"{system}, {name}", study.folder / stem)
-            items.append(
-                Figure(
-                    f"Attribution, {system}",
-                    "Integrated gradients from silence: of the class that the "
-                    "probe predicts, against the others, and of the dimension "
-                    "that varies most. Gap: what the attributions lack of the "
-                    "difference that they explain.",
-                    stem,
-                    "Waveforms, shaded where the attribution is large.",
-                    system,
-                )
+            figure = Figure(
+                f"Attribution, {system}",
+                "Integrated gradients from silence: of the predicted class "
+                "against the others, and of the dimension that varies most. "
+                "Gap: what they lack of the difference that they explain.",
+                stem,
+                "Waveforms, shaded where the attribution is large.",
+                system,
             )
+            items.append(figure)
         return items

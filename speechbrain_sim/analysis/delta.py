@@ -34,16 +34,9 @@ ROUNDING = 1e-6
 
 
 class Distances(NamedTuple):
-    """Distances to the decoded targets.
+    """Distances to the decoded targets, at each N in `counts`.
 
-    Arguments
-    ---------
-    counts : list of int
-        The N.
-    mixtures : numpy.ndarray
-        Of the decoded mixtures, (pairs, counts).
-    starts : numpy.ndarray
-        Of the decoded starts, (pairs,).
+    Of the decoded `mixtures`, (pairs, counts), and `starts`, (pairs,).
     """
 
     counts: list
@@ -54,24 +47,8 @@ class Distances(NamedTuple):
 def draw_pairs(clips, pairs, seed=0):
     """Draws ordered pairs of different clips, without repetition.
 
-    Arguments
-    ---------
-    clips : int
-        Number of clips.
-    pairs : int
-        How many are wanted; all there are, if these are fewer.
-    seed : int
-        Of the draw.
-
-    Returns
-    -------
-    torch.Tensor
-        (pairs, 2), int64: start and target.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two clips.
+    Returns int64 (pairs, 2), start and target: as many as there are, if fewer
+    than wanted. Raises a ValueError for fewer than two clips.
 
     Example
     -------
@@ -89,13 +66,7 @@ def draw_pairs(clips, pairs, seed=0):
 
 
 def decode_finite(decode, z):
-    """Decodes a batch, (batch, time, channel) -> (batch, samples).
-
-    Raises
-    ------
-    Unmeasurable
-        If a waveform holds NaN or infinity.
-    """
+    """Decodes a batch; an Unmeasurable if a waveform holds NaN or infinity."""
     wavs = decode(z)
     if not wavs.isfinite().all():
         raise Unmeasurable("A decoded waveform holds NaN or infinity.")
@@ -170,8 +141,8 @@ def measure_distances(decode, latents, pairs, counts, batch_size=8):
         mixtures.append(gaps.masked_fill(same[:, None], 0))
         starts.append(_distances(whole, goal).masked_fill(same, 0))
     both = torch.cat(mixtures, 1).numpy(), torch.cat(starts, 1).numpy()
-    found = [Distances(list(counts), *each) for each in zip(*both, strict=True)]
-    return dict(zip(["mae", "mse"], found, strict=True))
+    parts = zip(("mae", "mse"), *both, strict=True)
+    return {name: Distances(list(counts), *each) for name, *each in parts}
 
 
 def _distances(wavs, wanted):
@@ -201,8 +172,7 @@ def delta(distances, pairs):
     Raises
     ------
     Unmeasurable
-        If all clips decode to the same waveform, or a distance is not a
-        number.
+        If all clips decode to the same waveform, or a distance is not a number.
     """
     pairs, (counts, mixtures, starts) = np.asarray(pairs), distances
     if not np.any(starts):
@@ -267,7 +237,7 @@ class Delta(Tool):
 
     key = "delta"
     title = "How few dimensions carry the sound"
-    sentence = "The earlier δ falls, the fewer dimensions hold the sound."
+    sentence = "Lower is better: where δ falls early, few dimensions suffice."
     needs = ("decoders",)
     columns = {
         f"δ at N/D = {SHARE} (%)": "relative error δ when "

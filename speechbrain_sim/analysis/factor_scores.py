@@ -24,8 +24,7 @@ def disentanglement(importances):
     """Whether each dimension serves one factor, D of DCI.
 
     D = sum_i rho_i (1 - H(R_i / sum_j R_ij) / log F), with rho_i the share of
-    dimension i in all importances R, (dimensions, factors). Dead dimensions
-    count for nothing; if all are dead, D is 0.
+    dimension i in all importances R, (dimensions, factors); 0 if all are dead.
 
     Example
     -------
@@ -141,18 +140,8 @@ def mutual_information(code, labels):
     """Mutual information of each dimension with a factor, in nats.
 
     I = H(dimension) + H(factor) - H(both), from counts: few examples feign a
-    positive value where there is none. All dimensions at once, unlike
-    scikit-learn's `mutual_info_score`.
-
-    Arguments
-    ---------
-    code, labels : numpy.ndarray
-        Classes 0, 1, ..., (examples, dimensions) and (examples,).
-
-    Returns
-    -------
-    numpy.ndarray
-        (dimensions,).
+    positive value where there is none. All dimensions at once. `code`, of
+    (examples, dimensions), and `labels` are classes 0, 1, ...
     """
     shape = code.shape[1], 1 + code.max(), 1 + labels.max()
     cell = (np.arange(shape[0]) * shape[1] + code) * shape[2] + labels[:, None]
@@ -166,16 +155,9 @@ def mig(part, seed=0):
 
     I_1 - I_2, the two largest of the dimensions' (I - C) / (H - C): I is the
     mutual information with the factor, H the factor's entropy, and C what I is
-    by chance, its mean over `SHUFFLES` shuffled factors. Noise gets about 0,
-    with few examples too. Dimensions and continuous factors are cut into
-    `BINS` equally filled bins.
-
-    Arguments
-    ---------
-    part : Part
-        Nothing is learned, so of one part.
-    seed : int
-        Of the shuffling.
+    by chance, its mean over `SHUFFLES` shuffled factors. Dimensions and
+    continuous factors are cut into `BINS` equally filled bins. Nothing is
+    learned, so of one part.
 
     Returns
     -------
@@ -208,11 +190,6 @@ def sap(train, test):
     Difference of the two best scores on the test part of predicting a factor
     from one dimension. Classes: balanced accuracy of the nearest class mean,
     which also finds a class between two others; quantities: R^2 of a line.
-
-    Arguments
-    ---------
-    train, test : Part
-        The two parts.
 
     Returns
     -------
@@ -250,7 +227,7 @@ def controls(train_code, test_code, seed=0):
 
     Returns
     -------
-    dict of str to (numpy.ndarray, numpy.ndarray)
+    dict
         Train and test code of `pca` (the principal components, zeros where
         there are fewer than dimensions) and of a random `rotation`.
     """
@@ -266,11 +243,6 @@ def controls(train_code, test_code, seed=0):
 
 def factor_scores(train, test, seed=0):
     """Scores a code by `dci`, `mig` (of the test part) and `sap`.
-
-    Arguments
-    ---------
-    train, test, seed :
-        See `dci`.
 
     Returns
     -------

@@ -10,7 +10,7 @@ import torch
 from speechbrain_sim.analysis.factor_scores import controls, factor_scores
 from speechbrain_sim.analysis.lasso import Part
 from speechbrain_sim.analysis.latents import read_codes
-from speechbrain_sim.analysis.study import Tool
+from speechbrain_sim.analysis.study import Results, Tool
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.files import sha256
 from speechbrain_sim.report import style
@@ -96,7 +96,7 @@ class FactorsTool(Tool):
 
     key = "factors"
     title = "Known factors of variation"
-    sentence = "Learned is what stands out against the same code in other axes."
+    sentence = "A learned layout stands out against the code in other axes."
     columns = {"DCI D": "disentanglement (1: one factor for each dimension)"}
 
     def cells(self, numbers):
@@ -127,13 +127,11 @@ class FactorsTool(Tool):
         """
         if study.factors is None:
             return {}
-        encoders = {"encoder": system.encoder}
-        encoders["untrained"] = untrained(system.encoder, study.seed)
-        known = {
-            name: study.factors.codes(encoder, list(system.latents))
-            for name, encoder in encoders.items()
-            if encoder is not None
-        }
+        read, layers = study.factors.codes, list(system.latents)
+        known = {"encoder": read(system.encoder, layers)}
+        control = untrained(system.encoder, study.seed)
+        if control is not None:
+            known["untrained"] = read(control, layers)
         train, test = known["encoder"]
         kept = np.ones(len(test.utterance), bool)
         for name, values in test.factors.items():
@@ -170,14 +168,12 @@ class FactorsTool(Tool):
                 f"Mean over {names}. {counts['train']} training and "
                 f"{counts['test']} test examples; {one['left_out']} of classes "
                 "that are not in the training part are left out. SAP's maximum "
-                "is 1 − 1/classes for classes, 1 for quantities. "
-                f"{study.factors.note}"
+                f"is 1 − 1/classes, 1 for quantities. {study.factors.note}"
             )
             figure = Figure(
                 f"Factors of variation, {system}",
-                "Beside controls of the same width: an untrained encoder (if "
-                "one can be made); the same code's principal components; the "
-                "same code rotated at random.",
+                "Controls of the same width: an untrained encoder, if any; the "
+                "code's principal components; a random rotation of the code.",
                 stem,
                 "Bars of five scores, a panel per layer.",
                 system,
@@ -188,16 +184,13 @@ class FactorsTool(Tool):
 
 def _table(layers, system, caption):
     rows = []
-    for layer, codes in layers.items():
-        for code, scores in codes.items():
-            row = {"": f"{layer} {code}"}
-            for key in ("disentanglement", "completeness"):
-                row[key] = number(scores[key])
-            known = with_interval(scores, key="informativeness")
-            row["informativeness (R²)"] = known
-            keys = {"MIG": "mig", "SAP": "sap", "SAP / maximum": "sap_share"}
-            row |= {
-                title: number(scores[key], 3) for title, key in keys.items()
-            }
-            rows.append(row)
+    for name, _, _, scores in Results(layers).rows():
+        row = {"": name}
+        for key in ("disentanglement", "completeness"):
+            row[key] = number(scores[key])
+        known = with_interval(scores, key="informativeness")
+        row["informativeness (R²)"] = known
+        keys = {"MIG": "mig", "SAP": "sap", "SAP / maximum": "sap_share"}
+        row |= {title: number(scores[key], 3) for title, key in keys.items()}
+        rows.append(row)
     return Table.of(f"Scores, {system}", caption, rows, system)

@@ -28,8 +28,7 @@ def per_utterance(correct, utterance):
     Returns
     -------
     hits, total : (numpy.ndarray, numpy.ndarray)
-        Mean over seeds of the number of correct examples, and the number of
-        examples, of each utterance.
+        Correct examples, mean over seeds, and examples of each utterance.
     """
     hits = np.bincount(utterance, weights=np.mean(correct, axis=0))
     return hits, np.bincount(utterance)
@@ -45,18 +44,14 @@ def bootstrap(statistic, *samples, unit, resamples=RESAMPLES, seed=0):
     *samples : numpy.ndarray
         (rows,) each.
     unit : str
-        What a row is of, for the message.
+        What a row is of, for the message: an Unmeasurable if there are fewer
+        than two.
     resamples, seed : int
         Number of draws, and their seed.
 
     Returns
     -------
     low, high : (numpy.ndarray, numpy.ndarray)
-
-    Raises
-    ------
-    Unmeasurable
-        If there are fewer than two rows.
     """
     _check_units(f"{len(samples[0])} {unit} is", len(samples[0]), 2)
     how = {"paired": True, "vectorized": True, "method": "percentile"}
@@ -66,17 +61,13 @@ def bootstrap(statistic, *samples, unit, resamples=RESAMPLES, seed=0):
 
 
 def bootstrap_interval(hits, total):
-    """Bootstraps an accuracy over utterances.
+    """Bootstraps an accuracy over utterances; returns its ends.
 
     Arguments
     ---------
     hits, total : numpy.ndarray
         From `per_utterance`. For the difference of two systems on the same
         utterances, `hits` is the difference of theirs (a paired interval).
-
-    Returns
-    -------
-    low, high : (float, float)
     """
 
     def accuracy(hits, total, axis=-1):
@@ -153,8 +144,8 @@ def bootstrap_pairs(numerator, denominator, pairs):
     Raises
     ------
     Unmeasurable
-        If an input is not a number, the denominators add up to nothing, or
-        there are fewer than three clips.
+        If an input is not a number, the denominators sum to 0, or there are
+        fewer than three clips.
     """
     value, draws = _resample_pairs(numerator, denominator, pairs)
     return value, *middle(draws)
@@ -163,17 +154,8 @@ def bootstrap_pairs(numerator, denominator, pairs):
 def bootstrap_pairs_difference(one, other, pairs):
     """Bootstraps the difference of two such ratios, on the same draws of clips.
 
-    Arguments
-    ---------
-    one, other : (numpy.ndarray, numpy.ndarray or float)
-        Numerator and denominator of each, see `bootstrap_pairs`.
-    pairs : numpy.ndarray
-        See `bootstrap_pairs`.
-
-    Returns
-    -------
-    value, low, high : numpy.ndarray
-        (values,) each: one - other.
+    `one` and `other` are each (numerator, denominator). Returns value, low and
+    high of one - other, (values,); see `bootstrap_pairs`.
     """
     value, draws = _resample_pairs(*one, pairs)
     other_value, other_draws = _resample_pairs(*other, pairs)
@@ -201,15 +183,7 @@ def _check_units(these, units, needed):
 def chance_level(train_labels, test_labels):
     """Computes the accuracy of the best prediction that ignores the input.
 
-    Arguments
-    ---------
-    train_labels, test_labels : numpy.ndarray
-        Classes, int.
-
-    Returns
-    -------
-    float
-        Share of the training set's most frequent class in the test set.
+    The share, in the test labels, of the most frequent training label.
 
     Example
     -------
@@ -231,10 +205,8 @@ def control_interval(answers, labels):
 
     Arguments
     ---------
-    answers : numpy.ndarray
-        Classes that the controls predict, (controls, examples).
-    labels : numpy.ndarray
-        True classes, (examples,).
+    answers, labels : numpy.ndarray
+        Predicted classes, (controls, examples), and true ones, (examples,).
 
     Returns
     -------

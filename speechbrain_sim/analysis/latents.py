@@ -19,14 +19,8 @@ logger = get_logger(__name__)
 class Clips(NamedTuple):
     """Recordings that are analysed.
 
-    Arguments
-    ---------
-    ids : list of str
-        Their names.
-    wavs : torch.Tensor
-        (clips, samples) at 16 kHz.
-    walk : (int, int)
-        The two clips between which the report interpolates.
+    Their `ids` and `wavs`, (clips, samples) at 16 kHz; `walk`, indices of the
+    two between which the report interpolates.
     """
 
     ids: list
@@ -102,23 +96,10 @@ def _ends(names, walk):
 
 @torch.no_grad()
 def encode_clips(encoder, wavs, layers, batch_size=8):
-    """Encodes clips; means travel upwards.
+    """Encodes clips, (clips, samples); means travel upwards.
 
-    Arguments
-    ---------
-    encoder : Encoder
-        From `speechbrain_sim.models.load.load_encoder`.
-    wavs : torch.Tensor
-        (clips, samples).
-    layers : list of str
-        The layers to keep.
-    batch_size : int
-        Clips at once.
-
-    Returns
-    -------
-    dict of str to Latent
-        On the clips' device; `sample` is the mean.
+    Returns the `Latent` of each of the layers, on the clips' device, whose
+    `sample` is the mean.
     """
     encode = partial(encoder, layers=layers, sample=False)
     parts = [encode(part) for part in wavs.split(batch_size)]
@@ -128,14 +109,8 @@ def encode_clips(encoder, wavs, layers, batch_size=8):
 class Codes(NamedTuple):
     """Examples whose factors are known.
 
-    Arguments
-    ---------
-    x : dict of str to numpy.ndarray
-        Code of each layer, (examples, dimensions), float32.
-    factors : dict of str to numpy.ndarray
-        Value of each factor, (examples,): names, or floats.
-    utterance : numpy.ndarray
-        Index of each example's recording, (examples,).
+    Of each layer `x`, (examples, dimensions), float32; values of each of the
+    `factors`, names or floats, and index of the `utterance`, (examples,).
     """
 
     x: dict

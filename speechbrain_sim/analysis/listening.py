@@ -142,14 +142,11 @@ class Listening(Tool):
 
     key = "listen"
     title = "Listen"
-    sentence = "A smooth space changes evenly, and stays speech in between."
+    sentence = "Move the sliders: a smooth space changes evenly, as speech."
     needs = ("decoders",)
 
     def items(self, found, study):
         """Returns the explorers of all systems and layers."""
-        return [
-            explorer
-            for system in study.systems
-            for layer in system.latents
-            for explorer in explore(system, layer, study.clips, study.seed)
-        ]
+        pairs = [(s, layer) for s in study.systems for layer in s.latents]
+        settings = study.clips, study.seed
+        return [e for pair in pairs for e in explore(*pair, *settings)]

@@ -119,15 +119,7 @@ def write_probe_results(folder, scores, **about):
 def is_written(folder, label, **about):
     """Returns whether `write_probe_results` has written the same before.
 
-    Arguments
-    ---------
-    folder, label, **about :
-        See `write_probe_results`; any part of what was written.
-
-    Returns
-    -------
-    bool
-        True only if its controls passed, too.
+    Any part of what was written may be given; True only if its controls passed.
     """
     path = Path(folder) / f"probe_{label}.json"
     if not path.exists():
@@ -186,18 +178,8 @@ def read_system(folders, label):
 def read_examples(folder, label, part, layers=None):
     """Reopens what probes were trained, chosen or tested on.
 
-    Arguments
-    ---------
-    folder, label, layers :
-        Output folder of `recipes/probe.py`, its label, and the layers to read,
-        all by default.
-    part : str
-        "train", "valid" or "test".
-
-    Returns
-    -------
-    dict of str to Examples
-        Not standardized.
+    Of a `part` ("train", "valid" or "test") of an output folder of
+    `recipes/probe.py`: `Examples` of each layer, not standardized.
     """
     path = Path(folder) / f"probe_{label}.json"
     found = read_json(path)
@@ -211,25 +193,16 @@ def check_paired(one, other):
     """Raises a ValueError if two systems were tested on different data."""
     for name in ("ids", "total"):
         if not np.array_equal(one[name], other[name]):
-            raise ValueError(
-                "Two systems were tested on different utterances: probe them "
-                "with the same manifests, in folders of their own."
-            )
+            remedy = "probe both with the same manifests"
+            raise ValueError(f"Systems differ in test utterances: {remedy}.")
 
 
 def compare(system, baseline):
-    """Compares the best layers of two systems on the same utterances.
+    """Compares the best layers of two systems, from `read_system`.
 
-    Arguments
-    ---------
-    system, baseline : dict
-        From `read_system`.
-
-    Returns
-    -------
-    dict
-        `difference` of accuracies, its paired 95 % `interval`, and whether the
-        systems' own intervals are `apart`.
+    Returns the `difference` of accuracies, its paired 95 % `interval`, and
+    whether the systems' own intervals are `apart`. The utterances must be the
+    same: else a ValueError.
     """
     check_paired(system["outcomes"], baseline["outcomes"])
     pair = system, baseline

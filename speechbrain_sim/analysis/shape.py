@@ -39,19 +39,10 @@ def _blocks(x, width=64):
 
 
 def common_range(*parts):
-    """Range that shows the bulk of every dimension.
+    """Range that shows the bulk of every dimension of (frames, D) arrays.
 
     From the least 1 % quantile of a dimension to the greatest 99 % quantile:
     outlying frames do not widen it, but a dimension away from the others does.
-
-    Arguments
-    ---------
-    *parts : numpy.ndarray
-        (frames, D) each.
-
-    Returns
-    -------
-    low, high : (float, float)
     """
     blocks = (block for x in parts for block in _blocks(x))
     ends = [np.quantile(block, [0.01, 0.99], axis=1) for block in blocks]
@@ -61,17 +52,7 @@ def common_range(*parts):
 
 
 def ks_normal(x):
-    """Kolmogorov-Smirnov distance of each dimension to N(0, 1).
-
-    Arguments
-    ---------
-    x : numpy.ndarray
-        (frames, D).
-
-    Returns
-    -------
-    numpy.ndarray
-        (D,), between 0 and 1.
+    """Kolmogorov-Smirnov distance of each dimension to N(0, 1), (D,) in [0, 1].
 
     Example
     -------
@@ -125,25 +106,19 @@ def describe(x, edges):
 def aggregate_kl(mean, log_var, frames=1000, seed=0):
     """KL divergence from each dimension's aggregate posterior to N(0, 1).
 
-    The aggregate is the mixture over frames of N(mean, exp(log_var)): what the
-    dimension is over a data set. The integral is a sum over a grid with two
-    steps per `RESOLUTION`, coarser only where a dimension reaches over more
-    than 2000 steps. A posterior narrower than two steps is widened to them:
-    finitely many frames without variance would be infinitely far from N(0, 1).
+    In nats, (D,). The aggregate is the mixture over frames of N(mean,
+    exp(log_var)): what the dimension is over a data set. The integral is a sum
+    over a grid with two steps per `RESOLUTION`, coarser only where a dimension
+    reaches over more than 2000 steps. A posterior narrower than two steps is
+    widened to them: finitely many frames without variance would be infinitely
+    far from N(0, 1).
 
     Arguments
     ---------
     mean, log_var : numpy.ndarray
         (frames, D).
-    frames : int
+    frames, seed : int
         At most so many are drawn; their scarcity adds about 0.01 nats.
-    seed : int
-        Of the draw.
-
-    Returns
-    -------
-    numpy.ndarray
-        (D,), nats.
     """
     chosen = slice(None)
     if len(mean) > frames:
@@ -172,7 +147,7 @@ def shape(mean, log_var=None, sample=None, seed=0):
     ---------
     mean : numpy.ndarray
         Means of the posteriors, or outputs of a deterministic layer, (frames,
-        D): valid frames of all utterances.
+        D): valid frames of all utterances; an Unmeasurable if not finite.
     log_var, sample : numpy.ndarray, optional
         Log-variances and draws of the same posteriors.
     seed : int
@@ -182,15 +157,11 @@ def shape(mean, log_var=None, sample=None, seed=0):
     -------
     dict
         `frames`, `dimensions`, the histograms' `edges` over one
-        `common_range`; `means` and `samples`, each from `describe`; `active_units`, the number of dimensions whose
-        means have a variance above 0.01; and lists over dimensions, in nats:
-        `rate`, KL(q(z|x) || N(0, 1)) averaged over frames, and `aggregate_kl`.
+        `common_range`; `means` and `samples`, each from `describe`;
+        `active_units`, the number of dimensions whose means have a variance
+        above 0.01; and lists over dimensions, in nats: `rate`,
+        KL(q(z|x) || N(0, 1)) averaged over frames, and `aggregate_kl`.
         `samples`, `rate` and `aggregate_kl` are None without a posterior.
-
-    Raises
-    ------
-    ValueError
-        If an input is not a number.
     """
     parts = [x for x in (mean, log_var, sample) if x is not None]
     if not all(np.isfinite(x).all() for x in parts):
@@ -256,7 +227,7 @@ class Shape(Tool):
 
     key = "shape"
     title = "The shape of the latent space"
-    sentence = "The nearer to the dashed curve of N(0, 1), the better."
+    sentence = "Dimensions that follow N(0, 1), dashed, tell where to look."
     columns = {"KS to N(0, 1)": "median distance of the means to N(0, 1)"}
 
     def cells(self, numbers):
@@ -295,16 +266,14 @@ class Shape(Tool):
                     worst.append({"": f"{name} {d}"} | cells)
             stem = f"figures/shape_{layer}"
             plot_shape(tables, study.folder / stem)
-            figures.append(
-                Figure(
-                    f"Some dimensions of {layer}",
-                    "From the one farthest from N(0, 1) to the nearest, by the "
-                    f"Kolmogorov-Smirnov distance of the means; {BINS} bins. "
-                    "Samples are means plus the posterior's noise.",
-                    stem,
-                    "Histograms against the normal curve, a row per system.",
-                )
+            figure = Figure(
+                f"Some dimensions of {layer}",
+                "From the farthest from N(0, 1) to the nearest, by the KS "
+                "distance of the means; samples add the posterior's noise.",
+                stem,
+                "Histograms against the normal curve, a row per system.",
             )
+            figures.append(figure)
         summary = Table.of(
             "Latent shape",
             "Medians over dimensions. Active: variance of the mean above 0.01. "
@@ -320,11 +289,9 @@ class Shape(Tool):
 
 def _without_posterior(found):
     reason = "Its layers have no posterior; histograms are of its outputs."
-    return [
-        Gap(f"{system}: no KL", reason, system)
-        for system, layers in found.items()
-        if all(numbers["rate"] is None for numbers in layers.values())
-    ]
+    rates = found.map(lambda numbers: numbers["rate"])
+    plain = [s for s, of in rates.items() if not any(of.values())]
+    return [Gap(f"{system}: no KL", reason, system) for system in plain]
 
 
 def _median(values):

@@ -31,12 +31,8 @@ MOVE = 0.1
 class Walks(NamedTuple):
     """Decoded walks between two clips.
 
-    Arguments
-    ---------
-    steps : numpy.ndarray
-        Length of each step, (pairs, steps).
-    distances : numpy.ndarray
-        From end to end, (pairs,); 0 where both decode to the same waveform.
+    Length of each of the `steps`, (pairs, steps), and `distances` from end to
+    end, (pairs,); 0 where both decode to the same waveform.
     """
 
     steps: np.ndarray
@@ -46,13 +42,9 @@ class Walks(NamedTuple):
 class Moves(NamedTuple):
     """Decoded small moves of single frames.
 
-    Arguments
-    ---------
-    slopes : numpy.ndarray
-        Distance that the waveform moves, per deviation that the frame moves,
-        (clips, directions).
-    frame_energy : numpy.ndarray
-        Mean energy of the samples that one frame stands for, (clips,).
+    `slopes`: distance that the waveform moves, per deviation that the frame
+    moves, (clips, directions). `frame_energy`: mean energy of the samples that
+    one frame stands for, (clips,).
     """
 
     slopes: np.ndarray
@@ -63,16 +55,7 @@ class Moves(NamedTuple):
 def measure_walks(decode, latents, pairs, steps=10, batch_size=8):
     """Walks from clip to clip in equal steps, and decodes every stop.
 
-    Arguments
-    ---------
-    decode, latents, pairs, batch_size :
-        See `speechbrain_sim.analysis.delta.measure_distances`.
-    steps : int
-        Steps of each walk.
-
-    Returns
-    -------
-    Walks
+    See `speechbrain_sim.analysis.delta.measure_distances`; returns `Walks`.
     """
     decoded = delta.decode_clips(decode, latents, batch_size)
     lengths, distances = [], []
@@ -93,14 +76,7 @@ def summarise_walks(walks, pairs):
     """Computes how straight and how even decoded walks are.
 
     Means over pairs, with intervals bootstrapped over clips. Pairs that decode
-    to the same waveform are left out.
-
-    Arguments
-    ---------
-    walks : Walks
-        From `measure_walks`.
-    pairs : torch.Tensor
-        The pairs they are of.
+    to the same waveform are left out; an Unmeasurable if all do.
 
     Returns
     -------
@@ -110,11 +86,6 @@ def summarise_walks(walks, pairs):
         steps is a single jump; each with `value` and `interval`. The number of
         `steps`, of `pairs` that count, of pairs `left_out`, and of `clips` in
         those that count, which may be fewer than were wanted.
-
-    Raises
-    ------
-    Unmeasurable
-        If all pairs decode to the same waveform.
     """
     differ = walks.distances > 0
     if not differ.any():
@@ -185,11 +156,6 @@ def summarise_moves(moves):
     loud. A linear decoder of D independent dimensions has about 1 / sqrt(D), so
     compare systems of one width.
 
-    Arguments
-    ---------
-    moves : Moves
-        From `measure_moves`.
-
     Returns
     -------
     dict
@@ -259,7 +225,7 @@ class Smoothness(Tool):
 
     key = "smoothness"
     title = "Smoothness as a number"
-    sentence = "Left and middle: smoother near 1. Right: gentler if lower."
+    sentence = "Smoother: nearer to 1 (left, middle). Gentler: lower (right)."
     needs = ("decoders",)
     columns = {"path / distance": "length of decoded paths (1: straight)"}
 
@@ -317,7 +283,7 @@ class Smoothness(Tool):
                 "Left: length of the decoded path over the distance of its "
                 "ends. Middle: largest over mean step. Right: change of the "
                 "waveform for each deviation that one frame moves in a random "
-                f"direction (by {MOVE}), over the loudness of a frame.",
+                f"direction (by {MOVE}), over a frame's loudness (Lipschitz).",
                 "figures/smoothness",
                 "Three panels of points with intervals, by layer and system.",
             ),

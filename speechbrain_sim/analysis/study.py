@@ -1,4 +1,4 @@
-"""What the tools share: systems, the study they belong to, and their contract."""
+"""What the tools share: systems, their study, and the tools' contract."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -71,12 +71,10 @@ class Probes(NamedTuple):
 
     Arguments
     ---------
-    scores : dict of str to dict
-        Scores of each layer.
+    scores, weights : dict
+        Of each layer, its scores, and (seeds, channels, classes).
     classes : list of str
         Names of the classes.
-    weights : dict of str to numpy.ndarray
-        Of each layer, (seeds, channels, classes).
     features : callable
         "train", "valid" or "test" -> dict of str to Features, by layer.
     """
@@ -88,20 +86,16 @@ class Probes(NamedTuple):
 
 
 class System(NamedTuple):
-    """An encoder under analysis.
+    """An encoder under analysis, frozen.
 
     Arguments
     ---------
-    name : str
-        Its name in the report.
-    encoder : Encoder
-        Frozen, in eval mode.
+    name, encoder : str, Encoder
+        Its name in the report; in eval mode.
     wavs : torch.Tensor
         The clips, (clips, samples).
-    latents : dict of str to Latent
-        Of each layer, for the clips.
-    decoders : dict of str to ConvDecoder
-        Of each layer.
+    latents, decoders : dict
+        `Latent` of the clips, and `ConvDecoder`, of each layer.
     probes : Probes or None
         None without a label to probe for.
     made_of : dict
@@ -150,23 +144,18 @@ class Study(NamedTuple):
         From `draw_pairs`, for delta and for smoothness.
     steps, directions : int
         Of each interpolation; random moves of each clip.
-    label : str, optional
-        That of the bias-free probes.
-    factors : Factors, optional
-        See `speechbrain_sim.analysis.factors`.
+    label, factors : str, Factors
+        Label of the bias-free probes, and known factors, if any.
     published : dict
         Numbers of a paper: `note`, `probes`, `bias_free`, `counts`, `delta`
         (in percent).
-    baseline : str
-        The system that probes are compared with.
-    probed : dict
-        Label -> system -> scores, from `read_system`.
+    baseline, probed : str, dict
+        What probes are compared with; label -> system -> `read_system`.
     logs : dict of str to str
         `train_log.txt` of each trained system.
-    systems : list of System
-        Those whose layers are measured; the last is compared with.
-    results : dict
-        Tool -> results.
+    systems, results : list of System, dict
+        Those whose layers are measured; the last is compared with. Tool ->
+        results.
     """
 
     folder: Path

@@ -32,54 +32,25 @@ TOOLS = [
 
 
 def choose_tools(keys=None, inside=True):
-    """Returns the tools that are asked for; all by default.
+    """Returns the tools of these keys; all by default.
 
-    Arguments
-    ---------
-    keys : list of str, optional
-        Keys of tools; those of the probes and of training are always there.
-    inside : bool
-        Whether there are systems to look into.
-
-    Returns
-    -------
-    list of Tool
-
-    Raises
-    ------
-    ValueError
-        If there is no such tool; names the ones there are.
+    Those of the probes and of training are always there, and are all there are
+    if there is nothing `inside`. Raises a ValueError for an unknown key.
     """
     names = [tool.key for tool in TOOLS]
-    unknown = sorted(set(keys or []) - set(names))
+    asked = set(names if keys is None else keys)
+    unknown = ", ".join(sorted(asked - set(names)))
     if unknown:
         there = f"there are {', '.join(names)}"
-        raise ValueError(f"There is no tool {unknown[0]} (--tools); {there}.")
-    return [
-        tool
-        for tool in TOOLS
-        if not tool.inside or inside and (keys is None or tool.key in keys)
-    ]
+        raise ValueError(f"There is no tool {unknown} (--tools); {there}.")
+    return [t for t in TOOLS if not t.inside or inside and t.key in asked]
 
 
 def measure_system(system, study, tools, folder):
     """Measures a system with each tool, or reads what was measured before.
 
-    Arguments
-    ---------
-    system : System
-        The encoder.
-    study : Study
-        What it is measured with.
-    tools : list of Tool
-        From `choose_tools`.
-    folder : str
-        Holds `<tool>.json`, each with what it is made of.
-
-    Returns
-    -------
-    dict
-        Tool -> layer -> numbers.
+    The folder holds `<tool>.json`, each with what it is made of. Returns tool
+    -> layer -> numbers.
     """
     results, encoder = {}, system.made_of["encoder"]
     made_of = {"clips": study.clips_hash(), "seed": study.seed}
@@ -98,16 +69,8 @@ def measure_system(system, study, tools, folder):
 def summarise(tools, study):
     """Makes the table that the report begins with.
 
-    Arguments
-    ---------
-    tools : list of Tool
-        Whose `columns` are shown, of each system and layer.
-    study : Study
-        With results; if none has any, the probes' best layers are shown.
-
-    Returns
-    -------
-    Table
+    The `columns` of the tools for each system and layer; if there are none,
+    the probes' best layers.
     """
     rows = []
     found = {key: Results(x).split()[0] for key, x in study.results.items()}

@@ -26,17 +26,9 @@ BINS = 100
 class TopN(NamedTuple):
     """Predictions of a probe from its n most important dimensions.
 
-    Arguments
-    ---------
-    counts : list of int
-        The n.
-    accuracy : list of float
-        Of each n, mean over probes.
-    hits : numpy.ndarray
-        Correct examples of each utterance, mean over probes, (counts,
-        utterances), for `speechbrain_sim.analysis.intervals.bootstrap_interval`.
-    total : numpy.ndarray
-        Examples of each utterance, (utterances,).
+    For each n in `counts`: `accuracy`, mean over probes, and `hits`, the
+    correct examples of each utterance, mean over probes, (counts, utterances).
+    `total`: examples of each utterance, (utterances,).
     """
 
     counts: list
@@ -46,7 +38,7 @@ class TopN(NamedTuple):
 
 
 def contribution(weight, std):
-    """How much each dimension moves a probe's predictions.
+    """How much each dimension moves a probe's predictions, (probes, channels).
 
     The norm of its weights, less their mean over classes, which moves all
     logits alike, times the deviation of the feature. The paper's importance is
@@ -54,15 +46,8 @@ def contribution(weight, std):
 
     Arguments
     ---------
-    weight : numpy.ndarray
-        (probes, channels, classes).
-    std : numpy.ndarray
-        Deviation of each feature, (channels,).
-
-    Returns
-    -------
-    numpy.ndarray
-        (probes, channels).
+    weight, std : numpy.ndarray
+        (probes, channels, classes); deviation of each feature, (channels,).
     """
     centred = weight - weight.mean(-1, keepdims=True)
     return np.linalg.norm(centred, axis=-1) * std
@@ -71,20 +56,8 @@ def contribution(weight, std):
 def gini(share):
     """Gini coefficient: 0 if all are equal, 1 - 1/D if one has everything.
 
-    Arguments
-    ---------
-    share : numpy.ndarray
-        Not negative, (..., D).
-
-    Returns
-    -------
-    numpy.ndarray
-        (...,)
-
-    Raises
-    ------
-    Unmeasurable
-        If there is nothing to share, or not a number.
+    Of (..., D), not negative. An Unmeasurable if there is nothing to share, or
+    not a number.
 
     Example
     -------
@@ -123,10 +96,8 @@ def concentration(weight, std):
 
     Arguments
     ---------
-    weight : numpy.ndarray
-        Of bias-free probes, (probes, channels, classes).
-    std : numpy.ndarray
-        Deviation of each feature the probes were trained on, (channels,).
+    weight, std : numpy.ndarray
+        See `contribution`; of bias-free probes.
 
     Returns
     -------
@@ -173,24 +144,19 @@ def top_n_accuracy(weight, mean, std, x, y, utterance, counts):
 
     Arguments
     ---------
-    weight : numpy.ndarray
-        Of bias-free probes, (probes, channels, classes).
-    mean, std : numpy.ndarray
+    weight, std : numpy.ndarray
+        See `concentration`.
+    mean : numpy.ndarray
         Of the features that the probes were trained on, (channels,).
     x, y, utterance : numpy.ndarray
         Test features, (examples, channels), their classes and the index of
         their utterance, (examples,).
     counts : list of int
-        The n, from few to many.
+        The n; a ValueError if they do not rise, or exceed the channels.
 
     Returns
     -------
     TopN
-
-    Raises
-    ------
-    ValueError
-        If the counts do not rise, or are more than there are channels.
     """
     steps = [0, *counts]
     if sorted(steps) != steps or steps[-1] > weight.shape[1]:
@@ -240,7 +206,7 @@ class Weights(Tool):
 
     key = "weights"
     title = "Where the information sits"
-    sentence = "The earlier a curve rises, the fewer dimensions are to study."
+    sentence = "Weights near zero, early curves: few dimensions are to study."
     needs = ("probes",)
     columns = {
         "probe (%)": "accuracy of bias-free probes",
@@ -326,7 +292,6 @@ def _table(found, published):
         "coefficient and effective number (participation ratio) of the "
         "dimensions, by the norm of their weights as in the paper, and by what "
         "they contribute: weights less their mean over classes, times the "
-        "deviation of the feature (a dimension with a small scale needs a "
-        "large weight).",
+        "deviation of the feature.",
         rows,
     )

@@ -36,10 +36,8 @@ class Table(NamedTuple):
     ---------
     title, caption : str
         Its name; what to know about it.
-    header : list of str
-        Names of the columns.
-    rows : list of list of str
-        Cells, as many in each row as in the header.
+    header, rows : list of str, list of list of str
+        Names of the columns; as many cells in each row.
     system : str, optional
         The system it belongs to; always visible if none.
     """
@@ -85,15 +83,7 @@ class Figure(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """One sound of an explorer.
-
-    Arguments
-    ---------
-    label : str
-        E.g. "alpha 0.25".
-    wav : numpy.ndarray
-        (samples,), float, at 16 kHz.
-    """
+    """One sound of an explorer: (samples,), float, at 16 kHz."""
 
     label: str
     wav: np.ndarray
@@ -138,14 +128,8 @@ class Gap(NamedTuple):
 class Section(NamedTuple):
     """A part of the report.
 
-    Arguments
-    ---------
-    key : str
-        Its anchor.
-    title, sentence : str
-        Its heading; what to see in it.
-    items : list of Table, Figure, Explorer or Gap
-        What it shows, in this order.
+    Its anchor `key`, heading `title`, a `sentence` on what to see in it, and
+    its `items`: Table, Figure, Explorer or Gap.
     """
 
     key: str
@@ -164,8 +148,7 @@ class Group(NamedTuple):
     @property
     def layers(self):
         """Names of the layers, in the order of the explorers."""
-        layers = dict.fromkeys(e.layer for e in self.explorers)
-        return [layer for layer in layers if layer is not None]
+        return [*filter(None, dict.fromkeys(e.layer for e in self.explorers))]
 
     @property
     def stops(self):
@@ -187,10 +170,8 @@ def write_page(folder, title, note, summary, sections, systems):
         Target.
     title, note : str
         Heading of the report; what to know about it.
-    summary : Table
-        Shown first.
-    sections : list of Section
-        Shown then.
+    summary, sections : Table, list of Section
+        Shown first; shown then.
     systems : list of str
         Names of the systems; the page shows one at a time.
 
@@ -217,12 +198,8 @@ def write_page(folder, title, note, summary, sections, systems):
     folder = Path(folder)
     sections = [s._replace(items=group_explorers(s.items)) for s in sections]
     files, blobs = {}, {}
-    groups = [
-        _render(item, section.key, files, blobs)
-        for section in sections
-        for item in section.items
-        if isinstance(item, Group)
-    ]
+    groups = [(i, s.key) for s in sections for i in s.items if type(i) is Group]
+    groups = [_render(*pair, files, blobs) for pair in groups]
     data = {"systems": systems, "groups": groups}
     data["blobs"] = [base64.b64encode(blob).decode() for blob in blobs]
     shown = {"title": title, "note": note, "summary": summary, "data": data}

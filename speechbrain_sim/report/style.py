@@ -74,19 +74,8 @@ def drawing(path, rows=1, columns=1, size=(6.4, 3.2), **shared):
 def layer_drawing(path, layers, width=2.6, height=2.8, **shared):
     """Opens a figure with a panel per layer and one legend below.
 
-    Arguments
-    ---------
-    path, **shared :
-        See `drawing`; the y axis is shared.
-    layers : list of str
-        Titles of the panels.
-    width, height : float
-        Of a panel, in inches.
-
-    Returns
-    -------
-    dict of str to matplotlib.axes.Axes
-        Panel of each layer.
+    As `drawing`, with a shared y axis; width and height are of a panel, in
+    inches. Returns the axes of each layer, a dict.
     """
     grid = 1, len(layers), (width * len(layers) + 0.6, height)
     with drawing(path, *grid, sharey=True, **shared) as (figure, axes):
@@ -153,19 +142,10 @@ def error_bars(scores, key="value", scale=1):
 
 
 def mel_png(mel, low, high):
-    """Draws a spectrogram as a small picture: one pixel per number.
+    """Draws (frames, channels) as a small png: one pixel per number.
 
-    Arguments
-    ---------
-    mel : numpy.ndarray
-        (frames, channels); time goes right, channels go up.
-    low, high : float
-        The darkest and the brightest value.
-
-    Returns
-    -------
-    bytes
-        A PNG file.
+    Time goes right, channels go up; `low` and `high` are the darkest and the
+    brightest value.
 
     Example
     -------

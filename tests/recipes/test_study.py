@@ -231,6 +231,8 @@ def test_systems_that_are_missing_are_named(recipes, corpora, tmp_path):
     for name in ("CPC", "supervised"):
         with pytest.raises(ValueError, match=f"encoder of {name} to look"):
             recipes["study"].main([*argv, "--inside", f"[{name}]"])
+    with pytest.raises(ValueError, match="speaker is no label of frames"):
+        recipes["study"].main([*argv, "--factor_label", "speaker"])
 
 
 def test_too_few_and_too_short_clips(corpus, caplog):
