@@ -18,11 +18,11 @@ demo: $(VENV)/installed
 	$(BIN)/python recipes/study.py hparams/Synthetic/study.yaml
 
 check: lint
-	$(BIN)/python -m pytest -m "not (recipe or browser or slow)" $(PYTEST)
+	$(BIN)/python -m pytest -m "not (recipe or hub or browser or slow)" $(PYTEST)
 	$(BIN)/python docs/house.py counts
 
 test: lint counts docs chromium
-	$(BIN)/python -m pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow $(PYTEST)

@@ -27,6 +27,7 @@ EXTRAS = {
 EXTRAS["test"] = [
     *(requirement for extra in EXTRAS.values() for requirement in extra),
     "pytest>=8",
+    "pytest-xdist>=3",
     "ruff==0.12.4",
     "codespell",
     "selenium",

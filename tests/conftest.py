@@ -349,10 +349,16 @@ def names_used(function):
 
 
 def pytest_collection_modifyitems(items):
-    """Marks what `make check` leaves out: recipes, second processes, browsers."""
-    processes = {"start_process", "start_recipe", "subprocess"}
+    """Marks what `make check` leaves out.
+
+    That is recipes, second processes, browsers, and the Hub on the loopback.
+    """
+    processes = {"start_process", "start_recipe", "subprocess", "torchrun"}
+    processes |= {"get_context"}
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
+        if "hub" in fixtures:
+            item.add_marker("hub")
         if "browser" in fixtures:
             item.add_marker("browser")
         if fixtures & {"recipes", "corpora"}:

@@ -198,6 +198,7 @@ def test_activation_checkpointing_changes_no_number(tmp_path, batch_norm):
     assert same(plain, checkpointed)
 
 
+@pytest.mark.recipe  # twelve seconds
 def test_compiled_modules_give_the_same_numbers(tmp_path, monkeypatch):
     # traced and differentiated as always, but run without a C++ compiler
     monkeypatch.setattr(

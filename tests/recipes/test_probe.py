@@ -57,7 +57,7 @@ def test_what_cannot_be_probed_is_refused_at_the_start(options, recipes):
         ("controls", "1", "at least 2"),
         ("layers", "logmel", "a list"),
         ("label_kinds", "{pitch: sequence}", "No linear probe reads"),
-        ("label_kinds", "{pitch: frame}", "is of 'frame', not of"),
+        ("label_kinds", "{pitch: frame}", "'pitch' is 'frame', not of"),
     ):
         with pytest.raises(ValueError, match=message):
             recipes["probe"].main([*options, f"--{option}", value])

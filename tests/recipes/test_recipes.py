@@ -125,7 +125,7 @@ def test_probing_other_layers_is_done_anew(recipes, corpora, tmp_path):
         + TINY
     )
     yaml = HPARAMS / "Synthetic/probe.yaml"
-    argv = [str(yaml), "--encoder", str(tmp_path / "encoder")]
+    argv = [str(yaml), "--encoder", str(tmp_path)]
     argv += ["--output_folder", str(tmp_path / "probe"), "--label", "speaker"]
     argv += options_for(yaml, corpora) + ["--number_of_epochs", "1"]
     for layers in ["[module1]", "[module1, context]"]:
