@@ -37,7 +37,7 @@ setup(
     name="speechbrain-sim",
     version=VERSION,
     description="Smooth InfoMax for SpeechBrain: greedy self-supervised "
-    "speech encoders with a smooth latent space in every layer",
+    "speech encoders with a smooth latent space in each module",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
