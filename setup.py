@@ -55,7 +55,6 @@ setup(
             "hub/*.yaml",
             "report/*.html",
             "report/*.md",
-            "report/static/*",
         ],
         "speechbrain_sim.hparams_models": ["*.yaml"],
     },

@@ -1,4 +1,4 @@
-"""Measures everything that is said to be fast or small, in one command.
+"""Measures speed and memory of everything with a stated cost, in one command.
 
     python -m benchmarks.bench
     python -m benchmarks.bench --only steps memory

@@ -200,7 +200,7 @@ def time_row(
     ours, reference : str
         Whose times to compare.
     faster : bool
-        Whether the ratio says how many times faster ours is, or slower.
+        Whether the ratio is how many times faster ours is, or slower.
     clock : str
         "wall" or "cpu".
 

@@ -43,7 +43,7 @@ def decode(hparams, run_opts):
     run_on_main(keep_encoder, args=kept)
     decoder = mirror(encoder, hparams["layer"])
     run_on_main(hparams["prepare"])
-    hparams["front_end"] = encoder
+    hparams["frozen_encoder"] = encoder
     brain = DecoderBrain(
         modules={"decoder": decoder},
         opt_class=hparams["opt_class"],

@@ -29,7 +29,7 @@ from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.data.labels import FRAMES, SEQUENCE, kind_of
 from speechbrain_sim.data.phones import name_phones
 from speechbrain_sim.extraction import encode_manifest
-from speechbrain_sim.files import sha256
+from speechbrain_sim.files import read_json, sha256
 from speechbrain_sim.models.format import PROBE, save_parts
 from speechbrain_sim.models.load import load_encoder, save_encoder
 
@@ -50,7 +50,7 @@ def check(hparams, kind):
 
 
 def encode(hparams, run_opts, encoder, description, rows):
-    """Encodes the parts of the corpus, or finds them encoded."""
+    """Encodes the parts of the corpus, unless they are cached."""
     folder, data = hparams["output_folder"], hparams["data_folder"]
     options = {
         "layers": hparams["layers"],
@@ -76,6 +76,12 @@ def probe(hparams, run_opts):
     sb.create_experiment_directory(folder)
     hparams["prepare"]()
     encoder, description = load_encoder(hparams["encoder"])
+    for path in Path(folder).glob("probe_*.json"):
+        if read_json(path)["encoder"]["sha256"] != description["sha256"]:
+            raise ValueError(
+                f"{path} is of another encoder than {hparams['encoder']}: "
+                f"choose another --output_folder."
+            )
     layers = hparams["layers"] or encoder.layer_names
     rows = LABELS if kind == FRAMES else MEAN
     about = {

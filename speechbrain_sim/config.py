@@ -44,6 +44,20 @@ RENAMED = {
     "window": "window_frames",
     "draws": "num_samples",
 }
+#: former keys that are no key now, and what replaces them
+_REPLACED = {
+    ("encoder_folder", "decoder_folder"): "the run's output_folder: a model",
+    ("report_folder",): "output_folder",
+    ("paper",): "published",
+    ("folder",): "the folder that the study's yaml lies in",
+    ("runs", "variants"): "in systems, as `yaml`, `options` and `encoder`",
+    ("pretrain_yaml",): "the `yaml` of each entry of systems",
+    ("probes",): "labels: a study trains its probes",
+    ("corpus_options",): "a key each: options of corpus.yaml are handed on",
+}
+GONE = {key: text for keys, text in _REPLACED.items() for key in keys}
+#: former beginnings of the names of a study's yaml
+_STUDIES = ("table", "analyse", "sweep")
 #: kinds of values; others are objects, made of these
 KINDS = {bool: "True or False", int: "a whole number", float: "a number"}
 KINDS |= {list: "a list", dict: "a mapping", str: "text", type(None): "null"}
@@ -67,7 +81,10 @@ def _read_files(path, above=()):
     """Reads a yaml and its bases: {path: content}, lowest precedence first."""
     path = Path(os.path.abspath(path))
     if not path.is_file():
-        raise FileNotFoundError(f"There is no hyper-parameter file {path}.")
+        former = path.stem.split("_")[0] in _STUDIES
+        hint = " It is study.yaml now, or a study_*.yaml." if former else ""
+        text = f"There is no hyper-parameter file {path}.{hint}"
+        raise FileNotFoundError(text)
     if path in above:
         raise ValueError(f"{path} is its own base: remove one `base:`.")
     content = _parse_yaml(path.read_text(encoding="utf-8")) or {}
@@ -184,8 +201,9 @@ def _encoded(word):
 def make_experiment(hparams_file, options, run_opts, may_change=None):
     """Merges a yaml, its bases, a model and options, and builds the objects.
 
-    The whole, resolved, is written to `hyperparams.yaml` in the output folder:
-    a yaml without bases, which `load_hyperpyyaml` reads as it is.
+    The whole, resolved, is written to `hyperparams.yaml` (or the yaml's
+    `hyperparams_file`) in the output folder: a yaml without bases, which
+    `load_hyperpyyaml` reads as it is.
 
     Arguments
     ---------
@@ -228,7 +246,8 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
     resolved = _resolve({**defaults, **changes, **options}, options)
     hparams = load_hyperpyyaml(resolved)
     if if_main_process():
-        written = Path(hparams["output_folder"], "hyperparams.yaml")
+        name = hparams.get("hyperparams_file", "hyperparams.yaml")
+        written = Path(hparams["output_folder"], name)
         begun = any(Path(hparams["save_folder"]).glob("CKPT*"))
         begun = begun and written.exists() and not run_opts["debug"]
         if may_change is not None and begun:
@@ -239,9 +258,10 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
 
 def check_keys(source, known, keys):
     """Raises a KeyError if a key is renamed, or none of those of a source."""
-    for key in RENAMED.keys() & set(keys):
-        raise KeyError(f"{key} is now {RENAMED[key]} (in {source}).")
     unknown = sorted(set(keys) - set(known))
+    for key in [*(RENAMED.keys() & set(keys)), *(GONE.keys() & set(unknown))]:
+        now = {**RENAMED, **GONE}[key]
+        raise KeyError(f"{key} is now {now} (in {source}).")
     if unknown:
         near = get_close_matches(unknown[0], {*known, *RunOptions()}, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"It has {[*known]}."

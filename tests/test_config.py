@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.core import RunOptions
 
 from speechbrain_sim.config import (
+    GONE,
     MODELS,
     RENAMED,
     load_experiment,
@@ -49,9 +51,9 @@ def keys_of(path):
     return read_yaml(path)
 
 
-def load(yaml, folder, **options):
+def load(yaml, output_folder, /, **options):
     typed = [x for k, v in options.items() for x in (f"--{k}", str(v))]
-    argv = [str(yaml), "--output_folder", str(folder), *typed]
+    argv = [str(yaml), "--output_folder", str(output_folder), *typed]
     return load_experiment([*argv, "--device", "cpu"])[0]
 
 
@@ -219,6 +221,33 @@ def test_a_former_name_is_answered_with_the_new_one(
     assert not (tmp_path / "hyperparams.yaml").exists()
 
 
+@pytest.mark.parametrize("old", GONE)
+def test_a_key_that_is_gone_is_answered_with_what_replaces_it(tmp_path, old):
+    now = re.escape(f"{old} is now {GONE[old]}")
+    study = HPARAMS / "Synthetic/study.yaml"
+    with pytest.raises(KeyError, match=now):
+        load(study, tmp_path, **{old: "x"})
+    yaml = tmp_path / "former.yaml"
+    yaml.write_text(f"base: {study}\n{old}: x\n")
+    with pytest.raises(KeyError, match=now):
+        load(yaml, tmp_path)
+    yaml.write_text(f"uses: {study}\n{old}: x\n")  # a key of its own
+    assert read_yaml(yaml)[old] == "x"
+
+
+@pytest.mark.parametrize("name", ["table", "analyse", "sweep"])
+def test_a_former_study_is_answered_with_study_yaml(name):
+    for file in f"{name}.yaml", f"{name}_reduced.yaml":
+        with pytest.raises(FileNotFoundError, match="is study.yaml now"):
+            read_yaml(HPARAMS / file)
+    with pytest.raises(FileNotFoundError) as error:
+        read_yaml(HPARAMS / "tables.yaml")
+    assert "study" not in str(error.value)
+    script = ROOT / f"recipes/{name}.py"
+    with pytest.raises(SystemExit, match=r"is now recipes/study.py"):
+        runpy.run_path(str(script))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_persist_if_there_are_any(tiny_yaml, tmp_path, workers):
     hparams = load(tiny_yaml, tmp_path, num_workers=workers)
@@ -307,12 +336,13 @@ def test_every_key_is_used(yaml):
     def used(key, verbs):
         paths = [path for verb in verbs for path in READERS[verb]]
         paths.append("speechbrain_sim/brains/base.py")
+        paths.append("speechbrain_sim/config.py")
         code = "".join((ROOT / path).read_text() for path in paths)
         return (
             f"<{key}>" in text
             or re.search(rf"""hparams(\.{key}\b|\[["']{key}["']\])""", code)
             or ('_csv"]' in code and key in ("valid_csv", "test_csv"))
-            or re.search(rf'hparams, "{key}"', code)
+            or re.search(rf'hparams(, |\.get\()"{key}"', code)
             or key in RunOptions().as_dict()
         )
 
@@ -424,7 +454,8 @@ def test_every_yaml_loads_from_anywhere(yaml, tmp_path, monkeypatch):
     needed = [key for key in given if is_placeholder(keys_of(yaml).get(key))]
     typed = [word for key in needed for word in (f"--{key}", given[key])]
     hparams, _ = load_experiment([os.path.relpath(yaml), *typed])
-    written = Path(hparams["output_folder"], "hyperparams.yaml").read_text()
+    file = hparams.get("hyperparams_file", "hyperparams.yaml")
+    written = Path(hparams["output_folder"], file).read_text()
     again = load_hyperpyyaml(written)
     assert again.keys() == hparams.keys()
     assert again["corpus"] == yaml.parent.name

@@ -21,8 +21,10 @@ class ResumableBrain(sb.Brain):
 
     Every entry of `modules` has its own optimizer and is checkpointed, with
     the running means and the length of the log. Hyper-parameters read from
-    `hparams`: `seed`, `epoch_counter`, `train_logger`; optional `crop` (its
-    epoch is set), `tensorboard_logger`. Subclasses define `save_result`. After
+    `hparams`: `seed`, `epoch_counter`, `train_logger`, `output_folder`; of
+    `fit_manifests` also `train_csv`, `valid_csv`, `data_folder`, `crop` (its
+    epoch is set), `batch_size`, `train_loader_kwargs`, `valid_loader_kwargs`,
+    `tensorboard`. Subclasses define `save_result`. After
     some twenty steps the cost of the run is logged, and kept as `estimate`.
     """
 

@@ -21,15 +21,14 @@ class DecoderBrain(ResumableBrain):
     """Trains a decoder on the latents of one layer of a frozen encoder.
 
     `modules` is {"decoder": ConvDecoder}. Hyper-parameters read from `hparams`
-    beside those of `ResumableBrain`: `front_end` (the encoder),
-    `layer`, `sampled` (decode draws from the posteriors, or means),
+    beside those of `ResumableBrain`: `frozen_encoder`, `layer`, `sampled` (decode draws from the posteriors, or means),
     `reconstruction` (the loss), `audio_folder`, `output_folder` (which holds
     the encoder, or a reference to it).
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.front_end = self.hparams.front_end.to(self.device)
+        self.frozen_encoder = self.hparams.frozen_encoder.to(self.device)
         self.reconstruction = self.hparams.reconstruction.to(self.device)
         self.examples = {}
 
@@ -39,7 +38,9 @@ class DecoderBrain(ResumableBrain):
         layer, sampled = self.hparams.layer, self.hparams.sampled
         noise = keyed_generator(*self.key("noise", stage), device=self.device)
         with torch.no_grad():
-            latents = self.front_end(wavs, wav_lens, [layer], sampled, noise)
+            latents = self.frozen_encoder(
+                wavs, wav_lens, [layer], sampled, noise
+            )
         samples = wavs.shape[1]
         return self.modules["decoder"](latents[layer].sample, samples, wav_lens)
 

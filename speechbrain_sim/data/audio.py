@@ -182,7 +182,7 @@ def _open(path):
         raise BadAudio(path, reason) from error
     if file.frames > 1 << 60:  # libsndfile's "unknown"
         file.close()
-        raise BadAudio(path, "Its header does not say how long it is.")
+        raise BadAudio(path, "Its header does not state its length.")
     return file
 
 

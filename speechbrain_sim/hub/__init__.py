@@ -1,1 +1,1 @@
-"""hub."""
+"""From a run to a model on the Hub, with its card."""

@@ -69,7 +69,8 @@ def export_model(
     # all is read: only now may an older model be lost
     folder.mkdir(parents=True, exist_ok=True)
     soundfile.write(folder / EXAMPLE, wav, SAMPLE_RATE)
-    model = SmoothInfoMax(parts, config, run_opts={"device": "cpu"})
+    hparams = {"sample_rate": config["sample_rate"]}
+    model = SmoothInfoMax(parts, hparams, config, run_opts={"device": "cpu"})
     more = {
         INTERFACE: SmoothInfoMax.__name__,
         "training": config["training"],
@@ -86,7 +87,9 @@ def _gather(run, probes, decoders):
     """Loads the parts of a run, and the probes and decoders of other runs."""
     parts, config = load_parts(fetch.LocalFolder(run))
     if config["parts"].get(ENCODER, {}).get("class") != "GreedyEncoder":
-        raise FileNotFoundError(f"{run} has no encoder of this package.")
+        raise FileNotFoundError(
+            f"{run} has no GreedyEncoder: only greedy encoders are exported."
+        )
     more = [(PROBE, path) for path in probes]
     more += [(DECODER, path) for path in decoders]
     for kind, path in more:

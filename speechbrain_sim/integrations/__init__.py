@@ -1,1 +1,1 @@
-"""integrations."""
+"""Encoders inside SpeechBrain, S3PRL and ONNX."""

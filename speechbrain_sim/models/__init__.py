@@ -1,1 +1,1 @@
-"""models."""
+"""Saved models: their format, and how they are fetched and loaded."""

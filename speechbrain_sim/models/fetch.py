@@ -34,7 +34,7 @@ REMEDIES = {
 
 
 class HubError(OSError):
-    """Something went wrong with the Hub; the message says what to do."""
+    """Something went wrong with the Hub; the message names the remedy."""
 
 
 class LocalFolder:

@@ -56,7 +56,7 @@ class SafetensorsPretrainer(Pretrainer):
     >>> pretrainer.load_collected()
     """
 
-    #: of each loadable that was found, its file and hash
+    #: file and hash of each loadable that was fetched
     collected = None
 
     def collect_files(
@@ -86,7 +86,7 @@ class SafetensorsPretrainer(Pretrainer):
         return {name: path for name, (path, _) in self.collected.items()}
 
     def load_collected(self):
-        """Loads what `collect_files` found, strictly: see `read_weights`."""
+        """Loads what `collect_files` fetched, strictly: see `read_weights`."""
         if self.collected is None:
             raise RuntimeError(
                 "First call collect_files, in every process: not by run_on_main."

@@ -14,11 +14,12 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from speechbrain_sim import cli
+from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.files import sha256
 from speechbrain_sim.hub.publish import check_model, export_model, publish_model
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.fetch import HubError, hub_errors, open_source
-from speechbrain_sim.models.format import example_folder
+from speechbrain_sim.models.format import example_folder, save_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
 from tests.conftest import (
     ROOT,
@@ -185,6 +186,9 @@ def test_foreign_parts_are_refused(tmp_path, trained):
         export_model(tmp_path, tmp_path / "model")
     with pytest.raises(ValueError, match="not empty"):
         export_model(trained.run, tmp_path)
+    save_parts(tmp_path / "mel", {"encoder": LogMel()})
+    with pytest.raises(FileNotFoundError, match="only greedy encoders"):
+        export_model(tmp_path / "mel", tmp_path / "model")
 
 
 def test_a_failed_export_leaves_the_model_before(tmp_path, trained):

@@ -39,7 +39,7 @@ CORPORA = {
         "Fabian Denoodt at "
         "https://github.com/fdenoodt/Artificial-Speech-Dataset. In the "
         "published split, 285 of the 360 syllables that probes are tested on "
-        "are cut from words that encoders hear",
+        "are cut from words that encoders train on",
         1000,
     ),
     "LibriSpeech": Corpus(
