@@ -21,7 +21,9 @@ from speechbrain_sim.analysis.factor_scores import (
     sap,
 )
 from speechbrain_sim.analysis.factors import (
+    Factors,
     plot_factors,
+    untrained,
 )
 from speechbrain_sim.analysis.lasso import Part, importances
 from speechbrain_sim.encoders.greedy import GreedyEncoder
