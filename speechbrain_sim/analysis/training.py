@@ -94,7 +94,7 @@ class Training(Tool):
         return [
             Figure(
                 "Training curves",
-                "Means over each epoch of the training set, of every module or layer.",
+                "Means over each epoch of training, of every module or layer.",
                 "figures/training",
                 "NCE, KL and active units over epochs, a column per system.",
             )
