@@ -26,7 +26,7 @@ from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.factors import Factors
 from speechbrain_sim.analysis.latents import encode_clips, read_clips
 from speechbrain_sim.analysis.probes import read_examples
-from speechbrain_sim.analysis.probing import read_probed
+from speechbrain_sim.analysis.probing import Probing, read_probed
 from speechbrain_sim.analysis.study import Probes, Study, System
 from speechbrain_sim.data.labels import FRAMES, kind_of
 from speechbrain_sim.files import machine, read_json, sha256
@@ -185,7 +185,7 @@ def train_bias_free(hparams, runs, folder, encoder, layers):
 def open_system(hparams, runs, study, chosen, name, folder, source):
     """Loads an encoder, trains what the tools need of it, encodes the clips."""
     encoder, description = load_encoder(source)
-    # all that have a decoder to mirror
+    # null: all that do not predict their own input
     names = [n for n in encoder.layer_names if not encoder.predicts_input(n)]
     layers = hparams["layers"] or names
     device = runs.run_opts["device"] or infer_device()
@@ -270,7 +270,8 @@ def main(argv):
     sections = tools.write_report(
         study, chosen, hparams["title"], note, settings
     )
-    for item in sections[0].items:  # the probes
+    items = [i for s in sections if s.key == Probing.key for i in s.items]
+    for item in items:
         if isinstance(item, Table):
             table = markdown_table(item.header, item.rows)
             print(f"\n{item.title}: {item.caption}\n\n{table}")

@@ -6,7 +6,6 @@ read it in one piece.
 
 import json
 from contextlib import ExitStack
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +43,7 @@ def stream_latents(
 ):
     """Encodes a file piece by piece, as `stream_file`, into dicts of Latents."""
     samples = check_file(encoder, path, layers)
-    device = next(chain(encoder.parameters(), encoder.buffers())).device
+    device = encoder.device
     if not encoder.streams:
         wavs = read_audio(path)[None].to(device)
         yield encoder(wavs, None, layers, *args, **options)

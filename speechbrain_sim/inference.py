@@ -16,6 +16,7 @@ from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.fetching import LocalStrategy
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.data.labels import UTTERANCE
 from speechbrain_sim.encoders.base import Latent, absolute_lengths, masked_mean
 from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
 from speechbrain_sim.models import pretrainer
@@ -291,7 +292,7 @@ class SmoothInfoMax(Pretrained):
         layer = layer or entry["best_layer"]
         latent = self.encode_batch(wavs, wav_lens, layer)
         x, lengths = latent.mean, latent.lengths
-        if entry["kind"] == "utterance":
+        if entry["kind"] == UTTERANCE:
             x, lengths = masked_mean(x, lengths)[:, None], lengths.clamp(max=1)
         probabilities = probes(x, layer).softmax(-1)
         return Classification(probabilities, lengths, entry["classes"])

@@ -106,10 +106,6 @@ class Rows:
             count += len(part.first) - 1
         return np.concatenate(owners)
 
-    def standardized(self, mean, std):
-        """Returns the same rows in units of a mean and standard deviation."""
-        return Rows(self.parts, mean, std)
-
     def join(self, other):
         """Returns these rows and then another's, in the units of these."""
         return Rows(self.parts + other.parts, self.mean, self.std)

@@ -305,7 +305,7 @@ def test_statistics_are_those_of_all_rows(encoder, corpus, tmp_path):
         mean, std = store.statistics(layer)
         torch.testing.assert_close(mean, rows.mean(0).float())
         torch.testing.assert_close(std, rows.std(0).float())
-        units = store[layer].standardized(mean, std)[:]
+        units = Rows(store[layer].parts, mean, std)[:]
         assert units.mean(0).abs().max() < 1e-4
         assert (units.std(0) - 1).abs().max() < 1e-4
 
@@ -590,7 +590,7 @@ def test_probes_on_halves_are_probes_on_floats(encoder, corpus, tmp_path):
             if kind == "disk":
                 stored = halves[layer].x
                 units = moments(stored.split(100))
-                x[layer] = stored.standardized(*units)
+                x[layer] = Rows(stored.parts, *units)
             else:
                 x[layer] = (whole - whole.mean(0)) / whole.std(0)
         batches = ProbeBatches(x, y, [1, 2], 1, 64)
@@ -631,7 +631,7 @@ def test_rows_of_several_parts_are_counted_through(parts):
     mean, std = moments(Rows(parts).split(4))
     torch.testing.assert_close(mean, whole.mean(0))
     torch.testing.assert_close(std, whole.std(0))
-    units = Rows(parts).standardized(mean, std)
+    units = Rows(parts, mean, std)
     torch.testing.assert_close(units[:], (whole - mean) / std)
 
 

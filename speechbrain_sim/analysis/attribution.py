@@ -12,13 +12,13 @@ from torch import nn
 
 from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.data.labels import HOP
+from speechbrain_sim.extras import import_extra
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure
 
 #: differences below this share of a value are float32's rounding
 ROUNDING = 1e-6
-#: samples of each number of an envelope: 10 ms
-HOP = SAMPLE_RATE // 100
 #: points of the rule for the report
 STEPS = 128
 
@@ -67,14 +67,12 @@ def integrated_gradients(function, wavs, baseline=None, steps=64, batch_size=4):
     ValueError
         If the function's values carry no gradient, or have another shape.
     """
-    try:
-        from captum.attr import IntegratedGradients
-    except ImportError as error:
-        extra = "pip install speechbrain-sim[analysis]"
-        raise ImportError(f"Attributions need captum: {extra}") from error
+    captum = import_extra("captum.attr", "analysis")
     wavs = wavs.detach()
     baseline = torch.zeros_like(wavs) if baseline is None else baseline
-    method = IntegratedGradients(lambda points: _checked(function, points))
+    method = captum.IntegratedGradients(
+        lambda points: _checked(function, points)
+    )
     rule = {"n_steps": steps, "method": "gausslegendre"}
     rule["internal_batch_size"] = batch_size
     pairs = zip(wavs.split(1), baseline.split(1), strict=True)

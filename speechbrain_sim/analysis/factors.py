@@ -63,9 +63,10 @@ def untrained(encoder, seed):
     """Returns an encoder of the same shape that was never trained, or None."""
     if not isinstance(encoder, GreedyEncoder):
         return None
-    device = next(encoder.parameters()).device
-    torch.manual_seed(seed)
-    return GreedyEncoder(**encoder.arguments).eval().to(device)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        control = GreedyEncoder(**encoder.arguments)
+    return control.eval().to(encoder.device)
 
 
 def plot_factors(layers, title, path):

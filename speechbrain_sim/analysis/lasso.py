@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speechbrain_sim.analysis.intervals import Unmeasurable
+from speechbrain_sim.extras import import_extra
 
 #: strengths of the Lasso, strongest first, in units of a correlation; that of
 #: noise is about 1 / sqrt(examples), 0.014 for 5000
@@ -234,12 +235,7 @@ def _paths(code, targets, counts):
     the data to as many rows as dimensions, and changes no squared error but by
     a constant.
     """
-    try:
-        from sklearn.linear_model import lasso_path
-    except ImportError as error:
-        need = "Scores of factors need scikit-learn"
-        extra = "pip install speechbrain-sim[analysis]"
-        raise ImportError(f"{need}: {extra}") from error
+    lasso_path = import_extra("sklearn.linear_model", "analysis").lasso_path
     width = code.shape[1]
     short = np.linalg.qr(np.hstack([code, *targets]), mode="r")[:width]
     short *= np.sqrt(len(short) / len(code))

@@ -131,7 +131,7 @@ def read_codes(encoder, layers, manifest, factors):
     factors : Factors
         With `segments`, an example is a recording: the means of its equal
         parts, side by side. Else ten frames of each recording are, with a
-        further factor: `phone` of a `label` of `phones`.
+        further factor, their `label`.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def read_codes(encoder, layers, manifest, factors):
     x, rows, utterance = {layer: [] for layer in layers}, [], []
     dataset = make_dataset(manifest, factors.data_folder)
     segments, label = factors.segments, factors.label
-    device = next(encoder.parameters()).device
+    device = encoder.device
     items = tqdm(dataset, desc="codes", unit="recording", disable=None)
     for at, item in enumerate(items):
         row = {"ID": item["id"], **dataset.data[item["id"]]}
@@ -151,7 +151,7 @@ def read_codes(encoder, layers, manifest, factors):
                 parts = torch.tensor_split(latent.mean[0], segments)
                 x[layer].append(torch.cat([part.mean(0) for part in parts]))
         else:
-            labels, name = row[label].split(), label.removesuffix("s")
+            labels = row[label].split()
             generator = keyed_generator(0, row["ID"], "frames")
             drawn = torch.randperm(len(labels), generator=generator)[:10]
             for layer, latent in latents.items():
@@ -159,7 +159,7 @@ def read_codes(encoder, layers, manifest, factors):
                 frames = frames_of_labels(len(labels), *geometry)[drawn]
                 frames = frames.clamp(max=int(latent.lengths[0]) - 1)
                 x[layer] += latent.mean[0, frames.to(device)]
-            found = [{**found[0], name: labels[i]} for i in drawn]
+            found = [{**found[0], label: labels[i]} for i in drawn]
         rows += found
         utterance += [at] * len(found)
     return Codes(

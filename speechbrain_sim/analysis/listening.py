@@ -102,10 +102,10 @@ def traversals(latent, z):
     """
     means = latent.mean.flatten(0, 1)
     spread, mean = means.var(0), means.mean(0)
-    std, kinds = spread.sqrt(), ["its own"]
+    std, kinds = spread.sqrt(), {"its own": None}
     if latent.log_var is not None:
         std = (spread + latent.log_var.exp().flatten(0, 1).mean(0)).sqrt()
-        kinds = ["the prior's", "the posterior's"]
+        kinds = {"the prior's": (0.0, 1.0), "the posterior's": None}
     chosen = spread.argsort(descending=True)[:TRAVERSED].tolist()
     sigmas = deviations(TRAVERSAL_STOPS)
     for rank, d in enumerate(chosen, 1):
@@ -113,9 +113,8 @@ def traversals(latent, z):
         variance = f"number {rank} by variance"
         numbers = f"mean {own[0]:.2f}, deviation {own[1]:.2f}"
         caption = f"Dimension {d}, {variance}; {numbers}."
-        for kind in kinds:
-            of = (0.0, 1.0) if kind == "the prior's" else own
-            values = deviations(TRAVERSAL_STOPS, *of)
+        for kind, moments in kinds.items():
+            values = deviations(TRAVERSAL_STOPS, *(moments or own))
             pairs = zip(sigmas, values, strict=True)
             labels = [f"{sigma:+.0f} σ ({value:.2f})" for sigma, value in pairs]
             title = f"Traversal {rank}, over {kind} deviations"

@@ -16,8 +16,8 @@ def read_probed(folders, baseline):
     ---------
     folders : dict
         Label -> system -> output folders of recipes/probe.py, one per seed.
-    baseline : str
-        The system that the others are compared with.
+    baseline : str or None
+        The system that the others are compared with, if any.
 
     Returns
     -------
@@ -30,7 +30,7 @@ def read_probed(folders, baseline):
     for label, systems in folders.items():
         joined = {n: read_system(paths, label) for n, paths in systems.items()}
         for name, system in joined.items():
-            if name != baseline:
+            if baseline is not None and name != baseline:
                 difference = compare(system, joined[baseline])
                 system[f"above_{baseline}"] = difference
         for system in joined.values():
@@ -96,16 +96,17 @@ def _layers(systems):
 
 
 def _table(label, systems, study):
-    """Accuracy in each layer, and the difference to the baseline."""
+    """Accuracy in each layer, and the difference to the baseline, if any."""
     published = study.published.get("probes", {}).get(label, {})
     rows, passed, versus = [], [], study.baseline
     for name, system in systems.items():
-        scores, above = system["layers"], system.get(f"above_{versus}")
+        scores = system["layers"]
         row = {"": name} | dict.fromkeys(_layers(systems), "")
         row |= {layer: percent(score) for layer, score in scores.items()}
         row["best layer"] = system["best_layer"]
-        best = with_interval(above, 100, 1, "+", key="difference")
-        row[f"best − {versus}"] = best
+        if versus is not None:
+            above = system.get(f"above_{versus}"), 100, 1, "+"
+            row[f"best − {versus}"] = with_interval(*above, key="difference")
         controls = [score["control"] for score in scores.values()]
         passed += [control["passed"] for control in controls]
         mean = np.mean([control["accuracy"] for control in controls])

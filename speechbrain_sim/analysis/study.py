@@ -76,7 +76,7 @@ class Probes(NamedTuple):
     classes : list of str
         Names of the classes.
     features : callable
-        "train", "valid" or "test" -> dict of str to Features, by layer.
+        "train", "valid" or "test" -> dict of str to Examples, by layer.
     """
 
     scores: dict
@@ -149,8 +149,8 @@ class Study(NamedTuple):
     published : dict
         Numbers of a paper: `note`, `probes`, `bias_free`, `counts`, `delta`
         (in percent).
-    baseline, probed : str, dict
-        What probes are compared with; label -> system -> `read_system`.
+    baseline, probed : str or None, dict
+        What probes are compared with, if anything; label -> system -> `read_system`.
     logs : dict of str to str
         `train_log.txt` of each trained system.
     systems, results : list of System, dict
@@ -169,7 +169,7 @@ class Study(NamedTuple):
     label: str | None = None
     factors: Any = None
     published: dict = {}
-    baseline: str = ""
+    baseline: str | None = None
     probed: dict = {}
     logs: dict = {}
     systems: list = []

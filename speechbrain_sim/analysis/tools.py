@@ -9,7 +9,7 @@ from speechbrain_sim.analysis.listening import Listening
 from speechbrain_sim.analysis.probing import Probing
 from speechbrain_sim.analysis.shape import Shape
 from speechbrain_sim.analysis.smoothness import Smoothness
-from speechbrain_sim.analysis.study import Results
+from speechbrain_sim.analysis.study import Results, Tool
 from speechbrain_sim.analysis.trade_off import TradeOff
 from speechbrain_sim.analysis.training import Training
 from speechbrain_sim.analysis.weights import Weights
@@ -50,12 +50,15 @@ def measure_system(system, study, tools, folder):
     """Measures a system with each tool, or reads what was measured before.
 
     The folder holds `<tool>.json`, each with what it is made of. Returns tool
-    -> layer -> numbers.
+    -> layer -> numbers, of the tools that define `measure`.
     """
     results, encoder = {}, system.made_of["encoder"]
     made_of = {"clips": study.clips_hash(), "seed": study.seed}
     made_of |= {"versions": versions(), "encoder": encoder}
-    for tool in (tool for tool in tools if tool.inside):
+    made_of["layers"] = list(system.latents)
+    for tool in tools:
+        if type(tool).measure is Tool.measure:
+            continue
         print(f"\n=== {system.name}: {tool.key}", flush=True)
         needs = {need: system.made_of.get(need) for need in tool.needs}
         results[tool.key] = cached_result(

@@ -34,22 +34,40 @@ def read_train_log(path):
     return numbers
 
 
+def curves(numbers, term):
+    """Finds one term's curves: module, or layer of a module -> numbers.
+
+    Where one module holds all layers, its stats are named after both.
+
+    Example
+    -------
+    >>> log = {"train encoder_nce": [5.0], "train encoder_module1_kl": [2.0]}
+    >>> curves(log, "nce"), curves(log, "kl")
+    ({'encoder': [5.0]}, {'module1': [2.0]})
+    """
+    found = {}
+    for name, values in numbers.items():
+        if match := re.fullmatch(rf"train (?:encoder_)?(\w+)_{term}", name):
+            found[match[1]] = values
+    return found
+
+
 def plot_training(logs, path):
-    """Plots each module's terms over the epochs: system -> log."""
+    """Plots each module's or layer's terms over epochs: system -> log."""
+    logs = {name: read_train_log(log) for name, log in logs.items()}
+    found = [curves(numbers, t) for numbers in logs.values() for t in TERMS]
+    names = list(dict.fromkeys(name for shown in found for name in shown))
     size, shared = (2.9 * len(logs), 5.5), {"sharex": "col", "sharey": "row"}
     with style.drawing(path, len(TERMS), len(logs), size, **shared) as drawn:
         figure, axes = drawn
-        for column, (name, log) in zip(axes.T, logs.items(), strict=True):
-            numbers = read_train_log(log)
-            names = re.findall(r"train (\w+)_nce", " ".join(numbers))
+        for column, (name, numbers) in zip(axes.T, logs.items(), strict=True):
             for panel, term in zip(column, TERMS, strict=True):
-                curves = {n: numbers.get(f"train {n}_{term}") for n in names}
-                for i, (module, values) in enumerate(curves.items()):
-                    look = {"color": style.colour(i), "label": module}
-                    if values:
-                        x = numbers["epoch"]
-                        panel.plot(x, values, ".-", markersize=3, **look)
-                if not any(curves.values()):
+                shown = curves(numbers, term)
+                for layer, values in shown.items():
+                    look = {"color": style.colour(names.index(layer))}
+                    look |= {"label": layer, "markersize": 3}
+                    panel.plot(numbers["epoch"], values, ".-", **look)
+                if term == "kl" and not shown:
                     at = {"ha": "center", "transform": panel.transAxes}
                     panel.text(0.5, 0.5, "no posterior", **at)
                 panel.set_ylim(bottom=0)
@@ -76,7 +94,7 @@ class Training(Tool):
         return [
             Figure(
                 "Training curves",
-                "Means over each epoch of the training set, of every module.",
+                "Means over each epoch of training, of every module or layer.",
                 "figures/training",
                 "NCE, KL and active units over epochs, a column per system.",
             )

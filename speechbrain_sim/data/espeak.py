@@ -12,6 +12,7 @@ import numpy as np
 from scipy.signal import resample_poly
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.extras import import_extra
 
 # samples of an utterance: 1.2 s
 SHORTEST = 19200
@@ -289,9 +290,4 @@ def _start_at_closures(speech, phones, starts):
 
 def import_loader():
     """Returns the module that holds espeak-ng; names the extra if absent."""
-    try:
-        import espeakng_loader
-    except ImportError as error:
-        remedy = "pip install speechbrain-sim[synthetic]"
-        raise ImportError(f"espeak-ng is missing: {remedy}") from error
-    return espeakng_loader
+    return import_extra("espeakng_loader", "synthetic")

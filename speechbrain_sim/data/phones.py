@@ -13,6 +13,7 @@ from tqdm import tqdm
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import HOP, WINDOW, num_labels
 from speechbrain_sim.data.manifests import Problem, read_csv, read_text
+from speechbrain_sim.extras import import_extra
 from speechbrain_sim.files import write_text
 
 #: seconds that an alignment may differ from the length of its audio
@@ -235,12 +236,9 @@ def _read_list(path, samples):
 
 def _read_textgrids(folder, samples):
     """Files and intervals of every utterance."""
-    try:
-        from praatio import textgrid
-        from praatio.utilities.errors import PraatioException
-    except ImportError as error:
-        remedy = "pip install speechbrain-sim[textgrid]"
-        raise ImportError(f"praatio reads TextGrids: {remedy}") from error
+    textgrid = import_extra("praatio.textgrid", "textgrid")
+    errors = import_extra("praatio.utilities.errors", "textgrid")
+    praatio_error = errors.PraatioException
     paths, intervals, problems = {}, {}, []
     for path in sorted(folder.rglob("*.TextGrid")):
         if path.stem in paths:
@@ -256,7 +254,7 @@ def _read_textgrids(folder, samples):
             if abs(end - seconds) > TOLERANCE:
                 raise ValueError(f"ends at {end} s, audio at {seconds} s")
             intervals[name] = [(i.start, i.end, i.label.strip()) for i in tier]
-        except (PraatioException, KeyError, ValueError, IndexError) as error:
+        except (praatio_error, KeyError, ValueError, IndexError) as error:
             problem = f"It has no tier 'phones' of this audio ({error!r})."
             remedy = "Align this audio, or remove it."
             problems.append(Problem(path, problem, remedy))

@@ -4,6 +4,7 @@ All tensors are (batch, time, channel).
 """
 
 from abc import ABC, abstractmethod
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -233,6 +234,18 @@ class Encoder(nn.Module, ABC):
     def stream(self, chunks, layers=None, sample=None, generator=None):
         """Encodes a signal piece by piece; a ValueError unless `streams`."""
         raise ValueError(f"{type(self).__name__} cannot encode in pieces.")
+
+    def freeze_unused(self, layers):
+        """Switches off gradients that the means of these layers do not give.
+
+        DistributedDataParallel waits in vain for gradients of such weights. By
+        default there are none.
+        """
+
+    @property
+    def device(self):
+        """Device of the parameters, or buffers: where waveforms have to be."""
+        return next(chain(self.parameters(), self.buffers())).device
 
     @property
     def conv_channels(self):

@@ -132,6 +132,15 @@ class GreedyEncoder(Encoder):
         latents = run_layers(stack, wavs[..., None], lengths, *options)
         return {name: latent for name, latent in latents if needed[name]}
 
+    def freeze_unused(self, layers):
+        """See `Encoder`: heads of log-variances, and the layers above."""
+        used = self.layers_up_to(layers)
+        for name, layer in self.layers.items():
+            if name not in used:
+                layer.requires_grad_(False)
+            elif layer.has_posterior:
+                layer.log_var.requires_grad_(False)
+
     @torch.no_grad()
     def stream(self, chunks, layers=None, sample=None, generator=None):
         """Encodes a signal of any length, piece by piece, without gradients.
@@ -179,17 +188,3 @@ class GreedyEncoder(Encoder):
             yield latents
         if not frames:
             raise ValueError(f"The signal is too short for a frame of {top}.")
-
-
-def freeze_unused(encoder, layers):
-    """Switches off gradients that the means of some layers do not give.
-
-    These are the heads of log variances, and the layers above the highest one:
-    DistributedDataParallel waits in vain for gradients of such weights.
-    """
-    used = encoder.layers_up_to(layers)
-    for name, layer in encoder.layers.items():
-        if name not in used:
-            layer.requires_grad_(False)
-        elif layer.has_posterior:
-            layer.log_var.requires_grad_(False)

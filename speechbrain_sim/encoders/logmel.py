@@ -5,6 +5,7 @@ from torchaudio.transforms import MelSpectrogram
 
 from speechbrain_sim.arguments import records_arguments
 from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.data.labels import HOP, WINDOW
 from speechbrain_sim.encoders.base import Encoder, Latent, zero_padding
 
 LOGMEL = "logmel"
@@ -31,7 +32,7 @@ class LogMel(Encoder):
 
     layer_names = [LOGMEL]
 
-    def __init__(self, n_fft=400, hop_length=160, n_mels=80):
+    def __init__(self, n_fft=WINDOW, hop_length=HOP, n_mels=80):
         super().__init__()
         sizes = {"n_fft": n_fft, "hop_length": hop_length, "n_mels": n_mels}
         self.mel = MelSpectrogram(SAMPLE_RATE, **sizes, pad_mode="constant")

@@ -5,7 +5,6 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from speechbrain_sim.encoders.base import all_hidden_states
-from speechbrain_sim.encoders.greedy import freeze_unused
 from speechbrain_sim.models.load import load_encoder
 
 
@@ -42,7 +41,7 @@ class UpstreamExpert(nn.Module):
         names = self.encoder.layer_names
         width = self.encoder.channels_of(names[0])
         self.layers = [n for n in names if self.encoder.channels_of(n) == width]
-        freeze_unused(self.encoder, self.layers)
+        self.encoder.freeze_unused(self.layers)
 
     def get_downsample_rates(self, key):
         """Returns the samples between two frames."""

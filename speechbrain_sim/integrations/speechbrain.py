@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from speechbrain_sim.encoders.base import all_hidden_states, zero_padding
-from speechbrain_sim.encoders.greedy import freeze_unused
 from speechbrain_sim.models.load import load_encoder
 
 
@@ -36,7 +35,7 @@ class LatentFeatures(nn.Module):
         The encoder stays in eval mode and gets no gradient, even inside
         `modules.train()`. Otherwise it is fine-tuned: put this module among
         the recoverables of the checkpointer. Means either way. What the
-        features do not depend on is never trained, see `freeze_unused`.
+        features do not depend on is never trained, see `Encoder.freeze_unused`.
     revision : str, optional
         On the Hub: branch, tag or commit.
 
@@ -57,7 +56,7 @@ class LatentFeatures(nn.Module):
         widths = {name: self.encoder.channels_of(name) for name in self.layers}
         if len(set(widths.values())) != 1:
             raise ValueError(f"Layers of unequal width are not added: {widths}")
-        freeze_unused(self.encoder, self.layers)
+        self.encoder.freeze_unused(self.layers)
         #: channels of the features
         self.out_channels = widths[self.layers[0]]
         #: w, one per layer; a single layer has none

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.data.labels import KINDS
 from speechbrain_sim.files import read_json, versions, write_bytes, write_json
 from speechbrain_sim.models.fetch import open_source
 
@@ -187,7 +188,7 @@ def _problems(config):
                 yield f"does not name the {count} classes of {name}"
             if part.get("best_layer") not in dict(made.get("channels") or {}):
                 yield f"names no best_layer of {name} that is probed"
-            if part.get("kind") not in ("utterance", "frames", "sequence"):
+            if part.get("kind") not in KINDS:
                 yield f"does not state the kind of label of {name}"
 
 

@@ -10,6 +10,12 @@ def kl_per_channel(mean, log_var, lengths):
 
     1/2 (-log sigma^2 - 1 + sigma^2 + mu^2), averaged over the valid frames:
     (batch, time, channel) -> (channel,).
+
+    Example
+    -------
+    >>> zeros, lengths = torch.zeros(2, 5, 3), torch.tensor([5, 2])
+    >>> kl_per_channel(zeros + 1, zeros, lengths)
+    tensor([0.5000, 0.5000, 0.5000])
     """
     dtype = torch.promote_types(mean.dtype, torch.float32)
     mean = zero_padding(mean.to(dtype), lengths)
@@ -32,18 +38,6 @@ def reduce_kl(per_channel, lengths, reduction):
     raise ValueError(
         f"kl_reduction is '{reduction}'; it must be 'channel' or 'time'."
     )
-
-
-def gaussian_kl(mean, log_var, lengths, reduction="channel"):
-    """`reduce_kl` of `kl_per_channel`: a scalar.
-
-    Example
-    -------
-    >>> zeros, lengths = torch.zeros(2, 5, 3), torch.tensor([5, 2])
-    >>> gaussian_kl(zeros + 1, zeros, lengths)
-    tensor(1.5000)
-    """
-    return reduce_kl(kl_per_channel(mean, log_var, lengths), lengths, reduction)
 
 
 #: least variance of an active unit (Burda et al. 2016, section 5)

@@ -42,8 +42,8 @@ def drawing(path, rows=1, columns=1, size=(6.4, 3.2), **shared):
     **shared : bool or str
         `sharex`, `sharey` of matplotlib.
 
-    Returns
-    -------
+    Yields
+    ------
     figure, axes : (matplotlib.figure.Figure, numpy.ndarray)
         The axes as (rows, columns).
 
@@ -75,7 +75,7 @@ def layer_drawing(path, layers, width=2.6, height=2.8, **shared):
     """Opens a figure with a panel per layer and one legend below.
 
     As `drawing`, with a shared y axis; width and height are of a panel, in
-    inches. Returns the axes of each layer, a dict.
+    inches. Yields the axes of each layer, a dict.
     """
     grid = 1, len(layers), (width * len(layers) + 0.6, height)
     with drawing(path, *grid, sharey=True, **shared) as (figure, axes):

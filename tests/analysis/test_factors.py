@@ -1,11 +1,12 @@
 """Scores of planted codes: perfect, noise, duplicated, rotated."""
 
-import builtins
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
+import torch
 
 from speechbrain_sim.analysis.factor_scores import (
     completeness,
@@ -19,8 +20,14 @@ from speechbrain_sim.analysis.factor_scores import (
     mutual_information,
     sap,
 )
-from speechbrain_sim.analysis.factors import plot_factors
+from speechbrain_sim.analysis.factors import (
+    Factors,
+    plot_factors,
+    untrained,
+)
 from speechbrain_sim.analysis.lasso import Part, importances
+from speechbrain_sim.encoders.greedy import GreedyEncoder
+from speechbrain_sim.encoders.logmel import LogMel
 
 TRAIN, TEST, NOISE = 900, 600, 6
 
@@ -346,14 +353,7 @@ def test_bad_codes_are_named():
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
-    plain = builtins.__import__
-
-    def absent(name, *args, **kwargs):
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return plain(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     code = np.random.default_rng(0).normal(size=(20, 3))
     with pytest.raises(ImportError, match=r"speechbrain-sim\[analysis\]"):
         importances(Part(code, GOOD))
@@ -369,3 +369,29 @@ def test_plot_factors(tmp_path):
     plot_factors(layers, "artificial speech", tmp_path / "factors")
     assert (tmp_path / "factors.svg").exists()
     assert (tmp_path / "factors.png").exists()
+
+
+def pitch_of(row):
+    return {"pitch": row["pitch"]}
+
+
+@pytest.mark.parametrize("segments", [0, 2])
+def test_codes_of_an_encoder_without_parameters(corpus, segments):
+    parts = corpus.train, corpus.valid, corpus.folder
+    factors = Factors(pitch_of, *parts, "phones", segments)
+    train, test = factors.codes(LogMel().eval(), ["logmel"])
+    examples = 1 if segments else 10  # of each recording
+    assert train.x["logmel"].shape == (20 * examples, 80 * max(1, segments))
+    assert len(test.x["logmel"]) == 4 * examples
+    names = ["pitch"] if segments else ["pitch", "phones"]
+    assert list(train.factors) == names
+    assert untrained(LogMel(), 1) is None
+
+
+def test_an_untrained_control_leaves_the_generator_alone():
+    encoder = GreedyEncoder(channels=4, context_channels=2)
+    before = torch.get_rng_state()
+    one, other = untrained(encoder, 3), untrained(encoder, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from speechbrain_sim.analysis.latents import Clips
+from speechbrain_sim.analysis.listening import Listening
 from speechbrain_sim.analysis.study import Study, System, Tool
 from speechbrain_sim.analysis.tools import (
     TOOLS,
@@ -80,6 +81,21 @@ def test_numbers_are_measured_once(study, tmp_path):
         system(probes="1"), study._replace(steps=3), [tool], tmp_path
     )
     assert tool.measured == 3
+
+
+def test_other_layers_are_measured_anew(study, tmp_path):
+    tool, few = Widest(), system()
+    more = few._replace(latents={**few.latents, "module2": torch.ones(2)})
+    assert (
+        "module2" not in measure_system(few, study, [tool], tmp_path)["widest"]
+    )
+    found = measure_system(more, study, [tool], tmp_path)["widest"]
+    assert found["module2"]["value"] == 1 and tool.measured == 2
+
+
+def test_a_tool_that_measures_nothing_writes_no_file(study, tmp_path):
+    assert measure_system(system(), study, [Listening()], tmp_path) == {}
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_new_tool_is_in_the_report(study, tmp_path):

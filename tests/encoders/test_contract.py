@@ -1,13 +1,22 @@
 """What every encoder has to keep to, whatever it is made of."""
 
+import copy
+
 import pytest
 import torch
 
 from speechbrain_sim.decoders import mirror
-from speechbrain_sim.encoders.base import Encoder, Latent, masked_mean
+from speechbrain_sim.encoders.base import (
+    Encoder,
+    Latent,
+    masked_mean,
+)
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.huggingface import load_hidden_states
 from speechbrain_sim.encoders.logmel import LogMel
+from speechbrain_sim.integrations import s3prl, speechbrain
+from speechbrain_sim.integrations.s3prl import UpstreamExpert
+from speechbrain_sim.integrations.speechbrain import LatentFeatures
 from tests.encoders.test_greedy import encoder_with
 from tests.encoders.test_huggingface import save_model
 
@@ -214,6 +223,43 @@ def test_arguments_make_another(encoder):
     wavs = torch.randn(1, 5000)
     for name, latent in encoder(wavs).items():
         assert torch.equal(again(wavs)[name].mean, latent.mean)
+
+
+def test_unused_weights_get_no_gradient(encoder):
+    encoder = copy.deepcopy(encoder).requires_grad_(True)
+    layer = encoder.layer_names[0]
+    encoder.freeze_unused([layer])
+    if isinstance(encoder, GreedyEncoder):  # of others, nothing is switched off
+        encoder(torch.randn(1, 8000))[layer].mean.sum().backward()
+    for name, weight in encoder.named_parameters():
+        if isinstance(encoder, GreedyEncoder):
+            used = name.startswith(f"layers.{layer}.") and "log_var" not in name
+            assert weight.requires_grad == used == (weight.grad is not None)
+        else:
+            assert weight.requires_grad
+
+
+def test_device_is_that_of_what_it_is_made_of(encoder):
+    assert encoder.device == torch.device("cpu")
+    assert copy.deepcopy(encoder).to("meta").device.type == "meta"
+
+
+def test_every_encoder_gives_features(encoder, monkeypatch):
+    def load(*args, **kwargs):
+        return copy.deepcopy(encoder), {}
+
+    monkeypatch.setattr(speechbrain, "load_encoder", load)
+    monkeypatch.setattr(s3prl, "load_encoder", load)
+    first, *_ = names = encoder.layer_names
+    width = encoder.channels_of(first)
+    layers = [name for name in names if encoder.channels_of(name) == width]
+    wavs = torch.randn(2, 8000)
+    for frozen in (True, False):
+        for chosen in ([first], layers):
+            features = LatentFeatures("model", chosen, frozen)(wavs)
+            assert features.shape[::2] == (2, width)
+    states = UpstreamExpert("model")(list(wavs))["hidden_states"]
+    assert [state.shape[::2] for state in states] == [(2, width)] * len(layers)
 
 
 def test_activation_checkpointing_is_no_part_of_the_identity():

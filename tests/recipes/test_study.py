@@ -146,7 +146,7 @@ def test_brackets_hold_in_the_report(studied, system):
         "speaker",
         "pitch",
         "rate",
-        "phone",
+        "phones",
     }
     for found in report["attribution"][system].values():
         for target in found["targets"]:
