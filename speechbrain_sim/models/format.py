@@ -29,7 +29,7 @@ from speechbrain_sim.models.fetch import open_source
 
 ENCODER, DECODER, PROBE = "encoder", "decoder", "probe"
 #: kinds of parts that a layer or a label is appended to
-KINDS = (DECODER, PROBE)
+PREFIXES = (DECODER, PROBE)
 CONFIG, WEIGHTS = "config.json", ".safetensors"
 #: `model_type` and `format` of every config.json
 MODEL_TYPE, FORMAT = "smooth_infomax", 2
@@ -174,7 +174,7 @@ def _problems(config):
             there = type(config.get(key)).__name__
             yield f"states {key} as {there}, not {kind.__name__}"
     for name, part in config["parts"].items():
-        pattern = rf"{ENCODER}|({'|'.join(KINDS)})_[\w-]+"
+        pattern = rf"{ENCODER}|({'|'.join(PREFIXES)})_[\w-]+"
         if not re.fullmatch(pattern, name, re.ASCII):
             yield f"names a part '{name}': none of this package"
         part = part if isinstance(part, dict) else {}
