@@ -270,7 +270,7 @@ def test_flac_of_unknown_length(tmp_path):
     data[21] &= 0xF0
     data[22:26] = b"\0" * 4
     path.write_bytes(data)
-    with pytest.raises(BadAudio, match="how long"):
+    with pytest.raises(BadAudio, match="state its length"):
         inspect_audio(path)
 
 
