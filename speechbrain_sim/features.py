@@ -56,7 +56,14 @@ def stream_latents(
     yield from encoder.stream(chunks, layers, *args, **options)
 
 
-def stream_file(encoder, path, layers=None, *args, **options):
+def stream_file(
+    encoder,
+    path,
+    layers=None,
+    chunk_seconds=CHUNK_SECONDS,
+    sample=None,
+    generator=None,
+):
     """Encodes a file of any length in bounded memory.
 
     Arguments
@@ -67,7 +74,7 @@ def stream_file(encoder, path, layers=None, *args, **options):
         All by default.
     chunk_seconds : float
         How much is read at a time; no mean depends on it.
-    sample, generator :
+    sample, generator : bool, torch.Generator, optional
         Draws rather than means: see `speechbrain_sim.encoders.base.Encoder`.
 
     Yields
@@ -86,7 +93,8 @@ def stream_file(encoder, path, layers=None, *args, **options):
     >>> [len(z["module3"]) for z in stream_file(encoder, path, None, 0.4)]
     [39, 40, 21]
     """
-    for latents in stream_latents(encoder, path, layers, *args, **options):
+    options = layers, chunk_seconds, sample, generator
+    for latents in stream_latents(encoder, path, *options):
         yield {name: latent.sample[0] for name, latent in latents.items()}
 
 

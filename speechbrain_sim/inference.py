@@ -213,7 +213,12 @@ class SmoothInfoMax(Pretrained):
         return {n: Latent.pad([row[n] for row in rows]) for n in rows[0]}
 
     def stream_file(
-        self, path, layer=None, sample=False, generator=None, **options
+        self,
+        path,
+        layer=None,
+        sample=False,
+        generator=None,
+        chunk_seconds=CHUNK_SECONDS,
     ):
         """Encodes a file of any length in bounded memory, piece by piece.
 
@@ -221,11 +226,18 @@ class SmoothInfoMax(Pretrained):
         channel): a Latent, or a dict of them; there may be none.
         """
         layers = None if layer is None else [layer]
-        options |= {"sample": sample, "generator": generator}
-        for latents in stream_latents(self.encoder, path, layers, **options):
+        options = layers, chunk_seconds, sample, generator
+        for latents in stream_latents(self.encoder, path, *options):
             yield latents if layer is None else latents[layer]
 
-    def encode_file(self, path, layer=None, *args, **options):
+    def encode_file(
+        self,
+        path,
+        layer=None,
+        sample=False,
+        generator=None,
+        chunk_seconds=CHUNK_SECONDS,
+    ):
         """Encodes a file, as `encode_batch` of SpeechBrain's `load_audio`.
 
         That one holds whole files in memory, and takes a cut file for a shorter
@@ -238,7 +250,8 @@ class SmoothInfoMax(Pretrained):
         layer, sample, generator :
             See `encode_batch`, also for what is returned; the batch is 1.
         """
-        pieces = list(self.stream_file(path, layer, *args, **options))
+        options = layer, sample, generator, chunk_seconds
+        pieces = list(self.stream_file(path, *options))
         return _join(pieces) if layer is None else Latent.cat(pieces)
 
     @torch.no_grad()
