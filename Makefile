@@ -18,7 +18,8 @@ demo: $(VENV)/installed
 	$(BIN)/python recipes/study.py hparams/Synthetic/study.yaml
 
 check: lint
-	$(BIN)/python -m pytest -m "not (recipe or hub or browser or slow)" $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
+		-m "not (recipe or hub or browser or slow)" $(PYTEST)
 	$(BIN)/python docs/house.py counts
 
 test: lint counts docs chromium
