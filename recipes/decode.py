@@ -13,14 +13,17 @@ import sys
 import speechbrain as sb
 from speechbrain.utils.distributed import run_on_main
 
+from speechbrain_sim import config
 from speechbrain_sim.brains.decoder import DecoderBrain
-from speechbrain_sim.config import MAY_CHANGE, load_experiment
 from speechbrain_sim.decoders import mirror
 from speechbrain_sim.models.load import (
     load_encoder,
     save_encoder,
     saved_encoder,
 )
+
+#: options that may differ when a decoder's training is resumed
+MAY_CHANGE = [*config.MAY_CHANGE, "encoder"]
 
 
 def keep_encoder(folder, encoder, description, source):
@@ -56,7 +59,7 @@ def decode(hparams, run_opts):
 
 def main(argv):
     """Runs the recipe with a command line."""
-    decode(*load_experiment(argv, [*MAY_CHANGE, "encoder"]))
+    decode(*config.load_experiment(argv, MAY_CHANGE))
 
 
 if __name__ == "__main__":

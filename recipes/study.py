@@ -59,7 +59,7 @@ def corpus_options(yamls, hparams):
     """Returns what the study changes of the plain keys of corpus.yaml."""
     options = {"on_bad_audio": hparams["on_bad_audio"]}
     for key, value in config.read_yaml(yamls / "corpus.yaml").items():
-        derived = getattr(value, "tag", None) and value.tag.value == "!ref"
+        derived = config.tag_of(value) == "!ref"
         own = hparams.get(key, value)
         if own != value and not derived and not callable(own):
             options[key] = own
@@ -146,8 +146,7 @@ def train_decoder(hparams, runs, folder, encoder, layer, description):
     options |= hparams["decode_options"]
     options |= {"encoder": encoder, "layer": layer}
     options["output_folder"] = f"{folder}/decoder_{layer}"
-    may_change = [*config.MAY_CHANGE, "encoder"]
-    runs.run(decode.decode, "decode.yaml", may_change, **options)
+    runs.run(decode.decode, "decode.yaml", decode.MAY_CHANGE, **options)
     folder, digest = options["output_folder"], description["sha256"]
     decoder, about = load_decoder(folder, layer, digest)
     return decoder, about["sha256"]

@@ -268,7 +268,7 @@ def check_keys(source, known, keys):
         raise KeyError(f"There is no key {unknown[0]} in {source}. {hint}")
 
 
-def _tag(value):
+def tag_of(value):
     """Returns the tag of a yaml's value, such as `!ref`, or None."""
     return getattr(getattr(value, "tag", None), "value", None)
 
@@ -276,7 +276,7 @@ def _tag(value):
 def _kind(value):
     """Returns the kind of a value in `KINDS`; None for an object."""
     kinds = [kind for kind in KINDS if isinstance(value, kind)]
-    return kinds[0] if kinds and not _tag(value) else None
+    return kinds[0] if kinds and not tag_of(value) else None
 
 
 def _fits(value, example):
@@ -292,7 +292,9 @@ def _typed(key, value, files):
     """Returns an option, or what its text means, of a kind that the key has."""
     contents = [c for f in files.values() for c in (f, f.get("__may_be", {}))]
     examples = [content[key] for content in contents if key in content]
-    examples = [e for e in examples if _tag(e) not in ("!ref", "!PLACEHOLDER")]
+    examples = [
+        e for e in examples if tag_of(e) not in ("!ref", "!PLACEHOLDER")
+    ]
     if not any(example is not None for example in examples):
         examples.append("")  # text, unless __may_be has something else
     value = meant = str(value) if isinstance(value, Path) else value
@@ -310,7 +312,7 @@ def _typed(key, value, files):
 
 def _resolve(document, options):
     """Resolves references, but none in options, and returns the text."""
-    holes = [k for k in document if _tag(document[k]) == "!PLACEHOLDER"]
+    holes = [k for k in document if tag_of(document[k]) == "!PLACEHOLDER"]
     if holes:
         raise ValueError(f"This run needs --{', --'.join(holes)}.")
     typed = _parse_yaml(_dump_yaml(options).replace("<", _LESS))

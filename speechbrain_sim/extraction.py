@@ -10,7 +10,13 @@ from speechbrain.utils import distributed
 from tqdm import tqdm
 
 from speechbrain_sim import activations
-from speechbrain_sim.activations import LABELS, LOG_VAR, MEAN, ActivationStore
+from speechbrain_sim.activations import (
+    LABELS,
+    LOG_VAR,
+    MEAN,
+    ActivationStore,
+    layer_of,
+)
 from speechbrain_sim.data.batches import make_dataset
 from speechbrain_sim.data.labels import frames_of_labels, num_labels
 from speechbrain_sim.encoders.base import masked_mean
@@ -89,7 +95,7 @@ class _Encoding:
     def __init__(self, encoder, arrays, dataset, made_of, device):
         self.encoder, self.arrays, self.dataset = encoder, arrays, dataset
         self.made_of, self.device = made_of, device
-        self.layers = [name for name in arrays if LOG_VAR not in name]
+        self.layers = [name for name in arrays if layer_of(name) == name]
         self.rows = {n: dataset.data[n] for n in dataset.data_ids}
         self.samples = [int(r["num_samples"]) for r in self.rows.values()]
 
@@ -146,7 +152,7 @@ class _Encoding:
 
     def select(self, name, latents, samples):
         """Returns the rows of each utterance of a batch, (rows, channels)."""
-        layer = name.removesuffix(LOG_VAR)
+        layer = layer_of(name)
         latent = latents[layer]
         x = latent.mean if name == layer else latent.log_var
         if self.made_of["rows"] == MEAN:
