@@ -1,4 +1,4 @@
-# make demo    SIM and GIM learn from speech and are analysed: eight minutes
+# make demo    SIM and GIM learn from speech and are analysed: 11 to 20 minutes
 # make check   style, unit tests, doctests, sizes: two minutes
 # make test    everything that CI runs: recipes, Hub, browser, processes, docs
 # make slow    tests that take longer still
