@@ -1,6 +1,7 @@
 """What every training loop here shares: logs, checkpoints, exact resume."""
 
 import math
+import os
 import shutil
 
 import speechbrain as sb
@@ -62,8 +63,21 @@ class ResumableBrain(sb.Brain):
         source = hparams.train_csv, hparams.valid_csv, hparams.data_folder
         sets = training_sets(*source, hparams.crop, hparams.batch_size, *labels)
         loaders = hparams.train_loader_kwargs, hparams.valid_loader_kwargs
+        loaders = [self.for_device(dict(options)) for options in loaders]
         progressbar = None  # unless --noprogressbar
         self.fit(hparams.epoch_counter, *sets, progressbar, *loaders)
+
+    def for_device(self, loader):
+        """Completes the options of a DataLoader for the Brain's device.
+
+        Several workers, unless there is a number, and pinned memory on a GPU.
+        """
+        on_gpu = self.device_type == "cuda"
+        if loader.get("num_workers", 0) is None:
+            cores = (os.cpu_count() or 1) // int(os.getenv("WORLD_SIZE", "1"))
+            loader["num_workers"] = max(1, min(8, cores - 1)) if on_gpu else 1
+            loader["persistent_workers"] = True
+        return {"pin_memory": on_gpu, **loader}
 
     def on_fit_start(self):
         """Wraps, makes optimizers, resumes; a new run starts with an empty log."""
@@ -208,11 +222,14 @@ class ResumableBrain(sb.Brain):
                 )
 
     def _fit_valid(self, valid_set, epoch, enable):
+        every = getattr(self.hparams, "epochs_per_save", 1)
+        saves = epoch % every == 0 or epoch == self.hparams.epoch_counter.limit
+        valid_set = valid_set if saves else None
         super()._fit_valid(valid_set, epoch, enable)
-        self.end_epoch(epoch, validated=valid_set is not None)
+        self.end_epoch(epoch, valid_set is not None, saves)
 
-    def end_epoch(self, epoch, validated):
-        """Logs the epoch, saves its result and a checkpoint."""
+    def end_epoch(self, epoch, validated, saves=True):
+        """Logs the epoch; if it `saves`, its result and a checkpoint."""
         train = self.averages[sb.Stage.TRAIN].means()
         valid = self.averages[sb.Stage.VALID].means() if validated else None
         self.hparams.train_logger.log_stats({"epoch": epoch}, train, valid)
@@ -222,6 +239,8 @@ class ResumableBrain(sb.Brain):
             steps = dict.fromkeys([*train, *(valid or ())], last)
             board.global_step.update(train={**steps}, valid=steps, meta=last)
             board.log_stats({}, train, valid)
+        if not saves:
+            return
         if if_main_process():
             training = {"epochs": epoch, "seed": self.hparams.seed}
             self.save_result({**training, "train": train, "valid": valid})
