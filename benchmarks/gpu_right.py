@@ -4,6 +4,7 @@ import contextlib
 import warnings
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -14,6 +15,7 @@ from speechbrain_sim.encoders.base import Latent
 from speechbrain_sim.objectives import greedy
 from speechbrain_sim.randomness import keyed_generator
 
+YAMLS = Path(__file__).resolve().parent.parent / "hparams/ArtificialSpeech"
 #: largest relative difference of losses and gradients, in fp32
 TOLERANCE = 1e-4
 #: a step of training: model, shape of the batch, changes of the model
@@ -252,9 +254,10 @@ def resume(chosen, results):
             folder = results.work / f"resume/{title[:3]}_{run}"
             for number in epochs:
                 pretrain.main(
-                    ["hparams/ArtificialSpeech/pretrain.yaml", *width]
+                    [f"{YAMLS}/pretrain.yaml", *width]
                     + ["--data_folder", str(chosen.data)]
                     + ["--output_folder", str(folder)]
+                    + ["--manifest_folder", f"{results.work}/manifests"]
                     + ["--batch_size", "4" if chosen.toy else "64"]
                     + ["--number_of_epochs", str(number)]
                     + ["--num_workers", "0", "--noprogressbar"]
