@@ -5,13 +5,24 @@
         layers: [module3]
 
 replaces `Fbank`; the recipe's feature size becomes the channels of the layer.
+What learns (several layers, or `frozen: False`) has to be listed under
+`modules`, and in the checkpointer's recoverables.
 """
 
+import hashlib
+
 import torch
+from speechbrain.utils.logger import get_logger
 from torch import nn
 
 from speechbrain_sim.encoders.base import all_hidden_states, zero_padding
 from speechbrain_sim.models.load import load_encoder
+
+logger = get_logger(__name__)
+#: batches after which what learns should have had a gradient, and have changed
+PATIENCE, LONG_PATIENCE = 10, 100
+#: begins the names of the encoder's weights
+ENCODER = "encoder."
 
 
 class LatentFeatures(nn.Module):
@@ -20,24 +31,29 @@ class LatentFeatures(nn.Module):
     One layer gives the means of its posteriors. Several are brought to the
     frame rate of the slowest, see `at_frames_of`, normalised over their channels
     as in layer norm (layers differ in scale by orders of magnitude), and added
-    with weights softmax(w), which are learned.
+    with weights softmax(w), which are learned, or with fixed weights.
 
-    The model is loaded without running any code of its maker.
+    The model is loaded without running any code of its maker. A frozen encoder
+    is not part of the `state_dict`, and so of no checkpoint. A warning is
+    logged, once, if what should learn does not in the first batches.
 
     Arguments
     ---------
     source : str or Path
         A run or model folder, or `user/model` on the Hub, see
         `speechbrain_sim.models.load.load_encoder`.
-    layers : list of str
-        The layers, of equal width.
+    layers : str or list of str
+        The layer, or layers of equal width.
     frozen : bool
         The encoder stays in eval mode and gets no gradient, even inside
-        `modules.train()`. Otherwise it is fine-tuned: put this module among
-        the recoverables of the checkpointer. Means either way. What the
-        features do not depend on is never trained, see `Encoder.freeze_unused`.
-    revision : str, optional
-        On the Hub: branch, tag or commit.
+        `modules.train()`. Otherwise it is fine-tuned. Means either way. What
+        the features do not depend on is never trained, see
+        `Encoder.freeze_unused`.
+    revision, **options :
+        Of the Hub: see `speechbrain_sim.models.fetch.open_source`.
+    layer_weights : list of float, optional
+        Fixed weights of the layers, used as they are. With them, or a single
+        layer, frozen features have no gradient, and can be cached.
 
     Example
     -------
@@ -48,25 +64,46 @@ class LatentFeatures(nn.Module):
     torch.Size([2, 64, 4])
     """
 
-    def __init__(self, source, layers, frozen=True, revision=None):
+    def __init__(
+        self,
+        source,
+        layers,
+        frozen=True,
+        revision=None,
+        layer_weights=None,
+        **options,
+    ):
         super().__init__()
-        encoder, _ = load_encoder(source, revision=revision)
+        encoder, description = load_encoder(
+            source, revision=revision, **options
+        )
         self.encoder = encoder.requires_grad_(not frozen)
-        self.layers, self.frozen = list(layers), frozen
+        self.layers = [layers] if isinstance(layers, str) else list(layers)
+        self.frozen, self.sha256 = frozen, description.get("sha256", "")
         widths = {name: self.encoder.channels_of(name) for name in self.layers}
         if len(set(widths.values())) != 1:
             raise ValueError(f"Layers of unequal width are not added: {widths}")
         self.encoder.freeze_unused(self.layers)
         #: channels of the features
         self.out_channels = widths[self.layers[0]]
-        #: w, one per layer; a single layer has none
-        self.weights = None
-        if len(self.layers) > 1:
+        #: w, one per layer, if they are learned
+        self.weights, self.layer_weights = None, layer_weights
+        if layer_weights is not None and len(layer_weights) != len(self.layers):
+            raise ValueError(
+                f"layer_weights are {layer_weights}: give one for each of "
+                f"{', '.join(self.layers)}."
+            )
+        if len(self.layers) > 1 and layer_weights is None:
             self.weights = nn.Parameter(torch.zeros(len(self.layers)))
+        #: batches, and those with a gradient; whether a Brain has the features
+        self.batches, self.with_gradient, self.is_placed = 0, 0, False
+        self.register_state_dict_post_hook(_without_encoder)
+        self.register_load_state_dict_pre_hook(_with_encoder)
 
     def train(self, mode=True):
         """Sets the mode; a frozen encoder stays in eval mode."""
         super().train(mode)
+        self.is_placed = True
         if self.frozen:
             self.encoder.eval()
         return self
@@ -83,9 +120,76 @@ class LatentFeatures(nn.Module):
             torch.is_grad_enabled() and not self.frozen
         ):
             states, lengths = all_hidden_states(self.encoder, wavs, *wanted)
-        if self.weights is None:
-            return states[0]
-        normal = [nn.functional.layer_norm(x, x.shape[-1:]) for x in states]
-        weights = self.weights.softmax(0)
-        total = sum(w * x for w, x in zip(weights, normal, strict=True))
-        return zero_padding(total, lengths)
+        features = states[0]
+        if len(states) > 1:
+            normal = [nn.functional.layer_norm(x, x.shape[-1:]) for x in states]
+            weights = self.layer_weights
+            weights = self.weights.softmax(0) if weights is None else weights
+            total = sum(w * x for w, x in zip(weights, normal, strict=True))
+            features = zero_padding(total, lengths)
+        if self.training and features.requires_grad:
+            self._watch(features)
+        return features
+
+    @torch.compiler.disable
+    def _watch(self, features):
+        """Warns if what learns got no gradient so far, or was not changed."""
+        learns = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        name, weight = next(iter(learns.items()), (None, None))
+        if weight is None or self.batches > LONG_PATIENCE:
+            return
+        if not self.batches:
+            self._first = weight.detach().clone()
+        patience = PATIENCE
+        if self.with_gradient and self.is_placed:  # perhaps frozen for a while
+            patience = LONG_PATIENCE
+        if self.batches == patience:
+            problem = None
+            if not self.with_gradient:
+                problem = "no gradient reached them: do not detach them"
+            elif torch.equal(self._first.to(weight), weight):
+                problem = "no optimizer has changed them"
+            if problem:
+                logger.warning(
+                    f"The latent features do not learn ({name}): in {patience} "
+                    f"batches, {problem}. List compute_features under `modules` "
+                    f"of the yaml (and in what the optimizer is given), and "
+                    f"among the recoverables; or use one frozen layer, or "
+                    f"layer_weights."
+                )
+        self.batches += 1
+        features.register_hook(self._count)
+
+    def _count(self, _):
+        """Counts a batch whose features got a gradient."""
+        self.with_gradient += 1
+
+    def get_extra_state(self):
+        """Returns the encoder's identity, as what SpeechBrain can average."""
+        number = hashlib.sha256(self.sha256.encode()).hexdigest()[:12]
+        return torch.tensor(int(number, 16), dtype=torch.float64)
+
+    def set_extra_state(self, state):
+        """Raises a ValueError if the weights are of another frozen encoder."""
+        if self.frozen and state != self.get_extra_state():
+            raise ValueError(
+                f"The checkpoint is of features of another encoder, not of "
+                f"{self.sha256}: give the source that it was trained with, or "
+                f"another output folder."
+            )
+
+
+def _without_encoder(features, state, prefix, _):
+    """Takes a frozen encoder out of a state_dict."""
+    for name in list(state) if features.frozen else ():
+        if name.startswith(prefix + ENCODER):
+            del state[name]
+
+
+def _with_encoder(features, state, prefix, *_):
+    """Adds what a state_dict lacks, since it is not saved."""
+    if features.frozen:
+        own = features.encoder.state_dict(prefix=prefix + ENCODER)
+        own[f"{prefix}_extra_state"] = features.get_extra_state()
+        for name, value in own.items():
+            state.setdefault(name, value)
