@@ -9,15 +9,24 @@
 models that you trust. `from_pretrained` reads json and numbers only.
 """
 
+from os import PathLike
+from os.path import isdir
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.fetching import LocalStrategy
+from torch.nn.utils.rnn import pad_sequence
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import UTTERANCE
-from speechbrain_sim.encoders.base import Latent, absolute_lengths, masked_mean
+from speechbrain_sim.encoders.base import (
+    Latent,
+    absolute_lengths,
+    masked_mean,
+    zero_padding,
+)
 from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
 from speechbrain_sim.models import pretrainer
 from speechbrain_sim.models.fetch import open_source
@@ -35,6 +44,10 @@ __all__ = ["Classification", "SafetensorsPretrainer", "SmoothInfoMax"]
 SafetensorsPretrainer = pretrainer.SafetensorsPretrainer
 #: the yaml of `from_hparams`, which `speechbrain-sim export` writes
 HPARAMS = "hyperparams.yaml"
+#: peak of samples that are not within -1 and 1, whatever their gain
+LOUDEST = 100.0
+#: as many channels may a recording have
+CHANNELS = 8
 
 
 class Classification(NamedTuple):
@@ -95,7 +108,9 @@ class SmoothInfoMax(Pretrained):
         if rate != SAMPLE_RATE:
             known = f"this version is for {SAMPLE_RATE} Hz only"
             raise ValueError(f"The model is for {rate} Hz; {known}.")
-        self.config = config
+        # SpeechBrain's foreign_class hands over none, but the yaml read it
+        known = getattr(hparams.get("pretrainer"), "config", None)
+        self.config = known if config is None else config
         self.frozen = freeze_params
 
     @classmethod
@@ -180,28 +195,28 @@ class SmoothInfoMax(Pretrained):
         To save memory, batches beyond ten seconds are encoded utterance by
         utterance and in pieces: the same means, but other samples.
 
+        Raises a ValueError if waveforms are of another shape or range, or hold
+        NaN; or if a layer does.
+
         Arguments
         ---------
-        wavs : torch.Tensor
-            (batch, samples), floating; a ValueError if it is not.
+        wavs : torch.Tensor, numpy.ndarray, or list of them
+            (batch, samples), floating; or a list of (samples,), which are
+            padded here. The dtype becomes that of the weights.
         wav_lens, sample, generator :
-            See `speechbrain_sim.encoders.base.Encoder.forward`.
+            See `speechbrain_sim.encoders.base.Encoder.forward`; no `wav_lens`
+            for a list.
         layer : str, optional
             The layer.
         """
-        _check_axes("wavs", wavs, ["batch", "samples"])
-        if not wavs.is_floating_point():
-            raise ValueError(
-                f"wavs must be floating, within -1 and 1; got {wavs.dtype}: "
-                f"divide by its range, int16 as wavs / 32768."
-            )
-        wavs = wavs.to(self.device).float()
-        lengths = absolute_lengths(wavs, wav_lens)
+        wavs, lengths = _as_batch(wavs, wav_lens)
+        wavs, lengths = wavs.to(self.device), lengths.to(self.device)
         layers = None if layer is None else [layer]
         encode = self.encoder
         if wavs.shape[1] > CHUNK_SECONDS * SAMPLE_RATE:
             encode = self._encode_in_pieces
         latents = encode(wavs, lengths, layers, sample, generator)
+        _check_latents(latents, [f"utterance {i}" for i in range(len(wavs))])
         return latents if layer is None else latents[layer]
 
     def _encode_in_pieces(self, wavs, lengths, *options):
@@ -227,8 +242,21 @@ class SmoothInfoMax(Pretrained):
         """
         layers = None if layer is None else [layer]
         options = layers, chunk_seconds, sample, generator
-        for latents in stream_latents(self.encoder, path, *options):
+        for latents in self._stream(path, *options):
             yield latents if layer is None else latents[layer]
+
+    def _stream(self, path, *options):
+        """Encodes a file piece by piece; options as of `stream_latents`."""
+        if not isinstance(path, (str, PathLike)) or "://" in str(path):
+            raise ValueError(
+                f"{path!r:.80} is no path of a file: download it before; lists "
+                f"of files go to features, waveforms to encode_batch."
+            )
+        if isdir(path):
+            raise ValueError(f"{path} is a folder: list its files.")
+        for latents in stream_latents(self.encoder, path, *options):
+            _check_latents(latents, [path])
+            yield latents
 
     def encode_file(
         self,
@@ -254,6 +282,49 @@ class SmoothInfoMax(Pretrained):
         pieces = list(self.stream_file(path, *options))
         return _join(pieces) if layer is None else Latent.cat(pieces)
 
+    def features(self, files, layer=None, pool="mean"):
+        """Encodes files of any length as arrays, float32, for other libraries.
+
+        Arguments
+        ---------
+        files : list of str or Path
+            Of any rate and length; or a single one.
+        layer : str or list of str, optional
+            The layer; several, or all by default, give a dict of what follows.
+        pool : str or None
+            "mean" gives (files, channels), the mean over all frames of each
+            file; None a list with (frames, channels) for each file.
+
+        Example
+        -------
+        >>> import soundfile
+        >>> from speechbrain_sim.models.format import example_folder
+        >>> folder = example_folder(getfixture("tmp_path"))
+        >>> soundfile.write(folder / "a.wav", np.random.rand(8000) / 9, 16000)
+        >>> model = SmoothInfoMax.from_pretrained(folder)
+        >>> model.features([folder / "a.wav"], "module3").shape
+        (1, 4)
+        """
+        if pool not in ("mean", None):
+            raise ValueError(f"pool is {pool!r}: give 'mean' or None.")
+        layers = [layer] if isinstance(layer, str) else layer
+        files = [files] if isinstance(files, (str, PathLike)) else files
+        made = {name: [] for name in layers or self.layer_names}
+        for path in files:
+            pieces, frames = {name: [] for name in made}, dict.fromkeys(made, 0)
+            for latents in self._stream(path, list(made)):
+                for name, latent in latents.items():
+                    x = latent.mean[0].double().cpu()  # (frames, channels)
+                    pieces[name].append(x.sum(0, True) if pool else x.float())
+                    frames[name] += len(x)
+            for name, x in pieces.items():
+                x = torch.cat(x)
+                x = x.sum(0) / frames[name] if pool else x
+                made[name].append(x.float().numpy())
+        if pool:
+            made = {name: np.stack(rows) for name, rows in made.items()}
+        return made[layer] if isinstance(layer, str) else made
+
     @torch.no_grad()
     def decode(self, z, layer, samples=None, wav_lens=None):
         """Makes waveforms, (batch, samples), of latents.
@@ -261,18 +332,20 @@ class SmoothInfoMax(Pretrained):
         Arguments
         ---------
         z, layer : torch.Tensor, str
-            (batch, time, channel): a `mean` or `sample` of the layer.
+            (batch, time, channel): a `mean` or `sample` of the layer, or an
+            array.
         samples, wav_lens : int, torch.Tensor, optional
             Of the longest, by default the shortest that encodes to as many
             frames; see `encode_batch`.
         """
         decoder = self._part(DECODER, layer)
-        _check_axes("z", z, ["batch", "time", "channel"])
+        weight = next(decoder.parameters())
+        z = _as_tensor("z", z, ["batch", "time", "channel"]).to(weight)
         if samples is None:
             samples = z.shape[1]
             for kernel_size, stride, padding in reversed(decoder.shapes):
                 samples = (samples - 1) * stride + kernel_size - 2 * padding
-        return decoder(z.to(self.device), samples, wav_lens)
+        return decoder(z, samples, wav_lens)
 
     def interpolate(self, start, target, layer, steps=9):
         """Decodes the latents of `traversals.interpolate`: (steps, samples)."""
@@ -294,6 +367,11 @@ class SmoothInfoMax(Pretrained):
             Which probe, a ValueError names them; its layer, by default the one
             that was chosen on validation data. Returns a `Classification`.
         """
+        if self.config is None:
+            raise ValueError(
+                "The model came without its config.json, which names labels "
+                "and classes: load it with SmoothInfoMax.from_pretrained."
+            )
         if label is None:
             labels = list(parts_of(self.mods, PROBE))
             if len(labels) != 1:
@@ -306,7 +384,9 @@ class SmoothInfoMax(Pretrained):
         latent = self.encode_batch(wavs, wav_lens, layer)
         x, lengths = latent.mean, latent.lengths
         if entry["kind"] == UTTERANCE:
-            x, lengths = masked_mean(x, lengths)[:, None], lengths.clamp(max=1)
+            # in half precision, a sum over all frames would be too large
+            mean = masked_mean(x.float(), lengths).to(x.dtype)
+            x, lengths = mean[:, None], lengths.clamp(max=1)
         probabilities = probes(x, layer).softmax(-1)
         return Classification(probabilities, lengths, entry["classes"])
 
@@ -319,13 +399,73 @@ class SmoothInfoMax(Pretrained):
         return parts[name]
 
 
-def _check_axes(name, x, axes):
-    """Raises a ValueError if a tensor has other axes."""
+def _as_tensor(name, x, axes):
+    """Returns an array as a tensor; a ValueError if it has other axes."""
+    expected = f"{name} must be ({', '.join(axes)})"
+    if not isinstance(x, torch.Tensor):
+        try:
+            x = torch.from_numpy(np.array(x))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{expected}, a tensor or an array; got {x!r:.80}: files go to "
+                f"encode_file, or to features."
+            ) from error
     if x.dim() != len(axes):
+        remedy = f"pass a single one as {name}[None]"
+        if x.dim() > len(axes):
+            remedy = "average channels"
+        raise ValueError(f"{expected}; got shape {list(x.shape)}: {remedy}.")
+    return x
+
+
+def _as_batch(wavs, wav_lens):
+    """Checks waveforms: returns (batch, samples), and lengths, (batch,).
+
+    What lies beyond each utterance is zeroed.
+    """
+    if isinstance(wavs, (list, tuple)) and len(wavs):
+        if wav_lens is not None:
+            raise ValueError("A list of waveforms is padded here: no wav_lens.")
+        rows = [_as_tensor("each of wavs", wav, ["samples"]) for wav in wavs]
+        wav_lens = torch.tensor([len(row) for row in rows])
+        wavs = pad_sequence([row.to(rows[0]) for row in rows], True)
+    wavs = _as_tensor("wavs", wavs, ["batch", "samples"])
+    shape = list(wavs.shape)
+    if not wavs.is_floating_point():
         raise ValueError(
-            f"{name} must be ({', '.join(axes)}); got shape {list(x.shape)}: "
-            f"pass a single one as {name}[None]."
+            f"wavs must be floating, within -1 and 1; got {wavs.dtype}: "
+            f"divide by its range, int16 as wavs / 32768."
         )
+    if not wavs.numel():
+        raise ValueError(f"wavs is empty, {shape}: pass an utterance or more.")
+    if shape[1] <= CHANNELS < shape[0]:
+        raise ValueError(
+            f"wavs is {shape}, utterances of {shape[1]} samples: average "
+            f"channels as wavs.mean(1)[None]."
+        )
+    lengths = absolute_lengths(wavs, wav_lens)
+    wavs = zero_padding(wavs[..., None], lengths)[..., 0]
+    peaks = wavs.abs().amax(1)  # NaN where there is one
+    for i, peak in enumerate(peaks.tolist()):
+        if not peak <= LOUDEST:
+            raise ValueError(
+                f"Utterance {i} of wavs reaches {peak:g}: samples are finite, "
+                f"within -1 and 1; divide those of 16 bits by 32768."
+            )
+    return wavs, lengths
+
+
+def _check_latents(latents, names):
+    """Raises a ValueError that names a layer, and what it is of, if NaN."""
+    for layer, latent in latents.items():
+        for x in latent[:3]:
+            finite = True if x is None else x.isfinite().flatten(1).all(1)
+            if x is not None and not finite.all():
+                name = names[finite.tolist().index(False)]
+                raise ValueError(
+                    f"{layer} of {name} holds NaN or infinity: the weights or "
+                    f"samples do, or they are too large for {x.dtype}."
+                )
 
 
 def _join(pieces):

@@ -129,7 +129,9 @@ class _SumOfProducts(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             # as once_differentiable of torch, whose message has no remedy
             refuse = torch._C._functions.DelayedError(ONCE, len(grads))
-            grads = refuse(*(g if g is None else g.requires_grad_() for g in grads))
+            grads = refuse(
+                *(g if g is None else g.requires_grad_() for g in grads)
+            )
         return *grads, None, None, None
 
     @staticmethod
