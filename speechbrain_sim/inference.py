@@ -17,17 +17,13 @@ import numpy as np
 import torch
 from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.fetching import LocalStrategy
-from torch.nn.utils.rnn import pad_sequence
+from torch import nn
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import UTTERANCE
-from speechbrain_sim.encoders.base import (
-    Latent,
-    absolute_lengths,
-    masked_mean,
-    zero_padding,
-)
+from speechbrain_sim.encoders.base import Latent, masked_mean
 from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
+from speechbrain_sim.inputs import as_batch, as_tensor, check_latents
 from speechbrain_sim.models import pretrainer
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
@@ -44,10 +40,6 @@ __all__ = ["Classification", "SafetensorsPretrainer", "SmoothInfoMax"]
 SafetensorsPretrainer = pretrainer.SafetensorsPretrainer
 #: the yaml of `from_hparams`, which `speechbrain-sim export` writes
 HPARAMS = "hyperparams.yaml"
-#: peak of samples that are not within -1 and 1, whatever their gain
-LOUDEST = 100.0
-#: as many channels may a recording have
-CHANNELS = 8
 
 
 class Classification(NamedTuple):
@@ -209,14 +201,14 @@ class SmoothInfoMax(Pretrained):
         layer : str, optional
             The layer.
         """
-        wavs, lengths = _as_batch(wavs, wav_lens)
+        wavs, lengths = as_batch(wavs, wav_lens)
         wavs, lengths = wavs.to(self.device), lengths.to(self.device)
         layers = None if layer is None else [layer]
         encode = self.encoder
         if wavs.shape[1] > CHUNK_SECONDS * SAMPLE_RATE:
             encode = self._encode_in_pieces
         latents = encode(wavs, lengths, layers, sample, generator)
-        _check_latents(latents, [f"utterance {i}" for i in range(len(wavs))])
+        check_latents(latents, [f"utterance {i}" for i in range(len(wavs))])
         return latents if layer is None else latents[layer]
 
     def _encode_in_pieces(self, wavs, lengths, *options):
@@ -247,15 +239,14 @@ class SmoothInfoMax(Pretrained):
 
     def _stream(self, path, *options):
         """Encodes a file piece by piece; options as of `stream_latents`."""
-        if not isinstance(path, (str, PathLike)) or "://" in str(path):
+        odd = not isinstance(path, (str, PathLike)) or "://" in str(path)
+        if odd or isdir(path):
             raise ValueError(
-                f"{path!r:.80} is no path of a file: download it before; lists "
-                f"of files go to features, waveforms to encode_batch."
+                f"{path!r:.80} is no file on this machine: download it, or list "
+                f"files for features; encode_batch takes waveforms."
             )
-        if isdir(path):
-            raise ValueError(f"{path} is a folder: list its files.")
         for latents in stream_latents(self.encoder, path, *options):
-            _check_latents(latents, [path])
+            check_latents(latents, [path])
             yield latents
 
     def encode_file(
@@ -307,23 +298,24 @@ class SmoothInfoMax(Pretrained):
         """
         if pool not in ("mean", None):
             raise ValueError(f"pool is {pool!r}: give 'mean' or None.")
-        layers = [layer] if isinstance(layer, str) else layer
+        one = isinstance(layer, str)
+        layers = [layer] if one else layer or self.layer_names
         files = [files] if isinstance(files, (str, PathLike)) else files
-        made = {name: [] for name in layers or self.layer_names}
+        made = {name: [] for name in layers}
         for path in files:
-            pieces, frames = {name: [] for name in made}, dict.fromkeys(made, 0)
-            for latents in self._stream(path, list(made)):
+            kept = {name: [] for name in layers}
+            for latents in self._stream(path, layers):
                 for name, latent in latents.items():
                     x = latent.mean[0].double().cpu()  # (frames, channels)
-                    pieces[name].append(x.sum(0, True) if pool else x.float())
-                    frames[name] += len(x)
-            for name, x in pieces.items():
-                x = torch.cat(x)
-                x = x.sum(0) / frames[name] if pool else x
-                made[name].append(x.float().numpy())
-        if pool:
-            made = {name: np.stack(rows) for name, rows in made.items()}
-        return made[layer] if isinstance(layer, str) else made
+                    # with a last column of ones, whose sum counts the frames
+                    x = nn.functional.pad(x, (0, 1), value=1.0)
+                    kept[name].append(x.sum(0, True) if pool else x)
+            for name, pieces in kept.items():
+                x = torch.cat(pieces)
+                x = x.sum(0) / x[:, -1].sum() if pool else x
+                made[name].append(x[..., :-1].float().numpy())
+        made = {n: np.stack(x) if pool else x for n, x in made.items()}
+        return made[layer] if one else made
 
     @torch.no_grad()
     def decode(self, z, layer, samples=None, wav_lens=None):
@@ -340,7 +332,7 @@ class SmoothInfoMax(Pretrained):
         """
         decoder = self._part(DECODER, layer)
         weight = next(decoder.parameters())
-        z = _as_tensor("z", z, ["batch", "time", "channel"]).to(weight)
+        z = as_tensor("z", z, ["batch", "time", "channel"]).to(weight)
         if samples is None:
             samples = z.shape[1]
             for kernel_size, stride, padding in reversed(decoder.shapes):
@@ -397,75 +389,6 @@ class SmoothInfoMax(Pretrained):
             there = ", ".join(parts) or "none"
             raise ValueError(f"There is no {kind} of '{name}'; it has {there}.")
         return parts[name]
-
-
-def _as_tensor(name, x, axes):
-    """Returns an array as a tensor; a ValueError if it has other axes."""
-    expected = f"{name} must be ({', '.join(axes)})"
-    if not isinstance(x, torch.Tensor):
-        try:
-            x = torch.from_numpy(np.array(x))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{expected}, a tensor or an array; got {x!r:.80}: files go to "
-                f"encode_file, or to features."
-            ) from error
-    if x.dim() != len(axes):
-        remedy = f"pass a single one as {name}[None]"
-        if x.dim() > len(axes):
-            remedy = "average channels"
-        raise ValueError(f"{expected}; got shape {list(x.shape)}: {remedy}.")
-    return x
-
-
-def _as_batch(wavs, wav_lens):
-    """Checks waveforms: returns (batch, samples), and lengths, (batch,).
-
-    What lies beyond each utterance is zeroed.
-    """
-    if isinstance(wavs, (list, tuple)) and len(wavs):
-        if wav_lens is not None:
-            raise ValueError("A list of waveforms is padded here: no wav_lens.")
-        rows = [_as_tensor("each of wavs", wav, ["samples"]) for wav in wavs]
-        wav_lens = torch.tensor([len(row) for row in rows])
-        wavs = pad_sequence([row.to(rows[0]) for row in rows], True)
-    wavs = _as_tensor("wavs", wavs, ["batch", "samples"])
-    shape = list(wavs.shape)
-    if not wavs.is_floating_point():
-        raise ValueError(
-            f"wavs must be floating, within -1 and 1; got {wavs.dtype}: "
-            f"divide by its range, int16 as wavs / 32768."
-        )
-    if not wavs.numel():
-        raise ValueError(f"wavs is empty, {shape}: pass an utterance or more.")
-    if shape[1] <= CHANNELS < shape[0]:
-        raise ValueError(
-            f"wavs is {shape}, utterances of {shape[1]} samples: average "
-            f"channels as wavs.mean(1)[None]."
-        )
-    lengths = absolute_lengths(wavs, wav_lens)
-    wavs = zero_padding(wavs[..., None], lengths)[..., 0]
-    peaks = wavs.abs().amax(1)  # NaN where there is one
-    for i, peak in enumerate(peaks.tolist()):
-        if not peak <= LOUDEST:
-            raise ValueError(
-                f"Utterance {i} of wavs reaches {peak:g}: samples are finite, "
-                f"within -1 and 1; divide those of 16 bits by 32768."
-            )
-    return wavs, lengths
-
-
-def _check_latents(latents, names):
-    """Raises a ValueError that names a layer, and what it is of, if NaN."""
-    for layer, latent in latents.items():
-        for x in latent[:3]:
-            finite = True if x is None else x.isfinite().flatten(1).all(1)
-            if x is not None and not finite.all():
-                name = names[finite.tolist().index(False)]
-                raise ValueError(
-                    f"{layer} of {name} holds NaN or infinity: the weights or "
-                    f"samples do, or they are too large for {x.dtype}."
-                )
 
 
 def _join(pieces):

@@ -114,6 +114,8 @@ def absolute_lengths(x, wav_lens=None):
     tensor([77, 38])
     """
     batch, time = x.shape[:2]
+    if not batch * time:
+        raise ValueError(f"An empty batch has no lengths: {list(x.shape)}.")
     if wav_lens is None:
         return torch.full((batch,), time, device=x.device)
     lengths = torch.as_tensor(wav_lens, device=x.device)
@@ -223,7 +225,8 @@ class Encoder(nn.Module, ABC):
             if min(shortest, self.output_lengths(shortest, name)) < 1:
                 raise ValueError(
                     f"An utterance of {shortest} samples is too short for a "
-                    f"frame of {name}."
+                    f"frame of {name}: wavs is {tuple(wavs.shape)}, taken as "
+                    f"(batch, samples)."
                 )
         names = [name for name, is_wanted in wanted.items() if is_wanted]
         latents = self.encode(wavs, lengths, names, sample, generator)

@@ -49,8 +49,8 @@ class LatentFeatures(nn.Module):
         `modules.train()`. Otherwise it is fine-tuned. Means either way. What
         the features do not depend on is never trained, see
         `Encoder.freeze_unused`.
-    revision, **options :
-        Of the Hub: see `speechbrain_sim.models.fetch.open_source`.
+    revision : str, optional
+        On the Hub: branch, tag or commit.
     layer_weights : list of float, optional
         Fixed weights of the layers, used as they are. With them, or a single
         layer, frozen features have no gradient, and can be cached.
@@ -65,18 +65,10 @@ class LatentFeatures(nn.Module):
     """
 
     def __init__(
-        self,
-        source,
-        layers,
-        frozen=True,
-        revision=None,
-        layer_weights=None,
-        **options,
+        self, source, layers, frozen=True, revision=None, layer_weights=None
     ):
         super().__init__()
-        encoder, description = load_encoder(
-            source, revision=revision, **options
-        )
+        encoder, description = load_encoder(source, revision=revision)
         self.encoder = encoder.requires_grad_(not frozen)
         self.layers = [layers] if isinstance(layers, str) else list(layers)
         self.frozen, self.sha256 = frozen, description.get("sha256", "")
@@ -87,16 +79,16 @@ class LatentFeatures(nn.Module):
         #: channels of the features
         self.out_channels = widths[self.layers[0]]
         #: w, one per layer, if they are learned
-        self.weights, self.layer_weights = None, layer_weights
-        if layer_weights is not None and len(layer_weights) != len(self.layers):
+        self.weights, self.layer_weights = None, list(layer_weights or [])
+        if layer_weights and len(layer_weights) != len(self.layers):
             raise ValueError(
                 f"layer_weights are {layer_weights}: give one for each of "
                 f"{', '.join(self.layers)}."
             )
-        if len(self.layers) > 1 and layer_weights is None:
+        if len(self.layers) > 1 and not layer_weights:
             self.weights = nn.Parameter(torch.zeros(len(self.layers)))
-        #: batches, and those with a gradient; whether a Brain has the features
-        self.batches, self.with_gradient, self.is_placed = 0, 0, False
+        #: batches so far; whether one had a gradient, and a Brain has these
+        self.batches, self.has_gradient, self.is_placed = 0, False, False
         self.register_state_dict_post_hook(_without_encoder)
         self.register_load_state_dict_pre_hook(_with_encoder)
 
@@ -123,8 +115,7 @@ class LatentFeatures(nn.Module):
         features = states[0]
         if len(states) > 1:
             normal = [nn.functional.layer_norm(x, x.shape[-1:]) for x in states]
-            weights = self.layer_weights
-            weights = self.weights.softmax(0) if weights is None else weights
+            weights = self.layer_weights or self.weights.softmax(0)
             total = sum(w * x for w, x in zip(weights, normal, strict=True))
             features = zero_padding(total, lengths)
         if self.training and features.requires_grad:
@@ -134,35 +125,33 @@ class LatentFeatures(nn.Module):
     @torch.compiler.disable
     def _watch(self, features):
         """Warns if what learns got no gradient so far, or was not changed."""
-        learns = {n: p for n, p in self.named_parameters() if p.requires_grad}
-        name, weight = next(iter(learns.items()), (None, None))
-        if weight is None or self.batches > LONG_PATIENCE:
+        learns = [x for x in self.named_parameters() if x[1].requires_grad]
+        if not learns or self.batches > LONG_PATIENCE:
             return
+        (name, weight), *_ = learns
         if not self.batches:
             self._first = weight.detach().clone()
-        patience = PATIENCE
-        if self.with_gradient and self.is_placed:  # perhaps frozen for a while
-            patience = LONG_PATIENCE
-        if self.batches == patience:
-            problem = None
-            if not self.with_gradient:
-                problem = "no gradient reached them: do not detach them"
-            elif torch.equal(self._first.to(weight), weight):
-                problem = "no optimizer has changed them"
-            if problem:
-                logger.warning(
-                    f"The latent features do not learn ({name}): in {patience} "
-                    f"batches, {problem}. List compute_features under `modules` "
-                    f"of the yaml (and in what the optimizer is given), and "
-                    f"among the recoverables; or use one frozen layer, or "
-                    f"layer_weights."
-                )
+        # an optimizer may wait on purpose, but none has what no Brain has
+        waits = self.has_gradient and self.is_placed
+        due = self.batches == (LONG_PATIENCE if waits else PATIENCE)
+        if due and torch.equal(self._first.to(weight), weight):
+            why = (
+                "no optimizer changed"
+                if self.has_gradient
+                else "no gradient for"
+            )
+            logger.warning(
+                f"The latent features do not learn: after {self.batches} "
+                f"batches, {why} {name}. List them under `modules` of the yaml, "
+                f"in what the optimizer is given, and among the recoverables; "
+                f"do not detach them. Else use layer_weights, or one layer."
+            )
         self.batches += 1
-        features.register_hook(self._count)
+        features.register_hook(self._note_gradient)
 
-    def _count(self, _):
-        """Counts a batch whose features got a gradient."""
-        self.with_gradient += 1
+    def _note_gradient(self, _):
+        """Notes that the features got a gradient."""
+        self.has_gradient = True
 
     def get_extra_state(self):
         """Returns the encoder's identity, as what SpeechBrain can average."""
@@ -187,9 +176,8 @@ def _without_encoder(features, state, prefix, _):
 
 
 def _with_encoder(features, state, prefix, *_):
-    """Adds what a state_dict lacks, since it is not saved."""
+    """Adds what a state_dict lacks, if it is not due to be there."""
+    state.setdefault(f"{prefix}_extra_state", features.get_extra_state())
     if features.frozen:
         own = features.encoder.state_dict(prefix=prefix + ENCODER)
-        own[f"{prefix}_extra_state"] = features.get_extra_state()
-        for name, value in own.items():
-            state.setdefault(name, value)
+        state.update({n: x for n, x in own.items() if n not in state})
