@@ -300,7 +300,9 @@ class SmoothInfoMax(Pretrained):
             raise ValueError(f"pool is {pool!r}: give 'mean' or None.")
         one = isinstance(layer, str)
         layers = [layer] if one else layer or self.layer_names
-        files = [files] if isinstance(files, (str, PathLike)) else files
+        files = [files] if isinstance(files, (str, PathLike)) else list(files)
+        if not files:
+            raise ValueError("There are no files to encode.")
         made = {name: [] for name in layers}
         for path in files:
             kept = {name: [] for name in layers}
@@ -377,7 +379,8 @@ class SmoothInfoMax(Pretrained):
         x, lengths = latent.mean, latent.lengths
         if entry["kind"] == UTTERANCE:
             # in half precision, a sum over all frames would be too large
-            mean = masked_mean(x.float(), lengths).to(x.dtype)
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            mean = masked_mean(wide, lengths).to(x.dtype)
             x, lengths = mean[:, None], lengths.clamp(max=1)
         probabilities = probes(x, layer).softmax(-1)
         return Classification(probabilities, lengths, entry["classes"])

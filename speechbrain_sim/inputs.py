@@ -55,7 +55,7 @@ def as_batch(wavs, wav_lens=None):
     (torch.Size([2, 100]), [100, 80])
     """
     if isinstance(wavs, (list, tuple)) and len(wavs):
-        rows = [as_tensor("each of wavs", wav, ["samples"]) for wav in wavs]
+        rows = [as_tensor("wav", wav, ["samples"]) for wav in wavs]
         if wav_lens is not None:
             raise ValueError("A list of waveforms is padded here: no wav_lens.")
         wav_lens = torch.tensor([len(row) for row in rows])
