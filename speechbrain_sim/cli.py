@@ -20,6 +20,13 @@ def make_parser():
     option = verb("export", "turn a run into a model", run=run, folder="new")
     for kind in ("--probe", "--decoder"):
         option(kind, action="append", default=[], metavar="RUN", help=run)
+    option(
+        "--onnx",
+        action="append",
+        default=[],
+        metavar="LAYER",
+        help="as ONNX, too",
+    )
     option("--example", metavar="FILE", help="audio that may be given away")
     option("--data", help="training data, if not those of the run")
     option("--licence", help="of the data and so of the weights: cc-by-4.0")
@@ -74,6 +81,13 @@ def run(given):
         places = (given.run, given.folder, given.probe, given.decoder)
         publish.export_model(*places, *options)
         yield f"Exported to {given.folder}."
+        for layer in given.onnx:
+            from speechbrain_sim.integrations.onnx import export_onnx
+            from speechbrain_sim.models.load import load_encoder
+
+            path = f"{given.folder}/{layer}.onnx"
+            export_onnx(load_encoder(given.folder)[0], layer, path)
+            yield f"Exported to {path}."
     elif given.verb == "publish":
         options = (given.private, given.dry_run)
         publish.publish_model(given.folder, given.repo, *options)
@@ -101,7 +115,7 @@ def main(argv=None):
     try:
         for line in run(arguments):
             print(line)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"speechbrain-sim: {error}")
     except KeyboardInterrupt:
         stopped = "speechbrain-sim: stopped; run it again to go on"

@@ -141,7 +141,8 @@ def write_latents(encoder, path, targets, *args, **options):
             _write_header(files[layer], target.suffix, layer, shape)
         for piece in tqdm(pieces, Path(path).name, unit="chunk", leave=False):
             for layer, x in piece.items():
-                files[layer].write(x.cpu().numpy().astype("<f4").tobytes())
+                x = x.float().cpu().numpy()
+                files[layer].write(x.astype("<f4").tobytes())
                 missing[layer] -= len(x)
         for layer, count in missing.items():
             if count:

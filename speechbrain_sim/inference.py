@@ -9,16 +9,21 @@
 models that you trust. `from_pretrained` reads json and numbers only.
 """
 
+from os import PathLike
+from os.path import isdir
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.fetching import LocalStrategy
+from torch import nn
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import UTTERANCE
-from speechbrain_sim.encoders.base import Latent, absolute_lengths, masked_mean
+from speechbrain_sim.encoders.base import Latent, masked_mean
 from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
+from speechbrain_sim.inputs import as_batch, as_tensor, check_latents
 from speechbrain_sim.models import pretrainer
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
@@ -95,7 +100,9 @@ class SmoothInfoMax(Pretrained):
         if rate != SAMPLE_RATE:
             known = f"this version is for {SAMPLE_RATE} Hz only"
             raise ValueError(f"The model is for {rate} Hz; {known}.")
-        self.config = config
+        # SpeechBrain's foreign_class hands over none, but the yaml read it
+        known = getattr(hparams.get("pretrainer"), "config", None)
+        self.config = known if config is None else config
         self.frozen = freeze_params
 
     @classmethod
@@ -180,28 +187,28 @@ class SmoothInfoMax(Pretrained):
         To save memory, batches beyond ten seconds are encoded utterance by
         utterance and in pieces: the same means, but other samples.
 
+        Raises a ValueError if waveforms are of another shape or range, or hold
+        NaN; or if a layer does.
+
         Arguments
         ---------
-        wavs : torch.Tensor
-            (batch, samples), floating; a ValueError if it is not.
+        wavs : torch.Tensor, numpy.ndarray, or list of them
+            (batch, samples), floating; or a list of (samples,), which are
+            padded here. The dtype becomes that of the weights.
         wav_lens, sample, generator :
-            See `speechbrain_sim.encoders.base.Encoder.forward`.
+            See `speechbrain_sim.encoders.base.Encoder.forward`; no `wav_lens`
+            for a list.
         layer : str, optional
             The layer.
         """
-        _check_axes("wavs", wavs, ["batch", "samples"])
-        if not wavs.is_floating_point():
-            raise ValueError(
-                f"wavs must be floating, within -1 and 1; got {wavs.dtype}: "
-                f"divide by its range, int16 as wavs / 32768."
-            )
-        wavs = wavs.to(self.device).float()
-        lengths = absolute_lengths(wavs, wav_lens)
+        wavs, lengths = as_batch(wavs, wav_lens)
+        wavs, lengths = wavs.to(self.device), lengths.to(self.device)
         layers = None if layer is None else [layer]
         encode = self.encoder
         if wavs.shape[1] > CHUNK_SECONDS * SAMPLE_RATE:
             encode = self._encode_in_pieces
         latents = encode(wavs, lengths, layers, sample, generator)
+        check_latents(latents, [f"utterance {i}" for i in range(len(wavs))])
         return latents if layer is None else latents[layer]
 
     def _encode_in_pieces(self, wavs, lengths, *options):
@@ -227,8 +234,20 @@ class SmoothInfoMax(Pretrained):
         """
         layers = None if layer is None else [layer]
         options = layers, chunk_seconds, sample, generator
-        for latents in stream_latents(self.encoder, path, *options):
+        for latents in self._stream(path, *options):
             yield latents if layer is None else latents[layer]
+
+    def _stream(self, path, *options):
+        """Encodes a file piece by piece; options as of `stream_latents`."""
+        odd = not isinstance(path, (str, PathLike)) or "://" in str(path)
+        if odd or isdir(path):
+            raise ValueError(
+                f"{path!r:.80} is no file on this machine: download it, or list "
+                f"files for features; encode_batch takes waveforms."
+            )
+        for latents in stream_latents(self.encoder, path, *options):
+            check_latents(latents, [path])
+            yield latents
 
     def encode_file(
         self,
@@ -254,6 +273,52 @@ class SmoothInfoMax(Pretrained):
         pieces = list(self.stream_file(path, *options))
         return _join(pieces) if layer is None else Latent.cat(pieces)
 
+    def features(self, files, layer=None, pool="mean"):
+        """Encodes files of any length as arrays, float32, for other libraries.
+
+        Arguments
+        ---------
+        files : list of str or Path
+            Of any rate and length; or a single one.
+        layer : str or list of str, optional
+            The layer; several, or all by default, give a dict of what follows.
+        pool : str or None
+            "mean" gives (files, channels), the mean over all frames of each
+            file; None a list with (frames, channels) for each file.
+
+        Example
+        -------
+        >>> import soundfile
+        >>> from speechbrain_sim.models.format import example_folder
+        >>> folder = example_folder(getfixture("tmp_path"))
+        >>> soundfile.write(folder / "a.wav", np.random.rand(8000) / 9, 16000)
+        >>> model = SmoothInfoMax.from_pretrained(folder)
+        >>> model.features([folder / "a.wav"], "module3").shape
+        (1, 4)
+        """
+        if pool not in ("mean", None):
+            raise ValueError(f"pool is {pool!r}: give 'mean' or None.")
+        one = isinstance(layer, str)
+        layers = [layer] if one else layer or self.layer_names
+        files = [files] if isinstance(files, (str, PathLike)) else list(files)
+        if not files:
+            raise ValueError("There are no files to encode.")
+        made = {name: [] for name in layers}
+        for path in files:
+            kept = {name: [] for name in layers}
+            for latents in self._stream(path, layers):
+                for name, latent in latents.items():
+                    x = latent.mean[0].double().cpu()  # (frames, channels)
+                    # with a last column of ones, whose sum counts the frames
+                    x = nn.functional.pad(x, (0, 1), value=1.0)
+                    kept[name].append(x.sum(0, True) if pool else x)
+            for name, pieces in kept.items():
+                x = torch.cat(pieces)
+                x = x.sum(0) / x[:, -1].sum() if pool else x
+                made[name].append(x[..., :-1].float().numpy())
+        made = {n: np.stack(x) if pool else x for n, x in made.items()}
+        return made[layer] if one else made
+
     @torch.no_grad()
     def decode(self, z, layer, samples=None, wav_lens=None):
         """Makes waveforms, (batch, samples), of latents.
@@ -261,18 +326,20 @@ class SmoothInfoMax(Pretrained):
         Arguments
         ---------
         z, layer : torch.Tensor, str
-            (batch, time, channel): a `mean` or `sample` of the layer.
+            (batch, time, channel): a `mean` or `sample` of the layer, or an
+            array.
         samples, wav_lens : int, torch.Tensor, optional
             Of the longest, by default the shortest that encodes to as many
             frames; see `encode_batch`.
         """
         decoder = self._part(DECODER, layer)
-        _check_axes("z", z, ["batch", "time", "channel"])
+        weight = next(decoder.parameters())
+        z = as_tensor("z", z, ["batch", "time", "channel"]).to(weight)
         if samples is None:
             samples = z.shape[1]
             for kernel_size, stride, padding in reversed(decoder.shapes):
                 samples = (samples - 1) * stride + kernel_size - 2 * padding
-        return decoder(z.to(self.device), samples, wav_lens)
+        return decoder(z, samples, wav_lens)
 
     def interpolate(self, start, target, layer, steps=9):
         """Decodes the latents of `traversals.interpolate`: (steps, samples)."""
@@ -294,6 +361,11 @@ class SmoothInfoMax(Pretrained):
             Which probe, a ValueError names them; its layer, by default the one
             that was chosen on validation data. Returns a `Classification`.
         """
+        if self.config is None:
+            raise ValueError(
+                "The model came without its config.json, which names labels "
+                "and classes: load it with SmoothInfoMax.from_pretrained."
+            )
         if label is None:
             labels = list(parts_of(self.mods, PROBE))
             if len(labels) != 1:
@@ -306,7 +378,10 @@ class SmoothInfoMax(Pretrained):
         latent = self.encode_batch(wavs, wav_lens, layer)
         x, lengths = latent.mean, latent.lengths
         if entry["kind"] == UTTERANCE:
-            x, lengths = masked_mean(x, lengths)[:, None], lengths.clamp(max=1)
+            # in half precision, a sum over all frames would be too large
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            mean = masked_mean(wide, lengths).to(x.dtype)
+            x, lengths = mean[:, None], lengths.clamp(max=1)
         probabilities = probes(x, layer).softmax(-1)
         return Classification(probabilities, lengths, entry["classes"])
 
@@ -317,15 +392,6 @@ class SmoothInfoMax(Pretrained):
             there = ", ".join(parts) or "none"
             raise ValueError(f"There is no {kind} of '{name}'; it has {there}.")
         return parts[name]
-
-
-def _check_axes(name, x, axes):
-    """Raises a ValueError if a tensor has other axes."""
-    if x.dim() != len(axes):
-        raise ValueError(
-            f"{name} must be ({', '.join(axes)}); got shape {list(x.shape)}: "
-            f"pass a single one as {name}[None]."
-        )
 
 
 def _join(pieces):

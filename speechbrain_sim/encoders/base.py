@@ -123,6 +123,8 @@ def absolute_lengths(x, wav_lens=None):
     tensor([77, 38])
     """
     batch, time = x.shape[:2]
+    if not batch * time:
+        raise ValueError(f"An empty batch has no lengths: {list(x.shape)}.")
     if wav_lens is None:
         return torch.full((batch,), time)
     lengths = torch.as_tensor(wav_lens).cpu()
@@ -226,9 +228,7 @@ class Encoder(nn.Module, ABC):
             If a layer does not exist, `wavs` has another shape, or an
             utterance is too short for a frame.
         """
-        if wavs.ndim != 2:
-            shape = tuple(wavs.shape)
-            raise ValueError(f"wavs is {shape}; expected (batch, samples).")
+        wavs = self.as_input(wavs)
         wanted = self.layers_up_to(layers)
         lengths = absolute_lengths(wavs, wav_lens)
         shortest = int(lengths.min())
@@ -236,11 +236,36 @@ class Encoder(nn.Module, ABC):
             if min(shortest, self.output_lengths(shortest, name)) < 1:
                 raise ValueError(
                     f"An utterance of {shortest} samples is too short for a "
-                    f"frame of {name}."
+                    f"frame of {name}: wavs is {tuple(wavs.shape)}, taken as "
+                    f"(batch, samples)."
                 )
         names = [name for name, is_wanted in wanted.items() if is_wanted]
         latents = self.encode(wavs, lengths, names, sample, generator)
         return {name: latents[name].without_padding() for name in names}
+
+    def as_input(self, wavs):
+        """Returns waveforms in the dtype of the weights.
+
+        Raises a ValueError if they are not (batch, samples), or on another
+        device; a RuntimeError in `torch.jit.trace`.
+        """
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "An encoder cannot be traced: lengths would become constants. "
+                "Trace speechbrain_sim.integrations.onnx.PlainEncoder(encoder, "
+                "layer) with (wavs, lengths)."
+            )
+        if wavs.ndim != 2:
+            shape = tuple(wavs.shape)
+            raise ValueError(f"wavs is {shape}; expected (batch, samples).")
+        weight = next(chain(self.parameters(), self.buffers()), wavs)
+        if wavs.device != weight.device:
+            raise ValueError(
+                f"wavs are on {wavs.device}, the encoder on {weight.device}: "
+                f"move one of them. A Brain of SpeechBrain moves what its yaml "
+                f"lists under `modules`."
+            )
+        return wavs.to(weight.dtype)
 
     def stream(self, chunks, layers=None, sample=None, generator=None):
         """Encodes a signal piece by piece; a ValueError unless `streams`."""

@@ -12,7 +12,6 @@ unfolded and nothing transposed.
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 
 def conv_lengths(lengths, kernel_size, stride, padding):
@@ -42,6 +41,9 @@ class BlockConv1d(nn.Conv1d):
     torch.Size([2, 25, 8])
     """
 
+    #: whether torch's own convolution runs, which has a second derivative
+    plain = False
+
     def __init__(self, in_channels, out_channels, kernel_size, stride, padding):
         #: kernel size, stride, padding
         self.shape = kernel_size, stride, padding
@@ -62,7 +64,9 @@ class BlockConv1d(nn.Conv1d):
         kernel_size, stride, own_padding = self.shape
         padding = own_padding if padding is None else padding
         weight, bias, device = self.weight, self.bias, x.device.type
-        plain = torch.jit.is_tracing() or kernel_size % stride
+        plain = self.plain or torch.jit.is_tracing() or kernel_size % stride
+        # an autograd.Function as below takes no part in torch.func
+        plain = plain or torch._C._are_functorch_transforms_active()
         if plain or device != "cpu":
             x = (torch.relu(x) if relu else x).transpose(1, 2)
             y = nn.functional.conv1d(x, weight, bias, stride, padding)
@@ -82,6 +86,11 @@ class BlockConv1d(nn.Conv1d):
         return _SumOfProducts.apply(x, weight, bias, stride, padding, relu)
 
 
+#: raised where the derivative of a gradient is wanted
+ONCE = (
+    b"BlockConv1d has no second derivative on the CPU: set BlockConv1d.plain = "
+    b"True for torch's own convolution, which has."
+)
 #: rows of a matrix product: enough to be fast, few enough for the cache
 ROWS = 2048
 
@@ -114,8 +123,20 @@ class _SumOfProducts(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y):
+        with torch.no_grad():
+            grads = _SumOfProducts.gradients(ctx, grad_y)
+        if torch.is_grad_enabled():  # create_graph=True
+            # as once_differentiable of torch, whose message has no remedy
+            refuse = torch._C._functions.DelayedError(ONCE, len(grads))
+            grads = refuse(
+                *(g if g is None else g.requires_grad_() for g in grads)
+            )
+        return *grads, None, None, None
+
+    @staticmethod
+    def gradients(ctx, grad_y):
+        """Returns those of x, weight and bias; None for x if not needed."""
         weight, *saved = ctx.saved_tensors
         layout, wants_x = ctx.layout, ctx.needs_input_grad[0]
         # in fp32 also where the products are not: it is summed over the parts
@@ -151,7 +172,7 @@ class _SumOfProducts(torch.autograd.Function):
             else:
                 out.copy_(inside)
         grad_weight = grad_weight.to(weight.dtype)
-        return grad_x, grad_weight, grad_y.sum((0, 1)), None, None, None
+        return grad_x, grad_weight, grad_y.sum((0, 1))
 
 
 class _Layout:

@@ -180,7 +180,7 @@ class GreedyEncoder(Encoder):
         chunks = iter(chunks)
         following = next(chunks, None)
         while following is not None:
-            wavs, following = following, next(chunks, None)
+            wavs, following = self.as_input(following), next(chunks, None)
             state.last = following is None
             options = layers, sample, generator, state
             latents = self.encode(wavs, absolute_lengths(wavs), *options)

@@ -99,7 +99,8 @@ def _metadata(title, data, probes):
         results.append(result)
     return ModelCardData(
         license=data["licence"],
-        library_name="speechbrain",
+        # for "speechbrain", the Hub's snippet knows SpeechBrain's classes only
+        library_name="speechbrain-sim",
         pipeline_tag="feature-extraction",
         tags=["speechbrain", "speechbrain-sim", "smooth-infomax", "speech"],
         datasets=[dataset],

@@ -68,6 +68,8 @@ def export_model(
     wav = _read_example(example)
     # all is read: only now may an older model be lost
     folder.mkdir(parents=True, exist_ok=True)
+    for former in folder.glob("*.onnx"):
+        former.unlink()
     soundfile.write(folder / EXAMPLE, wav, SAMPLE_RATE)
     hparams = {"sample_rate": config["sample_rate"]}
     model = SmoothInfoMax(parts, hparams, config, run_opts={"device": "cpu"})
@@ -264,6 +266,7 @@ def _plan(folder, repo, private, say):
     config = read_config(folder / CONFIG)
     files = [name + WEIGHTS for name in config["parts"]]
     files += [CONFIG, HPARAMS, CARD, EXAMPLE]
+    files += sorted(path.name for path in folder.glob("*.onnx"))
     size = sum((folder / name).stat().st_size for name in files) / 1e6
     seen = "private" if private else "public"
     say(

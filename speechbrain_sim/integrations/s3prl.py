@@ -43,6 +43,17 @@ class UpstreamExpert(nn.Module):
         self.layers = [n for n in names if self.encoder.channels_of(n) == width]
         self.encoder.freeze_unused(self.layers)
 
+    def train(self, mode=True):
+        """Sets the mode; the encoder stays in eval mode, whoever calls this.
+
+        Batch norms keep their statistics; cuDNN wants GRUs in train mode for
+        gradients, which changes no number.
+        """
+        super().train(mode)
+        for module in self.encoder.modules():
+            module.training = mode and isinstance(module, nn.RNNBase)
+        return self
+
     def get_downsample_rates(self, key):
         """Returns the samples between two frames."""
         return max(self.encoder.frame_geometry(n)[0] for n in self.layers)

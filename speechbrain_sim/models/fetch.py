@@ -74,7 +74,12 @@ class HubRepository:
 
 
 def open_source(
-    source, revision=None, token=None, allow_network=True, cache_dir=None
+    source,
+    revision=None,
+    token=None,
+    allow_network=True,
+    cache_dir=None,
+    local_files_only=False,
 ):
     """Opens a folder, or a repository of the Hub.
 
@@ -82,23 +87,19 @@ def open_source(
     ---------
     source : str, Path, FetchSource, LocalFolder or HubRepository
         A folder; or, where there is none, `user/model` on the Hub, with a
-        warning. `hf://user/model` is the Hub in any case. What is open already
-        is returned as it is.
+        warning. `hf://user/model` is the Hub in any case.
     revision : str, optional
         On the Hub: branch, tag or commit (which cannot change); default `main`.
     token, cache_dir : str, optional
         See `huggingface_hub.hf_hub_download`.
-    allow_network : bool
-        Whether the Hub may be used; otherwise only its cache is.
+    allow_network, local_files_only : bool
+        Whether the Hub may be used; whether only its cache is.
 
     Returns
     -------
     LocalFolder or HubRepository
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If it looks like a path, and is no folder; if a folder has a revision.
+        A FileNotFoundError if it looks like a path, and is no folder; a
+        ValueError if a folder has a revision.
 
     Example
     -------
@@ -128,8 +129,8 @@ def open_source(
     else:
         if place is None:
             logger.warning(f"{missing}: it is taken from the Hub; {hint}.")
-        options = {"revision": revision, "local_files_only": not allow_network}
-        options |= {"token": token, "cache_dir": cache_dir}
+        options = {"token": token, "cache_dir": cache_dir, "revision": revision}
+        options["local_files_only"] = local_files_only or not allow_network
         return HubRepository(text, **options)
     raise FileNotFoundError(missing)
 

@@ -93,6 +93,11 @@ def save_parts(folder, parts, metadata=None, keep=True, **config):
     return made
 
 
+def sha256_of(encoder):
+    """Returns the identity of an encoder, the sha256 of its weights' file."""
+    return hashlib.sha256(_serialise(ENCODER, encoder)).hexdigest()
+
+
 def encoder_of(config):
     """Returns the sha256 of the encoder of a config.json; None without one."""
     encoder = config["parts"].get(ENCODER) or config.get(ENCODER) or {}

@@ -58,6 +58,8 @@ class SafetensorsPretrainer(Pretrainer):
 
     #: file and hash of each loadable that was fetched
     collected = None
+    #: config.json of the default source
+    config = None
 
     def collect_files(
         self, default_source=None, local_strategy=None, fetch_config=DEFAULTS
@@ -82,6 +84,7 @@ class SafetensorsPretrainer(Pretrainer):
                 raise ValueError(f"There is no source for '{name}': give one.")
             source = open_source(source, **source_options(fetch_config))
             config = read_config(source.fetch(CONFIG))
+            self.config = self.config if name in self.paths else config
             self.collected[name] = fetch_weights(source, config, part)
         return {name: path for name, (path, _) in self.collected.items()}
 

@@ -7,9 +7,12 @@ list of phones. Needs the extra `speechbrain-sim[synthetic]`.
 import multiprocessing
 import os
 import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import soundfile
@@ -62,8 +65,7 @@ def make_synthetic_corpus(
     seed : int
         Seed of the voices, the sentences, the levels and the noise.
     workers : int
-        Number of processes. Above one they are spawned, so that a script has
-        to call this below `if __name__ == "__main__"`.
+        Number of processes.
 
     Returns
     -------
@@ -182,8 +184,17 @@ def _make_speakers(voices, folder, sizes, workers):
     bar = partial(tqdm, total=len(voices), desc="speakers")
     if workers == 1:
         return list(bar(map(job, voices)))
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        return list(bar(pool.imap(job, voices)))
+    # multiprocessing would run the caller's script in each process that it
+    # spawns (a fork may hang): without a guard, each would make the corpus
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("none")
+    try:
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, spawn)
+        made = pool.map(job, voices)  # starts all processes
+    finally:
+        sys.modules["__main__"] = main
+    with pool:
+        return list(bar(made))
 
 
 def _make_speaker(voice, audio_folder, sizes):
