@@ -23,9 +23,9 @@ from speechbrain.utils import distributed
 
 from speechbrain_sim.activations import LABELS, MEAN
 from speechbrain_sim.analysis import probes as results
+from speechbrain_sim.analysis.intervals import check_controls
 from speechbrain_sim.brains.probe import features_of, train_probes
 from speechbrain_sim.config import load_experiment
-from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.data.labels import FRAMES, SEQUENCE, kind_of
 from speechbrain_sim.data.phones import name_phones
 from speechbrain_sim.extraction import encode_manifest
@@ -39,14 +39,31 @@ PARTS = ("train", "valid", "test")
 def check(hparams, kind):
     """Raises a ValueError for what cannot be probed."""
     label, layers = hparams["label"], hparams["layers"]
-    if hparams["controls"] < 2:
-        raise ValueError("--controls: an interval needs at least 2.")
+    check_controls(hparams["controls"], 3, kind == FRAMES)  # at least
     if isinstance(layers, str):
         raise ValueError(f"--layers is a list: '[{layers}]', with brackets.")
     if kind == SEQUENCE:
         raise ValueError(f"No linear probe reads a sequence: {label}")
     if distributed.is_distributed_initialized():
         raise ValueError("One process probes: start it without torchrun.")
+
+
+def prepare(hparams, run_opts):
+    """Prepares the corpus; returns kind and classes of a label to probe for.
+
+    Raises a ValueError, before features are computed, for what cannot be
+    probed.
+    """
+    label, data_folder = hparams["label"], hparams["data_folder"]
+    kind = kind_of(label, hparams["label_kinds"])
+    check(hparams, kind)
+    sb.create_experiment_directory(hparams["output_folder"])
+    hparams["prepare"]()
+    manifests = {part: hparams[f"{part}_csv"] for part in PARTS}
+    controls = hparams["controls"]
+    return kind, results.check_examples(
+        manifests, data_folder, label, kind, controls
+    )
 
 
 def encode(hparams, run_opts, encoder, description, rows):
@@ -71,10 +88,7 @@ def encode(hparams, run_opts, encoder, description, rows):
 def probe(hparams, run_opts):
     """Encodes the corpus, trains the probes and writes the results."""
     label, folder = hparams["label"], hparams["output_folder"]
-    kind = kind_of(label, hparams["label_kinds"])
-    check(hparams, kind)
-    sb.create_experiment_directory(folder)
-    hparams["prepare"]()
+    kind, classes = prepare(hparams, run_opts)
     encoder, description = load_encoder(hparams["encoder"])
     for path in Path(folder).glob("probe_*.json"):
         if read_json(path)["encoder"]["sha256"] != description["sha256"]:
@@ -94,8 +108,6 @@ def probe(hparams, run_opts):
     }
     if results.is_written(folder, **about):
         return
-    manifest, data_folder = hparams["train_csv"], hparams["data_folder"]
-    classes = classes_of(manifest, data_folder, label, kind)
     stores = list(encode(hparams, run_opts, encoder, description, rows))
     units = {layer: stores[0].statistics(layer) for layer in layers}
     units = units if hparams["standardize"] else {}
@@ -115,7 +127,8 @@ def probe(hparams, run_opts):
     brain = train_probes(both, *options, controls, checkpoints / "testing")
     chosen = chooser.predict(features_of(valid)), valid
     tested = brain.predict(features_of(test)), test
-    scores = results.score_probes(*chosen, *tested, both[layers[0]].y, seeds)
+    learnt = both[layers[0]].y, seeds, brain.watch.still_falling()
+    scores = results.score_probes(*chosen, *tested, *learnt)
     save(hparams, encoder, brain.trained(seeds, units), scores, classes, about)
     shutil.rmtree(checkpoints)
 

@@ -107,6 +107,29 @@ def train(hparams, runs, name, seed, label=None):
     return folder, folder
 
 
+def probe_options(hparams, name, label, folder):
+    """Returns the options of a system's probes, but their encoder."""
+    return {
+        **hparams["labels"][label].get("probe", {}),
+        **hparams["systems"][name].get("probe", {}),
+        **hparams["probe_options"],
+        "label": label,
+        "output_folder": f"{folder}/probe",
+    }
+
+
+def check_labels(hparams, runs):
+    """Raises a ValueError, before any training, if a label cannot be probed."""
+    name, system = next(iter(hparams["systems"].items()))
+    seed = system.get("seeds", [1])[0]
+    for label in hparams["labels"]:
+        folder = f"{hparams['output_folder']}/{name}_{seed}"
+        folder += f"_{label}" * system.get("per_label", False)
+        options = probe_options(hparams, name, label, folder)
+        options["encoder"] = "logmel"  # any: the corpus alone is checked
+        runs.run(probe.prepare, "probe.yaml", None, **options)
+
+
 def train_and_probe(hparams, runs):
     """Trains every system, and probes it for every label.
 
@@ -126,14 +149,8 @@ def train_and_probe(hparams, runs):
             for label in labels:
                 if per_label:
                     folder, encoder = train(hparams, runs, name, seed, label)
-                options = {
-                    **labels[label].get("probe", {}),
-                    **system.get("probe", {}),
-                    **hparams["probe_options"],
-                    "encoder": encoder,
-                    "label": label,
-                    "output_folder": f"{folder}/probe",
-                }
+                options = probe_options(hparams, name, label, folder)
+                options["encoder"] = encoder
                 runs.run(probe.probe, "probe.yaml", None, **options)
                 probed[label].setdefault(name, []).append(f"{folder}/probe")
     return encoders, probed, logs
@@ -254,6 +271,7 @@ def main(argv):
     sb.create_experiment_directory(hparams["output_folder"])
     yamls = Path(argv[0]).resolve().parent
     runs = Runs(yamls, corpus_options(yamls, hparams), run_opts)
+    check_labels(hparams, runs)
     study = make_study(hparams)
     encoders, folders, logs = train_and_probe(hparams, runs)
     probed = read_probed(folders, hparams["baseline"])

@@ -67,6 +67,12 @@ def contrastive_modules(
         for argument, value in settings.items()
     }
     stacks = {name: [name] for name in names} if greedy else {"encoder": names}
+    tops = [encoder.layers[stack[-1]] for stack in stacks.values()]
+    if num_samples > 1 and not (noise and any(t.has_posterior for t in tops)):
+        raise ValueError(
+            f"num_samples is {num_samples}, but nothing here is drawn from the "
+            f"posterior of a module's topmost layer: it must be 1."
+        )
     modules = {}
     for name, stack in stacks.items():
         top = stack[-1]

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from speechbrain_sim.analysis.intervals import Unmeasurable, bootstrap_pairs
@@ -26,8 +27,13 @@ from speechbrain_sim.report.page import Figure, Table
 from speechbrain_sim.report.tables import number, with_interval
 from speechbrain_sim.traversals import most_different, swap
 
+logger = get_logger(__name__)
+
 #: of the dimensions, at which delta is compared: the paper's 64 of 512
 SHARE = Fraction(1, 8)
+#: least share of the recordings' energy that a decoder gives back, if anything
+#: is to be concluded from what it decodes
+DECODED = 0.25
 #: waveforms that differ by less, relative to their size, are the same: the rest
 #: is rounding
 ROUNDING = 1e-6
@@ -58,6 +64,11 @@ def draw_pairs(clips, pairs, seed=0):
     if clips < 2:
         raise ValueError(f"{clips} clips make no pair; two or more are needed.")
     total = clips * (clips - 1)
+    if total < pairs:
+        few = (
+            "There are only %d pairs of %d clips, fewer than the %d asked for."
+        )
+        logger.warning(few, total, clips, pairs)
     generator = keyed_generator(seed, "pairs")
     chosen = torch.randperm(total, generator=generator)[:pairs].sort().values
     start = chosen // (clips - 1)
@@ -77,6 +88,28 @@ def decode_clips(decode, latents, batch_size):
     """Decodes each clip once; see `decode_finite`."""
     parts = latents.split(batch_size)
     return torch.cat([decode_finite(decode, part) for part in parts])
+
+
+@torch.no_grad()
+def share_explained(decode, z, wavs, batch_size):
+    """Returns the share of the clips' energy that a decoder gives back.
+
+    Raises an Unmeasurable if a waveform is not finite, or if less than
+    `DECODED` of the clips' energy is explained: such waveforms show the
+    decoder's failure, not the latents.
+    """
+    decoded = decode_clips(decode, z, batch_size)
+    if not wavs.any():
+        raise Unmeasurable("All clips are silent.")
+    lost = (decoded - wavs).square().sum() / wavs.square().sum()
+    explained = float(1 - lost)
+    if not explained >= DECODED:
+        raise Unmeasurable(
+            f"The decoder gives back {100 * explained:.0f} % of the recordings' "
+            f"energy; a number takes {100 * DECODED:.0f} % or more: train it "
+            f"longer (--decoder_epochs)."
+        )
+    return explained
 
 
 def same_waveform(one, other):
@@ -249,11 +282,13 @@ class Delta(Tool):
         return [with_interval(delta_at_share(numbers), 100, 1)]
 
     def settings(self, study):
-        """Returns the number of pairs."""
-        return {"pairs": len(study.pairs)}
+        """Returns the number of pairs, and what a decoder has to reach."""
+        return {"pairs": len(study.pairs), "decoded": DECODED}
 
     def measure(self, system, study):
-        """Returns `mae` and `mse` of each layer, see `delta`.
+        """Returns `mae` and `mse` of each layer whose decoder works.
+
+        See `delta` and `share_explained`.
 
         Also `dimensions`; `explained`, the share of the recorded energy in the
         decoded means; `per_pair`, the mean absolute errors at `SHARE`.
@@ -262,16 +297,15 @@ class Delta(Tool):
 
         def measure(layer, latent):
             decode, z = system.decode(layer), latent.mean
+            explained = share_explained(decode, z, system.wavs, size)
             n = dimensions_at_share(z.shape[-1])
             counts = sorted({*powers_of_two(z.shape[-1]), n})
             distances = measure_distances(decode, z, pairs, counts, size)
             _, mixtures, starts = distances["mae"]
-            error = decode_clips(decode, z, size) - system.wavs
-            lost = error.square().sum() / system.wavs.square().sum()
             at_share = mixtures[:, counts.index(n)].tolist()
             return {
                 "dimensions": z.shape[-1],
-                "explained": float(1 - lost),
+                "explained": explained,
                 **{name: delta(d, pairs) for name, d in distances.items()},
                 "per_pair": [at_share, starts.tolist()],
             }
@@ -358,10 +392,13 @@ def _table(found, distance, name):
             cells[f"N = {n}"] = with_interval(delta_of(scores, n), 100, 1)
         rows.append(cells)
     of = every.first()
+    all_pairs = of["pairs"] == of["clips"] * (of["clips"] - 1)
+    every_pair = " (there are no more)" * all_pairs
     return Table.of(
         f"δ(N) in percent, mean {name} error",
-        f"{of['pairs']} ordered pairs of {of['clips']} clips, means of "
+        f"{of['pairs']} ordered pairs{every_pair} of {of['clips']} clips, means of "
         "posteriors; a ratio of means over pairs. Decoded: share of the "
-        "recordings' energy that the decoder gives back.",
+        "recordings' energy that the decoder gives back, of which "
+        f"{100 * DECODED:.0f} % are needed.",
         rows,
     )

@@ -4,11 +4,15 @@ Frames of one utterance are not independent, so every interval resamples whole
 utterances (or clips); all are 95 % percentile intervals.
 """
 
+from itertools import permutations
+
 import numpy as np
 from scipy import stats
 
 #: draws of a bootstrap over clips
 RESAMPLES = 2000
+#: level of the test of controls, on either side, and bins of an accuracy in it
+LEVEL, BINS = 0.001, 2000
 
 
 class Unmeasurable(ValueError):
@@ -180,69 +184,177 @@ def _check_units(these, units, needed):
         )
 
 
-def chance_level(train_labels, test_labels):
-    """Computes the accuracy of the best prediction that ignores the input.
+def encoders_interval(total, *hits):
+    """Computes the interval of an accuracy, or of a difference of two.
 
-    The share, in the test labels, of the most frequent training label.
+    Where encoders of several seeds were scored, their number is small: the
+    variances over encoders and over recordings, which are crossed, add up, and
+    the interval is Student's, its degrees of freedom by Satterthwaite. Where
+    one encoder of each was, it is `bootstrap_interval`, for this encoder.
+
+    Arguments
+    ---------
+    total : numpy.ndarray
+        Examples of each recording, (recordings,).
+    *hits : numpy.ndarray
+        Correct ones of each encoder, (encoders, recordings): of one system, or
+        of two, whose difference is meant.
+
+    Returns
+    -------
+    low, high : (float, float)
+    """
+    recordings, value, columns = len(total), 0.0, 0.0
+    variance, parts = 0.0, []  # parts: variance, its degrees of freedom
+    if all(len(rows) == 1 for rows in hits):
+        return bootstrap_interval(
+            hits[0][0] - sum(x[0] for x in hits[1:]), total
+        )
+    _check_units(f"{recordings} utterance is", recordings, 2)
+    for sign, rows in zip((1, -1), hits, strict=False):
+        encoders = len(rows)
+        accuracy = rows.sum() / encoders / total.sum()
+        z = (rows - accuracy * total) / total.mean()
+        value, columns = value + sign * accuracy, columns + sign * z.mean(0)
+        freedom = (encoders - 1) * (recordings - 1)
+        if freedom:
+            of_encoders = z.mean(1).var(ddof=1) / encoders
+            rest = np.square(z - z.mean(0) - z.mean(1, keepdims=True)).sum()
+            extra = of_encoders - rest / freedom / (encoders * recordings)
+            if extra > 0:  # else recordings explain it
+                variance += extra
+                parts.append((of_encoders, encoders - 1))
+    parts.append((columns.var(ddof=1) / recordings, recordings - 1))
+    variance += parts[-1][0]
+    scale = sum(part**2 / freedom for part, freedom in parts)
+    freedom = variance**2 / scale if scale else np.inf
+    half = stats.t.ppf(0.975, freedom) * variance**0.5
+    least = 1.0 - len(hits)  # a difference may be negative
+    return float(max(least, value - half)), float(min(1.0, value + half))
+
+
+def chance_level(train_labels, test_labels):
+    """Computes what is reached without the input.
+
+    The larger of two: the share, in the test labels, of the most frequent
+    training label; and 1 / classes, the answer drawn at random.
 
     Example
     -------
-    >>> chance_level(np.array([0, 0, 1]), np.array([0, 1, 1, 1]))
-    0.25
+    >>> chance_level(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 1]))
+    0.75
+    >>> chance_level(np.array([0, 0, 1]), np.array([1, 1, 1, 1]))
+    0.5
     """
-    return float(np.mean(test_labels == np.bincount(train_labels).argmax()))
+    classes, counts = np.unique(train_labels, return_counts=True)
+    frequent = np.mean(test_labels == classes[counts.argmax()])
+    return float(max(frequent, 1 / len(classes)))
 
 
-def control_interval(answers, labels):
+def check_controls(controls, classes, frames=False):
+    """Raises an Unmeasurable if a `control_interval` has too few controls.
+
+    It would pass whatever happens: by luck, ten controls of 2 classes are all
+    right in 1 of 1,024 cases, five of 3 classes in 1 of 7,776. Labels of
+    `frames` need ten, too.
+    """
+    needed = 10 if frames or classes == 2 else 5
+    if controls < needed:
+        of = f"{classes} classes" + ", of frames" * frames
+        raise Unmeasurable(
+            f"--controls {controls}: with {of}, at least {needed} probes on "
+            f"shuffled labels are needed, or they would pass whatever happens."
+        )
+
+
+def control_interval(answers, labels, real=None, classes=None):
     """Tests whether probes trained on shuffled labels are at chance.
 
-    Predictions that are independent of the true class are right as often as
-    some mixture of classes occurs: between the share of the rarest class and
-    that of the most frequent. Examples of one class get the same prediction, so
-    the accuracy scatters more than that: as much as it does when the names of
-    the predictions are permuted. The interval of the mean is Student's over the
-    controls. Both are 99.9 % intervals, as every cell of a table is tested.
+    The shuffled labels are as many of each class, so that each class may as
+    well have any other one's name. Hence a permutation test: the names in each
+    control's answers are permuted, and the `excess` counts: the accuracy less
+    what these answers reach in random order. It is exact, however alike the
+    answers for examples of one class or recording are. Its level, `LEVEL`, is
+    low, as every cell of a table is tested.
 
     Arguments
     ---------
     answers, labels : numpy.ndarray
         Predicted classes, (controls, examples), and true ones, (examples,).
+    real : numpy.ndarray, optional
+        Predictions of probes on the true labels, (probes, examples).
+    classes : int, optional
+        All there are; by default those up to the largest that occurs.
 
     Returns
     -------
     dict
-        `accuracy` (mean over controls), its `interval`, the `chance` range,
-        and `passed`: whether the two overlap.
+        Means over controls: `accuracy`, and its `excess`; `visible`, the least
+        excess that would fail; the range of `chance`, in which the accuracy
+        has to be; and `passed`, whether it is. With `real`, whether controls
+        are well `below`: by as much as is visible.
+
+    Raises
+    ------
+    Unmeasurable
+        If there are too few, see `check_controls`.
 
     Example
     -------
-    >>> answers = np.array([[0, 1, 1, 0], [1, 1, 0, 0]])
-    >>> control_interval(answers, np.array([0, 0, 1, 1]))["passed"]
+    >>> labels = np.arange(300) % 3
+    >>> answers = np.random.default_rng(0).permuted([labels] * 5, axis=1)
+    >>> control_interval(answers, labels)["passed"]
     True
+    >>> control_interval(np.array([labels] * 5), labels)["passed"]
+    False
     """
-    controls, examples = answers.shape
-    if controls < 2:
-        few = f"{controls} shuffled-label control is too few for an interval"
-        raise ValueError(f"{few}; it needs 2 (10 are usual).")
-    classes = 1 + max(answers.max(), labels.max())
-    confusion = np.zeros((controls, classes, classes))
-    for matrix, row in zip(confusion, answers, strict=True):
-        np.add.at(matrix, (labels, row), 1)
-    rng, identity = np.random.default_rng(0), np.arange(classes)
-    names = np.broadcast_to(identity, (RESAMPLES, controls, classes))
-    renamed = rng.permuted(names, axis=-1)
-    which = np.arange(controls)[:, None]
-    null = confusion[which, identity, renamed].sum(-1).mean(-1) / examples
-    tail, share = 0.0005, np.bincount(labels) / examples
-    low = min(share.min(), np.quantile(null, tail))
-    high = max(share.max(), np.quantile(null, 1 - tail))
-
-    accuracy = (answers == labels).mean(1)
-    half = stats.t.ppf(1 - tail, controls - 1) * stats.sem(accuracy)
-    mean = accuracy.mean()
-    return {
-        "accuracy": float(mean),
-        "interval": [float(mean - half), float(mean + half)],
-        "chance": [float(low), float(high)],
-        "passed": bool(mean - half <= high and mean + half >= low),
+    classes = classes or 1 + max(answers.max(), labels.max())
+    controls = len(answers)
+    check_controls(controls, classes)
+    rng, size = np.random.default_rng(0), controls * (2 * BINS + 1)
+    null, excess, order = 1.0, [], np.arange(classes)
+    for row in answers:
+        table = _table(row, labels, classes)
+        names = _renamings(classes, rng)
+        found = table[order, names].sum(1)
+        shares = np.bincount(_bins(found), minlength=2 * BINS + 1) / len(found)
+        # the distribution of a sum: the product of the spectra
+        null = null * np.fft.rfft(shares, size)
+        excess.append(table.trace())
+    null = np.fft.irfft(null, size)
+    at = _bins(np.array(excess)).sum()
+    above, below = null[::-1].cumsum()[::-1], null.cumsum()
+    ends = np.argmax(below > LEVEL), np.argmax(above <= LEVEL)
+    low, high = (end / controls / BINS - 1 for end in ends)
+    accuracy, mean = (answers == labels).mean(), np.mean(excess)
+    chance, below_real = accuracy - mean, {}
+    if real is not None:
+        reads = np.mean([_table(r, labels, classes).trace() for r in real])
+        below_real["below"] = bool(reads - mean >= high)
+    return below_real | {
+        "accuracy": float(accuracy),
+        "excess": float(mean),
+        "visible": float(high),
+        "chance": [float(chance + low), float(chance + high)],
+        "passed": bool(above[at] > LEVEL and below[at] > LEVEL),
     }
+
+
+def _table(answers, labels, classes):
+    """Returns shares of (label, answer), less those in random order."""
+    table = np.zeros((classes, classes))
+    np.add.at(table, (labels, answers), 1 / len(labels))
+    return table - table.sum(1, keepdims=True) * table.sum(0)
+
+
+def _bins(excess):
+    """Returns the bins of numbers between -1 and 1, counted from 0."""
+    return np.rint((excess + 1) * BINS).astype(int)
+
+
+def _renamings(classes, rng):
+    """Returns all permutations of a few classes, or some of more."""
+    if classes <= 6:
+        return np.array(list(permutations(range(classes))))
+    names = np.broadcast_to(np.arange(classes), (RESAMPLES, classes))
+    return rng.permuted(names, axis=1)

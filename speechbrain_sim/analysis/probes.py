@@ -7,14 +7,68 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.activations import ActivationStore
 from speechbrain_sim.analysis import intervals
-from speechbrain_sim.data.batches import classes_of
+from speechbrain_sim.data.batches import classes_of, make_dataset
+from speechbrain_sim.data.labels import FRAMES
 from speechbrain_sim.files import read_json, write_json
 from speechbrain_sim.report.tables import markdown_table, number, percent
 
 logger = get_logger(__name__)
 
+#: recordings that a test needs, and below which its intervals are rough
+NEEDED, FEW = 3, 20
 
-def score_probes(valid_predictions, valid, predictions, test, train_y, seeds):
+
+def check_examples(manifests, data_folder, label, kind, controls):
+    """Checks, before any work, that a label can be probed; returns its classes.
+
+    Arguments
+    ---------
+    manifests : dict of str to str
+        "train", "valid" and "test": csv files.
+    data_folder, label, kind :
+        See `speechbrain_sim.data.batches.make_dataset`.
+    controls : int
+        How many are wanted.
+
+    Raises
+    ------
+    ValueError
+        If training or test part have fewer than two classes, an utterance has
+        a class that the training part lacks (frames may: they count as
+        errors), the test part has fewer than `NEEDED` labelled recordings, or
+        there are too few controls.
+    """
+    classes = classes_of(manifests["train"], data_folder, label, kind)
+    found, recordings = {}, set()
+    for part, path in manifests.items():
+        dataset = make_dataset(path, data_folder, None, label, classes, kind)
+        found[part] = set()
+        for name in dataset.data_ids:
+            row = dataset.data[name]
+            cell = row[label].split() if kind == FRAMES else [row[label]]
+            found[part].update(cell)
+            if part == "test":
+                recordings.add(row.get("recording", name))
+        if part != "valid" and len(found[part]) < 2:
+            raise ValueError(
+                f"{path} has one {label}, {min(found[part])}: a probe needs two "
+                f"or more classes to tell apart."
+            )
+        if lacking := found[part] - found["train"]:
+            few = "%s has %d classes of %s without any training example: errors"
+            logger.warning(few, path, len(lacking), label)
+    if len(recordings) < NEEDED:
+        raise ValueError(
+            f"{manifests['test']} has {len(recordings)} labelled recordings: a "
+            f"test needs {NEEDED} or more ({FEW} for a good interval)."
+        )
+    intervals.check_controls(controls, len(classes), kind == FRAMES)
+    return classes
+
+
+def score_probes(
+    valid_predictions, valid, predictions, test, train_y, seeds, falling=()
+):
     """Scores the probes of every layer.
 
     Arguments
@@ -31,6 +85,8 @@ def score_probes(valid_predictions, valid, predictions, test, train_y, seeds):
         The classes that the tested probes were trained on.
     seeds : int
         Number of real probes.
+    falling : list of str
+        Layers whose training loss still fell.
 
     Returns
     -------
@@ -38,7 +94,7 @@ def score_probes(valid_predictions, valid, predictions, test, train_y, seeds):
         Scores of each layer, ready for json; and, for paired comparisons, the
         hits and totals of each test utterance.
     """
-    layers, outcomes = {}, {}
+    layers, outcomes, classes = {}, {}, 1 + int(train_y.max())
     for layer, (_, y, utterance, ids) in test.items():
         predicted = predictions[layer].numpy()
         correct = predicted[:seeds] == y
@@ -50,19 +106,44 @@ def score_probes(valid_predictions, valid, predictions, test, train_y, seeds):
             "interval": intervals.bootstrap_interval(hits, total),
             "valid_accuracy": float(right.mean()),
             "chance": intervals.chance_level(train_y, y),
-            "control": intervals.control_interval(predicted[seeds:], y),
+            "still_falling": layer in falling,
+            "control": intervals.control_interval(
+                predicted[seeds:], y, predicted[:seeds], classes
+            ),
         }
     return layers, outcomes
 
 
 def _over_seeds(accuracy):
-    """Mean and standard deviation of the accuracies of several probes."""
-    deviation = accuracy.std(ddof=1) if len(accuracy) > 1 else 0.0
+    """Mean and standard deviation, if any, of the accuracies of probes."""
+    several = len(accuracy) > 1
     return {
         "accuracy": float(accuracy.mean()),
-        "deviation": float(deviation),
+        "deviation": float(accuracy.std(ddof=1)) if several else None,
         "per_seed": accuracy.tolist(),
     }
+
+
+def remarks(layers, recordings):
+    """Lists what a reader of scores has to know, one sentence each.
+
+    Of scores of each layer, and so many test recordings.
+    """
+    found = []
+    if recordings < FEW:
+        found.append(
+            f"Only {recordings} test recordings: intervals are too narrow."
+        )
+    if names := [n for n, s in layers.items() if s.get("still_falling")]:
+        found.append(
+            f"The training loss still falls ({', '.join(names)}): the "
+            f"accuracies are lower bounds, more --number_of_epochs or a larger "
+            f"--lr read more."
+        )
+    weak = [n for n, s in layers.items() if not s["control"].get("below", True)]
+    if weak:
+        found.append(f"No better than shuffled labels: {', '.join(weak)}.")
+    return found
 
 
 def best_layer(layers):
@@ -85,12 +166,13 @@ def write_probe_results(folder, scores, **about):
     Raises
     ------
     RuntimeError
-        If a shuffled-label control is better or worse than chance; the results
-        are written nevertheless.
+        If shuffled-label controls are better or worse than chance; the results
+        are written nevertheless, and not taken for done.
     """
     layers, outcomes = scores
     stem, best = Path(folder) / f"probe_{about['label']}", best_layer(layers)
     result = {**about, "best_layer": best, "sampled": False, "layers": layers}
+    result["remarks"] = remarks(layers, len(outcomes["total"]))
     np.savez(stem.with_suffix(".npz"), **outcomes)
     header = [about["label"], "test accuracy (%)", "chance", "shuffled labels"]
     rows = []
@@ -99,10 +181,13 @@ def write_probe_results(folder, scores, **about):
         others = score["chance"], score["control"]["accuracy"]
         cells = [number(100 * accuracy, 1) for accuracy in others]
         rows.append([name, percent(score), *cells])
-    text = markdown_table(header, rows) + "\n"
+    lines = [markdown_table(header, rows), *result["remarks"]]
+    text = "\n\n".join(lines) + "\n"
     stem.with_suffix(".md").write_text(text, encoding="utf-8")
     write_json(stem.with_suffix(".json"), result)
     logger.info("Results in %s.json:\n%s", stem, text)
+    for remark in result["remarks"]:
+        logger.warning("%s: %s", about["label"], remark)
     lost = [n for n, s in layers.items() if s["accuracy"] < s["chance"] / 2]
     if lost:
         message = "%s: far below chance; more --number_of_epochs, larger --lr?"
@@ -156,23 +241,46 @@ def read_system(folders, label):
         check_paired(outcomes[0], other)
     joined = {**results[0], "encoders": [r["encoder"] for r in results]}
     del joined["encoder"]
+    encoders = [_identity(encoder) for encoder in joined["encoders"]]
     total, ids, hits = outcomes[0]["total"], outcomes[0]["ids"], {}
     for layer, score in joined["layers"].items():
         same = [result["layers"][layer] for result in results]
         controls = [s["control"] for s in same]
         accuracy = float(np.mean([c["accuracy"] for c in controls]))
-        passed = all(c["passed"] for c in controls)
+        control = {"accuracy": accuracy}
+        control["visible"] = max(c.get("visible", 1.0) for c in controls)
+        for key in ("passed", "below"):
+            control[key] = all(c.get(key, False) for c in controls)
         valid = np.mean([s["valid_accuracy"] for s in same])
-        hits[layer] = np.mean([o[layer] for o in outcomes], axis=0)
+        each = [o[layer] for o in outcomes]
+        # probes of one encoder do not make it two
+        hits[layer] = np.stack(
+            [np.mean(x, axis=0) for x in _grouped(each, encoders)]
+        )
         score |= _over_seeds(np.concatenate([s["per_seed"] for s in same]))
         score |= {
-            "interval": intervals.bootstrap_interval(hits[layer], total),
+            "interval": intervals.encoders_interval(total, hits[layer]),
             "valid_accuracy": float(valid),
-            "control": {"accuracy": accuracy, "passed": passed},
+            "still_falling": any(s.get("still_falling") for s in same),
+            "control": control,
         }
+    joined["different_encoders"] = len(set(encoders))
+    joined["remarks"] = remarks(joined["layers"], len(total))
     outcomes = {"hits": hits, "total": total, "ids": ids}
     best = best_layer(joined["layers"])
     return joined | {"best_layer": best, "outcomes": outcomes}
+
+
+def _identity(encoder):
+    return encoder["sha256"] if isinstance(encoder, dict) else encoder
+
+
+def _grouped(values, keys):
+    """Returns lists of the values of equal keys."""
+    return [
+        [v for v, k in zip(values, keys, strict=True) if k == key]
+        for key in dict.fromkeys(keys)
+    ]
 
 
 def read_examples(folder, label, part, layers=None):
@@ -207,10 +315,10 @@ def compare(system, baseline):
     check_paired(system["outcomes"], baseline["outcomes"])
     pair = system, baseline
     ours, theirs = (s["layers"][s["best_layer"]] for s in pair)
-    hits, others = (s["outcomes"]["hits"][s["best_layer"]] for s in pair)
+    hits = [s["outcomes"]["hits"][s["best_layer"]] for s in pair]
     total = system["outcomes"]["total"]
     return {
         "difference": ours["accuracy"] - theirs["accuracy"],
-        "interval": intervals.bootstrap_interval(hits - others, total),
+        "interval": intervals.encoders_interval(total, *hits),
         "apart": bool(ours["interval"][0] > theirs["interval"][1]),
     }

@@ -98,7 +98,7 @@ def _layers(systems):
 def _table(label, systems, study):
     """Accuracy in each layer, and the difference to the baseline, if any."""
     published = study.published.get("probes", {}).get(label, {})
-    rows, passed, versus = [], [], study.baseline
+    rows, every, versus = [], [], study.baseline
     for name, system in systems.items():
         scores = system["layers"]
         row = {"": name} | dict.fromkeys(_layers(systems), "")
@@ -108,23 +108,41 @@ def _table(label, systems, study):
             above = system.get(f"above_{versus}"), 100, 1, "+"
             row[f"best − {versus}"] = with_interval(*above, key="difference")
         controls = [score["control"] for score in scores.values()]
-        passed += [control["passed"] for control in controls]
+        every += controls
         mean = np.mean([control["accuracy"] for control in controls])
         row["shuffled labels"] = number(100 * mean, 1)
         if published:
             row["paper"] = str(published.get(name, ""))
         rows.append(row)
     chance = 100 * next(iter(scores.values()))["chance"]
-    note = f" {study.published['note']}" if published else ""
+    passed, below = (sum(c[key] for c in every) for key in ("passed", "below"))
+    visible = 100 * max(control["visible"] for control in every)
+    remarks = [f"{n}: {r}" for n, s in systems.items() for r in s["remarks"]]
+    note = " ".join(
+        [*remarks, *([study.published["note"]] if published else [])]
+    )
     return Table.of(
         label.capitalize(),
-        f"{system['classes']} classes, chance (the most frequent class) "
-        f"{chance:.1f} %, {system['examples']} test examples from "
-        f"{system['recordings']} recordings. Test accuracy in percent: mean ± "
-        "deviation over seeds of probes (and encoders, if several), 95 % "
-        "interval bootstrapped over test recordings. The best layer is chosen "
-        "on the validation part; difference of the best layers: paired "
-        "interval. Features are means of posteriors. Shuffled labels: mean "
-        f"over layers; at chance: {sum(passed)} of {len(passed)}.{note}",
+        f"{system['classes']} classes, chance (always the most frequent class "
+        f"of the training part, or any at random) {chance:.1f} %, "
+        f"{system['examples']} test examples from {system['recordings']} "
+        "recordings. Test accuracy in percent: mean ± deviation over seeds of "
+        f"probes (and encoders, if several), 95 % interval {_over(systems)}. "
+        "The best layer is chosen on the validation part; difference of the "
+        "best layers: paired interval. Features are means of posteriors. "
+        f"Shuffled labels: mean over layers; at chance: {passed} of "
+        f"{len(every)}, where {visible:.1f} points more would have been seen; "
+        f"below the probes by as much: {below}. {note}".strip(),
         rows,
     )
+
+
+def _over(systems):
+    """States what intervals are over: one encoder is not every encoder."""
+    counts = {n: s["different_encoders"] for n, s in systems.items()}
+    several = [f"{name} ({n})" for name, n in counts.items() if n > 1]
+    over = "over test recordings (bootstrap), for this encoder"
+    if not several:
+        return over
+    names = ", ".join(several)
+    return f"{over}; of {names} over encoders and recordings (Student's)"

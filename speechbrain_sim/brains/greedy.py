@@ -142,15 +142,28 @@ class GreedyBrain(ResumableBrain):
         kls = [stats[stat] for stat in fnmatch.filter(stats, f"{name}_*kl")]
         if nce is None or not kls:
             return
-        objective = self.unwrapped[name].smooth_info_nce
-        chance = math.log(1 + objective.num_negatives)
+        module = self.unwrapped[name]
+        chance = math.log(1 + module.smooth_info_nce.num_negatives)
         if min(kls) < COLLAPSED_KL and nce > COLLAPSED_NCE * chance:
             logger.warning(
                 f"{name} may have collapsed: KL {min(kls):.2f} nats per frame, "
-                f"NCE {nce:.2f}, chance {chance:.2f}. If this stays: a lower "
-                f"kl_weight, kl_reduction channel, initial_log_var -5, "
-                f"batch_norm or kl_warmup_epochs."
+                f"NCE {nce:.2f}, chance {chance:.2f}. If this stays: "
+                f"{', or '.join(self._remedies(module))}."
             )
+
+    def _remedies(self, module):
+        """Yields what may help a collapsed module, unless the run has it."""
+        if any(module.kl_weights.values()):
+            yield "a lower --kl_weight"
+            if module.smooth_info_nce.kl_reduction != "channel":
+                yield "--kl_reduction channel"
+            if not getattr(self.hparams, "kl_warmup_epochs", 0):
+                yield "--kl_warmup_epochs 10"
+        if getattr(self.hparams, "initial_log_var", 0) > -5:
+            yield "--initial_log_var -5"
+        if not any(map(_is_batch_norm, module.modules())):
+            yield "--batch_norm True"
+        yield "another --lr"
 
 
 def _is_batch_norm(layer):

@@ -1,6 +1,7 @@
 """Training of linear probes on features that were computed before."""
 
 import logging
+import math
 
 import speechbrain as sb
 import torch
@@ -13,12 +14,16 @@ from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
 from speechbrain_sim.probes import LayerProbes, LinearProbe
 from speechbrain_sim.randomness import keyed_generator
 
+#: share of the last loss by which a loss that still falls fell, see `Watch`
+FALL = 0.02
+
 
 class ProbeBatches(torch.utils.data.IterableDataset):
     """Batches for probes that are trained side by side.
 
     Each probe sees every example once per epoch, in an order of its own; a
-    control sees labels that were shuffled once. A batch is a dict: x, the
+    control sees labels that were shuffled once, as many of each class: so no
+    class is special, see `control_interval`. A batch is a dict: x, the
     features of each layer, (probes, batch, channels), and y, (probes, batch).
 
     Arguments
@@ -43,8 +48,9 @@ class ProbeBatches(torch.utils.data.IterableDataset):
         shape = (2, len(self.names), len(y))
         self.order, self.y = torch.empty(shape, dtype=torch.int32)
         self.y[:] = y
+        balanced = torch.arange(len(y)) % (1 + int(y.max()))
         for row in range(len(probes), len(self.names)):
-            self.y[row] = y[self._shuffled(row, "labels")]
+            self.y[row] = balanced[self._shuffled(row, "labels")]
 
     def _shuffled(self, row, *key):
         """Returns the examples in the random order of a probe."""
@@ -61,14 +67,38 @@ class ProbeBatches(torch.utils.data.IterableDataset):
             yield {"x": x, "y": self.y.gather(1, chosen).long()}
 
 
+class Watch(nn.Module):
+    """Mean losses, in nats, of two epochs: the last, and a fifth before it.
+
+    They are (layers,), buffers, so that a checkpoint holds them; of the real
+    probes alone.
+    """
+
+    def __init__(self, layers, epochs):
+        super().__init__()
+        self.layers = list(layers)
+        earlier = min(math.ceil(0.8 * epochs), epochs - 1)
+        self.names = {earlier: "earlier", epochs: "last"}
+        for name in self.names.values():
+            self.register_buffer(name, torch.zeros(len(self.layers)))
+
+    def still_falling(self):
+        """Returns the layers whose loss fell by more than `FALL` between."""
+        fell = self.earlier - self.last > FALL * self.last.clamp(min=0.5)
+        fell |= self.earlier == 0  # of a single epoch, nothing is known
+        return [n for n, f in zip(self.layers, fell, strict=True) if f]
+
+
 class ProbeBrain(sb.Brain):
     """Trains linear probes, of all layers and all seeds at once.
 
     `modules` holds one `LinearProbe` per layer. The loss is the sum of the
     cross-entropies, so that each probe learns as if it were alone. With a
     checkpointer, a run that was killed resumes with the epoch it was in, and
-    ends the same.
+    ends the same. A `watch`, if set, gets the losses of the real probes.
     """
+
+    watch = None
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         return False  # of a begun epoch, nothing is kept
@@ -82,7 +112,21 @@ class ProbeBrain(sb.Brain):
         """Adds up the mean cross-entropies of all probes of all layers."""
         y = batch["y"].to(self.device)  # (probes, batch)
         logits = [x.flatten(0, 1) for x in predictions.values()]
+        if self.watch is not None and self.batches.epoch in self.watch.names:
+            self._watch(predictions, y)
         return len(y) * sum(cross_entropy(x, y.flatten()) for x in logits)
+
+    @torch.no_grad()
+    def _watch(self, predictions, y):
+        """Adds a batch to the mean losses of this epoch."""
+        real = sum(kind == "probe" for kind, _ in self.batches.names)
+        share = 1 / (real * self.batches.y.shape[1])
+        y, name = y[:real].flatten(), self.watch.names[self.batches.epoch]
+        sums = [
+            cross_entropy(x[:real].flatten(0, 1), y, reduction="sum")
+            for x in predictions.values()
+        ]
+        getattr(self.watch, name).add_(share * torch.stack(sums).cpu())
 
     def on_stage_start(self, stage, epoch=None):
         """Sets the epoch of the batches."""
@@ -184,10 +228,12 @@ def train_probes(examples, classes, hparams, run_opts, controls, folder):
     widths = {layer: features.shape[1] for layer, features in x.items()}
     probes = make_probes(widths, classes, batches.names, hparams["bias"])
     counter = EpochCounter(hparams["number_of_epochs"])
-    kept = {"epoch_counter": counter, "probes": probes}
+    watch = Watch(x, hparams["number_of_epochs"])
+    kept = {"epoch_counter": counter, "probes": probes, "watch": watch}
     checkpointer = AtomicCheckpointer(folder, kept)
     options = hparams["opt_class"], hparams, run_opts, checkpointer
     brain = ProbeBrain(probes, *options)
+    brain.watch = watch
     brain.train_probes(batches, _with_bar(counter))
     return brain
 

@@ -130,6 +130,9 @@ def draw_counts(panels, systems, quantity, share=False):
 def error_bars(scores, key="value", scale=1):
     """Returns values, and the distances of their intervals' ends to them.
 
+    A distance is 0 where rounding puts the value outside its interval, which
+    matplotlib refuses.
+
     Example
     -------
     >>> y, ends = error_bars([{"value": 2, "interval": [1, 4]}])
@@ -138,7 +141,7 @@ def error_bars(scores, key="value", scale=1):
     """
     y = scale * np.array([score[key] for score in scores])
     ends = scale * np.array([score["interval"] for score in scores])
-    return y, np.abs(ends.T - y)
+    return y, np.maximum(0, [y - ends[:, 0], ends[:, 1] - y])
 
 
 def mel_png(mel, low, high):

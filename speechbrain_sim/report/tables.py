@@ -6,13 +6,17 @@ import re
 def percent(score):
     """Formats an accuracy as `mean ± deviation [interval]`, in percent.
 
+    A single seed has no deviation: a dash.
+
     Example
     -------
     >>> percent({"accuracy": 0.5, "deviation": 0.01, "interval": [0.4, 0.6]})
     '50.0 ± 1.0 [40.0, 60.0]'
     """
-    found = score["accuracy"], score["deviation"], *score["interval"]
-    mean, deviation, low, high = (f"{100 * n:.1f}" for n in found)
+    found = score["accuracy"], *score["interval"]
+    mean, low, high = (f"{100 * n:.1f}" for n in found)
+    deviation = score["deviation"]
+    deviation = "–" if deviation is None else f"{100 * deviation:.1f}"
     return f"{mean} ± {deviation} [{low}, {high}]"
 
 

@@ -134,7 +134,7 @@ def test_killed_probes_end_the_same(corpora, tmp_path):
     argv = ["probe.py", HPARAMS / "LibriSpeech/probe.yaml"]
     argv += ["--data_folder", corpora / "LibriSpeech", "--encoder", "logmel"]
     argv += ["--number_of_epochs", "40", "--batch_size", "64"]
-    argv += ["--controls", "2", "--output_folder"]
+    argv += ["--controls", "10", "--output_folder"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     uninterrupted = start_recipe(*argv, whole)
 

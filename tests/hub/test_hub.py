@@ -228,7 +228,7 @@ def test_any_recipe_s_output_is_exported(tmp_path, corpus, tiny_yaml):
         return folder
 
     for name, more in {
-        "probe": f"test_csv: {corpus.valid}\ncontrols: 2\nlabel: pitch\n",
+        "probe": f"test_csv: {corpus.valid}\ncontrols: 10\nlabel: pitch\n",
         "decode": "crop_samples: 4000\nbatch_size: 4\n",
     }.items():
         (tmp_path / f"{name}.yaml").write_text(

@@ -31,8 +31,8 @@ def options(corpus, tmp_path):
 def test_all_seeds_of_all_labels_are_kept(options, recipes, monkeypatch):
     """Beside their encoder; and the second label encodes nothing again."""
     options, folder = options
-    recipes["probe"].main([*options, "--controls", "2"])
-    recipes["probe"].main([*options, "--label", "phones", "--controls", "2"])
+    recipes["probe"].main([*options, "--controls", "10"])
+    recipes["probe"].main([*options, "--label", "phones", "--controls", "10"])
     stores = [path.stat() for path in folder.glob("activations/*/*/store.json")]
     recipes["probe"].main([*options, "--lr", "0.1", "--seeds", "[4, 5]"])
     assert stores == [
@@ -57,7 +57,7 @@ def test_all_seeds_of_all_labels_are_kept(options, recipes, monkeypatch):
 def test_each_label_s_settings_are_kept(options, recipes):
     options, folder = options
     for label in ("pitch", "phones"):
-        argv = [*options, "--label", label, "--controls", "2"]
+        argv = [*options, "--label", label, "--controls", "10"]
         config.load_experiment(argv)
     for label in ("pitch", "phones"):
         written = (folder / f"hyperparams_{label}.yaml").read_text()
@@ -69,7 +69,7 @@ def test_a_folder_has_the_probes_of_one_encoder(options, recipes, tmp_path):
     """Those of another encoder do not replace them."""
     options, folder = options
     save_parts(tmp_path / "other", {"encoder": LogMel(n_mels=4)})
-    argv = [*options, "--controls", "2"]
+    argv = [*options, "--controls", "10"]
     recipes["probe"].main(argv)
     before = (folder / "config.json").read_text()
     other = ["--encoder", str(tmp_path / "other"), "--label", "phones"]
@@ -91,7 +91,8 @@ def test_an_encoder_does_not_move_the_results(
 def test_what_cannot_be_probed_is_refused_at_the_start(options, recipes):
     options, folder = options
     for option, value, message in (
-        ("controls", "1", "at least 2"),
+        ("controls", "1", "at least 5"),
+            ("controls", "9", "2 classes, at least 10"),
         ("layers", "logmel", "a list"),
         ("label_kinds", "{pitch: sequence}", "No linear probe reads"),
         ("label_kinds", "{pitch: frame}", "'pitch' is 'frame', not of"),

@@ -246,7 +246,7 @@ def test_real_librispeech_trains_and_is_probed(recipes, tmp_path, caplog):
             *("--incomplete", "allow"),
             *("--encoder", str(tmp_path / "sim")),
             *("--output_folder", str(tmp_path / "probe")),
-            *("--number_of_epochs", "1", "--controls", "2"),
+            *("--number_of_epochs", "1", "--controls", "10"),
         ]
     )
     result = json.loads((tmp_path / "probe/probe_phones.json").read_text())
