@@ -15,6 +15,9 @@ from speechbrain_sim.analysis.latents import Clips
 from speechbrain_sim.report.page import Gap, Section
 from speechbrain_sim.report.style import colour
 
+#: which way is better: the second line of a column's title
+LOWER, HIGHER = "↓ lower is better", "↑ higher is better"
+
 
 class Results(dict):
     """What one tool measured: system -> layer -> numbers, ready for json.
@@ -216,7 +219,7 @@ class Tool(ABC):
 
     Attributes: `key`, `title` and `sentence` of the section; `needs`, which
     parts of a system it reads besides the encoder ("decoders", "probes");
-    `columns` of the summary, title -> meaning; `inside`, whether it looks into
+    `columns` of the summary, title -> a sentence that explains it; `inside`, whether it looks into
     systems.
     """
 

@@ -5,17 +5,18 @@ from functools import partial
 from speechbrain_sim.analysis.attribution import AttributionTool
 from speechbrain_sim.analysis.delta import Delta
 from speechbrain_sim.analysis.factors import FactorsTool
+from speechbrain_sim.analysis.headline import headline
 from speechbrain_sim.analysis.listening import Listening
 from speechbrain_sim.analysis.probing import Probing
 from speechbrain_sim.analysis.shape import Shape
 from speechbrain_sim.analysis.smoothness import Smoothness
-from speechbrain_sim.analysis.study import Results, Tool
+from speechbrain_sim.analysis.study import HIGHER, Results, Tool
 from speechbrain_sim.analysis.trade_off import TradeOff
 from speechbrain_sim.analysis.training import Training
 from speechbrain_sim.analysis.weights import Weights
 from speechbrain_sim.files import cached_result, machine, versions, write_json
-from speechbrain_sim.report.page import Table, write_page
-from speechbrain_sim.report.tables import percent
+from speechbrain_sim.report.page import Section, Table, write_page
+from speechbrain_sim.report.tables import NOT_MEASURED, percent
 
 TOOLS = [
     Probing(),
@@ -69,33 +70,44 @@ def measure_system(system, study, tools, folder):
     return results
 
 
-def summarise(tools, study):
-    """Makes the table that the report begins with.
+def summarise(tools, study, differences):
+    """Makes the section that the report begins with.
 
-    The `columns` of the tools for each system and layer; if there are none,
-    the probes' best layers.
+    The `columns` of the tools for each system and layer, and why some have no
+    number; if there are none, the probes' best layers.
     """
-    rows = []
-    found = {key: Results(x).split()[0] for key, x in study.results.items()}
+    rows, gaps = [], []
     for system in study.systems:
         for layer in system.latents:
-            row = {"": f"{system.name} {layer}"}
+            row, whys = {"": f"{system.name} {layer}"}, {}
             for tool in tools:
-                layers = found.get(tool.key, {}).get(system.name, {})
-                row |= dict.fromkeys(tool.columns, "—")
-                if layer in layers:
-                    cells = tool.cells(layers[layer])
-                    row |= zip(tool.columns, cells, strict=True)
+                layers = study.results.get(tool.key, {}).get(system.name, {})
+                numbers, columns = layers.get(layer, {}), list(tool.columns)
+                cells = [NOT_MEASURED if numbers else "—"] * len(columns)
+                if "gap" in numbers:
+                    titles = [column.split("\n")[0] for column in columns]
+                    whys.setdefault(numbers["gap"], []).extend(titles)
+                elif numbers:
+                    cells = tool.cells(numbers)
+                row |= zip(columns, cells, strict=True)
             rows.append(row)
-    text = "; ".join(m for tool in tools for m in tool.columns.values())
+            for why, titles in whys.items():
+                missing = {"": row[""], "missing": ", ".join(titles)}
+                gaps.extend([missing | {"reason": why}] if titles else [])
+    text = " ".join(m for tool in tools for m in tool.columns.values())
     if not rows:
-        text = "accuracy of linear probes in the layer chosen for each system"
+        text = "Accuracy of linear probes in the layer chosen for each system."
         for label, systems in study.probed.items():
             for name, system in systems.items():
+                row = {"": f"{name} {label}"}
                 best = system["layers"][system["best_layer"]]
-                rows.append({"": f"{name} {label}", "probe (%)": percent(best)})
-    caption = f"{text[:1].upper()}{text[1:]}. 95 % intervals over recordings."
-    return Table.of("In short", caption, rows)
+                row[f"probe (%)\n{HIGHER}"] = percent(best)
+                rows.append(row)
+    caption = f"{text} Brackets: 95 % intervals over recordings."
+    items = [Table.of("In short", caption, rows)]
+    if gaps:
+        items.append(Table.of("Not measured", "", gaps))
+    return Section("summary", "Summary", headline(study, differences), items)
 
 
 def write_report(study, tools, title, note, settings):
@@ -126,8 +138,8 @@ def write_report(study, tools, title, note, settings):
     content["differences"] = {k: v for k, v in differences.items() if v}
     write_json(study.folder / "report.json", content | _slim(results))
     names = [system.name for system in study.systems]
-    summary = summarise(tools, study)
-    write_page(study.folder, title, note, summary, sections, names)
+    summary = summarise(tools, study, differences)
+    write_page(study.folder, title, note, [summary, *sections], names)
     return sections
 
 

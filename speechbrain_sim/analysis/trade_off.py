@@ -14,7 +14,8 @@ def plot_trade_off(layers, label, path):
                 x, x_ends = style.error_bars([delta], "value", 100)
                 y, y_ends = style.error_bars([score], "accuracy", 100)
                 look = {"color": style.colour(i), "linewidth": 0.8}
-                look |= {"marker": "osD^v<>pXP*h"[i % 12], "label": name}
+                look |= {"marker": "osD^v<>pXP*h"[i % 12]}
+                look |= {"label": style.legend_name(name)}
                 panel.errorbar(x, y, y_ends, x_ends, **look)
             panel.set_xlabel(f"δ at N/D = {SHARE} (%)")
         next(iter(panels.values())).set_ylabel(f"{label} accuracy (%)")

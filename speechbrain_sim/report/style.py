@@ -3,7 +3,9 @@
 Figures are objects of their own: no backend is chosen, no state is global.
 """
 
+import hashlib
 import io
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,12 +21,49 @@ STYLE = {
     "axes.spines.right": False,
     "legend.frameon": False,
     "svg.hashsalt": "speechbrain_sim",
+    # names are text: matplotlib would read `$x$` as mathematics, and may raise
+    "text.parse_math": False,
 }
+#: brightest level of a mel spectrogram: steps of 1 dB
+LEVELS = 60
 
 
 def colour(index):
     """Returns the colour of the system, layer or term with an index."""
     return COLOURS[index % len(COLOURS)]
+
+
+def figure_stem(*names):
+    """Returns the stem of a figure with names: a path that any disk takes.
+
+    Example
+    -------
+    >>> figure_stem("shape", "module1"), figure_stem("shape", "a/b")
+    ('figures/shape_module1', 'figures/shape_a-b-3fbd56')
+    """
+    name = "_".join(names)
+    safe = file_name(name)
+    if safe != name:  # others may become the same
+        digest = hashlib.sha256(name.encode("utf-8", "backslashreplace"))
+        safe += f"-{digest.hexdigest()[:6]}"
+    return f"figures/{safe}"
+
+
+def file_name(text):
+    """Replaces what a file's name should not hold; at most 80 bytes.
+
+    Example
+    -------
+    >>> file_name("SIM, α = 1 / 2")
+    'SIM-α-1-2'
+    """
+    safe = re.sub(r"[^\w.+-]+", "-", text)
+    return safe.encode()[:80].decode(errors="ignore")
+
+
+def legend_name(name):
+    """Returns a name for a legend, which leaves out what begins with `_`."""
+    return f" {name}" if name.startswith("_") else name
 
 
 @contextmanager
@@ -66,7 +105,7 @@ def drawing(path, rows=1, columns=1, size=(6.4, 3.2), **shared):
         yield figure, figure.subplots(rows, columns, squeeze=False, **shared)
         how = {"bbox_inches": "tight", "dpi": 150}
         for suffix, metadata in ((".svg", {"Date": None}), (".png", None)):
-            file = path.with_suffix(suffix)
+            file = path.with_name(f"{path.name}{suffix}")
             figure.savefig(file, metadata=metadata, **how)
 
 
@@ -121,10 +160,19 @@ def draw_counts(panels, systems, quantity, share=False):
             x, y, low, high = x[drawn], y[drawn], low[drawn], high[drawn]
             x = x / found["dimensions"] if share else x
             panel, look = panels[layer], {"color": colour(i)}
-            panel.plot(x, y, "o-", markersize=3, label=name, **look)
+            line = {"markersize": 3, "label": legend_name(name)}
+            panel.plot(x, y, "o-", **line, **look)
             panel.fill_between(x, low, high, alpha=0.25, linewidth=0, **look)
-            panel.set_xscale("log", base=2)
+            log_scale(panel, "x", base=2)
             panel.set_ylim(0, max(105, *high, panel.get_ylim()[1]))
+
+
+def log_scale(panel, axis, base=10):
+    """Makes an axis ("x", "y") logarithmic; its labels are plain numbers."""
+    getattr(panel, f"set_{axis}scale")("log", base=base)
+    axis = getattr(panel, f"{axis}axis")
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 
 
 def error_bars(scores, key="value", scale=1):
@@ -154,10 +202,27 @@ def mel_png(mel, low, high):
     """
     import matplotlib
 
-    levels = (255 * (mel - low) / (high - low)).clip(0, 255).round()
+    levels = (LEVELS * (mel - low) / (high - low)).clip(0, LEVELS).round()
     picture = Image.fromarray(levels.astype(np.uint8).T[::-1].copy())
-    colours = matplotlib.colormaps["magma"](np.arange(256), bytes=True)
+    shades = np.linspace(0, 1, LEVELS + 1)
+    colours = matplotlib.colormaps["magma"](shades, bytes=True)
     picture.putpalette(colours[:, :3].tobytes())
+    return _png(picture)
+
+
+def small_picture(path):
+    """Returns a drawing's svg, or its png in 256 colours if that is smaller.
+
+    Also whether it shows an image, whose colours have a meaning.
+    """
+    svg = Path(f"{path}.svg").read_bytes()
+    with Image.open(f"{path}.png") as picture:
+        png = _png(picture.convert("RGB").quantize(256))
+    smaller = ("svg+xml", svg) if len(svg) <= len(png) else ("png", png)
+    return *smaller, b"<image" in svg
+
+
+def _png(picture):
     file = io.BytesIO()
     picture.save(file, "png", optimize=True)
     return file.getvalue()
