@@ -5,9 +5,9 @@ from speechbrain_sim.analysis.study import Results
 
 AIM = (
     "Smooth InfoMax (SIM) learns from speech without labels, module by module "
-    "as Greedy InfoMax (GIM), and keeps its latent space smooth, so that a few "
-    "dimensions carry a sound, and people can look into it, while a linear "
-    "probe still reads what it did."
+    "as Greedy InfoMax (GIM), but keeps its latent space smooth: a few "
+    "dimensions shall carry a sound, so that people can look into it, at no "
+    "loss of what linear probes read."
 )
 
 
@@ -24,65 +24,91 @@ def headline(study, differences):
     Returns
     -------
     str
-        Two sentences. A system is better if the interval of the difference,
-        or else of both numbers, leaves no doubt.
+        Two sentences: the aim, and the numbers.
     """
-    names = [system.name for system in study.systems]
-    if not names and study.probed:
-        first, *others = next(iter(study.probed.values()))
-        names = [first, study.baseline or (others or [first])[-1]]
-    ends = list(dict.fromkeys([*names[:1], *names[-1:]]))
+    ends = [system.name for system in study.systems]
+    if not ends and study.probed:
+        ends = list(next(iter(study.probed.values())))
+        ends = [ends[0], study.baseline or ends[-1]]
+    ends = list(dict.fromkeys(ends[:1] + ends[-1:]))
     parts = [*_of_delta(study, ends, differences), *_of_probes(study, ends)]
-    return f"{AIM} In this study, {'; '.join(parts)}." if parts else AIM
+    return f"{AIM} In this study, {', and '.join(parts)}." if parts else AIM
 
 
 def _of_delta(study, ends, differences):
-    """Yields a clause on δ, if it was measured in any system inside."""
+    """Yields a clause on δ, if it was measured in any system."""
     found, gaps = Results(study.results.get("delta", {})).split()
-    layers = [
-        n for n in found.layers() if all(n in found.get(e, {}) for e in ends)
-    ]
-    if found and layers:
-        clauses, every = [], differences.get("delta", {}).get(ends[0], {})
-        for layer in layers:
-            scores = [delta_at_share(found[end][layer]) for end in ends]
-            values = [(x["value"], *x["interval"]) for x in scores]
-            of = every.get(layer, {}).get("interval")
-            clauses.append(f"{_compared(ends, values, of, -1)} in {layer}")
-        what = f"when {SHARE} of the dimensions are swapped, δ (lower is better"
-        yield f"{what}) is {', '.join(clauses)}"
+    rows = [found.get(end, {}) for end in ends]
+    shared = [n for n in found.layers() if all(n in row for row in rows)]
+    scores = {n: [delta_at_share(row[n]) for row in rows] for n in shared}
+    if scores:
+        known = differences.get("delta", {}).get(ends[0], {})
+        text = compared(ends, scores, "value", known, lower=True)
+        yield (
+            f"after {SHARE} of the dimensions were copied from one recording "
+            f"to another, their sounds still differ by δ = {text}"
+        )
     elif found or gaps:
-        yield "δ could not be compared (the gaps below state why)"
+        yield "δ could not be compared (the table below states why)"
 
 
 def _of_probes(study, ends):
-    """Yields a clause on the probes of each label that the systems have."""
-    for label, systems in study.probed.items():
-        if all(end in systems for end in ends):
-            scores = [systems[e]["layers"] for e in ends]
-            best = [systems[e]["best_layer"] for e in ends]
-            pairs = zip(scores, best, strict=True)
-            scores = [layers[layer] for layers, layer in pairs]
-            values = [(x["accuracy"], *x["interval"]) for x in scores]
-            what = f"the accuracy of {label} (higher is better) is "
-            yield what + _compared(ends, values, None, 1)
+    """Yields a clause on the probes, in each system's best layer."""
+    scores = {
+        label: [
+            systems[end]["layers"][systems[end]["best_layer"]] for end in ends
+        ]
+        for label, systems in study.probed.items()
+        if all(end in systems for end in ends)
+    }
+    if scores:
+        yield f"linear probes are right in {compared(ends, scores, 'accuracy')}"
 
 
-def _compared(ends, values, difference, sign):
-    """Writes two numbers in percent, and which is better: higher if sign > 0.
+def compared(ends, scores, key, known=None, lower=False):
+    """Writes numbers of one or two systems, and which is better.
+
+    Arguments
+    ---------
+    ends : list of str
+        Names of the systems.
+    scores : dict
+        Where -> a score of each system: `key`, and `interval`.
+    key : str
+        What is written, in percent.
+    known : dict, optional
+        Where -> difference with its `interval`. Without it, there is no clear
+        difference where the scores' intervals overlap.
+    lower : bool
+        Whether lower is better.
+
+    Returns
+    -------
+    str
 
     Example
     -------
-    >>> _compared(["A", "B"], [(0.5, 0.4, 0.6), (0.8, 0.7, 0.9)], None, -1)
-    '50.0 % for A and 80.0 % for B (A is better)'
+    >>> a, b = ({"x": x, "interval": [x, x + 0.1]} for x in (0.2, 0.5))
+    >>> compared(["A", "B"], {"phones": [a, b]}, "x")
+    '20.0 % (A) against 50.0 % (B) for phones (higher is better: B for phones)'
     """
-    pairs = zip(ends, values, strict=True)
-    text = " and ".join(f"{100 * x[0]:.1f} % for {name}" for name, x in pairs)
+    texts, better = [], {}
+    for where, pair in scores.items():
+        marks = [f" ({end})" for end in ends] if not texts else [""] * 2
+        shown = zip(pair, marks, strict=False)
+        values = [f"{100 * x[key]:.1f} %{mark}" for x, mark in shown]
+        texts.append(f"{' against '.join(values)} for {where}")
+        (low, high), (least, most) = pair[0]["interval"], pair[-1]["interval"]
+        beside = {"interval": (low - most, high - least)}
+        low, high = (known or {}).get(where, beside)["interval"]
+        first = high < 0 if lower else low > 0
+        last = low > 0 if lower else high < 0
+        name = ends[0] if first else ends[-1] if last else "no clear difference"
+        better.setdefault(name, []).append(where)
+    text = ", ".join(texts)
     if len(ends) < 2:
         return text
-    (_, low, high), (_, other_low, other_high) = values
-    low, high = difference or (low - other_high, high - other_low)
-    better = ends[0] if sign * low > 0 and sign * high > 0 else None
-    better = ends[1] if sign * low < 0 and sign * high < 0 else better
-    verdict = f"{better} is better" if better else "no clear difference"
-    return f"{text} ({verdict})"
+    best = "; ".join(
+        f"{name} for {' and '.join(where)}" for name, where in better.items()
+    )
+    return f"{text} ({'lower' if lower else 'higher'} is better: {best})"

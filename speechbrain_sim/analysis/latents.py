@@ -40,14 +40,16 @@ class Clips(NamedTuple):
         -------
         >>> row = {"transcript": "A  B C", "speaker": "7", "sex": "F"}
         >>> Clips(["7-1"], torch.zeros(1, 9), (0, 0), {"7-1": row}).name(0, 4)
-        '“A B…” (speaker 7, F)'
+        '“a b…” (speaker 7, F)'
         """
         row = self.rows.get(self.ids[index], {})
         said, who, sex = (
             next((row[key] for key in keys if row.get(key)), "")
             for keys in (SAID, SPEAKER, SEX)
         )
-        said = " ".join(said.split())
+        said = " ".join(
+            said.lower().split() if said.isupper() else said.split()
+        )
         if len(said) > longest:
             said = f"{said[: longest - 1].rstrip()}…"
         said = f"“{said}”" if said else self.ids[index]

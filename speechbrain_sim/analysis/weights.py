@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speechbrain_sim.analysis import intervals
-from speechbrain_sim.analysis.study import HIGHER, Tool, powers_of_two
+from speechbrain_sim.analysis.study import HIGHER, LOWER, Tool, powers_of_two
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
 from speechbrain_sim.report.tables import number, percent
@@ -212,7 +212,7 @@ class Weights(Tool):
     columns = {
         f"probe (%)\n{HIGHER}": "Probe: accuracy of a linear classifier "
         "without bias, mean ± deviation over seeds.",
-        "dimensions read\n↓ fewer is more compact": "Dimensions read: how many "
+        f"dimensions read\n{LOWER}": "Dimensions read: how many "
         "of the layer's it effectively uses.",
     }
 
