@@ -219,8 +219,8 @@ def plot_delta(systems, path, published):
         style.draw_counts(panels, systems, "delta", share=True)
         for _, name, layer, scores in published.rows():
             share = np.array(scores["counts"]) / scores["dimensions"]
-            name, look = style.legend_name(name), systems.colour(name)
-            line = {"label": f"{name}, paper", "color": look}
+            line = systems.look(name)
+            line["label"] += ", paper"
             if layer in panels:
                 value = 100 * np.array(scores["delta"])
                 panels[layer].plot(share, value, "--", linewidth=1, **line)

@@ -16,9 +16,8 @@ from speechbrain_sim.randomness import keyed_generator
 logger = get_logger(__name__)
 
 
-#: columns of manifests with what is said, by whom, and by which sex
-SAID = ("transcript", "text", "wrd", "words", "word", "syllable", "digit")
-SPEAKER, SEX = ("speaker", "spk_id"), ("sex", "gender")
+#: columns of manifests with what is said
+SAID = "transcript", "text", "wrd", "words", "word", "syllable", "digit"
 
 
 class Clips(NamedTuple):
@@ -43,18 +42,14 @@ class Clips(NamedTuple):
         '“a b…” (speaker 7, F)'
         """
         row = self.rows.get(self.ids[index], {})
-        said, who, sex = (
-            next((row[key] for key in keys if row.get(key)), "")
-            for keys in (SAID, SPEAKER, SEX)
-        )
-        said = " ".join(
-            said.lower().split() if said.isupper() else said.split()
-        )
+        said = " ".join(next(filter(None, map(row.get, SAID)), "").split())
+        said = said.lower() if said.isupper() else said
         if len(said) > longest:
             said = f"{said[: longest - 1].rstrip()}…"
         said = f"“{said}”" if said else self.ids[index]
-        who = ", ".join(filter(None, (who and f"speaker {who}", sex)))
-        return f"{said} ({who})" if who else said
+        who = row.get("speaker") or row.get("spk_id")
+        who = filter(None, (who and f"speaker {who}", row.get("sex")))
+        return f"{said} ({', '.join(who)})".removesuffix(" ()")
 
 
 def read_clips(manifest, data_folder, samples, clips=200, walk=None, seed=0):

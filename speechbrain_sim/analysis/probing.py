@@ -47,16 +47,15 @@ def plot_probes(systems, label, path):
     with style.drawing(path) as (figure, axes):
         panel = axes[0, 0]
         for i, (name, system) in enumerate(systems.items()):
-            label_once = style.legend_name(name)
+            look = style.look(name, i)
             for layer, score in system["layers"].items():
                 beside = [s for s in systems.values() if layer in s["layers"]]
                 shift = beside.index(system) - (len(beside) - 1) / 2
                 y, ends = style.error_bars([score], "accuracy", 100)
                 x = layers.index(layer) + shift * width
                 bar = {"yerr": ends, "error_kw": {"elinewidth": 1}}
-                bar |= {"color": style.colour(i), "label": label_once}
-                label_once = None
-                panel.bar(x, y, width, **bar)
+                panel.bar(x, y, width, **bar, **look)
+                look["label"] = None  # once in the legend
         chance = 100 * score["chance"]
         panel.axhline(chance, color="black", linestyle=":", linewidth=1)
         at = panel.get_yaxis_transform()

@@ -209,9 +209,8 @@ def plot_smoothness(systems, path):
                 x = [layers.index(layer) + shift for layer in found]
                 points = [found[layer][kind][quantity] for layer in found]
                 y, ends = style.error_bars(points)
-                line = {"color": systems.colour(name)}
-                line |= {"label": style.legend_name(name)}
-                panel.errorbar(x, y, ends, fmt="o", **line, **look)
+                line = systems.look(name) | look
+                panel.errorbar(x, y, ends, fmt="o", **line)
             panel.set_xticks(range(len(layers)), layers)
             panel.set_xlim(-0.5, len(layers) - 0.5)
             panel.set_ylabel(label)

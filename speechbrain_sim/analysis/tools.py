@@ -79,21 +79,17 @@ def summarise(tools, study, differences):
     rows, gaps = [], []
     for system in study.systems:
         for layer in system.latents:
-            row, whys = {"": f"{system.name} {layer}"}, {}
+            rows.append({"": f"{system.name} {layer}"})
             for tool in tools:
                 layers = study.results.get(tool.key, {}).get(system.name, {})
-                numbers, columns = layers.get(layer, {}), list(tool.columns)
-                cells = [NOT_MEASURED if numbers else "—"] * len(columns)
-                if "gap" in numbers:
-                    titles = [column.split("\n")[0] for column in columns]
-                    whys.setdefault(numbers["gap"], []).extend(titles)
-                elif numbers:
+                numbers, cells = layers.get(layer), ["—"] * len(tool.columns)
+                if numbers and "gap" not in numbers:
                     cells = tool.cells(numbers)
-                row |= zip(columns, cells, strict=True)
-            rows.append(row)
-            for why, titles in whys.items():
-                missing = {"": row[""], "missing": ", ".join(titles)}
-                gaps.extend([missing | {"reason": why}] if titles else [])
+                elif numbers and cells:
+                    cells = [NOT_MEASURED] * len(cells)
+                    what = ", ".join(c.split("\n")[0] for c in tool.columns)
+                    gaps.append([rows[-1][""], what, numbers["gap"]])
+                rows[-1] |= zip(tool.columns, cells, strict=True)
     text = " ".join(m for tool in tools for m in tool.columns.values())
     if not rows:
         text = "Accuracy of linear probes in the layer chosen for each system."
@@ -106,7 +102,7 @@ def summarise(tools, study, differences):
     caption = f"{text} Brackets: 95 % intervals over recordings."
     items = [Table.of("In short", caption, rows)]
     if gaps:
-        items.append(Table.of("Not measured", "", gaps))
+        items.append(Table("Not measured", "", ["", "what", "why"], gaps))
     return Section("summary", "Summary", headline(study, differences), items)
 
 

@@ -180,12 +180,12 @@ def plot_weights(systems, path):
     with style.layer_drawing(path, systems.layers()) as panels:
         for _, name, layer, numbers in systems.rows():
             edges, density = numbers["histogram"].values()
-            line = {"color": systems.colour(name)}
-            line |= {"label": style.legend_name(name)}
-            panels[layer].stairs(density, edges, **line)
+            panels[layer].stairs(density, edges, **systems.look(name))
             panels[layer].set_xlabel("weight / largest weight")
         first = next(iter(panels.values()))
-        style.log_scale(first, "y")  # of all panels, which share it
+        first.set_yscale("log")  # of all panels, which share it
+        first.yaxis.set_major_formatter("{x:g}")  # the default is mathtext
+        first.yaxis.set_minor_formatter("")
         first.set_ylabel("density")
 
 

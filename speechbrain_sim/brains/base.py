@@ -16,8 +16,8 @@ from speechbrain_sim.data.batches import training_sets
 logger = get_logger(__name__)
 
 
-#: stats of the line on the screen, the last where there is no KL
-SHOWN = ("loss", "kl", "explained", "accuracy")
+#: stats of an epoch's line on the screen; the accuracy too if there is no KL
+SHOWN = ("loss", "kl", "explained")
 
 
 def epoch_line(epoch, train, valid=None):
@@ -36,14 +36,13 @@ def epoch_line(epoch, train, valid=None):
     >>> epoch_line(3, train | {"m2_accuracy": 0.2}, {"m1_loss": 5.5})
     'Epoch 3, train (valid): m1 loss 5.12 (5.5), m1 kl 2, m2 accuracy 0.2'
     """
-    parts = []
+    parts, valid = [], valid or {}
     for name, value in train.items():
-        prefix, stat = name.rpartition("_")[::2]
-        matters = stat in SHOWN[:-1] or f"{prefix}_kl" not in train
-        if stat in SHOWN and matters:
-            beside = f" ({valid[name]:.3g})" if name in (valid or {}) else ""
+        prefix, _, stat = name.rpartition("_")
+        if stat in SHOWN or stat == "accuracy" and f"{prefix}_kl" not in train:
+            beside = f" ({valid[name]:.3g})" if name in valid else ""
             parts.append(f"{name.replace('_', ' ')} {value:.3g}{beside}")
-    kinds = "train" if valid is None else "train (valid)"
+    kinds = "train (valid)" if valid else "train"
     return f"Epoch {epoch}, {kinds}: {', '.join(parts)}"
 
 

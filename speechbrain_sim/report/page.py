@@ -28,7 +28,8 @@ PEAK, SILENCE = 0.9, 1e-4
 RANGE_DB = 60
 RANGE = RANGE_DB / 10 * math.log(10)
 #: the page's sounds: libsndfile's format, or one that every build of it writes
-SOUNDS = {"MP3": "audio/mpeg", "WAV": "audio/wav"}
+TYPES = {"MP3": "audio/mpeg", "WAV": "audio/wav"}
+CODEC = next(kind for kind in TYPES if kind in soundfile.available_formats())
 #: columns of a drawn waveform
 COLUMNS = 640
 
@@ -204,20 +205,18 @@ def write_page(folder, title, note, sections, systems):
     files, blobs = {}, {}
     groups = [(i, s.key) for s in sections for i in s.items if type(i) is Group]
     groups = [_render(*pair, files, blobs) for pair in groups]
-    kind = _sound_format()
-    data = {"systems": systems, "groups": groups, "type": SOUNDS[kind]}
+    data = {"systems": systems, "groups": groups, "type": TYPES[CODEC]}
     data["blobs"] = [base64.b64encode(blob).decode() for blob in blobs]
-    shown = {"title": title, "note": note, "data": data, "codec": kind}
+    shown = {"title": title, "note": note, "data": data, "codec": CODEC}
     shown |= {"sections": sections, "systems": systems, "range_db": RANGE_DB}
     names = ("report.md", "page.md"), ("report.html", "page.html")
-    pages = {n: _template(t, folder).render(shown) for n, t in names}
+    pages = {n: template(t, folder).render(shown) for n, t in names}
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     for wav, name in files.items():
         (folder / "audio" / name).write_bytes(wav)
     for name, page in pages.items():
         # names of files may hold bytes that are no text
-        page = page.encode("utf-8", "backslashreplace")
-        (folder / name).write_bytes(page)
+        (folder / name).write_text(page, "utf-8", "backslashreplace")
 
 
 def group_explorers(items):
@@ -265,13 +264,6 @@ def encode_sound(wav, kind="WAV"):
     return file.getvalue()
 
 
-def _sound_format():
-    """Returns the first of `SOUNDS` that this libsndfile can write."""
-    return next(
-        kind for kind in SOUNDS if kind in soundfile.available_formats()
-    )
-
-
 def outline(wav):
     """Draws a sound, (samples,) in [-1, 1]: the ends of each of its columns.
 
@@ -285,13 +277,9 @@ def outline(wav):
     (50, 150, 50, 1280)
     """
     starts = np.arange(COLUMNS) * len(wav) // COLUMNS
-    # a sound of fewer samples than columns repeats them
-    ends = np.maximum(np.append(starts[1:], len(wav)), starts + 1)
-    parts = [wav[a:b] for a, b in zip(starts, ends, strict=True)]
-    y = [f(part) for f in (np.max, np.min) for part in parts]
-    return (
-        np.clip(100 - 100 * np.array(y), 0, 200).round().astype("u1").tobytes()
-    )
+    ends = [f.reduceat(wav, starts) for f in (np.maximum, np.minimum)]
+    drawn = 100 - 100 * np.concatenate(ends)
+    return drawn.clip(0, 200).round().astype(np.uint8).tobytes()
 
 
 def _render(group, key, files, blobs):
@@ -303,8 +291,7 @@ def _render(group, key, files, blobs):
         for variant, explorer in zip(variants, group.explorers, strict=True)
         for stop in explorer.stops
     ]
-    log_mel, codec = LogMel(), _sound_format()
-    wavs = [torch.tensor(wav).float() for *_, wav in sounds]
+    log_mel, wavs = LogMel(), [torch.tensor(wav).float() for *_, wav in sounds]
     mels = [log_mel(wav[None])[LOGMEL].mean[0].numpy() for wav in wavs]
     high = max(mel.max() for mel in mels)
     for (variant, label, wav), mel in zip(sounds, mels, strict=True):
@@ -314,7 +301,7 @@ def _render(group, key, files, blobs):
         stop = {"label": label, "seconds": round(len(wav) / SAMPLE_RATE, 2)}
         stop["file"] = files.setdefault(encode_sound(wav), name)
         parts = {
-            "sound": encode_sound(wav, codec),
+            "sound": encode_sound(wav, CODEC),
             "outline": outline(wav),
             "mel": mel_png(mel, high - RANGE, high),
         }
@@ -363,7 +350,7 @@ def _repeated(names):
     return [name for name in names if names.count(name) > 1]
 
 
-def _template(name, folder):
+def template(name, folder=None):
     """Opens a template; html is escaped by jinja, markdown by `escape`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -381,7 +368,6 @@ def _template(name, folder):
 
     filters = {"picture": embed, "quote": quote, "escape": tables.escape}
     filters["kind"] = lambda item: type(item).__name__
-    filters["splits"] = lambda cell: cell.partition(" [")
     filters["markdown"] = lambda t: tables.markdown_table(t.header, t.rows)
     filters["numeric_columns"] = lambda t: tables.numeric_columns(
         t.header, t.rows

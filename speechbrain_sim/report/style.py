@@ -3,9 +3,9 @@
 Figures are objects of their own: no backend is chosen, no state is global.
 """
 
-import hashlib
 import io
 import re
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,22 +33,6 @@ def colour(index):
     return COLOURS[index % len(COLOURS)]
 
 
-def figure_stem(*names):
-    """Returns the stem of a figure with names: a path that any disk takes.
-
-    Example
-    -------
-    >>> figure_stem("shape", "module1"), figure_stem("shape", "a/b")
-    ('figures/shape_module1', 'figures/shape_a-b-3fbd56')
-    """
-    name = "_".join(names)
-    safe = file_name(name)
-    if safe != name:  # others may become the same
-        digest = hashlib.sha256(name.encode("utf-8", "backslashreplace"))
-        safe += f"-{digest.hexdigest()[:6]}"
-    return f"figures/{safe}"
-
-
 def file_name(text):
     """Replaces what a file's name should not hold; at most 80 bytes.
 
@@ -61,9 +45,27 @@ def file_name(text):
     return safe.encode()[:80].decode(errors="ignore")
 
 
-def legend_name(name):
-    """Returns a name for a legend, which leaves out what begins with `_`."""
-    return f" {name}" if name.startswith("_") else name
+def figure_stem(*names):
+    """Returns the stem of a figure with names: a path that any disk takes.
+
+    Example
+    -------
+    >>> figure_stem("shape", "module1"), figure_stem("shape", "a/b")
+    ('figures/shape_module1', 'figures/shape_a-b-30c364e7')
+    """
+    name = "_".join(names)
+    if (safe := file_name(name)) != name:  # others may become the same
+        safe += f"-{zlib.crc32(name.encode(errors='backslashreplace')):x}"
+    return f"figures/{safe}"
+
+
+def look(name, index):
+    """Returns the label and the colour of a system with an index.
+
+    A legend would leave out names that begin with `_`.
+    """
+    label = f" {name}" if name.startswith("_") else name
+    return {"label": label, "color": colour(index)}
 
 
 @contextmanager
@@ -159,20 +161,11 @@ def draw_counts(panels, systems, quantity, share=False):
             drawn = x > 0  # the axis is logarithmic
             x, y, low, high = x[drawn], y[drawn], low[drawn], high[drawn]
             x = x / found["dimensions"] if share else x
-            panel, look = panels[layer], {"color": colour(i)}
-            line = {"markersize": 3, "label": legend_name(name)}
-            panel.plot(x, y, "o-", **line, **look)
-            panel.fill_between(x, low, high, alpha=0.25, linewidth=0, **look)
-            log_scale(panel, "x", base=2)
+            panel, shade = panels[layer], {"color": colour(i), "alpha": 0.25}
+            panel.plot(x, y, "o-", markersize=3, **look(name, i))
+            panel.fill_between(x, low, high, linewidth=0, **shade)
+            panel.set_xscale("log", base=2)
             panel.set_ylim(0, max(105, *high, panel.get_ylim()[1]))
-
-
-def log_scale(panel, axis, base=10):
-    """Makes an axis ("x", "y") logarithmic; its labels are plain numbers."""
-    getattr(panel, f"set_{axis}scale")("log", base=base)
-    axis = getattr(panel, f"{axis}axis")
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter("")
 
 
 def error_bars(scores, key="value", scale=1):

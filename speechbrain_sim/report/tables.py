@@ -4,12 +4,11 @@ import re
 
 #: a cell where there is no number, and a `Gap` states why
 NOT_MEASURED = "not measured"
-#: what markdown takes for markup inside a line, and at its beginning
-INLINE = re.compile(
-    r"[\\`*|$~]|_(?![^\W_])|(?<![^\W_])_|\](?=[(\[:])|!(?=\[)"
-    r"|(?<=^\d)[.)](?=\s|$)"
+#: what markdown takes for markup: at the beginning of a line, and inside
+MARKUP = re.compile(
+    r"^([#>+=-])(?=\1|\s|$)|(?<=^\d)[.)](?=\s|$)"
+    r"|[\\`*|$~]|_(?![^\W_])|(?<![^\W_])_|\](?=[(\[:])|!(?=\[)"
 )
-FIRST = re.compile(r"^([#>+=-])(?=\1|\s|$)")
 
 
 def percent(score):
@@ -62,7 +61,7 @@ def escape(text):
     """
     text = " ".join(text.split())  # a line break ends a cell or a heading
     text = re.sub("&(?=#?\\w+;)", "&amp;", text).replace("<", "&lt;")
-    return FIRST.sub(r"\\\1", INLINE.sub(r"\\\g<0>", text))
+    return MARKUP.sub(r"\\\g<0>", text)
 
 
 def markdown_table(header, rows):

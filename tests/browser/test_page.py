@@ -244,6 +244,11 @@ def test_everything_is_labelled(page):
 
 
 def test_nothing_overflows(page):
+    check_width(page)
+
+
+def check_width(page):
+    """Checks that nothing reaches beyond the window, but what scrolls."""
     wide, width = page.execute_script(
         """
         const width = document.documentElement.clientWidth;
