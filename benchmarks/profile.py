@@ -95,8 +95,8 @@ def profile(steps=5):
     rows = []
     for kind in [*KINDS, "element-wise"]:
         rows.append([kind, *(f"{shares[n][kind]:.0f}" for n in shares)])
-    whole = (f"**{times[name]:.0f}**" for name in shares)
-    rows.append(["**step, without this clock**", *whole])
+    whole = (f"{times[name]:.0f}" for name in shares)
+    rows.append(["step, without this clock", *whole])
     return (
         "SIM step 8 × 10,240, 512 channels: milliseconds of each kind of work, "
         "memory kept (`python -m benchmarks.bench --only profile`). The floor "

@@ -223,9 +223,9 @@ class AttributionTool(Tool):
     def items(self, found, study):
         """Returns a figure of each system."""
         clip, items = study.clips.walk[0], []
-        wav, name = study.clips.wavs[clip].numpy(), study.clips.ids[clip]
+        wav, name = study.clips.wavs[clip].numpy(), study.clips.name(clip)
         for system, layers in found.items():
-            stem, rows = f"figures/attribution_{system}", {}
+            stem, rows = style.figure_stem("attribution", system), {}
             for layer, numbers in layers.items():
                 for target in numbers["targets"]:
                     gap = f"gap {100 * target['gap']:.2g} %"

@@ -20,7 +20,7 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from speechbrain_sim.analysis.intervals import Unmeasurable, bootstrap_pairs
-from speechbrain_sim.analysis.study import Results, Tool, powers_of_two
+from speechbrain_sim.analysis.study import LOWER, Results, Tool, powers_of_two
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
@@ -252,7 +252,8 @@ def plot_delta(systems, path, published):
         style.draw_counts(panels, systems, "delta", share=True)
         for _, name, layer, scores in published.rows():
             share = np.array(scores["counts"]) / scores["dimensions"]
-            line = {"label": f"{name}, paper", "color": systems.colour(name)}
+            line = systems.look(name)
+            line["label"] += ", paper"
             if layer in panels:
                 value = 100 * np.array(scores["delta"])
                 panels[layer].plot(share, value, "--", linewidth=1, **line)
@@ -273,8 +274,10 @@ class Delta(Tool):
     sentence = "Lower is better: where δ falls early, few dimensions suffice."
     needs = ("decoders",)
     columns = {
-        f"δ at N/D = {SHARE} (%)": "relative error δ when "
-        f"{SHARE} of the dimensions are swapped"
+        f"δ at N/D = {SHARE} (%)\n{LOWER}": f"δ: {SHARE} of the dimensions, "
+        "those in which two recordings differ most, are copied from one to the "
+        "other; δ is how far the sound still is from the other's, from 0 % "
+        "(these few carry all of it) to 100 % (they change nothing)."
     }
 
     def cells(self, numbers):

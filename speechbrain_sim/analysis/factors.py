@@ -10,7 +10,7 @@ import torch
 from speechbrain_sim.analysis.factor_scores import controls, factor_scores
 from speechbrain_sim.analysis.lasso import Part
 from speechbrain_sim.analysis.latents import read_codes
-from speechbrain_sim.analysis.study import Results, Tool
+from speechbrain_sim.analysis.study import HIGHER, Results, Tool
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.files import sha256
 from speechbrain_sim.report import style
@@ -98,7 +98,10 @@ class FactorsTool(Tool):
     key = "factors"
     title = "Known factors of variation"
     sentence = "A learned layout stands out against the code in other axes."
-    columns = {"DCI D": "disentanglement (1: one factor for each dimension)"}
+    columns = {
+        f"DCI D\n{HIGHER}": "DCI D: disentanglement, from 0 to 1 (one known "
+        "factor for each dimension)."
+    }
 
     def cells(self, numbers):
         """Returns the cells of `columns`."""
@@ -163,7 +166,7 @@ class FactorsTool(Tool):
         for system, layers in found.items():
             one = next(iter(layers.values()))["encoder"]
             names, counts = ", ".join(one["factors"]), one["examples"]
-            stem = f"figures/factors_{system}"
+            stem = style.figure_stem("factors", system)
             plot_factors(layers, f"{system}: {names}", study.folder / stem)
             caption = (
                 f"Mean over {names}. {counts['train']} training and "

@@ -16,16 +16,40 @@ from speechbrain_sim.randomness import keyed_generator
 logger = get_logger(__name__)
 
 
+#: columns of manifests with what is said
+SAID = "transcript", "text", "wrd", "words", "word", "syllable", "digit"
+
+
 class Clips(NamedTuple):
     """Recordings that are analysed.
 
     Their `ids` and `wavs`, (clips, samples) at 16 kHz; `walk`, indices of the
-    two between which the report interpolates.
+    two between which the report interpolates; `rows` of their manifest, by id.
     """
 
     ids: list
     wavs: torch.Tensor
     walk: tuple
+    rows: dict = {}
+
+    def name(self, index, longest=28):
+        """Returns what is said in a recording, and by whom, or else its id.
+
+        Example
+        -------
+        >>> row = {"transcript": "A  B C", "speaker": "7", "sex": "F"}
+        >>> Clips(["7-1"], torch.zeros(1, 9), (0, 0), {"7-1": row}).name(0, 4)
+        '“a b…” (speaker 7, F)'
+        """
+        row = self.rows.get(self.ids[index], {})
+        said = " ".join(next(filter(None, map(row.get, SAID)), "").split())
+        said = said.lower() if said.isupper() else said
+        if len(said) > longest:
+            said = f"{said[: longest - 1].rstrip()}…"
+        said = f"“{said}”" if said else self.ids[index]
+        who = row.get("speaker") or row.get("spk_id")
+        who = filter(None, (who and f"speaker {who}", row.get("sex")))
+        return f"{said} ({', '.join(who)})".removesuffix(" ()")
 
 
 def read_clips(manifest, data_folder, samples, clips=200, walk=None, seed=0):
@@ -76,7 +100,7 @@ def read_clips(manifest, data_folder, samples, clips=200, walk=None, seed=0):
     dataset.data_ids = [i for i in long if i in drawn or i in ends]
     wavs = torch.stack([item["sig"] for item in dataset])
     at = tuple(dataset.data_ids.index(end) for end in ends)
-    return Clips(dataset.data_ids, wavs, at)
+    return Clips(dataset.data_ids, wavs, at, rows)
 
 
 def _ends(names, walk):

@@ -3,6 +3,7 @@
 import torch
 
 from speechbrain_sim.analysis.study import Tool
+from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report.page import Explorer, Stop
 from speechbrain_sim.traversals import (
@@ -41,11 +42,14 @@ def explore(system, layer, clips, seed=0):
     """
     latent, decode = system.latents[layer], system.decode(layer)
     at = list(clips.walk)
-    names, ends = [clips.ids[i] for i in at], latent.mean[at]
+    names, ends = [clips.name(i) for i in at], latent.mean[at]
     kinds = ("recorded", "decoded")
     labels = [f"{name}, {kind}" for name in names for kind in kinds]
+    whole = " and ".join(f"{clips.ids[i]}: {clips.name(i, 200)}" for i in at)
+    seconds = clips.wavs.shape[1] / SAMPLE_RATE
     both = torch.stack([system.wavs[at], decode(ends)], dim=1).flatten(0, 1)
-    caption = "What the decoder keeps of the two recordings."
+    caption = "What the decoder keeps of two recordings, of which the first "
+    caption += f"{seconds:g} s are used. {whole}."
     sounds = [("Recorded and decoded", caption, labels, both)]
     walks = [
         interpolation(*ends, names),

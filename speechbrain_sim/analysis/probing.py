@@ -47,15 +47,15 @@ def plot_probes(systems, label, path):
     with style.drawing(path) as (figure, axes):
         panel = axes[0, 0]
         for i, (name, system) in enumerate(systems.items()):
+            look = style.look(name, i)
             for layer, score in system["layers"].items():
                 beside = [s for s in systems.values() if layer in s["layers"]]
                 shift = beside.index(system) - (len(beside) - 1) / 2
                 y, ends = style.error_bars([score], "accuracy", 100)
                 x = layers.index(layer) + shift * width
                 bar = {"yerr": ends, "error_kw": {"elinewidth": 1}}
-                bar |= {"color": style.colour(i), "label": name}
-                name = None  # once in the legend
-                panel.bar(x, y, width, **bar)
+                panel.bar(x, y, width, **bar, **look)
+                look["label"] = None  # once in the legend
         chance = 100 * score["chance"]
         panel.axhline(chance, color="black", linestyle=":", linewidth=1)
         at = panel.get_yaxis_transform()
@@ -78,7 +78,7 @@ class Probing(Tool):
         """Returns a table and a figure of each label."""
         items = []
         for label, systems in study.probed.items():
-            stem = f"figures/probe_{label}"
+            stem = style.figure_stem("probe", label)
             plot_probes(systems, label, study.folder / stem)
             figure = Figure(
                 f"Accuracy, {label}",

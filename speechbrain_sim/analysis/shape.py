@@ -14,7 +14,7 @@ from scipy import stats
 from scipy.special import ndtr, xlogy
 
 from speechbrain_sim.analysis.intervals import Unmeasurable
-from speechbrain_sim.analysis.study import Tool
+from speechbrain_sim.analysis.study import LOWER, Tool
 from speechbrain_sim.objectives.kl import active_units, kl_per_channel
 from speechbrain_sim.randomness import key_seed, keyed_generator
 from speechbrain_sim.report import style
@@ -228,7 +228,10 @@ class Shape(Tool):
     key = "shape"
     title = "The shape of the latent space"
     sentence = "Dimensions that follow N(0, 1), dashed, tell where to look."
-    columns = {"KS to N(0, 1)": "median distance of the means to N(0, 1)"}
+    columns = {
+        f"KS to N(0, 1)\n{LOWER}": "KS: median distance of the dimensions to "
+        "the normal curve that SIM's prior is, from 0 to 1."
+    }
 
     def cells(self, numbers):
         """Returns the cells of `columns`."""
@@ -264,7 +267,7 @@ class Shape(Tool):
                     columns = {"KS": "ks", **MOMENTS}.items()
                     cells = {t: number(means[key][d]) for t, key in columns}
                     worst.append({"": f"{name} {d}"} | cells)
-            stem = f"figures/shape_{layer}"
+            stem = style.figure_stem("shape", layer)
             plot_shape(tables, study.folder / stem)
             figure = Figure(
                 f"Some dimensions of {layer}",

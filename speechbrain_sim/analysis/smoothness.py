@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_sim.analysis import delta, intervals
-from speechbrain_sim.analysis.study import Tool
+from speechbrain_sim.analysis.study import LOWER, Tool
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
@@ -209,8 +209,8 @@ def plot_smoothness(systems, path):
                 x = [layers.index(layer) + shift for layer in found]
                 points = [found[layer][kind][quantity] for layer in found]
                 y, ends = style.error_bars(points)
-                line = {"label": name, "color": systems.colour(name)}
-                panel.errorbar(x, y, ends, fmt="o", **line, **look)
+                line = systems.look(name) | look
+                panel.errorbar(x, y, ends, fmt="o", **line)
             panel.set_xticks(range(len(layers)), layers)
             panel.set_xlim(-0.5, len(layers) - 0.5)
             panel.set_ylabel(label)
@@ -227,7 +227,10 @@ class Smoothness(Tool):
     title = "Smoothness as a number"
     sentence = "Smoother: nearer to 1 (left, middle). Gentler: lower (right)."
     needs = ("decoders",)
-    columns = {"path / distance": "length of decoded paths (1: straight)"}
+    columns = {
+        f"path / distance\n{LOWER}": "Path / distance: length of the decoded "
+        "way from one recording to another, over their distance (1: straight)."
+    }
 
     def cells(self, numbers):
         """Returns the cells of `columns`."""

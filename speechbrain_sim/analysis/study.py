@@ -13,7 +13,10 @@ from torch import nn
 from speechbrain_sim.analysis import intervals
 from speechbrain_sim.analysis.latents import Clips
 from speechbrain_sim.report.page import Gap, Section
-from speechbrain_sim.report.style import colour
+from speechbrain_sim.report.style import look
+
+#: which way is better: the second line of a column's title
+LOWER, HIGHER = "↓ lower is better", "↑ higher is better"
 
 
 class Results(dict):
@@ -51,9 +54,9 @@ class Results(dict):
             for system, layers in self.items()
         )
 
-    def colour(self, system):
-        """Returns the colour of a system in all figures."""
-        return colour(list(self).index(system))
+    def look(self, system):
+        """Returns the label and colour of a system in all figures."""
+        return look(system, list(self).index(system))
 
     def split(self):
         """Returns the results with numbers, and a list of `Gap`."""
@@ -216,8 +219,8 @@ class Tool(ABC):
 
     Attributes: `key`, `title` and `sentence` of the section; `needs`, which
     parts of a system it reads besides the encoder ("decoders", "probes");
-    `columns` of the summary, title -> meaning; `inside`, whether it looks into
-    systems.
+    `columns` of the summary, title and `LOWER` or `HIGHER` in two lines -> a
+    sentence that explains it; `inside`, whether it looks into systems.
     """
 
     key = title = sentence = ""

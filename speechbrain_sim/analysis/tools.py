@@ -5,17 +5,18 @@ from functools import partial
 from speechbrain_sim.analysis.attribution import AttributionTool
 from speechbrain_sim.analysis.delta import Delta
 from speechbrain_sim.analysis.factors import FactorsTool
+from speechbrain_sim.analysis.headline import headline
 from speechbrain_sim.analysis.listening import Listening
 from speechbrain_sim.analysis.probing import Probing
 from speechbrain_sim.analysis.shape import Shape
 from speechbrain_sim.analysis.smoothness import Smoothness
-from speechbrain_sim.analysis.study import Results, Tool
+from speechbrain_sim.analysis.study import HIGHER, Results, Tool
 from speechbrain_sim.analysis.trade_off import TradeOff
 from speechbrain_sim.analysis.training import Training
 from speechbrain_sim.analysis.weights import Weights
 from speechbrain_sim.files import cached_result, machine, versions, write_json
-from speechbrain_sim.report.page import Table, write_page
-from speechbrain_sim.report.tables import percent
+from speechbrain_sim.report.page import Section, Table, write_page
+from speechbrain_sim.report.tables import NOT_MEASURED, percent
 
 TOOLS = [
     Probing(),
@@ -69,33 +70,40 @@ def measure_system(system, study, tools, folder):
     return results
 
 
-def summarise(tools, study):
-    """Makes the table that the report begins with.
+def summarise(tools, study, differences):
+    """Makes the section that the report begins with.
 
-    The `columns` of the tools for each system and layer; if there are none,
-    the probes' best layers.
+    The `columns` of the tools for each system and layer, and why some have no
+    number; if there are none, the probes' best layers.
     """
-    rows = []
-    found = {key: Results(x).split()[0] for key, x in study.results.items()}
+    rows, gaps = [], []
     for system in study.systems:
         for layer in system.latents:
-            row = {"": f"{system.name} {layer}"}
+            rows.append({"": f"{system.name} {layer}"})
             for tool in tools:
-                layers = found.get(tool.key, {}).get(system.name, {})
-                row |= dict.fromkeys(tool.columns, "—")
-                if layer in layers:
-                    cells = tool.cells(layers[layer])
-                    row |= zip(tool.columns, cells, strict=True)
-            rows.append(row)
-    text = "; ".join(m for tool in tools for m in tool.columns.values())
+                layers = study.results.get(tool.key, {}).get(system.name, {})
+                numbers, cells = layers.get(layer), ["—"] * len(tool.columns)
+                if numbers and "gap" not in numbers:
+                    cells = tool.cells(numbers)
+                elif numbers and cells:
+                    cells = [NOT_MEASURED] * len(cells)
+                    what = ", ".join(c.split("\n")[0] for c in tool.columns)
+                    gaps.append([rows[-1][""], what, numbers["gap"]])
+                rows[-1] |= zip(tool.columns, cells, strict=True)
+    text = " ".join(m for tool in tools for m in tool.columns.values())
     if not rows:
-        text = "accuracy of linear probes in the layer chosen for each system"
+        text = "Accuracy of linear probes in the layer chosen for each system."
         for label, systems in study.probed.items():
             for name, system in systems.items():
+                row = {"": f"{name} {label}"}
                 best = system["layers"][system["best_layer"]]
-                rows.append({"": f"{name} {label}", "probe (%)": percent(best)})
-    caption = f"{text[:1].upper()}{text[1:]}. 95 % intervals over recordings."
-    return Table.of("In short", caption, rows)
+                row[f"probe (%)\n{HIGHER}"] = percent(best)
+                rows.append(row)
+    caption = f"{text} Brackets: 95 % intervals over recordings."
+    items = [Table.of("In short", caption, rows)]
+    if gaps:
+        items.append(Table("Not measured", "", ["", "what", "why"], gaps))
+    return Section("summary", "Summary", headline(study, differences), items)
 
 
 def write_report(study, tools, title, note, settings):
@@ -126,8 +134,8 @@ def write_report(study, tools, title, note, settings):
     content["differences"] = {k: v for k, v in differences.items() if v}
     write_json(study.folder / "report.json", content | _slim(results))
     names = [system.name for system in study.systems]
-    summary = summarise(tools, study)
-    write_page(study.folder, title, note, summary, sections, names)
+    summary = summarise(tools, study, differences)
+    write_page(study.folder, title, note, [summary, *sections], names)
     return sections
 
 

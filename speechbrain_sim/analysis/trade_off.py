@@ -13,8 +13,8 @@ def plot_trade_off(layers, label, path):
             for i, (name, (score, delta)) in enumerate(layers[layer].items()):
                 x, x_ends = style.error_bars([delta], "value", 100)
                 y, y_ends = style.error_bars([score], "accuracy", 100)
-                look = {"color": style.colour(i), "linewidth": 0.8}
-                look |= {"marker": "osD^v<>pXP*h"[i % 12], "label": name}
+                look = {"marker": "osD^v<>pXP*h"[i % 12], "linewidth": 0.8}
+                look |= style.look(name, i)
                 panel.errorbar(x, y, y_ends, x_ends, **look)
             panel.set_xlabel(f"δ at N/D = {SHARE} (%)")
         next(iter(panels.values())).set_ylabel(f"{label} accuracy (%)")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speechbrain_sim.analysis import intervals
-from speechbrain_sim.analysis.study import Tool, powers_of_two
+from speechbrain_sim.analysis.study import HIGHER, LOWER, Tool, powers_of_two
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
 from speechbrain_sim.report.tables import number, percent
@@ -180,11 +180,12 @@ def plot_weights(systems, path):
     with style.layer_drawing(path, systems.layers()) as panels:
         for _, name, layer, numbers in systems.rows():
             edges, density = numbers["histogram"].values()
-            line = {"label": name, "color": systems.colour(name)}
-            panels[layer].stairs(density, edges, **line)
+            panels[layer].stairs(density, edges, **systems.look(name))
             panels[layer].set_xlabel("weight / largest weight")
         first = next(iter(panels.values()))
         first.set_yscale("log")  # of all panels, which share it
+        first.yaxis.set_major_formatter("{x:g}")  # the default is mathtext
+        first.yaxis.set_minor_formatter("")
         first.set_ylabel("density")
 
 
@@ -209,8 +210,10 @@ class Weights(Tool):
     sentence = "Weights near zero, early curves: few dimensions are to study."
     needs = ("probes",)
     columns = {
-        "probe (%)": "accuracy of bias-free probes",
-        "dimensions read": "dimensions that the probes read",
+        f"probe (%)\n{HIGHER}": "Probe: accuracy of a linear classifier "
+        "without bias, mean ± deviation over seeds.",
+        f"dimensions read\n{LOWER}": "Dimensions read: how many "
+        "of the layer's it effectively uses.",
     }
 
     def cells(self, numbers):

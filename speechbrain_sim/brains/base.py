@@ -21,6 +21,36 @@ logger = get_logger(__name__)
 READ_STEPS = 50
 
 
+#: stats of an epoch's line on the screen; the accuracy too if there is no KL
+SHOWN = ("loss", "kl", "explained")
+
+
+def epoch_line(epoch, train, valid=None):
+    """Writes the few numbers of an epoch that matter.
+
+    Arguments
+    ---------
+    epoch : int
+        Its number.
+    train, valid : dict of str to float
+        All averages; `valid` may be None.
+
+    Example
+    -------
+    >>> train = {"m1_loss": 5.1234, "m1_kl": 2.0, "m1_accuracy": 0.1}
+    >>> epoch_line(3, train | {"m2_accuracy": 0.2}, {"m1_loss": 5.5})
+    'Epoch 3, train (valid): m1 loss 5.12 (5.5), m1 kl 2, m2 accuracy 0.2'
+    """
+    parts, valid = [], valid or {}
+    for name, value in train.items():
+        prefix, _, stat = name.rpartition("_")
+        if stat in SHOWN or stat == "accuracy" and f"{prefix}_kl" not in train:
+            beside = f" ({valid[name]:.3g})" if name in valid else ""
+            parts.append(f"{name.replace('_', ' ')} {value:.3g}{beside}")
+    kinds = "train (valid)" if valid else "train"
+    return f"Epoch {epoch}, {kinds}: {', '.join(parts)}"
+
+
 class ResumableBrain(sb.Brain):
     """A Brain whose run, killed and started again, ends as if never killed.
 
@@ -232,7 +262,10 @@ class ResumableBrain(sb.Brain):
         """Logs the epoch; if it `saves`, its result and a checkpoint."""
         train = self.averages[sb.Stage.TRAIN].means()
         valid = self.averages[sb.Stage.VALID].means() if validated else None
-        self.hparams.train_logger.log_stats({"epoch": epoch}, train, valid)
+        every = {"epoch": epoch}, train, valid
+        self.hparams.train_logger.log_stats(*every, verbose=False)
+        if if_main_process():
+            logger.info(epoch_line(epoch, train, valid))
         board = getattr(self.hparams, "tensorboard_logger", None)
         if board is not None:
             last = epoch - 1  # which log_stats counts up

@@ -12,6 +12,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from speechbrain_sim.models.format import DECODER, ENCODER, PROBE, parts_of
+from speechbrain_sim.report.tables import escape
 
 #: the file
 CARD = "README.md"
@@ -66,20 +67,22 @@ def fill_in(template, *values, **more):
         autoescape=False,
     )
     filters = {"listed": _listed, "stated": _stated, "json": json.dumps}
+    filters["escape"] = escape  # autoescape is for html
     environment.filters.update(filters)
     return environment.get_template(template).render(*values, **more)
 
 
 def _listed(names, quote=""):
     """Writes `a, b and c`, each in quotes."""
-    *first, last = [f"{quote}{name}{quote}" for name in names]
+    shown = str if quote else escape
+    *first, last = [f"{quote}{shown(name)}{quote}" for name in names]
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def _stated(settings):
     """Writes `key value, key value`."""
     known = {k: v for k, v in settings.items() if v is not None}
-    return ", ".join(f"{key} {value}" for key, value in known.items())
+    return escape(", ".join(f"{key} {value}" for key, value in known.items()))
 
 
 def _metadata(title, data, probes):

@@ -1,13 +1,13 @@
 """Tables, figures and sounds -> report.html and report.md.
 
 The HTML file needs no other file and no network: pictures and sounds are
-inside. `page.html` is its template.
+inside: sounds as mp3, for the numbers are not computed from them, nor are the
+pictures. `page.html` is its template.
 """
 
 import base64
 import io
 import math
-import re
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -20,13 +20,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
 from speechbrain_sim.report import tables
-from speechbrain_sim.report.style import mel_png
+from speechbrain_sim.report.style import file_name, mel_png, small_picture
 
 #: peak of the loudest sound of an explorer, and what counts as silence
 PEAK, SILENCE = 0.9, 1e-4
 #: range of a mel spectrogram's colours in dB, and the same in nats
 RANGE_DB = 60
 RANGE = RANGE_DB / 10 * math.log(10)
+#: the page's sounds: libsndfile's format, or one that every build of it writes
+TYPES = {"MP3": "audio/mpeg", "WAV": "audio/wav"}
+CODEC = next(kind for kind in TYPES if kind in soundfile.available_formats())
+#: columns of a drawn waveform
+COLUMNS = 640
 
 
 class Table(NamedTuple):
@@ -70,7 +75,8 @@ class Figure(NamedTuple):
     title, caption, system :
         See `Table`.
     stem : str
-        Path without suffix, relative to the report's folder; the svg is shown.
+        Path without suffix, relative to the report's folder; the smaller of svg
+        and png is shown.
     alt : str
         Description for those who do not see it.
     """
@@ -161,7 +167,7 @@ class Group(NamedTuple):
         return common_gain([s.wav for e in self.explorers for s in e.stops])
 
 
-def write_page(folder, title, note, summary, sections, systems):
+def write_page(folder, title, note, sections, systems):
     """Writes `report.html`, `report.md` and the sounds, `audio/*.wav`.
 
     Arguments
@@ -170,8 +176,8 @@ def write_page(folder, title, note, summary, sections, systems):
         Target.
     title, note : str
         Heading of the report; what to know about it.
-    summary, sections : Table, list of Section
-        Shown first; shown then.
+    sections : list of Section
+        The summary, and what follows.
     systems : list of str
         Names of the systems; the page shows one at a time.
 
@@ -186,31 +192,31 @@ def write_page(folder, title, note, summary, sections, systems):
     Example
     -------
     >>> folder = getfixture("tmp_path")
-    >>> table = Table("Accuracy", "", ["system", "all"], [["SIM", "70.1"]])
     >>> tone = Explorer("A", "", [Stop("440 Hz", np.sin(np.arange(99) / 6))])
     >>> tones = Section("tones", "Tones", "There is one tone.", [tone])
-    >>> write_page(folder, "SIM", "", table, [tones], ["SIM"])
+    >>> write_page(folder, "SIM", "", [tones], ["SIM"])
     >>> sorted(path.name for path in folder.iterdir())
     ['audio', 'report.html', 'report.md']
     """
-    for problem in _problems(summary, sections, systems):
+    for problem in _problems(sections, systems):
         raise ValueError(problem)
     folder = Path(folder)
     sections = [s._replace(items=group_explorers(s.items)) for s in sections]
     files, blobs = {}, {}
     groups = [(i, s.key) for s in sections for i in s.items if type(i) is Group]
     groups = [_render(*pair, files, blobs) for pair in groups]
-    data = {"systems": systems, "groups": groups}
+    data = {"systems": systems, "groups": groups, "type": TYPES[CODEC]}
     data["blobs"] = [base64.b64encode(blob).decode() for blob in blobs]
-    shown = {"title": title, "note": note, "summary": summary, "data": data}
+    shown = {"title": title, "note": note, "data": data, "codec": CODEC}
     shown |= {"sections": sections, "systems": systems, "range_db": RANGE_DB}
     names = ("report.md", "page.md"), ("report.html", "page.html")
-    pages = {n: _template(t, folder).render(shown) for n, t in names}
+    pages = {n: template(t, folder).render(shown) for n, t in names}
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     for wav, name in files.items():
         (folder / "audio" / name).write_bytes(wav)
     for name, page in pages.items():
-        (folder / name).write_text(page, encoding="utf-8")
+        # names of files may hold bytes that are no text
+        (folder / name).write_text(page, "utf-8", "backslashreplace")
 
 
 def group_explorers(items):
@@ -245,17 +251,35 @@ def common_gain(wavs):
     return PEAK / peak if peak > SILENCE else 1.0
 
 
-def encode_wav(wav):
-    """Encodes a sound, (samples,) in [-1, 1], as a WAV file of 16 bits.
+def encode_sound(wav, kind="WAV"):
+    """Encodes a sound, (samples,) in [-1, 1], as MP3, or WAV of 16 bits.
 
     Example
     -------
-    >>> len(encode_wav(np.zeros(100)))
+    >>> len(encode_sound(np.zeros(100)))
     244
     """
     file = io.BytesIO()
-    soundfile.write(file, wav, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+    soundfile.write(file, wav, SAMPLE_RATE, format=kind)
     return file.getvalue()
+
+
+def outline(wav):
+    """Draws a sound, (samples,) in [-1, 1]: the ends of each of its columns.
+
+    Returns bytes from 0 (the value 1) to 200 (the value -1): the highest of
+    each column, then the lowest.
+
+    Example
+    -------
+    >>> drawn = outline(np.array([0.5, -0.5]))
+    >>> drawn[0], drawn[639], drawn[640], len(drawn)
+    (50, 150, 50, 1280)
+    """
+    starts = np.arange(COLUMNS) * len(wav) // COLUMNS
+    ends = [f.reduceat(wav, starts) for f in (np.maximum, np.minimum)]
+    drawn = 100 - 100 * np.concatenate(ends)
+    return drawn.clip(0, 200).round().astype(np.uint8).tobytes()
 
 
 def _render(group, key, files, blobs):
@@ -271,25 +295,27 @@ def _render(group, key, files, blobs):
     mels = [log_mel(wav[None])[LOGMEL].mean[0].numpy() for wav in wavs]
     high = max(mel.max() for mel in mels)
     for (variant, label, wav), mel in zip(sounds, mels, strict=True):
-        wav, mel = encode_wav(wav), mel_png(mel, high - RANGE, high)
         words = (key, variant["system"], variant["layer"], label)
-        name = re.sub(r"[^\w.+-]+", "-", "-".join(filter(None, words)))[:80]
-        stop = {
-            "label": label,
-            "file": files.setdefault(wav, f"{len(files):03}-{name}.wav"),
-            "wav": blobs.setdefault(wav, len(blobs)),
-            "mel": blobs.setdefault(mel, len(blobs)),
+        name = file_name("-".join(filter(None, words)))
+        name = f"{len(files):03}-{name}.wav"
+        stop = {"label": label, "seconds": round(len(wav) / SAMPLE_RATE, 2)}
+        stop["file"] = files.setdefault(encode_sound(wav), name)
+        parts = {
+            "sound": encode_sound(wav, CODEC),
+            "outline": outline(wav),
+            "mel": mel_png(mel, high - RANGE, high),
         }
+        for part, blob in parts.items():
+            stop[part] = blobs.setdefault(blob, len(blobs))
         variant["stops"].append(stop)
     return variants
 
 
-def _problems(summary, sections, systems):
+def _problems(sections, systems):
     """Yields what cannot be shown; see `write_page`."""
-    keys = ["summary", *(section.key for section in sections)]
-    for key in _repeated(keys):
+    for key in _repeated([section.key for section in sections]):
         yield f"Two sections have the key {key!r}."
-    for item in [summary, *(i for s in sections for i in s.items)]:
+    for item in [item for section in sections for item in section.items]:
         if item.system is not None and item.system not in systems:
             there = f"not among the systems {', '.join(systems)}"
             yield f"{item.title!r} belongs to {item.system!r}, {there}."
@@ -324,7 +350,7 @@ def _repeated(names):
     return [name for name in names if names.count(name) > 1]
 
 
-def _template(name, folder):
+def template(name, folder=None):
     """Opens a template; html is escaped by jinja, markdown by `escape`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -334,13 +360,13 @@ def _template(name, folder):
         lstrip_blocks=True,
     )
 
-    def embed_svg(stem):
-        svg = (folder / f"{stem}.svg").read_bytes()
-        uri = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+    def embed(stem):
+        kind, picture, colours = small_picture(folder / stem)
+        data = base64.b64encode(picture).decode()
         # lines may be inverted on a dark page, the colours of an image not
-        return {"uri": uri, "colours": b"<image" in svg}
+        return {"uri": f"data:image/{kind};base64,{data}", "colours": colours}
 
-    filters = {"svg": embed_svg, "quote": quote, "escape": tables.escape}
+    filters = {"picture": embed, "quote": quote, "escape": tables.escape}
     filters["kind"] = lambda item: type(item).__name__
     filters["markdown"] = lambda t: tables.markdown_table(t.header, t.rows)
     filters["numeric_columns"] = lambda t: tables.numeric_columns(

@@ -4,6 +4,8 @@ Figures are objects of their own: no backend is chosen, no state is global.
 """
 
 import io
+import re
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,12 +21,51 @@ STYLE = {
     "axes.spines.right": False,
     "legend.frameon": False,
     "svg.hashsalt": "speechbrain_sim",
+    # names are text: matplotlib would read `$x$` as mathematics, and may raise
+    "text.parse_math": False,
 }
+#: brightest level of a mel spectrogram: steps of 1 dB
+LEVELS = 60
 
 
 def colour(index):
     """Returns the colour of the system, layer or term with an index."""
     return COLOURS[index % len(COLOURS)]
+
+
+def file_name(text):
+    """Replaces what a file's name should not hold; at most 80 bytes.
+
+    Example
+    -------
+    >>> file_name("SIM, α = 1 / 2")
+    'SIM-α-1-2'
+    """
+    safe = re.sub(r"[^\w.+-]+", "-", text)
+    return safe.encode()[:80].decode(errors="ignore")
+
+
+def figure_stem(*names):
+    """Returns the stem of a figure with names: a path that any disk takes.
+
+    Example
+    -------
+    >>> figure_stem("shape", "module1"), figure_stem("shape", "a/b")
+    ('figures/shape_module1', 'figures/shape_a-b-30c364e7')
+    """
+    name = "_".join(names)
+    if (safe := file_name(name)) != name:  # others may become the same
+        safe += f"-{zlib.crc32(name.encode(errors='backslashreplace')):x}"
+    return f"figures/{safe}"
+
+
+def look(name, index):
+    """Returns the label and the colour of a system with an index.
+
+    A legend would leave out names that begin with `_`.
+    """
+    label = f" {name}" if name.startswith("_") else name
+    return {"label": label, "color": colour(index)}
 
 
 @contextmanager
@@ -66,7 +107,7 @@ def drawing(path, rows=1, columns=1, size=(6.4, 3.2), **shared):
         yield figure, figure.subplots(rows, columns, squeeze=False, **shared)
         how = {"bbox_inches": "tight", "dpi": 150}
         for suffix, metadata in ((".svg", {"Date": None}), (".png", None)):
-            file = path.with_suffix(suffix)
+            file = path.with_name(f"{path.name}{suffix}")
             figure.savefig(file, metadata=metadata, **how)
 
 
@@ -120,9 +161,9 @@ def draw_counts(panels, systems, quantity, share=False):
             drawn = x > 0  # the axis is logarithmic
             x, y, low, high = x[drawn], y[drawn], low[drawn], high[drawn]
             x = x / found["dimensions"] if share else x
-            panel, look = panels[layer], {"color": colour(i)}
-            panel.plot(x, y, "o-", markersize=3, label=name, **look)
-            panel.fill_between(x, low, high, alpha=0.25, linewidth=0, **look)
+            panel, shade = panels[layer], {"color": colour(i), "alpha": 0.25}
+            panel.plot(x, y, "o-", markersize=3, **look(name, i))
+            panel.fill_between(x, low, high, linewidth=0, **shade)
             panel.set_xscale("log", base=2)
             panel.set_ylim(0, max(105, *high, panel.get_ylim()[1]))
 
@@ -157,10 +198,27 @@ def mel_png(mel, low, high):
     """
     import matplotlib
 
-    levels = (255 * (mel - low) / (high - low)).clip(0, 255).round()
+    levels = (LEVELS * (mel - low) / (high - low)).clip(0, LEVELS).round()
     picture = Image.fromarray(levels.astype(np.uint8).T[::-1].copy())
-    colours = matplotlib.colormaps["magma"](np.arange(256), bytes=True)
+    shades = np.linspace(0, 1, LEVELS + 1)
+    colours = matplotlib.colormaps["magma"](shades, bytes=True)
     picture.putpalette(colours[:, :3].tobytes())
+    return _png(picture)
+
+
+def small_picture(path):
+    """Returns a drawing's svg, or its png in 256 colours if that is smaller.
+
+    Also whether it shows an image, whose colours have a meaning.
+    """
+    svg = Path(f"{path}.svg").read_bytes()
+    with Image.open(f"{path}.png") as picture:
+        png = _png(picture.convert("RGB").quantize(256))
+    smaller = ("svg+xml", svg) if len(svg) <= len(png) else ("png", png)
+    return *smaller, b"<image" in svg
+
+
+def _png(picture):
     file = io.BytesIO()
     picture.save(file, "png", optimize=True)
     return file.getvalue()

@@ -2,6 +2,14 @@
 
 import re
 
+#: a cell where there is no number, and a `Gap` states why
+NOT_MEASURED = "not measured"
+#: what markdown takes for markup: at the beginning of a line, and inside
+MARKUP = re.compile(
+    r"^([#>+=-])(?=\1|\s|$)|(?<=^\d)[.)](?=\s|$)"
+    r"|[\\`*|$~]|_(?![^\W_])|(?<![^\W_])_|\](?=[(\[:])|!(?=\[)"
+)
+
 
 def percent(score):
     """Formats an accuracy as `mean ± deviation [interval]`, in percent.
@@ -42,14 +50,22 @@ def number(value, digits=2):
 
 def numeric_columns(header, rows):
     """Finds the columns, but the first, that hold only numbers and blanks."""
-    numeric = re.compile(r"[*]*[-+−±]?\d|[-–—]?$").match
+    numeric = re.compile(rf"[-+−±]?\d|({NOT_MEASURED}|[-–—]?)$").match
     columns = [[row[i] for row in rows] for i in range(len(header))]
     return [i > 0 and all(map(numeric, c)) for i, c in enumerate(columns)]
 
 
 def escape(text):
-    """Escapes what markdown would take for html or for a cell's end."""
-    return text.replace("<", "&lt;").replace("|", r"\|")
+    r"""Makes one line of markdown that shows a text as it is.
+
+    Example
+    -------
+    >>> print(escape("# a_b |\n<i>`$x$` _[0.1, 0.2]"))
+    \# a_b \| &lt;i>\`\$x\$\` \_[0.1, 0.2]
+    """
+    text = " ".join(text.split())  # a line break ends a cell or a heading
+    text = re.sub("&(?=#?\\w+;)", "&amp;", text).replace("<", "&lt;")
+    return MARKUP.sub(r"\\\g<0>", text)
 
 
 def markdown_table(header, rows):
@@ -76,5 +92,5 @@ def markdown_table(header, rows):
     """
     right = numeric_columns(header, rows)
     rules = ["---:" if numeric else "---" for numeric in right]
-    lines = [header, rules, *rows]
-    return "\n".join(f"| {' | '.join(map(escape, row))} |" for row in lines)
+    header, *rows = (list(map(escape, row)) for row in (header, *rows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rules, *rows))

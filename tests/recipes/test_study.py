@@ -102,12 +102,16 @@ def test_report_has_every_tool_for_every_system(studied, corpus):
     assert all(map(math.isfinite, numbers(report)))
     assert report["machine"]["cores"] and report["settings"]["pairs"] == 6
     html = (folder / "report.html").read_text()
+    assert len(html) < 4e6  # 12.5 MB with uncompressed sounds
     text = (folder / "report.md").read_text()
     for tool in TOOLS:
         assert f"## {tool.title}\n" in text and tool.title in html
     for page in (html, text):
         assert "SIM module2" in page and "nan" not in page.lower().split()
     assert "GIM: no KL" in text and "SIM: no KL" not in text
+    assert "% (SIM) against " in text and "% (GIM) for " in text
+    spoken = {"Synthetic": " (speaker 1001, ", "ArtificialSpeech": "“"}
+    assert f"{spoken[corpus]}" in text
     assert ("as published" in text) == (corpus == "ArtificialSpeech")
     assert ("| 92.58 |" in text) == (corpus == "ArtificialSpeech")
     (probed,) = report["probes"].values()

@@ -13,13 +13,17 @@ from speechbrain_sim.analysis.weights import (
     plot_weights,
 )
 
+#: of a system; matplotlib would read it as mathematics, which it is not
+ODD = r"$\odd{|$"
 SCORE = {"value": 1.5, "interval": [1.2, 1.9]}
 
 
 @pytest.fixture
 def drawn(tmp_path):
     yield tmp_path / "folder/figure"
-    assert (tmp_path / "folder/figure.svg").stat().st_size > 5000
+    svg = (tmp_path / "folder/figure.svg").read_text()
+    assert len(svg) > 5000 and f"<!-- {ODD}" in svg
+    assert "mathdefault" not in svg
     png = (tmp_path / "folder/figure.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 5000
 
@@ -30,13 +34,13 @@ def counted(quantity):
     found = {"counts": [0, 2, 4], quantity: [1, 0.6, 0], **ends}
     found["dimensions"] = 4
     return Results(
-        SIM={"module1": found, "module2": found}, GIM={"module2": found}
+        {ODD: {"module1": found, "module2": found}, "GIM": {"module2": found}}
     )
 
 
 def test_delta(drawn):
     published = {"counts": [2, 4], "delta": [0.5, 0], "dimensions": 8}
-    published = Results(SIM={"module1": published})
+    published = Results({ODD: {"module1": published}})
     plot_delta(counted("delta"), drawn, published)
 
 
@@ -47,14 +51,14 @@ def test_top_n(drawn):
 def test_weights(drawn):
     weight = np.random.default_rng(0).normal(size=(2, 8, 3))
     found = concentration(weight, np.ones(8))
-    systems = Results(SIM={"module1": found}, GIM={"module2": found})
+    systems = Results({ODD: {"module1": found}, "GIM": {"module2": found}})
     plot_weights(systems, drawn)
 
 
 def test_shape(drawn):
     x = np.random.default_rng(0).normal(size=(200, 4))
-    systems = {"SIM": shape(x, 0 * x, x), "GIM": shape(x)}
-    systems["SIM"]["shown"], systems["GIM"]["shown"] = [0, 1, 2], [3]
+    systems = {ODD: shape(x, 0 * x, x), "GIM": shape(x)}
+    systems[ODD]["shown"], systems["GIM"]["shown"] = [0, 1, 2], [3]
     plot_shape(systems, drawn)
 
 
@@ -64,6 +68,6 @@ def test_smoothness(drawn):
         "moves": {"relative_mean": SCORE},
     }
     systems = Results(
-        SIM={"module1": found, "module2": found}, GIM={"module2": found}
+        {ODD: {"module1": found, "module2": found}, "GIM": {"module2": found}}
     )
     plot_smoothness(systems, drawn)
