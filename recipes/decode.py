@@ -15,6 +15,7 @@ from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_sim import config
 from speechbrain_sim.brains.decoder import DecoderBrain
+from speechbrain_sim.cli import run_command
 from speechbrain_sim.decoders import mirror
 from speechbrain_sim.models.load import (
     load_encoder,
@@ -22,8 +23,8 @@ from speechbrain_sim.models.load import (
     saved_encoder,
 )
 
-#: options that may differ when a decoder's training is resumed
-MAY_CHANGE = [*config.MAY_CHANGE, "encoder"]
+#: of runs: what may change when they are resumed, and what is refused
+RULES = ([*config.MAY_CHANGE, "encoder"], None)
 
 
 def keep_encoder(folder, encoder, description, source):
@@ -59,8 +60,8 @@ def decode(hparams, run_opts):
 
 def main(argv):
     """Runs the recipe with a command line."""
-    decode(*config.load_experiment(argv, MAY_CHANGE))
+    decode(*config.load_experiment(argv, *RULES))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main, sys.argv[1:], "decode.py")

@@ -14,11 +14,31 @@ import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.cli import run_command
 from speechbrain_sim.config import MAY_CHANGE, load_experiment
 from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.data.labels import FRAMES, UTTERANCE, kind_of
 from speechbrain_sim.files import versions
 from speechbrain_sim.models.format import ENCODER, save_parts
+
+
+def check(settings):
+    """Raises a ValueError for labels that nothing, or not all, is set for."""
+    supervised = settings["objective"] == "supervised"
+    label, classes = settings["label"], settings["classes"]
+    if supervised and (label is None or classes < 2):
+        raise ValueError(
+            f"A supervised model needs --label and its number of --classes, 2 "
+            f"or more; they are {label} and {classes}."
+        )
+    if label is not None and not supervised:
+        raise ValueError(
+            f"--label is {label}, but only --model supervised learns labels."
+        )
+
+
+#: of runs: what may change when they are resumed, and what is refused
+RULES = (MAY_CHANGE, check)
 
 
 def check_label(hparams):
@@ -64,8 +84,8 @@ def pretrain(hparams, run_opts):
 
 def main(argv):
     """Runs the recipe with a command line."""
-    pretrain(*load_experiment(argv, MAY_CHANGE))
+    pretrain(*load_experiment(argv, *RULES))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main, sys.argv[1:], "pretrain.py")

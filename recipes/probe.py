@@ -24,7 +24,8 @@ from speechbrain.utils import distributed
 from speechbrain_sim.activations import LABELS, MEAN
 from speechbrain_sim.analysis import probes as results
 from speechbrain_sim.brains.probe import features_of, train_probes
-from speechbrain_sim.config import load_experiment
+from speechbrain_sim.cli import run_command
+from speechbrain_sim.config import RUN, load_experiment
 from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.data.labels import FRAMES, SEQUENCE, kind_of
 from speechbrain_sim.data.phones import name_phones
@@ -36,17 +37,17 @@ from speechbrain_sim.models.load import load_encoder, save_encoder
 PARTS = ("train", "valid", "test")
 
 
-def check(hparams, kind):
+def check(settings):
     """Raises a ValueError for what cannot be probed."""
-    label, layers = hparams["label"], hparams["layers"]
-    if hparams["controls"] < 2:
+    label = settings["label"]
+    if settings["controls"] < 2:
         raise ValueError("--controls: an interval needs at least 2.")
-    if isinstance(layers, str):
-        raise ValueError(f"--layers is a list: '[{layers}]', with brackets.")
-    if kind == SEQUENCE:
+    if kind_of(label, settings["label_kinds"]) == SEQUENCE:
         raise ValueError(f"No linear probe reads a sequence: {label}")
-    if distributed.is_distributed_initialized():
-        raise ValueError("One process probes: start it without torchrun.")
+
+
+#: of runs: what may change when they are resumed (see `probe`), what is refused
+RULES = (None, check)
 
 
 def encode(hparams, run_opts, encoder, description, rows):
@@ -72,17 +73,18 @@ def probe(hparams, run_opts):
     """Encodes the corpus, trains the probes and writes the results."""
     label, folder = hparams["label"], hparams["output_folder"]
     kind = kind_of(label, hparams["label_kinds"])
-    check(hparams, kind)
     sb.create_experiment_directory(folder)
-    hparams["prepare"]()
     encoder, description = load_encoder(hparams["encoder"])
+    layers = hparams["layers"] or encoder.layer_names
+    for layer in layers:
+        encoder.check_layer(layer)
     for path in Path(folder).glob("probe_*.json"):
         if read_json(path)["encoder"]["sha256"] != description["sha256"]:
             raise ValueError(
                 f"{path} is of another encoder than {hparams['encoder']}: "
                 f"choose another --output_folder."
             )
-    layers = hparams["layers"] or encoder.layer_names
+    hparams["prepare"]()
     rows = LABELS if kind == FRAMES else MEAN
     about = {
         "label": label,
@@ -90,6 +92,9 @@ def probe(hparams, run_opts):
         "activations": f"activations/{rows}",
         "encoder": description,
         "settings": {key: hparams[key] for key in hparams["settings"]},
+        "run_options": {
+            k: str(hparams[k]) for k in sorted({*RUN} & {*hparams})
+        },
         "manifests": {p: sha256(hparams[f"{p}_csv"]) for p in PARTS},
     }
     if results.is_written(folder, **about):
@@ -136,8 +141,8 @@ def save(hparams, encoder, probes, scores, classes, about):
 
 def main(argv):
     """Runs the recipe with a command line."""
-    probe(*load_experiment(argv))
+    probe(*load_experiment(argv, *RULES))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main, sys.argv[1:], "probe.py")

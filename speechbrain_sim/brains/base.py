@@ -39,6 +39,7 @@ class ResumableBrain(sb.Brain):
         #: the modules, never wrapped by DDP
         self.unwrapped = dict(self.modules.items())
         self.stopwatch, self.estimate = estimate.Stopwatch(), None
+        self.steps_per_epoch = math.inf
         self.averages = {stage: Averages() for stage in sb.Stage}
         if self.checkpointer is not None:
             others = {"averages": self.averages[sb.Stage.TRAIN]}
@@ -64,13 +65,38 @@ class ResumableBrain(sb.Brain):
         """Wraps, makes optimizers, resumes; a new run starts with an empty log."""
         super().on_fit_start()
         begins = self.hparams.epoch_counter.current == 0
-        if self.checkpointer is not None and begins and not self.debug:
+        if self.checkpointer is not None and begins:
             self.hparams.train_logger.rewind()
 
     def _should_save_intra_epoch_ckpt(self, *args):
         # a checkpoint cannot hold half-summed gradients
-        complete = self.step % self.grad_accumulation_factor == 0
+        complete, _ = self.accumulation()
         return complete and super()._should_save_intra_epoch_ckpt(*args)
+
+    def accumulation(self):
+        """Returns whether the optimizers step now, and after how many batches.
+
+        After `grad_accumulation_factor` batches, or what an epoch has left.
+        """
+        factor = self.grad_accumulation_factor
+        begin = (self.step - 1) // factor * factor
+        size = min(factor, self.steps_per_epoch - begin)
+        return self.step == begin + size, size
+
+    def fit_batch(self, batch):
+        """Fits one batch as the parent class does, but see `accumulation`."""
+        should_step, size = self.accumulation()
+        self.on_fit_batch_start(batch, should_step)
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+                loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+            self.check_loss_isfinite(loss)
+            self.scaler.scale(loss / size).backward()
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, outputs, loss, should_step)
+        return loss.detach().cpu()
 
     def init_optimizers(self):
         """Gives every module its own optimizer, named as the module."""
@@ -104,7 +130,16 @@ class ResumableBrain(sb.Brain):
             crop.set_epoch(epoch)
 
     def _fit_train(self, train_set, epoch, enable):
-        self.steps_per_epoch = len(train_set)
+        steps, factor = len(train_set), self.grad_accumulation_factor
+        if steps < factor:
+            raise ValueError(
+                f"An epoch has {steps} batches for each process, fewer than "
+                f"grad_accumulation_factor, {factor}: nothing would be "
+                f"learned. Use a smaller one, a smaller batch_size, more data, "
+                f"or fewer processes."
+            )
+        stop = self.debug_batches if self.debug else steps
+        self.steps_per_epoch = min(steps, stop)
         self.stopwatch.begin()
         super()._fit_train(train_set, epoch, enable)
 

@@ -94,14 +94,13 @@ class GreedyBrain(ResumableBrain):
         Equals one backward of the summed losses and one step at the end, since
         no gradient crosses modules.
         """
-        should_step = self.step % self.grad_accumulation_factor == 0
+        should_step, size = self.accumulation()
         self.on_fit_batch_start(batch, should_step)
         losses, stats = [], {}
         with self.no_sync(not should_step):
             for name, output in self.forward_modules(batch, sb.Stage.TRAIN):
                 if output.loss.requires_grad:
-                    loss = output.loss / self.grad_accumulation_factor
-                    self.scaler.scale(loss).backward()
+                    self.scaler.scale(output.loss / size).backward()
                     if should_step:
                         self.step_module(name)
                 losses.append(output.loss.detach())
