@@ -59,7 +59,7 @@ class Runs(NamedTuple):
         options = {**self.options, **options}
         experiment = self.yamls / yaml, options, self.run_opts
         if self.dry:
-            return config.check_settings(*experiment, rules[-1])
+            return config.read_settings(*experiment, rules[-1])
         print(f"\n=== {options['output_folder']}: {yaml}", flush=True)
         recipe(*config.make_experiment(*experiment, *rules))
 
@@ -156,7 +156,8 @@ def train_and_probe(hparams, runs):
     probed = {label: {} for label in labels}
     for name, system in hparams["systems"].items():
         per_label = system.get("per_label", False)
-        for seed in system.get("seeds", [1]):
+        seeds = system.get("seeds", [1])
+        for seed in seeds[:1] if runs.dry else seeds:
             if not per_label:
                 folder, encoder = train(hparams, runs, name, seed)
                 encoders.setdefault(name, (folder, encoder))

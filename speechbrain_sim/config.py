@@ -297,17 +297,7 @@ def make_experiment(
 
 def _build(file, options, run_opts, may_change, check, apart):
     """See `make_experiment`; `apart`: debug runs have a folder of their own."""
-    document, options, rules = _read_document(file, options, run_opts)
-    settings = _resolve(document, options)
-    debug = settings.get("debug") or settings.get("optimizer_step_limit")
-    if debug and apart:
-        folder = f"{os.path.normpath(settings['output_folder'])}_debug"
-        print(f"A debug run: its output goes to {folder}", flush=True)
-        options |= {"output_folder": folder, "save_folder": f"{folder}/save"}
-        settings = _resolve(document, options)
-    check_ranges(settings, rules)
-    if check is not None:
-        check(settings)
+    settings, defaults = read_settings(file, options, run_opts, check, apart)
     resolved = dump_yaml(settings)
     hparams = load_hyperpyyaml(resolved)
     if if_main_process():
@@ -315,25 +305,16 @@ def _build(file, options, run_opts, may_change, check, apart):
         written = Path(hparams["output_folder"], name)
         begun = any(Path(hparams["save_folder"]).glob("CKPT*"))
         if may_change is not None and begun and written.exists():
-            _check_same_run(written, settings, document, may_change)
+            _check_same_run(written, settings, defaults, may_change)
         write_text(written, resolved)
     return hparams, run_opts
 
 
-def check_settings(hparams_file, options, run_opts, check=None):
-    """Raises what `make_experiment` would; makes and writes nothing."""
-    document, options, rules = _read_document(hparams_file, options, run_opts)
-    settings = _resolve(document, options)
-    check_ranges(settings, rules)
-    if check is not None:
-        check(settings)
+def read_settings(hparams_file, options, run_opts, check=None, apart=False):
+    """Merges and checks what `make_experiment` builds, but makes nothing.
 
-
-def _read_document(hparams_file, options, run_opts):
-    """Merges a yaml, a model and options, and checks the kinds of values.
-
-    Returns what may hold references, the options among it, which may not, and
-    the rules for ranges.
+    Returns the resolved settings, and what they are without options. `apart`:
+    a debug run's output goes to another folder.
     """
     files, options = _read_files(hparams_file), dict(options)
     defaults, contents = _merge(files), [RUN, *files.values()]
@@ -346,15 +327,23 @@ def _read_document(hparams_file, options, run_opts):
     overridden = run_opts.get("overridden_args", ())
     options |= {k: run_opts[k] for k in overridden if k in {*RUN, *defaults}}
     options = {k: typed(k, v, contents) for k, v in options.items()}
-    changes = model_changes(model) if model else {}
+    defaults |= model_changes(model) if model else {}
+    settings = _resolve(defaults, options)
+    debug = settings.get("debug") or settings.get("optimizer_step_limit")
+    if debug and apart:
+        folder = f"{os.path.normpath(settings['output_folder'])}_debug"
+        print(f"A debug run: its output goes to {folder}", flush=True)
+        options |= {"output_folder": folder, "save_folder": f"{folder}/save"}
+        settings = _resolve(defaults, options)
     alone = not is_distributed_initialized()
-    processes = 1 if alone else torch.distributed.get_world_size()
-    notes = {
-        name: {k: v for c in contents for k, v in c.get(name, {}).items()}
-        for name in ("__may_be", "__must_be")
-    }
-    document = {**defaults, **changes, "processes": processes, **notes}
-    return document, options, notes["__must_be"]
+    settings["processes"] = 1 if alone else torch.distributed.get_world_size()
+    for notes in "__may_be", "__must_be":  # for a run of the record
+        of_files = [content.get(notes, {}) for content in contents]
+        settings[notes] = {k: v for notes in of_files for k, v in notes.items()}
+    check_ranges(settings, settings["__must_be"])
+    if check is not None:
+        check(settings)
+    return settings, {**defaults, "processes": settings["processes"]}
 
 
 def check_keys(source, known, keys):
