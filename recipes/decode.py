@@ -44,9 +44,8 @@ def decode(hparams, run_opts):
     source = hparams["encoder"]
     encoder, description = load_encoder(source)
     kept = [hparams["output_folder"], encoder, description, source]
-    run_on_main(keep_encoder, args=kept)
     decoder = mirror(encoder, hparams["layer"])
-    run_on_main(hparams["prepare"])
+    run_on_main(keep_encoder, args=kept)
     hparams["frozen_encoder"] = encoder
     brain = DecoderBrain(
         modules={"decoder": decoder},
@@ -55,6 +54,7 @@ def decode(hparams, run_opts):
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
+    run_on_main(hparams["prepare"])
     brain.fit_manifests()
 
 

@@ -41,6 +41,22 @@ def check(settings):
 RULES = (MAY_CHANGE, check)
 
 
+def check_crop(hparams):
+    """Raises a ValueError if a crop ends before what is to be predicted."""
+    for module in hparams["modules"].values():
+        objective, samples = module.smooth_info_nce, hparams["crop_samples"]
+        frames = hparams["encoder"].output_lengths(
+            samples, [*module.layers][-1]
+        )
+        steps, window = objective.prediction_steps, objective.window_frames
+        if min(frames, window) <= steps:
+            raise ValueError(
+                f"--prediction_steps is {steps}, but of {module.name} there "
+                f"are {frames} frames in --crop_samples {samples}, and "
+                f"--window_frames is {window}: both need {steps + 1} frames."
+            )
+
+
 def check_label(hparams):
     """Returns the classes of a supervised run, and what they are of."""
     label = hparams["label"]
@@ -64,8 +80,9 @@ def check_label(hparams):
 
 def pretrain(hparams, run_opts):
     """Prepares the data and trains."""
+    if hparams["objective"] == "contrastive":
+        check_crop(hparams)
     sb.create_experiment_directory(hparams["output_folder"])
-    run_on_main(hparams["prepare"])
     brain = GreedyBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
@@ -73,6 +90,7 @@ def pretrain(hparams, run_opts):
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
+    run_on_main(hparams["prepare"])
     if set(brain.frozen) < set(brain.modules):
         brain.fit_manifests(hparams["label"], *check_label(hparams))
     elif if_main_process():  # a random encoder

@@ -252,7 +252,8 @@ def check_runs(hparams, runs, chosen):
     encoders, _, _ = train_and_probe(hparams, dry)
     if "decoders" in {need for tool in chosen for need in tool.needs}:
         for name in hparams["inside"]:
-            for layer in hparams["layers"] or hparams["decoder_epochs"]:
+            layers = hparams["layers"] or [*hparams["decoder_epochs"]]
+            for layer in layers or ["module1"]:
                 train_decoder(hparams, dry, *encoders[name], layer)
     for system in hparams["systems"].values():
         if "encoder" in system:

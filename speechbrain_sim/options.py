@@ -166,12 +166,13 @@ def check_ranges(settings, rules):
         if tag_of(value) or (value is None and not isinstance(rule, list)):
             continue
         if isinstance(rule, list):
-            right, rule = value in rule, f"one of {', '.join(map(str, rule))}"
+            right, rule = value in rule, " or ".join(map(str, rule))
         else:
             text = rule.partition(":")[0]
             conditions = text.removesuffix(", or inf").split(", ")
             if "inf" not in text and not _meets(value, "finite"):
                 conditions, rule = ["finite"], "finite"
             right = all(_meets(value, c) for c in conditions if c)
+        rule = rule.removeprefix("= ")
         if not right:
             raise ValueError(f"--{key} is {value!r}, but must be {rule}.")
