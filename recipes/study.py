@@ -41,9 +41,10 @@ from speechbrain_sim.report.tables import markdown_table
 SETTINGS = ("clips", "clip_samples", "pairs", "smooth_pairs", "weights_label")
 
 
-#: keys of an entry of systems, and of labels
-SYSTEM = ("yaml", "options", "encoder", "of", "per_label", "probe", "seeds")
-PARTS = ("probe", "supervised")
+#: an entry of systems, and of labels: of which kinds their values are
+SYSTEM = {"yaml": "", "encoder": "", "of": "", "per_label": False}
+SYSTEM |= {"options": {}, "probe": {}, "seeds": [1]}
+LABEL = {"probe": {}, "supervised": {}}
 
 
 class Runs(NamedTuple):
@@ -75,28 +76,35 @@ def corpus_options(yamls, hparams):
     return options
 
 
+def check_entry(entry, value, example):
+    """Raises a KeyError or ValueError if a mapping is unlike its example."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{entry} is {value!r}, not a mapping.")
+    config.check_keys(entry, example, value)
+    for key in value:
+        option = f"{entry[2:]}: {key}"
+        typed(option, value[key], [{option: example[key]}])
+
+
 def check_systems(systems):
-    """Raises a KeyError or ValueError if an entry cannot be trained or read."""
-    for place, (name, system) in enumerate(systems.items()):
+    """Raises a KeyError or ValueError if one cannot be trained or read."""
+    trained = {}
+    for name, system in systems.items():
         entry = f"--systems: {name}"
         if name != Path(str(name)).name or name == "..":
             raise ValueError(f"{entry}: its name, of folders, is a plain word.")
-        if not isinstance(system, dict):
-            raise ValueError(f"{entry} is {system!r}, not a mapping.")
-        config.check_keys(entry, SYSTEM, system)
+        check_entry(entry, system, SYSTEM)
         if len({"yaml", "encoder", "of"} & system.keys()) != 1:
             raise ValueError(f"{entry} needs one of yaml, encoder and of.")
-        seeds = typed("seeds", system.get("seeds", [1]), [{"seeds": [1]}])
+        seeds = system.get("seeds", [1])
         check_ranges({"seeds": seeds}, {"seeds": "not empty, unique, >= 0"})
-        if "of" in system:
-            above = [n for n in [*systems][:place] if n == system["of"]]
-            other = systems[above[0]] if above else {"per_label": True}
-            lacking = {*seeds} - {*other.get("seeds", [1])}
-            if other.get("per_label") or "of" in other or lacking:
-                raise ValueError(
-                    f"{entry} is of {system['of']}, but there is no such entry "
-                    f"above it that is trained with the seeds {seeds}, once."
-                )
+        if "yaml" in system and not system.get("per_label"):
+            trained[name] = {*seeds}
+        if "of" in system and not {*seeds} <= trained.get(system["of"], set()):
+            raise ValueError(
+                f"{entry} is of {system['of']}, but no entry above it of that "
+                f"name is trained once for each of the seeds {seeds}."
+            )
 
 
 def check(hparams):
@@ -104,7 +112,7 @@ def check(hparams):
     systems = hparams["systems"]
     check_systems(systems)
     for label, options in hparams["labels"].items():
-        config.check_keys(f"--labels: {label}", PARTS, options)
+        check_entry(f"--labels: {label}", options, LABEL)
     tools.choose_tools(hparams["tools"])
     names = ", ".join(systems)
     if hparams["labels"] and hparams["baseline"] not in (None, *systems):

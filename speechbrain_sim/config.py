@@ -232,7 +232,8 @@ def _parse_words(words):
 
 def _check_device(run_opts):
     """Raises a ValueError if a run's device cannot be used."""
-    device = run_opts["device"] or infer_device()
+    device = run_opts["device"]
+    device = infer_device() if device is None else device
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -13,6 +13,7 @@ the last condition is `or inf`.
 import contextlib
 import io
 import operator
+import re
 from math import isfinite
 from pathlib import Path
 
@@ -59,9 +60,18 @@ def _fits(value, example):
 
 def _examples(key, contents):
     """Returns the values of a key, and of what it may be, in yamls."""
-    contents = [c for f in contents for c in (f, f.get("__may_be", {}))]
-    examples = [content[key] for content in contents if key in content]
-    return [e for e in examples if tag_of(e) not in ("!ref", "!PLACEHOLDER")]
+    notes = [c for f in contents for c in (f, f.get("__may_be", {}))]
+    values, examples = [c[key] for c in notes if key in c], []
+    for value in values:
+        if tag_of(value) == "!ref":
+            whole = re.fullmatch(r"<(\w+)>", value.value)
+            other = whole and whole[1] != key
+            examples += _examples(whole[1], contents) if other else [""]
+        elif tag_of(value) != "!PLACEHOLDER":
+            examples.append(value)
+    # null may be text, unless __may_be has something else
+    unknown = examples and not any(e is not None for e in examples)
+    return [*examples, ""] if unknown else examples
 
 
 def typed(key, value, contents):
@@ -84,9 +94,7 @@ def typed(key, value, contents):
     >>> typed("lr", "1e-3", [{"lr": 0.1}]), typed("name", "1e-3", [{"name": "x"}])
     (0.001, '1e-3')
     """
-    examples = _examples(key, contents)
-    if not any(example is not None for example in examples):
-        examples.append("")  # text, unless __may_be has something else
+    examples = _examples(key, contents) or [""]
     value = meant = str(value) if isinstance(value, Path) else value
     if isinstance(value, str):
         with contextlib.suppress(ValueError, ruamel.yaml.error.YAMLError):
@@ -113,10 +121,10 @@ def check_kinds(files):
     for above, (path, content) in enumerate(files.items()):
         for key in content.keys() - {"base", "uses"}:
             examples, value = _examples(key, contents[:above]), content[key]
-            if None in examples:
-                examples.append("")
-            free = key[:2] == "__" or tag_of(value) or not examples
-            free = free or any(kind_of(example) is None for example in examples)
+            free = not examples or any(kind_of(e) is None for e in examples)
+            if kind_of(value) is None:  # a date, unless it has a tag
+                free, examples = tag_of(value), [""]
+            free = free or key[:2] == "__"
             if not free and not any(_fits(value, e) for e in examples):
                 kinds = _kinds(examples)
                 raise ValueError(f"{path}: {key} is {value!r}, not {kinds}.")
@@ -162,8 +170,9 @@ def check_ranges(settings, rules):
     ValueError: --seeds is [1, 1], but must be unique, not empty.
     """
     for key, value in settings.items():
-        rule = rules.get(key, "")
-        if tag_of(value) or (value is None and not isinstance(rule, list)):
+        rule, kind = rules.get(key, ""), kind_of(value)
+        made = kind is None or kind is dict and not rule  # of other settings
+        if made or (value is None and not isinstance(rule, list)):
             continue
         if isinstance(rule, list):
             right, rule = value in rule, " or ".join(map(str, rule))
