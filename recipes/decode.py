@@ -15,6 +15,7 @@ from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_sim import config
 from speechbrain_sim.brains.decoder import DecoderBrain
+from speechbrain_sim.cli import run_command
 from speechbrain_sim.decoders import mirror
 from speechbrain_sim.models.load import (
     load_encoder,
@@ -22,8 +23,8 @@ from speechbrain_sim.models.load import (
     saved_encoder,
 )
 
-#: options that may differ when a decoder's training is resumed
-MAY_CHANGE = [*config.MAY_CHANGE, "encoder"]
+#: of runs: what may change when they are resumed, and what is refused
+RULES = ([*config.MAY_CHANGE, "encoder"], None)
 
 
 def keep_encoder(folder, encoder, description, source):
@@ -43,9 +44,8 @@ def decode(hparams, run_opts):
     source = hparams["encoder"]
     encoder, description = load_encoder(source)
     kept = [hparams["output_folder"], encoder, description, source]
-    run_on_main(keep_encoder, args=kept)
     decoder = mirror(encoder, hparams["layer"])
-    run_on_main(hparams["prepare"])
+    run_on_main(keep_encoder, args=kept)
     hparams["frozen_encoder"] = encoder
     brain = DecoderBrain(
         modules={"decoder": decoder},
@@ -54,13 +54,14 @@ def decode(hparams, run_opts):
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
+    run_on_main(hparams["prepare"])
     brain.fit_manifests()
 
 
 def main(argv):
     """Runs the recipe with a command line."""
-    decode(*config.load_experiment(argv, MAY_CHANGE))
+    decode(*config.load_experiment(argv, *RULES))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main, sys.argv[1:], "decode.py")

@@ -14,11 +14,47 @@ import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.cli import run_command
 from speechbrain_sim.config import MAY_CHANGE, load_experiment
 from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.data.labels import FRAMES, UTTERANCE, kind_of
 from speechbrain_sim.files import versions
 from speechbrain_sim.models.format import ENCODER, save_parts
+
+
+def check(settings):
+    """Raises a ValueError for labels that nothing, or not all, is set for."""
+    supervised = settings["objective"] == "supervised"
+    label, classes = settings["label"], settings["classes"]
+    if supervised and (label is None or classes < 2):
+        raise ValueError(
+            f"A supervised model needs --label and its number of --classes, 2 "
+            f"or more; they are {label} and {classes}."
+        )
+    if label is not None and not supervised:
+        raise ValueError(
+            f"--label is {label}, but only --model supervised learns labels."
+        )
+
+
+#: of runs: what may change when they are resumed, and what is refused
+RULES = (MAY_CHANGE, check)
+
+
+def check_crop(hparams):
+    """Raises a ValueError if a crop ends before what is to be predicted."""
+    for module in hparams["modules"].values():
+        objective, samples = module.smooth_info_nce, hparams["crop_samples"]
+        frames = hparams["encoder"].output_lengths(
+            samples, [*module.layers][-1]
+        )
+        steps, window = objective.prediction_steps, objective.window_frames
+        if min(frames, window) <= steps:
+            raise ValueError(
+                f"--prediction_steps is {steps}, but of {module.name} there "
+                f"are {frames} frames in --crop_samples {samples}, and "
+                f"--window_frames is {window}: both need {steps + 1} frames."
+            )
 
 
 def check_label(hparams):
@@ -44,8 +80,9 @@ def check_label(hparams):
 
 def pretrain(hparams, run_opts):
     """Prepares the data and trains."""
+    if hparams["objective"] == "contrastive":
+        check_crop(hparams)
     sb.create_experiment_directory(hparams["output_folder"])
-    run_on_main(hparams["prepare"])
     brain = GreedyBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
@@ -53,6 +90,7 @@ def pretrain(hparams, run_opts):
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
+    run_on_main(hparams["prepare"])
     if set(brain.frozen) < set(brain.modules):
         brain.fit_manifests(hparams["label"], *check_label(hparams))
     elif if_main_process():  # a random encoder
@@ -64,8 +102,8 @@ def pretrain(hparams, run_opts):
 
 def main(argv):
     """Runs the recipe with a command line."""
-    pretrain(*load_experiment(argv, MAY_CHANGE))
+    pretrain(*load_experiment(argv, *RULES))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main, sys.argv[1:], "pretrain.py")

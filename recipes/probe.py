@@ -25,7 +25,8 @@ from speechbrain_sim.activations import LABELS, MEAN
 from speechbrain_sim.analysis import probes as results
 from speechbrain_sim.analysis.intervals import check_controls
 from speechbrain_sim.brains.probe import features_of, train_probes
-from speechbrain_sim.config import load_experiment
+from speechbrain_sim.cli import run_command
+from speechbrain_sim.config import RUN, load_experiment
 from speechbrain_sim.data.labels import FRAMES, SEQUENCE, kind_of
 from speechbrain_sim.data.phones import name_phones
 from speechbrain_sim.extraction import encode_manifest
@@ -36,16 +37,17 @@ from speechbrain_sim.models.load import load_encoder, save_encoder
 PARTS = ("train", "valid", "test")
 
 
-def check(hparams, kind):
+def check(settings):
     """Raises a ValueError for what cannot be probed."""
-    label, layers = hparams["label"], hparams["layers"]
-    check_controls(hparams["controls"], 3, kind == FRAMES)  # at least
-    if isinstance(layers, str):
-        raise ValueError(f"--layers is a list: '[{layers}]', with brackets.")
+    label = settings["label"]
+    kind = kind_of(label, settings["label_kinds"])
+    check_controls(settings["controls"], 3, kind == FRAMES)  # at least
     if kind == SEQUENCE:
         raise ValueError(f"No linear probe reads a sequence: {label}")
-    if distributed.is_distributed_initialized():
-        raise ValueError("One process probes: start it without torchrun.")
+
+
+#: of runs: what may change when they are resumed (see `probe`), what is refused
+RULES = (None, check)
 
 
 def prepare(hparams, run_opts):
@@ -56,7 +58,6 @@ def prepare(hparams, run_opts):
     """
     label, data_folder = hparams["label"], hparams["data_folder"]
     kind = kind_of(label, hparams["label_kinds"])
-    check(hparams, kind)
     sb.create_experiment_directory(hparams["output_folder"])
     hparams["prepare"]()
     manifests = {part: hparams[f"{part}_csv"] for part in PARTS}
@@ -88,15 +89,17 @@ def encode(hparams, run_opts, encoder, description, rows):
 def probe(hparams, run_opts):
     """Encodes the corpus, trains the probes and writes the results."""
     label, folder = hparams["label"], hparams["output_folder"]
-    kind, classes = prepare(hparams, run_opts)
     encoder, description = load_encoder(hparams["encoder"])
+    layers = hparams["layers"] or encoder.layer_names
+    for layer in layers:
+        encoder.check_layer(layer)
     for path in Path(folder).glob("probe_*.json"):
         if read_json(path)["encoder"]["sha256"] != description["sha256"]:
             raise ValueError(
                 f"{path} is of another encoder than {hparams['encoder']}: "
                 f"choose another --output_folder."
             )
-    layers = hparams["layers"] or encoder.layer_names
+    kind, classes = prepare(hparams, run_opts)
     rows = LABELS if kind == FRAMES else MEAN
     about = {
         "label": label,
@@ -104,6 +107,9 @@ def probe(hparams, run_opts):
         "activations": f"activations/{rows}",
         "encoder": description,
         "settings": {key: hparams[key] for key in hparams["settings"]},
+        "run_options": {
+            k: str(hparams[k]) for k in sorted({*RUN} & {*hparams})
+        },
         "manifests": {p: sha256(hparams[f"{p}_csv"]) for p in PARTS},
     }
     if results.is_written(folder, **about):
@@ -149,8 +155,8 @@ def save(hparams, encoder, probes, scores, classes, about):
 
 def main(argv):
     """Runs the recipe with a command line."""
-    probe(*load_experiment(argv))
+    probe(*load_experiment(argv, *RULES))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main, sys.argv[1:], "probe.py")

@@ -28,15 +28,23 @@ from speechbrain_sim.analysis.latents import encode_clips, read_clips
 from speechbrain_sim.analysis.probes import read_examples
 from speechbrain_sim.analysis.probing import Probing, read_probed
 from speechbrain_sim.analysis.study import Probes, Study, System
+from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.labels import FRAMES, kind_of
 from speechbrain_sim.files import machine, read_json, sha256
 from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
+from speechbrain_sim.options import check_ranges, typed
 from speechbrain_sim.report.page import Table
 from speechbrain_sim.report.tables import markdown_table
 
 #: keys of a study that `report.json` repeats
 SETTINGS = ("clips", "clip_samples", "pairs", "smooth_pairs", "weights_label")
+
+
+#: an entry of systems, and of labels: of which kinds their values are
+SYSTEM = {"yaml": "", "encoder": "", "of": "", "per_label": False}
+SYSTEM |= {"options": {}, "probe": {}, "seeds": [1]}
+LABEL = {"probe": {}, "supervised": {}}
 
 
 class Runs(NamedTuple):
@@ -45,14 +53,16 @@ class Runs(NamedTuple):
     yamls: Path
     options: dict
     run_opts: dict
+    dry: bool = False  # their settings are checked, nothing is run
 
-    def run(self, recipe, yaml, may_change, **options):
+    def run(self, recipe, yaml, rules, **options):
         """Runs a recipe; a run that is done already returns at once."""
         options = {**self.options, **options}
+        experiment = self.yamls / yaml, options, self.run_opts
+        if self.dry:
+            return config.read_settings(*experiment, rules[-1])
         print(f"\n=== {options['output_folder']}: {yaml}", flush=True)
-        yaml = self.yamls / yaml
-        experiment = yaml, options, self.run_opts, may_change
-        recipe(*config.make_experiment(*experiment))
+        recipe(*config.make_experiment(*experiment, *rules))
 
 
 def corpus_options(yamls, hparams):
@@ -66,9 +76,44 @@ def corpus_options(yamls, hparams):
     return options
 
 
+def check_entry(entry, value, example):
+    """Raises a KeyError or ValueError if a mapping is unlike its example."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{entry} is {value!r}, not a mapping.")
+    config.check_keys(entry, example, value)
+    for key in value:
+        option = f"{entry[2:]}: {key}"
+        typed(option, value[key], [{option: example[key]}])
+
+
+def check_systems(systems):
+    """Raises a KeyError or ValueError if one cannot be trained or read."""
+    trained = {}
+    for name, system in systems.items():
+        entry = f"--systems: {name}"
+        if name != Path(str(name)).name or name == "..":
+            raise ValueError(f"{entry}: its name, of folders, is a plain word.")
+        check_entry(entry, system, SYSTEM)
+        if len({"yaml", "encoder", "of"} & system.keys()) != 1:
+            raise ValueError(f"{entry} needs one of yaml, encoder and of.")
+        seeds = system.get("seeds", [1])
+        check_ranges({"seeds": seeds}, {"seeds": "not empty, unique, >= 0"})
+        if "yaml" in system and not system.get("per_label"):
+            trained[name] = {*seeds}
+        if "of" in system and not {*seeds} <= trained.get(system["of"], set()):
+            raise ValueError(
+                f"{entry} is of {system['of']}, but no entry above it of that "
+                f"name is trained once for each of the seeds {seeds}."
+            )
+
+
 def check(hparams):
     """Raises a ValueError if an entry names what there is not."""
     systems = hparams["systems"]
+    check_systems(systems)
+    for label, options in hparams["labels"].items():
+        check_entry(f"--labels: {label}", options, LABEL)
+    tools.choose_tools(hparams["tools"])
     names = ", ".join(systems)
     if hparams["labels"] and hparams["baseline"] not in (None, *systems):
         raise ValueError(
@@ -82,7 +127,9 @@ def check(hparams):
                 f"some of {names}, but none that is trained per label."
             )
     frames = kind_of(hparams["factor_label"], hparams["label_kinds"]) == FRAMES
-    if hparams["factors"] and not (hparams["factor_segments"] or frames):
+    if hparams["factors"] is not None and not (
+        hparams["factor_segments"] or frames
+    ):
         raise ValueError(
             f"{hparams['factor_label']} is no label of frames: give "
             f"--factor_label one of label_kinds, or --factor_segments."
@@ -103,7 +150,7 @@ def train(hparams, runs, name, seed, label=None):
         supervised = hparams["labels"][label].get("supervised", {})
         options = {"label": label, **supervised, **options}
     options |= {"output_folder": folder, "seed": seed}
-    runs.run(pretrain.pretrain, system["yaml"], config.MAY_CHANGE, **options)
+    runs.run(pretrain.pretrain, system["yaml"], pretrain.RULES, **options)
     return folder, folder
 
 
@@ -127,7 +174,7 @@ def check_labels(hparams, runs):
         folder += f"_{label}" * system.get("per_label", False)
         options = probe_options(hparams, name, label, folder)
         options["encoder"] = "logmel"  # any: the corpus alone is checked
-        runs.run(probe.prepare, "probe.yaml", None, **options)
+        runs.run(probe.prepare, "probe.yaml", probe.RULES, **options)
 
 
 def train_and_probe(hparams, runs):
@@ -140,7 +187,8 @@ def train_and_probe(hparams, runs):
     probed = {label: {} for label in labels}
     for name, system in hparams["systems"].items():
         per_label = system.get("per_label", False)
-        for seed in system.get("seeds", [1]):
+        seeds = system.get("seeds", [1])
+        for seed in seeds[:1] if runs.dry else seeds:
             if not per_label:
                 folder, encoder = train(hparams, runs, name, seed)
                 encoders.setdefault(name, (folder, encoder))
@@ -151,22 +199,20 @@ def train_and_probe(hparams, runs):
                     folder, encoder = train(hparams, runs, name, seed, label)
                 options = probe_options(hparams, name, label, folder)
                 options["encoder"] = encoder
-                runs.run(probe.probe, "probe.yaml", None, **options)
+                runs.run(probe.probe, "probe.yaml", probe.RULES, **options)
                 probed[label].setdefault(name, []).append(f"{folder}/probe")
     return encoders, probed, logs
 
 
-def train_decoder(hparams, runs, folder, encoder, layer, description):
-    """Trains the decoder of a layer; returns it, and its hash."""
+def train_decoder(hparams, runs, folder, encoder, layer):
+    """Trains the decoder of a layer; returns its folder."""
     epochs = hparams["decoder_epochs"]
     options = {"number_of_epochs": epochs[layer]} if layer in epochs else {}
     options |= hparams["decode_options"]
     options |= {"encoder": encoder, "layer": layer}
     options["output_folder"] = f"{folder}/decoder_{layer}"
-    runs.run(decode.decode, "decode.yaml", decode.MAY_CHANGE, **options)
-    folder, digest = options["output_folder"], description["sha256"]
-    decoder, about = load_decoder(folder, layer, digest)
-    return decoder, about["sha256"]
+    runs.run(decode.decode, "decode.yaml", decode.RULES, **options)
+    return options["output_folder"]
 
 
 def train_bias_free(hparams, runs, folder, encoder, layers):
@@ -185,7 +231,7 @@ def train_bias_free(hparams, runs, folder, encoder, layers):
         "standardize": False,
         "output_folder": out,
     }
-    runs.run(probe.probe, "probe.yaml", None, **options)
+    runs.run(probe.probe, "probe.yaml", probe.RULES, **options)
     scores, name = Path(out, f"probe_{label}.json"), f"probe_{label}"
     about = read_json(scores)
     linear = load_parts(out, [name])[0][name].probes
@@ -213,15 +259,30 @@ def open_system(hparams, runs, study, chosen, name, folder, source):
     if "decoders" in needs:
         hashes = made_of["decoders"] = {}
         for layer in layers:
-            decoder, hashes[layer] = train_decoder(
-                hparams, runs, folder, source, layer, description
-            )
+            run = train_decoder(hparams, runs, folder, source, layer)
+            digest = description["sha256"]
+            decoder, about = load_decoder(run, layer, digest)
+            hashes[layer] = about["sha256"]
             decoders[layer] = decoder.to(device)
     if "probes" in needs:
         probes, made_of["probes"] = train_bias_free(
             hparams, runs, folder, source, layers
         )
     return System(name, encoder, wavs, latents, decoders, probes, made_of)
+
+
+def check_runs(hparams, runs, chosen):
+    """Raises what an inner run would, and what loading an encoder does."""
+    dry = runs._replace(dry=True)
+    encoders, _, _ = train_and_probe(hparams, dry)
+    if "decoders" in {need for tool in chosen for need in tool.needs}:
+        for name in hparams["inside"]:
+            layers = hparams["layers"] or [*hparams["decoder_epochs"]]
+            for layer in layers or ["module1"]:
+                train_decoder(hparams, dry, *encoders[name], layer)
+    for system in hparams["systems"].values():
+        if "encoder" in system:
+            load_encoder(system["encoder"])
 
 
 def make_study(hparams):
@@ -265,12 +326,12 @@ def look_inside(hparams, runs, study, chosen, encoders):
 
 def main(argv):
     """Runs the study with a command line."""
-    hparams, run_opts = config.load_experiment(argv)
-    check(hparams)
+    hparams, run_opts = config.load_experiment(argv, None, check)
     chosen = tools.choose_tools(hparams["tools"], bool(hparams["inside"]))
-    sb.create_experiment_directory(hparams["output_folder"])
     yamls = Path(argv[0]).resolve().parent
     runs = Runs(yamls, corpus_options(yamls, hparams), run_opts)
+    check_runs(hparams, runs, chosen)
+    sb.create_experiment_directory(hparams["output_folder"])
     check_labels(hparams, runs)
     study = make_study(hparams)
     encoders, folders, logs = train_and_probe(hparams, runs)
@@ -296,4 +357,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main, sys.argv[1:], "study.py")

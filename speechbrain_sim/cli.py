@@ -1,12 +1,16 @@
 """The command `speechbrain-sim`: export, publish, check, encode, decode."""
 
 import argparse
+import logging
+import re
 import sys
+import traceback
 
 
 def make_parser():
     """Makes the parser of the command line."""
     parser = argparse.ArgumentParser("speechbrain-sim", description=__doc__)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = parser.add_subparsers(dest="verb", required=True)
 
     def verb(name, text, **positional):
@@ -95,8 +99,58 @@ def run(given):
         yield from publish.check_model(given.source, revision=given.revision)
 
 
+def sentence(error):
+    """Returns what an error that was raised on purpose states; else None.
+
+    On purpose are those of files and devices, and what a `raise` statement
+    raised, since its text is for readers. Others are bugs.
+    """
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
+    # a DataLoader's worker puts its traceback into the text
+    text = re.split(r"^[\w.]+(?:Error|Audio): ", text, flags=re.M)[-1].strip()
+    kinds = ValueError, KeyError, ImportError, RuntimeError
+    last = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    stated = isinstance(error, kinds) and last.startswith("raise ")
+    return text if stated or isinstance(error, OSError) else None
+
+
+def run_command(main, argv, name):
+    """Runs `main(argv)`; an error that states what to do ends it in one line.
+
+    The traceback is shown with `--debug`, and of bugs; `log.txt` has it anyway.
+
+    Arguments
+    ---------
+    main : function
+        Of the command.
+    argv : list of str
+        Its arguments.
+    name : str
+        What the line begins with.
+
+    Example
+    -------
+    >>> def main(argv):
+    ...     raise KeyError(f"There is no key {argv[0]}.")
+    >>> run_command(main, ["x"], "pretrain.py")
+    Traceback (most recent call last):
+    SystemExit: pretrain.py: There is no key x.
+    """
+    try:
+        main(argv)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; run it again to go on", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        text = sentence(error)
+        if text is None or "--debug" in argv:
+            raise
+        logging.getLogger(__name__).debug("Exception:", exc_info=error)
+        sys.exit(f"{name}: {text}")
+
+
 def main(argv=None):
-    """Runs the command; an error that states what to do ends it in one line.
+    """Runs the command; see `run_command` for its errors.
 
     Arguments
     ---------
@@ -111,16 +165,13 @@ def main(argv=None):
     Traceback (most recent call last):
     SystemExit: speechbrain-sim: ... holds no hyperparams.yaml: ...
     """
-    arguments = make_parser().parse_args(argv)
-    try:
-        for line in run(arguments):
+
+    def print_all(argv):
+        for line in run(make_parser().parse_args(argv)):
             print(line)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"speechbrain-sim: {error}")
-    except KeyboardInterrupt:
-        stopped = "speechbrain-sim: stopped; run it again to go on"
-        print(stopped, file=sys.stderr)
-        sys.exit(130)
+
+    argv = sys.argv[1:] if argv is None else argv
+    run_command(print_all, argv, "speechbrain-sim")
 
 
 if __name__ == "__main__":

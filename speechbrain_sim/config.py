@@ -7,25 +7,40 @@ a list, of which later files replace the keys of earlier ones. A yaml with
 `--model NAME` names in `hparams/models` is a difference, too. Precedence: base <
 difference < model < options.
 
-An option has the kind of the key's value in the yaml or in one of its bases;
-`__may_be: {key: example}` adds another. Text is literal.
+What an option may be: see `speechbrain_sim.options`. Those of SpeechBrain that
+were typed are settings, too: recorded, and compared when a run is resumed.
 """
 
 import contextlib
 import io
 import os
 import re
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 import ruamel.yaml
 import speechbrain as sb
+import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.core import RunOptions
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import (
+    if_main_process,
+    infer_device,
+    is_distributed_initialized,
+)
 
 from speechbrain_sim.files import write_text
+from speechbrain_sim.options import (
+    check_kinds,
+    check_ranges,
+    dump_yaml,
+    kind_of,
+    parse_yaml,
+    tag_of,
+    typed,
+)
 
 _HERE = Path(__file__).parent
 #: the model files, in a wheel or in a checkout
@@ -59,23 +74,20 @@ _REPLACED = {
 GONE = {key: text for keys, text in _REPLACED.items() for key in keys}
 #: former beginnings of the names of a study's yaml
 _STUDIES = ("table", "analyse", "sweep")
-#: kinds of values; others are objects, made of these
-KINDS = {bool: "True or False", int: "a whole number", float: "a number"}
-KINDS |= {list: "a list", dict: "a mapping", str: "text", type(None): "null"}
+#: options of SpeechBrain that change no result of a run that ends
+ASIDE = {"device", "distributed_backend", "distributed_launch", "log_config"}
+ASIDE |= {"find_unused_parameters", "noprogressbar", "tqdm_colored_bar"}
+ASIDE |= {"tqdm_barcolor", "param_file", "overridden_args", "profile_training"}
+ASIDE |= {"profile_warmup", "profile_steps", "ckpt_interval_minutes"}
+ASIDE |= {"ckpt_interval_steps", "debug_persistently"}
+#: its other options, which are settings; the kinds of some are open there
+RUN = {k: v for k, v in RunOptions().as_dict().items() if k not in ASIDE}
+RUN |= {"optimizer_step_limit": 1}
+RUN |= dict.fromkeys(["jit_module_keys", "compile_module_keys"], [""])
 #: stands for "<" while references are resolved
 _LESS = "\ue000"
 # from now on, texts that look like HyperPyYAML's tuples are quoted
 load_hyperpyyaml("{}")
-
-
-def _parse_yaml(text, kind="rt"):
-    return ruamel.yaml.YAML(typ=kind, pure=True).load(text)
-
-
-def _dump_yaml(content):
-    stream = io.StringIO()
-    ruamel.yaml.YAML().dump(content, stream)
-    return stream.getvalue()
 
 
 def _read_files(path, above=()):
@@ -88,7 +100,13 @@ def _read_files(path, above=()):
         raise FileNotFoundError(text)
     if path in above:
         raise ValueError(f"{path} is its own base: remove one `base:`.")
-    content = _parse_yaml(path.read_text(encoding="utf-8")) or {}
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8")) or {}
+    except (ruamel.yaml.error.YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+        raise ValueError(f"{path} is not yaml: {problem}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no hyper-parameter file: no `key: value`.")
     bases = content.get("base", content.get("uses", []))
     files = {}
     for base in [bases] if isinstance(bases, str) else bases:
@@ -103,9 +121,10 @@ def _merge(files):
     """
     merged, known = {}, {"base", "uses", "model", *RunOptions()}
     for content in reversed(files.values()):
-        known |= set(re.findall(r"<(\w+)", _dump_yaml(content)))
+        known |= set(re.findall(r"<(\w+)", dump_yaml(content)))
         known |= set() if "base" in content else content.keys()
-        own = content.keys() - {"base", "uses", "__may_be", *merged}
+        notes = {"base", "uses", "__may_be", "__must_be"}
+        own = content.keys() - {*notes, *merged}
         merged |= {key: content[key] for key in content if key in own}
     for path, content in files.items():
         keys = [key for key in content if not key.startswith("__")]
@@ -155,32 +174,36 @@ def model_changes(name):
         raise ValueError(
             f"There is no model '{name}'; hparams/models has {', '.join(names)}."
         )
-    changes = _parse_yaml((MODELS / f"{name}.yaml").read_text("utf-8"))
+    changes = parse_yaml((MODELS / f"{name}.yaml").read_text("utf-8"))
     return {} if changes.pop("base", None) is None else changes
 
 
-def load_experiment(argv, may_change=None):
+def load_experiment(argv, may_change=None, check=None):
     """Reads a run's hyper-parameters from a command line.
 
-    Starts the process group under torchrun, then `make_experiment`.
+    Starts the process group under torchrun, then `make_experiment`. With
+    `--debug` or `--optimizer_step_limit`, `_debug` is appended to the output
+    folder: such a run leaves nothing that another one would take for its own.
 
     Arguments
     ---------
     argv : list of str
         Yaml file, then options as in any SpeechBrain recipe: `--channels 64`,
         `--device cpu`; `--model NAME` picks a file of `hparams/models`.
-    may_change : list of str, optional
+    may_change, check : optional
         See `make_experiment`, also for what is returned and raised.
 
     Raises
     ------
     ValueError
-        If a word belongs to no option.
+        If a word belongs to no option, an option of SpeechBrain's has a wrong
+        value, or there is no such device.
     """
-    file, run_opts, typed = sb.parse_arguments([_encoded(w) for w in argv])
+    file, run_opts, lines = _parse_words([_encoded(word) for word in argv])
+    _check_device(run_opts)
     sb.utils.distributed.ddp_init_group(run_opts)
     options = {}
-    for line in typed.splitlines():
+    for line in lines.splitlines():
         key, *values = line.replace(":", "", 1).split()
         if len(values) != 1:
             raise ValueError(f"'{unquote(line)}' is not --name 'one value'.")
@@ -188,7 +211,40 @@ def load_experiment(argv, may_change=None):
     names = {word.split("=")[0][2:] for word in argv if word[:2] == "--"}
     # SpeechBrain's options, abbreviated, are unknown, too
     options |= dict.fromkeys(names - {*options, *RunOptions()})
-    return make_experiment(unquote(file), options, run_opts, may_change)
+    return _build(unquote(file), options, run_opts, may_change, check, True)
+
+
+def _parse_words(words):
+    """Parses SpeechBrain's options; a ValueError for their wrong values."""
+    usage = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(usage):
+            file, run_opts, lines = sb.parse_arguments(words)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        problem = unquote(usage.getvalue().rpartition("error: ")[2].strip())
+        raise ValueError(f"{problem}.") from None
+    limit = run_opts["optimizer_step_limit"]
+    if limit is not None:  # SpeechBrain's parser leaves it a text
+        limit = typed("optimizer_step_limit", limit, [RUN])
+    return file, replace(run_opts, optimizer_step_limit=limit), lines
+
+
+def _check_device(run_opts):
+    """Raises a ValueError if a run's device cannot be used."""
+    device = run_opts["device"]
+    device = infer_device() if device is None else device
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        problem = str(error).splitlines()[0]
+        raise ValueError(f"--device {device}: {problem}") from error
+    cpus = device == "cpu" and "LOCAL_RANK" in os.environ
+    if cpus and run_opts["distributed_backend"] != "gloo":
+        raise ValueError(
+            "Several processes on CPUs need --distributed_backend gloo."
+        )
 
 
 def _encoded(word):
@@ -199,12 +255,14 @@ def _encoded(word):
     return quote(word, safe="/:")
 
 
-def make_experiment(hparams_file, options, run_opts, may_change=None):
+def make_experiment(
+    hparams_file, options, run_opts, may_change=None, check=None
+):
     """Merges a yaml, its bases, a model and options, and builds the objects.
 
     The whole, resolved, is written to `hyperparams.yaml` (or the yaml's
     `hyperparams_file`) in the output folder: a yaml without bases, which
-    `load_hyperpyyaml` reads as it is.
+    `load_hyperpyyaml` reads as it is, with the number of `processes`.
 
     Arguments
     ---------
@@ -214,11 +272,14 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
         Values for its keys, or their text; `model` names a file of
         `hparams/models`.
     run_opts : RunOptions
-        SpeechBrain's own options, which are passed on. Those that are keys of
-        the yaml, too, are recorded there.
+        SpeechBrain's own options, which are passed on. Those that were typed
+        and may change a result are settings, and replace `options`.
     may_change : list of str, optional
         For runs that are resumed: the keys that may differ from the run that
         is already in the output folder.
+    check : function, optional
+        Gets the settings, a dict whose objects are not made yet; raises an
+        error before anything is written.
 
     Returns
     -------
@@ -229,32 +290,62 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
     KeyError
         If an option is not a key of the yaml, or see `read_yaml`.
     ValueError
-        If an option is of another kind than the yaml's value, a key without a
-        value is not given, or the output folder holds a run with other
-        settings.
+        If an option is of another kind than the yaml's value, or out of its
+        range, a key without a value is not given, or the output folder holds
+        a run with other settings.
     """
-    files, options = _read_files(hparams_file), dict(options)
-    defaults = _merge(files)
-    model = defaults.pop("model", None)
-    if "model_name" in defaults:
-        model = options.pop("model", model)
-    check_keys(hparams_file, defaults, options)
-    for key in run_opts.get("overridden_args", ()):
-        if key in defaults:
-            options.setdefault(key, run_opts[key])
-    options = {k: _typed(k, v, files) for k, v in options.items()}
-    changes = model_changes(model) if model else {}
-    resolved = _resolve({**defaults, **changes, **options}, options)
+    return _build(hparams_file, options, run_opts, may_change, check, False)
+
+
+def _build(file, options, run_opts, may_change, check, apart):
+    """See `make_experiment`; `apart`: debug runs have a folder of their own."""
+    settings, defaults = read_settings(file, options, run_opts, check, apart)
+    resolved = dump_yaml(settings)
     hparams = load_hyperpyyaml(resolved)
     if if_main_process():
         name = hparams.get("hyperparams_file", "hyperparams.yaml")
         written = Path(hparams["output_folder"], name)
         begun = any(Path(hparams["save_folder"]).glob("CKPT*"))
-        begun = begun and written.exists() and not run_opts["debug"]
-        if may_change is not None and begun:
-            _check_same_run(written, resolved, defaults, may_change)
+        if may_change is not None and begun and written.exists():
+            _check_same_run(written, settings, defaults, may_change)
         write_text(written, resolved)
     return hparams, run_opts
+
+
+def read_settings(hparams_file, options, run_opts, check=None, apart=False):
+    """Merges and checks what `make_experiment` builds, but makes nothing.
+
+    Returns the resolved settings, and what they are without options. `apart`:
+    a debug run's output goes to another folder.
+    """
+    files, options = _read_files(hparams_file), dict(options)
+    defaults, contents = _merge(files), [RUN, *files.values()]
+    check_kinds(files)
+    model = defaults.pop("model", None)
+    if "model_name" in defaults:
+        model = options.pop("model", model)
+    defaults.pop("processes", None)  # of a record
+    check_keys(hparams_file, [*defaults, *RUN], options)
+    overridden = run_opts.get("overridden_args", ())
+    options |= {k: run_opts[k] for k in overridden if k in {*RUN, *defaults}}
+    options = {k: typed(k, v, contents) for k, v in options.items()}
+    defaults |= model_changes(model) if model else {}
+    settings = _resolve(defaults, options)
+    debug = settings.get("debug") or settings.get("optimizer_step_limit")
+    if debug and apart:
+        folder = f"{os.path.normpath(settings['output_folder'])}_debug"
+        print(f"A debug run: its output goes to {folder}", flush=True)
+        options |= {"output_folder": folder, "save_folder": f"{folder}/save"}
+        settings = _resolve(defaults, options)
+    alone = not is_distributed_initialized()
+    settings["processes"] = 1 if alone else torch.distributed.get_world_size()
+    for notes in "__may_be", "__must_be":  # for a run of the record
+        of_files = [content.get(notes, {}) for content in contents]
+        settings[notes] = {k: v for notes in of_files for k, v in notes.items()}
+    check_ranges(settings, settings["__must_be"])
+    if check is not None:
+        check(settings)
+    return settings, {**defaults, "processes": settings["processes"]}
 
 
 def check_keys(source, known, keys):
@@ -269,69 +360,28 @@ def check_keys(source, known, keys):
         raise KeyError(f"There is no key {unknown[0]} in {source}. {hint}")
 
 
-def tag_of(value):
-    """Returns the tag of a yaml's value, such as `!ref`, or None."""
-    return getattr(getattr(value, "tag", None), "value", None)
-
-
-def _kind(value):
-    """Returns the kind of a value in `KINDS`; None for an object."""
-    kinds = [kind for kind in KINDS if isinstance(value, kind)]
-    return kinds[0] if kinds and not tag_of(value) else None
-
-
-def _fits(value, example):
-    """Whether a value is of the kind of an example; a list in all elements."""
-    if isinstance(value, list) and isinstance(example, list) and example:
-        return all(any(_fits(v, e) for e in example) for v in value)
-    kind = _kind(example)
-    kinds = (float, int) if kind is float else (kind,)
-    return kind is not None and _kind(value) in kinds
-
-
-def _typed(key, value, files):
-    """Returns an option, or what its text means, of a kind that the key has."""
-    contents = [c for f in files.values() for c in (f, f.get("__may_be", {}))]
-    examples = [content[key] for content in contents if key in content]
-    examples = [
-        e for e in examples if tag_of(e) not in ("!ref", "!PLACEHOLDER")
-    ]
-    if not any(example is not None for example in examples):
-        examples.append("")  # text, unless __may_be has something else
-    value = meant = str(value) if isinstance(value, Path) else value
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError, ruamel.yaml.error.YAMLError):
-            meant = _parse_yaml(value, "safe")
-    # the meaning of a text may be a number, but no other text
-    for found in [value] if isinstance(meant, str) else [meant, value]:
-        if any(_fits(found, example) for example in examples):
-            return found
-    kinds = " or ".join({KINDS[_kind(e)]: 0 for e in examples if _kind(e)})
-    kinds = kinds or "no value: other keys make it"
-    raise ValueError(f"--{key} is {value!r}, but takes {kinds}.")
-
-
 def _resolve(document, options):
-    """Resolves references, but none in options, and returns the text."""
+    """Resolves references, but none in options; returns the settings."""
+    document = {**document, **options}
     holes = [k for k in document if tag_of(document[k]) == "!PLACEHOLDER"]
     if holes:
         raise ValueError(f"This run needs --{', --'.join(holes)}.")
-    typed = _parse_yaml(_dump_yaml(options).replace("<", _LESS))
-    text, before = _dump_yaml({**document, **typed}), None
+    literal = parse_yaml(dump_yaml(options).replace("<", _LESS))
+    text, before = dump_yaml({**document, **literal}), None
     while text != before:  # a reference may lead to another one
         text, before = resolve_references(text).getvalue(), text
-    return text.replace(_LESS, "<")
+    return parse_yaml(text.replace(_LESS, "<"))
 
 
-def _check_same_run(written, resolved, defaults, may_change):
+def _check_same_run(written, settings, defaults, may_change):
     """Raises a ValueError if plain settings differ from those of a run.
 
     Paths are compared relative to the run's folder, or else as absolute paths.
-    An option that the run did not have had the value of its yaml.
+    What the run did not record had the value of its yaml, or of SpeechBrain.
     """
-    before = _parse_yaml(written.read_text(encoding="utf-8"))
+    before = parse_yaml(written.read_text(encoding="utf-8"))
     before = {RENAMED.get(key, key): value for key, value in before.items()}
-    settings = _parse_yaml(resolved)
+    defaults = {**RunOptions().as_dict(), **defaults}
 
     def place(value, run):
         folder, text = os.path.abspath(run["output_folder"]), str(value)
@@ -339,9 +389,9 @@ def _check_same_run(written, resolved, defaults, may_change):
         return inside if isinstance(value, str) else value
 
     changed = []
-    for key, value in settings.items():
-        old = before.get(key, defaults.get(key))
-        if key in may_change or {_kind(value), _kind(old)} & {dict, None}:
+    for key in [*settings, *(before.keys() & RUN.keys() - settings.keys())]:
+        old, value = (x.get(key, defaults.get(key)) for x in (before, settings))
+        if key in may_change or {kind_of(value), kind_of(old)} & {dict, None}:
             continue  # mappings and objects are made of other settings
         if place(old, before) != place(value, settings):
             changed.append(f"{key} ({old} before, {value} now)")

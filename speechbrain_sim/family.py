@@ -7,6 +7,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain_sim.config import MODELS, check_keys, model_changes, read_yaml
 from speechbrain_sim.objectives.greedy import ContrastiveModule, SmoothInfoNCE
 from speechbrain_sim.objectives.supervised import SupervisedModule
+from speechbrain_sim.options import check_ranges, parse_yaml
 
 
 def training_modules(
@@ -117,4 +118,5 @@ def build_model(name="sim", **changes):
     overrides = {**model_changes(name), **changes}
     check_keys(path, read_yaml(path), overrides)
     text = path.read_text(encoding="utf-8")
+    check_ranges(overrides, parse_yaml(text)["__must_be"])
     return SimpleNamespace(**load_hyperpyyaml(text, overrides))

@@ -74,6 +74,7 @@ class ResumableBrain(sb.Brain):
         #: the modules, never wrapped by DDP
         self.unwrapped = dict(self.modules.items())
         self.stopwatch, self.estimate = estimate.Stopwatch(), None
+        self.steps_per_epoch = math.inf
         self.averages = {stage: Averages() for stage in sb.Stage}
         self._unread, self._shown_loss = [], 0.0
         if self.checkpointer is not None:
@@ -113,13 +114,23 @@ class ResumableBrain(sb.Brain):
         """Wraps, makes optimizers, resumes; a new run starts with an empty log."""
         super().on_fit_start()
         begins = self.hparams.epoch_counter.current == 0
-        if self.checkpointer is not None and begins and not self.debug:
+        if self.checkpointer is not None and begins:
             self.hparams.train_logger.rewind()
 
     def _should_save_intra_epoch_ckpt(self, *args):
         # a checkpoint cannot hold half-summed gradients
-        complete = self.step % self.grad_accumulation_factor == 0
+        complete, _ = self.accumulation()
         return complete and super()._should_save_intra_epoch_ckpt(*args)
+
+    def accumulation(self):
+        """Returns whether the optimizers step now, and after how many batches.
+
+        After `grad_accumulation_factor` batches, or what an epoch has left.
+        """
+        factor = self.grad_accumulation_factor
+        begin = (self.step - 1) // factor * factor
+        size = min(factor, self.steps_per_epoch - begin)
+        return self.step == begin + size, size
 
     def init_optimizers(self):
         """Gives every module its own optimizer, named as the module."""
@@ -132,7 +143,7 @@ class ResumableBrain(sb.Brain):
 
     def fit_batch(self, batch):
         """Trains on one batch, as SpeechBrain's, but waits for no GPU."""
-        should_step = self.step % self.grad_accumulation_factor == 0
+        should_step, _ = self.accumulation()
         self.on_fit_batch_start(batch, should_step)
         with self.no_sync(not should_step):
             loss, stats = self.learn(batch, should_step)
@@ -153,8 +164,8 @@ class ResumableBrain(sb.Brain):
 
     def backward(self, name, loss, should_step):
         """Computes the gradients of one module, and applies them if due."""
-        loss = loss / self.grad_accumulation_factor
-        self.scaler.scale(loss).backward()
+        _, size = self.accumulation()
+        self.scaler.scale(loss / size).backward()
         if should_step:
             self.step_module(name)
 
@@ -224,7 +235,16 @@ class ResumableBrain(sb.Brain):
             crop.set_epoch(epoch)
 
     def _fit_train(self, train_set, epoch, enable):
-        self.steps_per_epoch = len(train_set)
+        steps, factor = len(train_set), self.grad_accumulation_factor
+        if steps < factor:
+            raise ValueError(
+                f"An epoch has {steps} batches for each process, fewer than "
+                f"grad_accumulation_factor, {factor}: nothing would be "
+                f"learned. Use a smaller one, a smaller batch_size, more data, "
+                f"or fewer processes."
+            )
+        stop = self.debug_batches if self.debug else steps
+        self.steps_per_epoch = min(steps, stop)
         self.stopwatch.begin()
         super()._fit_train(train_set, epoch, enable)
         self.read()

@@ -70,6 +70,11 @@ class SmoothInfoNCE(nn.Module):
         super().__init__()
         if window_frames < 2:
             raise ValueError(f"window_frames is {window_frames}; at least 2.")
+        if within_utterance_negatives > num_negatives:
+            raise ValueError(
+                f"within_utterance_negatives is {within_utterance_negatives}, "
+                f"more than num_negatives, {num_negatives}."
+            )
         self.prediction_steps = prediction_steps
         self.num_negatives = num_negatives
         self.within_utterance_negatives = within_utterance_negatives

@@ -1,0 +1,187 @@
+"""What an option may be: its kind, and its range.
+
+An option has the kind of the key's value in the yaml or in one of its bases;
+`__may_be: {key: example}` adds another. Text is literal.
+
+`__must_be: {key: rule}` of a yaml states its range. A rule is a list of the
+possible values, or text: conditions, with commas between, and after a colon
+perhaps the reason. `>= 1` (or `>`, `=`, `<=`, `<`) is for every number in the
+value, `not empty` and `unique` are for lists. Numbers are finite, unless
+the last condition is `or inf`.
+"""
+
+import contextlib
+import io
+import operator
+import re
+from math import isfinite
+from pathlib import Path
+
+import ruamel.yaml
+
+#: kinds of values; others are objects, made of these
+KINDS = {bool: "True or False", int: "a whole number", float: "a number"}
+KINDS |= {list: "a list", dict: "a mapping", str: "text", type(None): "null"}
+_SIGNS = {">=": operator.ge, ">": operator.gt, "=": operator.eq}
+_SIGNS |= {"<=": operator.le, "<": operator.lt}
+
+
+def parse_yaml(text, kind="rt"):
+    """Reads yaml, with its tags; with the kind `safe`, without."""
+    return ruamel.yaml.YAML(typ=kind, pure=True).load(text)
+
+
+def dump_yaml(content):
+    """Returns what `parse_yaml` reads."""
+    stream = io.StringIO()
+    ruamel.yaml.YAML().dump(content, stream)
+    return stream.getvalue()
+
+
+def tag_of(value):
+    """Returns the tag of a yaml's value, such as `!ref`, or None."""
+    return getattr(getattr(value, "tag", None), "value", None)
+
+
+def kind_of(value):
+    """Returns the kind of a value in `KINDS`; None for an object."""
+    kinds = [kind for kind in KINDS if isinstance(value, kind)]
+    return kinds[0] if kinds and not tag_of(value) else None
+
+
+def _fits(value, example):
+    """Whether a value is of the kind of an example; a list in all elements."""
+    if isinstance(value, list) and isinstance(example, list) and example:
+        return all(any(_fits(v, e) for e in example) for v in value)
+    kind = kind_of(example)
+    kinds = (float, int) if kind is float else (kind,)
+    return kind is not None and kind_of(value) in kinds
+
+
+def _examples(key, contents):
+    """Returns the values of a key, and of what it may be, in yamls."""
+    notes = [c for f in contents for c in (f, f.get("__may_be", {}))]
+    values, examples = [c[key] for c in notes if key in c], []
+    for value in values:
+        if tag_of(value) == "!ref":
+            whole = re.fullmatch(r"<(\w+)>", value.value)
+            other = whole and whole[1] != key
+            examples += _examples(whole[1], contents) if other else [""]
+        elif tag_of(value) != "!PLACEHOLDER":
+            examples.append(value)
+    # null may be text, unless __may_be has something else
+    unknown = examples and not any(e is not None for e in examples)
+    return [*examples, ""] if unknown else examples
+
+
+def typed(key, value, contents):
+    """Returns an option, or what its text means, of a kind that the key has.
+
+    Arguments
+    ---------
+    key, value : str, any
+        The option.
+    contents : list of dict
+        Those of the yaml and its bases.
+
+    Raises
+    ------
+    ValueError
+        If it has no such kind.
+
+    Example
+    -------
+    >>> typed("lr", "1e-3", [{"lr": 0.1}]), typed("name", "1e-3", [{"name": "x"}])
+    (0.001, '1e-3')
+    """
+    examples = _examples(key, contents) or [""]
+    value = meant = str(value) if isinstance(value, Path) else value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, ruamel.yaml.error.YAMLError):
+            meant = parse_yaml(value, "safe")
+    # the meaning of a text may be a number, but no other text
+    for found in [value] if isinstance(meant, str) else [meant, value]:
+        if any(_fits(found, example) for example in examples):
+            return found
+    raise ValueError(f"--{key} is {value!r}, but takes {_kinds(examples)}.")
+
+
+def _kinds(examples):
+    kinds = {KINDS[kind_of(e)]: 0 for e in examples if kind_of(e)}
+    return " or ".join(kinds) or "no value: other keys make it"
+
+
+def check_kinds(files):
+    """Raises a ValueError if a yaml's value is of no kind that its bases have.
+
+    `files` are contents by path, bases first. Objects may replace values, and
+    anything may replace an object or what is left open.
+    """
+    contents = list(files.values())
+    for above, (path, content) in enumerate(files.items()):
+        for key in content.keys() - {"base", "uses"}:
+            examples, value = _examples(key, contents[:above]), content[key]
+            free = not examples or any(kind_of(e) is None for e in examples)
+            if kind_of(value) is None:  # a date, unless it has a tag
+                free, examples = tag_of(value), [""]
+            free = free or key[:2] == "__"
+            if not free and not any(_fits(value, e) for e in examples):
+                kinds = _kinds(examples)
+                raise ValueError(f"{path}: {key} is {value!r}, not {kinds}.")
+
+
+def _leaves(value):
+    """Yields what a nest of lists and mappings holds."""
+    if isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _meets(value, condition):
+    """Whether a value meets one condition of a rule."""
+    if condition == "unique":
+        return len({str(x) for x in value or ()}) == len(value or ())
+    if condition == "not empty":
+        parts = value if isinstance(value, list) else ()
+        return all(x for x in (value, *parts) if isinstance(x, (list, dict)))
+    numbers = [x for x in _leaves(value) if kind_of(x) in (int, float)]
+    if condition == "finite":
+        return all(map(isfinite, numbers))
+    sign, bound = condition.split()
+    return all(_SIGNS[sign](x, float(bound)) for x in numbers)
+
+
+def check_ranges(settings, rules):
+    """Raises a ValueError if a setting is out of its range.
+
+    Arguments
+    ---------
+    settings : dict
+        Values; objects are not looked into.
+    rules : dict of str to (str or list)
+        From `__must_be`.
+
+    Example
+    -------
+    >>> check_ranges({"seeds": [1, 1]}, {"seeds": "unique, not empty"})
+    Traceback (most recent call last):
+    ValueError: --seeds is [1, 1], but must be unique, not empty.
+    """
+    for key, value in settings.items():
+        rule, kind = rules.get(key, ""), kind_of(value)
+        made = kind is None or kind is dict and not rule  # of other settings
+        if made or (value is None and not isinstance(rule, list)):
+            continue
+        if isinstance(rule, list):
+            right, rule = value in rule, " or ".join(map(str, rule))
+        else:
+            text = rule.partition(":")[0]
+            conditions = text.removesuffix(", or inf").split(", ")
+            if "inf" not in text and not _meets(value, "finite"):
+                conditions, rule = ["finite"], "finite"
+            right = all(_meets(value, c) for c in conditions if c)
+        rule = rule.removeprefix("= ")
+        if not right:
+            raise ValueError(f"--{key} is {value!r}, but must be {rule}.")
