@@ -305,7 +305,9 @@ class AudioFile:
         self.frames, self.rate = self._file.frames, self._file.samplerate
         if self.frames > 1 << 60:  # libsndfile's "unknown"
             self.close()
-            raise BadAudio(path, "Its header does not state its length.")
+            raise BadAudio(
+                path, "Its header states no length: encode it again."
+            )
         if self.rate > SAMPLE_RATE * NEARBY:
             self.close()
             raise BadAudio(path, f"Its header states a rate of {self.rate} Hz.")

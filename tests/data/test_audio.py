@@ -272,7 +272,7 @@ def test_flac_of_unknown_length(tmp_path):
     data[21] &= 0xF0
     data[22:26] = b"\0" * 4
     path.write_bytes(data)
-    with pytest.raises(BadAudio, match="state its length"):
+    with pytest.raises(BadAudio, match="states no length"):
         inspect_audio(path)
 
 
