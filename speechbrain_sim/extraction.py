@@ -1,6 +1,8 @@
 """From manifests to stores of activations: encodes what is missing."""
 
 import contextlib
+import itertools
+import math
 import time
 
 import torch
@@ -17,9 +19,11 @@ from speechbrain_sim.activations import (
     ActivationStore,
     layer_of,
 )
+from speechbrain_sim.data.audio import SAMPLE_RATE, AudioFile
 from speechbrain_sim.data.batches import make_dataset
 from speechbrain_sim.data.labels import frames_of_labels, num_labels
 from speechbrain_sim.encoders.base import masked_mean
+from speechbrain_sim.features import CHUNK_SECONDS
 from speechbrain_sim.files import sha256
 
 #: of lengths, within which utterances are batched
@@ -64,7 +68,8 @@ def encode_manifest(
     alignment : str
         See `frames_of_labels`.
     max_seconds : float
-        Audio encoded at once, with its padding.
+        Audio encoded at once, with its padding; longer utterances are encoded
+        in pieces, if the encoder streams.
     device : str
         Of the encoder.
     """
@@ -83,6 +88,7 @@ def encode_manifest(
     dataset = make_dataset(manifest, data_folder)
     dataset = dataset.filtered_sorted(sort_key="duration")
     job = _Encoding(encoder.to(device), arrays, dataset, made_of, device)
+    job.longest = max_seconds * SAMPLE_RATE if encoder.streams else math.inf
     order = {"shuffle": False, "batch_ordering": "descending"}
     sampler = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **order)
     job.run(folder, manifest, list(sampler))
@@ -129,7 +135,12 @@ class _Encoding:
             if wanted == there or (store.complete and wanted < there):
                 return
         recordings = {n: r.get("recording", n) for n, r in self.rows.items()}
-        places, first = {}, list(self.encode([batch]))
+        places, first = {}, []
+        for position, values in self.encode([batch]):
+            if not isinstance(values, dict):  # of a long one, the first piece
+                position = position if self.made_of["rows"] == MEAN else None
+                values = next(values)
+            first.append((position, values))
         for layer in self.layers:
             counts = [len(self.kept(layer, n)) for n in self.samples]
             places[layer] = self.encoder.frame_geometry(layer), counts
@@ -138,7 +149,14 @@ class _Encoding:
 
     @torch.no_grad()
     def encode(self, batches):
-        """Yields the position of each utterance, and its rows of each array."""
+        """Yields the position of each utterance, and its rows of each array.
+
+        Those of a long one come in pieces.
+        """
+        long = [b for b in batches if self.samples[b[0]] > self.longest]
+        for position in itertools.chain(*long):
+            yield position, self.stream(position)
+        batches = [batch for batch in batches if batch not in long]
         loader = make_dataloader(self.dataset, batch_sampler=batches)
         bar = tqdm(loader, "encoding", disable=len(batches) < 2, unit="batch")
         for positions, batch in zip(batches, bar, strict=True):
@@ -149,6 +167,52 @@ class _Encoding:
             rows = {n: self.select(n, latents, samples) for n in self.arrays}
             for row, position in enumerate(positions):
                 yield position, {name: x[row] for name, x in rows.items()}
+
+    @torch.no_grad()
+    def stream(self, position):
+        """Yields the rows of each array of a long utterance, in pieces."""
+        row, samples = (
+            list(self.rows.values())[position],
+            self.samples[position],
+        )
+        begin, step = (
+            int(row.get("start") or 0),
+            round(CHUNK_SECONDS * SAMPLE_RATE),
+        )
+        kept = {layer: self.kept(layer, samples) for layer in self.layers}
+        passed, sums = (
+            dict.fromkeys(self.arrays, 0),
+            dict.fromkeys(self.arrays, 0),
+        )
+        with AudioFile(row["wav"]) as file:
+            chunks = (
+                file.samples(at, min(at + step, begin + samples))[None]
+                for at in range(begin, begin + samples, step)
+            )
+            chunks = (chunk.to(self.device) for chunk in chunks)
+            for latents in self.encoder.stream(
+                chunks, self.layers, sample=False
+            ):
+                rows = {}
+                for name in self.arrays:
+                    latent = latents[layer_of(name)]
+                    x = (
+                        latent.mean[0]
+                        if name in self.layers
+                        else latent.log_var[0]
+                    )
+                    sums[name] += x.double().sum(0)
+                    at = kept[layer_of(name)] - passed[name]
+                    at = at[(at >= 0) & (at < len(x))].to(x.device)
+                    rows[name] = x[at].cpu().numpy()
+                    passed[name] += len(x)
+                if self.made_of["rows"] != MEAN:
+                    yield rows
+        if self.made_of["rows"] == MEAN:
+            yield {
+                name: (total / passed[name])[None].float().cpu().numpy()
+                for name, total in sums.items()
+            }
 
     def select(self, name, latents, samples):
         """Returns the rows of each utterance of a batch, (rows, channels)."""
