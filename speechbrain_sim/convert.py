@@ -118,8 +118,11 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
         samples = _samples_of(path, settings)
         if target.exists():
             continue
-        z = load_file(path)[layer] if path.suffix != ".npy" else np.load(path)
-        wav = model.decode(torch.as_tensor(z)[None], layer, samples)[0].cpu()
+        if path.suffix == ".npy":  # mapped: of any length
+            z = torch.from_numpy(np.load(path, mmap_mode="c"))
+        else:
+            z = load_file(path)[layer]
+        wav = model.decode(z[None], layer, samples)[0].cpu()
         with atomic(target) as partial:
             options = {"subtype": "FLOAT", "format": "WAV"}
             soundfile.write(partial, wav.numpy(), SAMPLE_RATE, **options)

@@ -17,6 +17,7 @@ from speechbrain.utils.fetching import LocalStrategy
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import UTTERANCE
+from speechbrain_sim.decoders import shortest
 from speechbrain_sim.encoders.base import Latent, absolute_lengths, masked_mean
 from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
 from speechbrain_sim.models import pretrainer
@@ -269,9 +270,7 @@ class SmoothInfoMax(Pretrained):
         decoder = self._part(DECODER, layer)
         _check_axes("z", z, ["batch", "time", "channel"])
         if samples is None:
-            samples = z.shape[1]
-            for kernel_size, stride, padding in reversed(decoder.shapes):
-                samples = (samples - 1) * stride + kernel_size - 2 * padding
+            samples = shortest(decoder.shapes, z.shape[1])
         return decoder(z.to(self.device), samples, wav_lens)
 
     def interpolate(self, start, target, layer, steps=9):
