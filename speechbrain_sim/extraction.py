@@ -88,7 +88,7 @@ def encode_manifest(
     dataset = make_dataset(manifest, data_folder)
     dataset = dataset.filtered_sorted(sort_key="duration")
     job = _Encoding(encoder.to(device), arrays, dataset, made_of, device)
-    job.longest = max_seconds * SAMPLE_RATE if encoder.streams else math.inf
+    job.longest *= max_seconds
     order = {"shuffle": False, "batch_ordering": "descending"}
     sampler = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **order)
     job.run(folder, manifest, list(sampler))
@@ -104,6 +104,8 @@ class _Encoding:
         self.layers = [name for name in arrays if layer_of(name) == name]
         self.rows = {n: dataset.data[n] for n in dataset.data_ids}
         self.samples = [int(r["num_samples"]) for r in self.rows.values()]
+        # samples (per second) beyond which an utterance is read in pieces
+        self.longest = SAMPLE_RATE if encoder.streams else math.inf
 
     def run(self, folder, manifest, batches):
         """Encodes what is missing; batches are the same after a kill."""
@@ -171,56 +173,39 @@ class _Encoding:
     @torch.no_grad()
     def stream(self, position):
         """Yields the rows of each array of a long utterance, in pieces."""
-        row, samples = (
-            list(self.rows.values())[position],
-            self.samples[position],
-        )
-        begin, step = (
-            int(row.get("start") or 0),
-            round(CHUNK_SECONDS * SAMPLE_RATE),
-        )
-        kept = {layer: self.kept(layer, samples) for layer in self.layers}
-        passed, sums = (
-            dict.fromkeys(self.arrays, 0),
-            dict.fromkeys(self.arrays, 0),
-        )
+        row = self.rows[self.dataset.data_ids[position]]
+        begin, samples = int(row.get("start") or 0), self.samples[position]
+        kept = {n: self.kept(layer_of(n), samples) for n in self.arrays}
+        sums, frames = dict.fromkeys(kept, 0), dict.fromkeys(kept, 0)
+        pooled = self.made_of["rows"] == MEAN
         with AudioFile(row["wav"]) as file:
-            chunks = (
-                file.samples(at, min(at + step, begin + samples))[None]
-                for at in range(begin, begin + samples, step)
-            )
-            chunks = (chunk.to(self.device) for chunk in chunks)
-            for latents in self.encoder.stream(
-                chunks, self.layers, sample=False
-            ):
+            wavs = file.pieces(CHUNK_SECONDS, begin, begin + samples)
+            wavs = (wav.to(self.device) for wav in wavs)
+            for latents in self.encoder.stream(wavs, self.layers, sample=False):
                 rows = {}
                 for name in self.arrays:
-                    latent = latents[layer_of(name)]
-                    x = (
-                        latent.mean[0]
-                        if name in self.layers
-                        else latent.log_var[0]
-                    )
-                    sums[name] += x.double().sum(0)
-                    at = kept[layer_of(name)] - passed[name]
-                    at = at[(at >= 0) & (at < len(x))].to(x.device)
-                    rows[name] = x[at].cpu().numpy()
-                    passed[name] += len(x)
-                if self.made_of["rows"] != MEAN:
+                    x = self.values(name, latents)[0]
+                    sums[name] += x.sum(0).cpu().double()
+                    frames[name] += len(x)
+                    here = kept[name] < len(x)
+                    rows[name] = x[kept[name][here].to(x.device)].cpu().numpy()
+                    kept[name] = kept[name][~here] - len(x)
+                if not pooled:
                     yield rows
-        if self.made_of["rows"] == MEAN:
-            yield {
-                name: (total / passed[name])[None].float().cpu().numpy()
-                for name, total in sums.items()
-            }
+        if pooled:
+            means = {n: x[None] / frames[n] for n, x in sums.items()}
+            yield {n: x.float().numpy() for n, x in means.items()}
+
+    def values(self, name, latents):
+        """Returns an array's values for a batch, (batch, time, channels)."""
+        latent = latents[layer_of(name)]
+        return latent.mean if name in self.layers else latent.log_var
 
     def select(self, name, latents, samples):
         """Returns the rows of each utterance of a batch, (rows, channels)."""
-        layer = layer_of(name)
-        latent = latents[layer]
-        x = latent.mean if name == layer else latent.log_var
+        layer, x = layer_of(name), self.values(name, latents)
         if self.made_of["rows"] == MEAN:
-            x = masked_mean(x, latent.lengths)[:, None].cpu()
+            x = masked_mean(x, latents[layer].lengths)[:, None].cpu()
         kept = (self.kept(layer, count).to(x.device) for count in samples)
         return [x[row, at].cpu().numpy() for row, at in enumerate(kept)]
 

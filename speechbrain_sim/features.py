@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_sim.data.audio import SAMPLE_RATE, AudioFile, BadAudio
+from speechbrain_sim.data.audio import AudioFile, BadAudio
 from speechbrain_sim.files import atomic
 
 #: seconds of audio that are read at a time
@@ -44,17 +44,14 @@ def stream_latents(
 ):
     """Encodes a file piece by piece, as `stream_file`, into dicts of Latents."""
     with AudioFile(path) as file:
-        samples, device = _check(encoder, file, layers), encoder.device
+        _check(encoder, file, layers)
+        device = encoder.device
         if not encoder.streams:
             wavs = file.samples()[None].to(device)
             yield encoder(wavs, None, layers, *args, **options)
             return
-        step = max(1, round(chunk_seconds * SAMPLE_RATE))
-        chunks = (
-            file.samples(start, start + step)[None].to(device)
-            for start in range(0, samples, step)
-        )  # (1, samples) each
-        yield from encoder.stream(chunks, layers, *args, **options)
+        pieces = (wav.to(device) for wav in file.pieces(chunk_seconds))
+        yield from encoder.stream(pieces, layers, *args, **options)
 
 
 def stream_file(

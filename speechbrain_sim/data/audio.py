@@ -271,6 +271,13 @@ class AudioFile:
         missing = stop - start - len(samples)
         return torch.nn.functional.pad(samples, (0, missing))
 
+    def pieces(self, seconds, start=0, stop=None):
+        """Yields samples [start:stop], so many seconds at a time: (1, time)."""
+        start, stop, _ = slice(start, stop).indices(len(self))
+        step = max(1, round(seconds * SAMPLE_RATE))
+        for first in range(start, stop, step):
+            yield self.samples(first, min(first + step, stop))[None]
+
     def check_sound(self):
         """Decodes all of it; a BadAudio is raised if there is no sound."""
         lows, highs = [], []
@@ -311,8 +318,8 @@ class AudioFile:
         if self.rate > SAMPLE_RATE * NEARBY:
             self.close()
             raise BadAudio(path, f"Its header states a rate of {self.rate} Hz.")
-        kind = self._file.format, self._file.subtype[:4]
-        self._remembers = kind[0] in ("MP3", "OGG") or kind[1] == "ALAC"
+        kinds = self._file.format, self._file.subtype[:4]
+        self._remembers = not {"MP3", "OGG", "ALAC"}.isdisjoint(kinds)
         # first frame, and mono frames, that were decoded last; peak so far
         self._first, self._held, self._peak = 0, torch.empty(0), 0.0
 
@@ -334,8 +341,9 @@ class AudioFile:
         except sf.LibsndfileError as error:
             reason = "It is truncated or damaged, decoding fails: "
             raise BadAudio(self.path, reason + error.error_string) from error
-        self._held = torch.cat(parts or [torch.empty(0)])
-        return self._held[start - self._first : stop - self._first]
+        joined = torch.cat(parts or [torch.empty(0)])
+        self._first, self._held = start, joined[start - self._first :]
+        return self._held[: stop - start]
 
     def _seek(self, start, here):
         """Moves from a frame to another, or before it; returns where to."""
