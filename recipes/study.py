@@ -300,6 +300,7 @@ def make_study(hparams):
     run_on_main(hparams["prepare"])
     keys = "clips_csv data_folder clip_samples clips walk seed".split()
     clips = read_clips(*map(hparams.get, keys))
+    hparams["clip_samples"] = clips.wavs.shape[1]
     pairs = partial(draw_pairs, len(clips.ids), seed=hparams["seed"])
     keys = "factors factors_train_csv factors_test_csv data_folder".split()
     keys += ["factor_label", "factor_segments", "factors_note"]

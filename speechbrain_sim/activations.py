@@ -90,8 +90,8 @@ class ActivationStore:
             Utterance to recording, in the order of the rows.
         layers : dict of str to ((int, float), list of int)
             `Encoder.frame_geometry`, and the rows of each utterance.
-        first : list of (int, dict of str to numpy.ndarray)
-            Arguments of `write`.
+        first : list of (int or None, dict of str to numpy.ndarray)
+            Arguments of `write`; not written without a position.
         """
         folder, half = Path(folder), made_of["rows"] != MEAN
         dtype = np.dtype(np.float16 if half else np.float32)
@@ -124,7 +124,8 @@ class ActivationStore:
         write_json(folder / "store.json", {**content, "arrays": [*shapes]})
         store = cls(folder)
         for position, values in first:
-            store.write(position, values)
+            if position is not None:
+                store.write(position, values)
         store.flush()
         return store
 
@@ -137,19 +138,27 @@ class ActivationStore:
         """Writes the rows of one utterance; `flush` marks it as done.
 
         `position` is its place in `ids`, `values` the (rows, channels) of each
-        array; a ValueError is raised for more or fewer rows than expected.
+        array, or an iterable of such pieces; a ValueError is raised for more or
+        fewer rows than expected.
         """
-        for name, x in values.items():
-            array = self._array(name)
-            first, end = array.first[position : position + 2]
-            if len(x) != end - first:
+        pieces = [values] if isinstance(values, dict) else values
+        counts = dict.fromkeys(self.arrays, 0)
+        for piece in pieces:
+            for name, x in piece.items():
+                array = self._array(name)
+                first = array.first[position] + counts[name]
+                counts[name] += len(x)
+                if first + len(x) <= array.first[position + 1]:
+                    largest = np.finfo(array.stored.dtype).max
+                    x = (x - array.offset) / array.scale
+                    _overwrite(array.stored, first, x.clip(-largest, largest))
+        for name, count in counts.items():
+            expected = np.diff(self._array(name).first)[position]
+            if count != expected:
                 raise ValueError(
-                    f"{self.ids[position]} has {len(x)} rows of {name}, but "
-                    f"{end - first} by the manifest: prepare the data again."
+                    f"{self.ids[position]} has {count} rows of {name}, but "
+                    f"{expected} by the manifest: prepare the data again."
                 )
-            largest = np.finfo(array.stored.dtype).max
-            x = ((x - array.offset) / array.scale).clip(-largest, largest)
-            _overwrite(array.stored, first, x)
         self._written.append(position)
 
     def flush(self):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, BadAudio
+from speechbrain_sim.data.search import AUDIO, list_files
 from speechbrain_sim.features import check_file, write_latents
 from speechbrain_sim.files import atomic, read_json, write_json
 from speechbrain_sim.inference import SmoothInfoMax
@@ -19,8 +20,7 @@ from speechbrain_sim.models.format import encoder_of
 from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.randomness import keyed_generator
 
-#: files that are taken from a folder
-AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
+#: endings of files of latents
 LATENTS = (".npy", ".safetensors")
 #: what lies beside latents: settings, and the samples of every recording
 RECORD = "encode.json"
@@ -118,8 +118,11 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
         samples = _samples_of(path, settings)
         if target.exists():
             continue
-        z = load_file(path)[layer] if path.suffix != ".npy" else np.load(path)
-        wav = model.decode(torch.as_tensor(z)[None], layer, samples)[0].cpu()
+        if path.suffix == ".npy":  # mapped: of any length
+            z = torch.from_numpy(np.load(path, mmap_mode="c"))
+        else:
+            z = load_file(path)[layer]
+        wav = model.decode(z[None], layer, samples)[0].cpu()
         with atomic(target) as partial:
             options = {"subtype": "FLOAT", "format": "WAV"}
             soundfile.write(partial, wav.numpy(), SAMPLE_RATE, **options)
@@ -129,7 +132,7 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
 def find_files(inputs, endings):
     """Finds files, and names them without folder and ending.
 
-    Folders are searched with all below them, for files of these `endings`.
+    Folders are searched as by `list_files`, for files of these `endings`.
     Returns paths by name: below the folder that was given. Raises a
     FileNotFoundError if there is none, a ValueError if two have one name.
     """
@@ -137,8 +140,9 @@ def find_files(inputs, endings):
     for item in map(Path, inputs):
         base, files = item.parent, [item]
         if not item.is_file():
-            base, files = item, sorted(item.rglob("[!.]*"))
-            files = [f for f in files if f.suffix.lower() in endings]
+            base, files = item, []
+            if item.is_dir():
+                files = list_files(item, endings)
         if not files:
             raise FileNotFoundError(
                 f"{item} is no file, and no folder with {', '.join(endings)}."

@@ -4,12 +4,17 @@ Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 4.1.3,
 https://arxiv.org/abs/2408.12936
 """
 
+import math
+
 import torch
 from torch import nn
 
 from speechbrain_sim.arguments import records_arguments
 from speechbrain_sim.encoders.base import absolute_lengths, zero_padding
 from speechbrain_sim.encoders.block_conv import conv_lengths
+
+#: samples (30 s) beyond which a waveform is decoded in pieces, and of a piece
+LONG = 480000
 
 
 @records_arguments
@@ -43,6 +48,11 @@ class ConvDecoder(nn.Module):
         super().__init__()
         #: (kernel size, stride, padding), waveform first
         self.shapes = list(zip(kernel_sizes, strides, paddings, strict=True))
+        self.hop, self.reach = math.prod(strides), 0
+        for kernel_size, stride, _ in self.shapes:
+            taps = self.reach + kernel_size + refinements
+            #: frames beside those of a piece that it depends on
+            self.reach = -(-taps // stride)
         self.stages = nn.ModuleList()
         width = in_channels
         for i, shape in reversed(list(enumerate(self.shapes))):
@@ -63,15 +73,38 @@ class ConvDecoder(nn.Module):
         """Decodes latents, (batch, time, in_channels), to (batch, samples).
 
         For `wav_lens` see `absolute_lengths`; zero beyond each utterance. A
-        ValueError if `samples` do not encode to so many latents.
+        ValueError if `samples` do not encode to so many latents. Long ones are
+        decoded in pieces, unless gradients are wanted.
         """
-        padded, time = self.frames(samples), z.shape[1]
-        if time != padded[-1]:
+        frames, time = self.frames(samples)[-1], z.shape[1]
+        if time != frames:
             raise ValueError(
-                f"{samples} samples encode to {padded[-1]} frames, not {time}."
+                f"{samples} samples encode to {frames} frames, not {time}."
             )
-        wavs = z.new_empty(len(z), samples)
-        valid = self.frames(absolute_lengths(wavs, wav_lens))
+        wavs = z.new_empty(1).expand(len(z), samples)
+        lengths = absolute_lengths(wavs, wav_lens)
+        if torch.is_grad_enabled() or samples <= LONG:
+            return self._decode(z, samples, lengths)
+        step, pieces = max(1, LONG // self.hop), []
+        for first in range(0, time, step):
+            # a piece has `reach` more frames on both sides, cut off again
+            begin = max(0, first - self.reach)
+            piece = z[:, begin : first + step + self.reach]
+            size, offset = samples - begin * self.hop, begin * self.hop
+            if begin + piece.shape[1] < time:
+                size = shortest(self.shapes, piece.shape[1])
+            wavs = self._decode(piece, size, lengths - offset)
+            end = (
+                None
+                if first + step >= time
+                else (first + step) * self.hop - offset
+            )
+            pieces.append(wavs[:, first * self.hop - offset : end])
+        return torch.cat(pieces, dim=1)
+
+    def _decode(self, z, samples, lengths):
+        """Decodes at once; utterances of `lengths` <= 0 are padding."""
+        padded, valid = self.frames(samples), self.frames(lengths)
         x = zero_padding(z, valid[-1])
         for depth, stage in enumerate(self.stages, start=2):
             for i, conv in enumerate(stage):
@@ -80,6 +113,13 @@ class ConvDecoder(nn.Module):
                 x = conv(x.transpose(1, 2), output_size=size).transpose(1, 2)
                 x = zero_padding(x, valid[-depth])
         return x[..., 0]
+
+
+def shortest(shapes, frames):
+    """Returns the fewest samples that convolutions turn into so many frames."""
+    for kernel_size, stride, padding in reversed(shapes):
+        frames = (frames - 1) * stride + kernel_size - 2 * padding
+    return frames
 
 
 def mirror(encoder, layer):

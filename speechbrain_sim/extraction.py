@@ -1,6 +1,8 @@
 """From manifests to stores of activations: encodes what is missing."""
 
 import contextlib
+import itertools
+import math
 import time
 
 import torch
@@ -17,9 +19,11 @@ from speechbrain_sim.activations import (
     ActivationStore,
     layer_of,
 )
+from speechbrain_sim.data.audio import SAMPLE_RATE, AudioFile
 from speechbrain_sim.data.batches import make_dataset
 from speechbrain_sim.data.labels import frames_of_labels, num_labels
 from speechbrain_sim.encoders.base import masked_mean
+from speechbrain_sim.features import CHUNK_SECONDS
 from speechbrain_sim.files import sha256
 
 #: of lengths, within which utterances are batched
@@ -64,7 +68,8 @@ def encode_manifest(
     alignment : str
         See `frames_of_labels`.
     max_seconds : float
-        Audio encoded at once, with its padding.
+        Audio encoded at once, with its padding; longer utterances are encoded
+        in pieces, if the encoder streams.
     device : str
         Of the encoder.
     """
@@ -83,6 +88,7 @@ def encode_manifest(
     dataset = make_dataset(manifest, data_folder)
     dataset = dataset.filtered_sorted(sort_key="duration")
     job = _Encoding(encoder.to(device), arrays, dataset, made_of, device)
+    job.longest *= max_seconds
     order = {"shuffle": False, "batch_ordering": "descending"}
     sampler = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **order)
     job.run(folder, manifest, list(sampler))
@@ -98,6 +104,8 @@ class _Encoding:
         self.layers = [name for name in arrays if layer_of(name) == name]
         self.rows = {n: dataset.data[n] for n in dataset.data_ids}
         self.samples = [int(r["num_samples"]) for r in self.rows.values()]
+        # samples (per second) beyond which an utterance is read in pieces
+        self.longest = SAMPLE_RATE if encoder.streams else math.inf
 
     def run(self, folder, manifest, batches):
         """Encodes what is missing; batches are the same after a kill."""
@@ -129,7 +137,12 @@ class _Encoding:
             if wanted == there or (store.complete and wanted < there):
                 return
         recordings = {n: r.get("recording", n) for n, r in self.rows.items()}
-        places, first = {}, list(self.encode([batch]))
+        places, first = {}, []
+        for position, values in self.encode([batch]):
+            if not isinstance(values, dict):  # of a long one, the first piece
+                position = position if self.made_of["rows"] == MEAN else None
+                values = next(values)
+            first.append((position, values))
         for layer in self.layers:
             counts = [len(self.kept(layer, n)) for n in self.samples]
             places[layer] = self.encoder.frame_geometry(layer), counts
@@ -138,7 +151,14 @@ class _Encoding:
 
     @torch.no_grad()
     def encode(self, batches):
-        """Yields the position of each utterance, and its rows of each array."""
+        """Yields the position of each utterance, and its rows of each array.
+
+        Those of a long one come in pieces.
+        """
+        long = [b for b in batches if self.samples[b[0]] > self.longest]
+        for position in itertools.chain(*long):
+            yield position, self.stream(position)
+        batches = [batch for batch in batches if batch not in long]
         loader = make_dataloader(self.dataset, batch_sampler=batches)
         bar = tqdm(loader, "encoding", disable=len(batches) < 2, unit="batch")
         for positions, batch in zip(batches, bar, strict=True):
@@ -150,13 +170,42 @@ class _Encoding:
             for row, position in enumerate(positions):
                 yield position, {name: x[row] for name, x in rows.items()}
 
+    @torch.no_grad()
+    def stream(self, position):
+        """Yields the rows of each array of a long utterance, in pieces."""
+        row = self.rows[self.dataset.data_ids[position]]
+        begin, samples = int(row.get("start") or 0), self.samples[position]
+        kept = {n: self.kept(layer_of(n), samples) for n in self.arrays}
+        sums, frames = dict.fromkeys(kept, 0), dict.fromkeys(kept, 0)
+        pooled = self.made_of["rows"] == MEAN
+        with AudioFile(row["wav"]) as file:
+            wavs = file.pieces(CHUNK_SECONDS, begin, begin + samples)
+            wavs = (wav.to(self.device) for wav in wavs)
+            for latents in self.encoder.stream(wavs, self.layers, sample=False):
+                rows = {}
+                for name in self.arrays:
+                    x = self.values(name, latents)[0]
+                    sums[name] += x.sum(0).cpu().double()
+                    frames[name] += len(x)
+                    here = kept[name] < len(x)
+                    rows[name] = x[kept[name][here].to(x.device)].cpu().numpy()
+                    kept[name] = kept[name][~here] - len(x)
+                if not pooled:
+                    yield rows
+        if pooled:
+            means = {n: x[None] / frames[n] for n, x in sums.items()}
+            yield {n: x.float().numpy() for n, x in means.items()}
+
+    def values(self, name, latents):
+        """Returns an array's values for a batch, (batch, time, channels)."""
+        latent = latents[layer_of(name)]
+        return latent.mean if name in self.layers else latent.log_var
+
     def select(self, name, latents, samples):
         """Returns the rows of each utterance of a batch, (rows, channels)."""
-        layer = layer_of(name)
-        latent = latents[layer]
-        x = latent.mean if name == layer else latent.log_var
+        layer, x = layer_of(name), self.values(name, latents)
         if self.made_of["rows"] == MEAN:
-            x = masked_mean(x, latent.lengths)[:, None].cpu()
+            x = masked_mean(x, latents[layer].lengths)[:, None].cpu()
         kept = (self.kept(layer, count).to(x.device) for count in samples)
         return [x[row, at].cpu().numpy() for row, at in enumerate(kept)]
 

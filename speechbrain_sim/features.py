@@ -12,12 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_sim.data.audio import (
-    SAMPLE_RATE,
-    BadAudio,
-    audio_info,
-    read_audio,
-)
+from speechbrain_sim.data.audio import AudioFile, BadAudio
 from speechbrain_sim.files import atomic
 
 #: seconds of audio that are read at a time
@@ -25,15 +20,21 @@ CHUNK_SECONDS = 10.0
 
 
 def check_file(encoder, path, layers=None):
-    """Returns the samples of a file at 16 kHz, from its header.
+    """Returns the samples of a file at 16 kHz, undecoded.
 
     Raises BadAudio if it cannot be read, or is too short for a frame of
     `layers` of `encoder` (all by default).
     """
-    samples = audio_info(path).num_samples
+    with AudioFile(path) as file:
+        return _check(encoder, file, layers)
+
+
+def _check(encoder, file, layers):
+    samples = file.info().num_samples
     for layer in encoder.layer_names if layers is None else layers:
         if encoder.output_lengths(samples, layer) < 1:
-            raise BadAudio(path, f"{samples} samples are too few for a frame.")
+            few = f"{samples} samples are too few for a frame."
+            raise BadAudio(file.path, few)
     return samples
 
 
@@ -42,18 +43,15 @@ def stream_latents(
     encoder, path, layers=None, chunk_seconds=CHUNK_SECONDS, *args, **options
 ):
     """Encodes a file piece by piece, as `stream_file`, into dicts of Latents."""
-    samples = check_file(encoder, path, layers)
-    device = encoder.device
-    if not encoder.streams:
-        wavs = read_audio(path)[None].to(device)
-        yield encoder(wavs, None, layers, *args, **options)
-        return
-    step = max(1, round(chunk_seconds * SAMPLE_RATE))
-    chunks = (
-        read_audio(path, start, start + step)[None].to(device)
-        for start in range(0, samples, step)
-    )  # (1, samples) each
-    yield from encoder.stream(chunks, layers, *args, **options)
+    with AudioFile(path) as file:
+        _check(encoder, file, layers)
+        device = encoder.device
+        if not encoder.streams:
+            wavs = file.samples()[None].to(device)
+            yield encoder(wavs, None, layers, *args, **options)
+            return
+        pieces = (wav.to(device) for wav in file.pieces(chunk_seconds))
+        yield from encoder.stream(pieces, layers, *args, **options)
 
 
 def stream_file(
@@ -81,7 +79,8 @@ def stream_file(
     ------
     dict of str to torch.Tensor
         The next frames of each layer, (frames, channels); there may be none.
-        A BadAudio if the file cannot be read, or is too short for a frame.
+        A BadAudio if the file cannot be read, is too short for a frame, or
+        holds NaN or samples far beyond 1.
 
     Example
     -------

@@ -21,6 +21,7 @@ from torch import nn
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import UTTERANCE
+from speechbrain_sim.decoders import shortest
 from speechbrain_sim.encoders.base import Latent, masked_mean
 from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
 from speechbrain_sim.inputs import as_batch, as_tensor, check_latents
@@ -336,9 +337,7 @@ class SmoothInfoMax(Pretrained):
         weight = next(decoder.parameters())
         z = as_tensor("z", z, ["batch", "time", "channel"]).to(weight)
         if samples is None:
-            samples = z.shape[1]
-            for kernel_size, stride, padding in reversed(decoder.shapes):
-                samples = (samples - 1) * stride + kernel_size - 2 * padding
+            samples = shortest(decoder.shapes, z.shape[1])
         return decoder(z, samples, wav_lens)
 
     def interpolate(self, start, target, layer, steps=9):

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_sim.data.audio import BadAudio, read_audio
+from speechbrain_sim.data.audio import AudioFile, BadAudio, read_audio
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.features import encode_file, stream_file
 
@@ -65,15 +65,15 @@ def test_a_run_that_was_stopped_leaves_no_finished_array(
     tmp_path, encoder, monkeypatch
 ):
     path = write_noise(tmp_path / "a.wav", 3)
-    calls = []
+    calls, read = [], AudioFile.samples
 
     def stops(*args):
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return read_audio(*args)
+        return read(*args)
 
-    monkeypatch.setattr("speechbrain_sim.features.read_audio", stops)
+    monkeypatch.setattr(AudioFile, "samples", stops)
     with pytest.raises(KeyboardInterrupt):
         encode_file(encoder, path, tmp_path / "out", chunk_seconds=0.5)
     assert not (tmp_path / "out" / "context.npy").exists()

@@ -60,7 +60,8 @@ def read_clips(manifest, data_folder, samples, clips=200, walk=None, seed=0):
     manifest, data_folder : str
         A csv from `speechbrain_sim.data`, and its `$data_root`.
     samples : int
-        Length of all clips at 16 kHz; shorter recordings are left out.
+        Length of all clips at 16 kHz; shorter recordings are left out. If fewer
+        than three have it, that of half of the recordings, with a warning.
     clips : int
         How many are wanted; if there are more, they are drawn.
     walk : (str, str), optional
@@ -81,14 +82,20 @@ def read_clips(manifest, data_folder, samples, clips=200, walk=None, seed=0):
         If there are fewer than three, or not two different ones to walk
         between.
     """
-    dataset = make_dataset(manifest, data_folder, KeyedCrop(samples))
-    names, rows = dataset.data_ids, dataset.data
-    long = [n for n in names if int(rows[n]["num_samples"]) >= samples]
-    found = f"{manifest} has {len(long)} recordings of {samples} samples"
-    if len(long) < 3:
+    dataset = make_dataset(manifest, data_folder, crop := KeyedCrop(samples))
+    names = dataset.data_ids
+    length = {n: int(dataset.data[n]["num_samples"]) for n in names}
+    if len(names) < 3:
         raise ValueError(
-            f"{found} or more; an analysis needs 3. Lower --clip_samples."
+            f"{manifest} has {len(names)} recordings; an analysis needs 3."
         )
+    if sorted(length.values())[-3] < samples:
+        half = sorted(length.values())[-max(3, len(names) // 2)]
+        most = f"{manifest}: most recordings are shorter than --clip_samples"
+        logger.warning(f"{most} {samples}; clips have {half} samples instead.")
+        crop.samples = samples = half
+    long = [n for n in names if length[n] >= samples]
+    found = f"{manifest} has {len(long)} recordings of {samples} samples"
     if len(long) < clips:
         shorter = f"{len(names) - len(long)} are shorter"
         logger.warning(f"{found}, fewer than the {clips} asked for; {shorter}.")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from speechbrain_sim.data.audio import BadAudio, inspect_audio
+from speechbrain_sim.data.audio import BadAudio, inspect_audio, readable
 from speechbrain_sim.files import read_json, sha256, write_json, write_text
 
 logger = get_logger(__name__)
@@ -128,7 +128,8 @@ def hash_split(names, shares, seed=0, group=None):
 
 
 def _hash(name, seed):
-    return hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6]
+    key = f"{seed}/{name}".encode(errors="surrogateescape")
+    return hashlib.sha256(key).digest()[:6]
 
 
 def write_manifests(
@@ -259,7 +260,7 @@ def _inspect_all(splits, data_folder, min_samples):
     bar = tqdm(infos, "Inspecting", len(rows), unit="file", disable=None)
     for (name, row), info in zip(rows, bar, strict=True):
         if isinstance(info, BadAudio):
-            bad.append((name, row["ID"], info.path, info.reason))
+            bad.append((name, readable(row["ID"]), info.path, info.reason))
             continue
         line = {
             "ID": row["ID"],

@@ -7,9 +7,7 @@ of their paths, optionally labelled with a speaker.
 from pathlib import Path
 
 from speechbrain_sim.data.manifests import hash_split, read_csv, write_manifests
-
-#: endings of the files that are read, in any case
-ENDINGS = (".flac", ".ogg", ".wav")
+from speechbrain_sim.data.search import AUDIO, list_files
 
 
 def prepare_folder(
@@ -27,12 +25,12 @@ def prepare_folder(
     A file's side depends on `seed` and on the paths of the files it is
     divided with: all, or, with speakers, those of its speaker, so that every
     speaker with three files or more is on all sides; one with fewer is in
-    `train.csv`. Hidden files and folders are left out.
+    `train.csv`.
 
     Arguments
     ---------
     data_folder : str or Path
-        Searched with all folders below it for wav, flac and ogg.
+        Searched with all folders below it: see `list_files`.
     save_folder, min_samples, on_bad_audio :
         See `speechbrain_sim.data.manifests.write_manifests`.
     speakers : str or Path, optional
@@ -76,20 +74,16 @@ def _find_audio(folder):
     """Sorted relative paths, with "/", of all audio below a folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}")
-    names, ids = [], {}
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if not hidden and path.suffix.lower() in ENDINGS and path.is_file():
-            names.append(name.as_posix())
-    if not names:
-        endings = ", ".join(ENDINGS)
+    paths, ids = list_files(folder), {}
+    if not paths:
+        endings = ", ".join(AUDIO)
         raise FileNotFoundError(f"No file below {folder} ends in {endings}")
-    for name in sorted(names):
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    for name in names:
         if (other := ids.setdefault(_id(name), name)) != name:
             both = f"{other} and {name} would both have the ID {_id(name)}"
             raise ValueError(f"{both}: rename one of them.")
-    return sorted(names)
+    return names
 
 
 def _id(name):

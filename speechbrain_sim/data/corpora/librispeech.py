@@ -10,10 +10,11 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim import __version__
 from speechbrain_sim.data import manifests
-from speechbrain_sim.data.audio import BadAudio, audio_info
+from speechbrain_sim.data.audio import BadAudio, audio_info, readable
 from speechbrain_sim.data.download import fetch_archive
 from speechbrain_sim.data.manifests import Problem, hash_split, read_text
 from speechbrain_sim.data.phones import read_phones, write_names
+from speechbrain_sim.data.search import list_files
 
 logger = get_logger(__name__)
 
@@ -137,7 +138,8 @@ def _find(folder, labels_folder, phones):
         present = sorted(p.name for p in root.glob("*-*") if p.is_dir())
         missing = f"There is no subset {subset} in {root}; {GET} it; present: "
         raise FileNotFoundError(missing + (", ".join(present) or "none"))
-    wavs = {path.stem: path for path in folder.glob("*/*/[!.]*.flac")}
+    found = list_files(folder, [".flac"])
+    wavs = {path.stem: path for path in found if path.parents[2] == folder}
     if not wavs:
         missing = f"No flac in {folder}/<speaker>/<chapter>"
         raise FileNotFoundError(f"{missing}. {AGAIN}.")
@@ -239,7 +241,7 @@ def _fill(splits, files, listed, sides, min_samples, incomplete):
 def _read_transcripts(folder):
     """ID to transcript, and the problems of IDs that have two."""
     transcripts, problems = {}, []
-    for path in sorted(folder.glob("*/*/[!.]*.trans.txt")):
+    for path in sorted(folder.glob("[!.]*/[!.]*/[!.]*.trans.txt")):
         for line in filter(str.strip, read_text(path).splitlines()):
             name, _, text = line.strip().partition(" ")
             if name in transcripts:
@@ -261,7 +263,9 @@ def _read_sexes(files):
 
 def _check_folders(folder):
     """Problems of chapters without audio, and of audio in another's folder."""
-    for chapter in sorted(p for p in folder.glob("*/*") if p.is_dir()):
+    for chapter in sorted(folder.glob("[!.]*/[!.]*")):
+        if not chapter.is_dir():
+            continue
         place = f"{chapter.parent.name}-{chapter.name}-"
         paths = sorted(chapter.glob("[!.]*.flac"))
         if not paths:
@@ -270,7 +274,9 @@ def _check_folders(folder):
         for path in paths:
             if not path.name.startswith(place):
                 problem = f"Its name does not begin with {place}."
-                yield Problem(path, problem, "Move it to its chapter.")
+                yield Problem(
+                    readable(path), problem, "Move it to its chapter."
+                )
 
 
 def _find_gaps(files, listed, transcripts, sexes):

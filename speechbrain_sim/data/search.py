@@ -1,0 +1,83 @@
+"""Files below a folder: which are taken, and why the others are not."""
+
+from collections import Counter
+from pathlib import Path
+
+import soundfile
+from speechbrain.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+# libsndfile reads these, but they hold other data, too, or state no rate
+_SELDOM_AUDIO = {"HTK", "MAT4", "MAT5", "RAW", "SDS"}
+_ALIASES = {".aif", ".aifc", ".bwf", ".oga", ".opus", ".snd", ".sph", ".wave"}
+#: endings of audio files that libsndfile reads, in lower case
+AUDIO = tuple(
+    sorted(
+        {
+            f".{n.lower()}"
+            for n in {*soundfile.available_formats()} - _SELDOM_AUDIO
+        }
+        | _ALIASES
+    )
+)
+
+
+def list_files(folder, endings=AUDIO):
+    """Lists the files below a folder, and logs how many others there are.
+
+    Hidden files and folders are left out. Links are followed; a folder is read
+    once, by its own path if it has one here, and never one around `folder`.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Searched with all folders below it.
+    endings : collection of str
+        Of the files that are taken, in any case.
+
+    Returns
+    -------
+    list of Path
+        Sorted by their paths below the folder.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> for name in "b.WAV", "a.opus", "notes.txt", "._b.wav":
+    ...     (folder / name).touch()
+    >>> [path.name for path in list_files(folder)]
+    ['a.opus', 'b.WAV']
+    """
+    folder, taken, others, seen = Path(folder), [], Counter(), set()
+    around = set(folder.resolve().parents)
+    waiting, links = [(folder, False)], []
+    while waiting or links:
+        here, hidden = waiting.pop() if waiting else links.pop(0)
+        true = here.resolve()
+        if true in seen | around:
+            others["links to folders that are read already, or around it"] += 1
+            continue
+        seen.add(true)
+        try:
+            for path in sorted(here.iterdir()):
+                secret = hidden or path.name.startswith(".")
+                is_link = path.is_symlink()
+                if path.is_dir() and not (secret and is_link):
+                    (links if is_link else waiting).append((path, secret))
+                elif secret:
+                    others["hidden"] += 1
+                elif not path.is_file():
+                    others["broken links" if is_link else "no files"] += 1
+                elif path.suffix.lower() in endings:
+                    taken.append(path)
+                else:
+                    others[f"*{path.suffix}"] += 1
+        except PermissionError:
+            others["folders without permission to read"] += 1
+    if others:
+        reasons = [f"{n} {reason}" for reason, n in others.most_common()]
+        more = ", ..." * (len(reasons) > 9)
+        left = f"left out: {', '.join(reasons[:9])}{more}"
+        logger.info("%s: %d files are read; %s", folder, len(taken), left)
+    return sorted(taken, key=lambda path: path.relative_to(folder).as_posix())
