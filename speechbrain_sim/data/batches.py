@@ -8,6 +8,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_sim.data import labels
 from speechbrain_sim.data.audio import read_audio
 from speechbrain_sim.data.labels import UTTERANCE
+from speechbrain_sim.data.tables import read_manifest
 from speechbrain_sim.randomness import key_seed
 
 logger = get_logger(__name__)
@@ -63,8 +64,7 @@ class KeyedCrop:
 
 def _open(manifest, data_folder, label):
     """Reads a manifest; raises a ValueError if it has no such column."""
-    places = {"data_root": data_folder}
-    dataset = DynamicItemDataset.from_csv(manifest, replacements=places)
+    dataset = DynamicItemDataset(read_manifest(manifest, data_folder))
     columns = next(iter(dataset.data.values()))
     if label is not None and label not in columns:
         has = ", ".join(columns)
@@ -79,10 +79,8 @@ def make_dataset(
 
     Arguments
     ---------
-    manifest : str
-        A csv from `speechbrain_sim.data`.
-    data_folder : str
-        What `$data_root` in it stands for.
+    manifest, data_folder : str
+        See `speechbrain_sim.data.tables.read_manifest`.
     crop : KeyedCrop, optional
         Which part to read; all by default.
     label : str, optional
@@ -111,10 +109,15 @@ def make_dataset(
     dataset = _open(manifest, data_folder, label)
     crop = crop or KeyedCrop(1 << 62)  # longer than any utterance
 
-    @takes("id", "wav", "num_samples")
+    @takes("id", "wav", "start", "num_samples")
     @provides("sig")
-    def read(item, wav, num_samples):
-        return read_audio(wav, *crop(item, int(num_samples)))
+    def read(item, wav, first, num_samples):
+        start, stop = crop(item, num_samples)
+        sig = read_audio(wav, first + start, first + stop)
+        if len(sig) != stop - start:
+            problem = f"{wav} has fewer than the {num_samples} samples"
+            raise ValueError(f"{problem} of {item} in {manifest}.")
+        return sig
 
     dataset.add_dynamic_item(read)
     dataset.set_output_keys(["id", "sig"] + ["target"] * (label is not None))
@@ -133,7 +136,7 @@ def _add_target(dataset, label, classes, kind, crop):
     def target(item, value, num_samples):
         tokens = _tokens(value, kind)
         if kind == labels.FRAMES:
-            start, stop = crop(item, int(num_samples))
+            start, stop = crop(item, num_samples)
             first = start // labels.HOP
             tokens = tokens[first : first + labels.num_labels(stop - start)]
         numbers = [number[token] for token in tokens]
@@ -196,9 +199,14 @@ def _labelled(dataset, manifest, label, classes, kind):
             "%s of %s have no %s: left out", lacking, manifest, label
         )
     for item in known:
-        if strange := set(_tokens(cells[item], kind)) - set(classes):
-            what = f"{item} in {manifest} has the {label} {min(strange)}"
+        tokens, where = _tokens(cells[item], kind), f"{item} in {manifest} has"
+        if strange := set(tokens) - set(classes):
+            what = f"{where} the {label} {min(strange)}"
             raise ValueError(f"{what}, which no training utterance has.")
+        due = labels.num_labels(dataset.data[item]["num_samples"])
+        if kind == labels.FRAMES and len(tokens) != due:
+            what = f"{where} {len(tokens)} {label}, but one per 10 ms makes"
+            raise ValueError(f"{what} {due}: correct the column.")
     return known
 
 

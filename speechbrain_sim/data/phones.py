@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import HOP, WINDOW, num_labels
-from speechbrain_sim.data.manifests import Problem, read_csv, read_text
+from speechbrain_sim.data.manifests import Problem
+from speechbrain_sim.data.tables import read_csv, read_text
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.files import write_text
 

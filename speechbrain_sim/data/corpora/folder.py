@@ -6,7 +6,8 @@ of their paths, optionally labelled with a speaker.
 
 from pathlib import Path
 
-from speechbrain_sim.data.manifests import hash_split, read_csv, write_manifests
+from speechbrain_sim.data.manifests import hash_split, write_manifests
+from speechbrain_sim.data.tables import read_csv
 
 #: endings of the files that are read, in any case
 ENDINGS = (".flac", ".ogg", ".wav")
