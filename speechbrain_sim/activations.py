@@ -124,9 +124,9 @@ class ActivationStore:
             np.lib.format.open_memmap(path, "w+", dtype, shape)
         write_arrays(folder / "index.npz", **index)
         np.save(folder / "done.npy", np.zeros(len(recordings), bool))
-        # rows of other than the whole files are whole utterances here
-        columns = [c for c in next(iter(manifest.values())) if c != "start"]
-        columns = [c for c in columns if c != "stop"]
+        # without the place of an utterance in its file: all of it is here
+        own = "id", "start", "stop"
+        columns = [c for c in next(iter(manifest.values())) if c not in own]
         cells = [[n, *map(row.get, columns)] for n, row in manifest.items()]
         write_csv(folder / "manifest.csv", ["ID", *columns], cells)
         made_of = {"format": FORMAT, **made_of}

@@ -213,7 +213,7 @@ def _check_rows(split, rows, data_folder):
         if name in checked:
             both = f"{checked[name]['wav']} and {wav}"
             raise ValueError(f"In '{split}', two files have ID {name}: {both}.")
-        if clash := row.keys() & set(OWN):
+        if clash := row.keys() & OWN - {"ID", "wav"}:
             raise ValueError(f"{name}: {clash} cannot be labels.")
         checked[name] = row
     return list(checked.values())
