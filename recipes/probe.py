@@ -14,6 +14,7 @@ To read the code, begin at the bottom.
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 import speechbrain as sb
 from speechbrain.utils import distributed
 
+from speechbrain_sim import __version__
 from speechbrain_sim.activations import LABELS, MEAN
 from speechbrain_sim.analysis import probes as results
 from speechbrain_sim.brains.probe import features_of, train_probes
@@ -28,8 +30,9 @@ from speechbrain_sim.config import load_experiment
 from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.data.labels import FRAMES, SEQUENCE, kind_of
 from speechbrain_sim.data.phones import name_phones
+from speechbrain_sim.data.tables import manifest_hash
 from speechbrain_sim.extraction import encode_manifest
-from speechbrain_sim.files import read_json, sha256
+from speechbrain_sim.files import read_json
 from speechbrain_sim.models.format import PROBE, save_parts
 from speechbrain_sim.models.load import load_encoder, save_encoder
 
@@ -45,6 +48,11 @@ def check(hparams, kind):
         raise ValueError(f"--layers is a list: '[{layers}]', with brackets.")
     if kind == SEQUENCE:
         raise ValueError(f"No linear probe reads a sequence: {label}")
+    if not re.fullmatch(r"[\w-]+", hparams["label_name"], re.ASCII):
+        raise ValueError(
+            f"--label_name {hparams['label_name']} names files: give one of "
+            f"letters, digits, _ and -."
+        )
     if distributed.is_distributed_initialized():
         raise ValueError("One process probes: start it without torchrun.")
 
@@ -85,12 +93,17 @@ def probe(hparams, run_opts):
     layers = hparams["layers"] or encoder.layer_names
     rows = LABELS if kind == FRAMES else MEAN
     about = {
-        "label": label,
+        "label": hparams["label_name"],
+        "column": label,
         "kind": kind,
+        "version": __version__,
         "activations": f"activations/{rows}",
         "encoder": description,
         "settings": {key: hparams[key] for key in hparams["settings"]},
-        "manifests": {p: sha256(hparams[f"{p}_csv"]) for p in PARTS},
+        "manifests": {
+            p: manifest_hash(hparams[f"{p}_csv"], hparams["data_folder"])
+            for p in PARTS
+        },
     }
     if results.is_written(folder, **about):
         return
@@ -124,7 +137,7 @@ def save(hparams, encoder, probes, scores, classes, about):
     """Saves the probes beside their encoder, then the results."""
     folder, part = hparams["output_folder"], f"{PROBE}_{about['label']}"
     manifests = Path(hparams["train_csv"]).parent
-    names = name_phones(about["label"], classes, manifests)
+    names = name_phones(about["column"], classes, manifests)
     metadata = {key: about[key] for key in ("label", "kind", "settings")}
     metadata |= {"classes": names, "layers": scores[0]}
     metadata["best_layer"] = results.best_layer(scores[0])

@@ -191,7 +191,7 @@ def open_system(hparams, runs, study, chosen, name, folder, source):
     encoder, wavs = encoder.to(device), study.clips.wavs.to(device)
     latents = encode_clips(encoder, wavs, layers, study.batch_size)
     decoders, probes = {}, None
-    made_of = {"encoder": description["sha256"]}
+    made_of = {"encoder": [description["sha256"], description["arguments"]]}
     needs = {need for tool in chosen for need in tool.needs}
     if "decoders" in needs:
         hashes = made_of["decoders"] = {}

@@ -233,7 +233,7 @@ class ActivationStore:
         if kind == kinds.FRAMES and rows == MEAN:
             raise ValueError(f"{self.folder} has no frames, as '{label}' has.")
         path = self.folder / "manifest.csv"
-        dataset = make_dataset(path, "", None, label, classes, kind)
+        dataset = make_dataset(path, None, None, label, classes, kind)
         with dataset.output_keys_as(["id", "target"]):
             known = {item["id"]: item["target"].numpy() for item in dataset}
         targets = [known.get(name, np.empty(0, int)) for name in self.ids]

@@ -37,6 +37,8 @@ if not MODELS.is_dir():
 MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
 MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder", "download"]
 MAY_CHANGE += ["download_from", "download_checksum"]
+# the data are compared by their contents, see `check_same_data`
+MAY_CHANGE += ["manifest_folder", "train_csv", "valid_csv"]
 #: former names of keys
 RENAMED = {
     "negatives": "num_negatives",

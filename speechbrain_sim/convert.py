@@ -5,7 +5,6 @@ Both go on where they were when they are started again.
 
 from pathlib import Path
 
-import numpy as np
 import soundfile
 import torch
 from safetensors.torch import load_file
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, BadAudio
 from speechbrain_sim.features import check_file, write_latents
-from speechbrain_sim.files import atomic, read_json, write_json
+from speechbrain_sim.files import atomic, read_arrays, read_json, write_json
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.format import encoder_of
 from speechbrain_sim.models.load import load_encoder
@@ -118,7 +117,11 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
         samples = _samples_of(path, settings)
         if target.exists():
             continue
-        z = load_file(path)[layer] if path.suffix != ".npy" else np.load(path)
+        z = (
+            load_file(path)[layer]
+            if path.suffix != ".npy"
+            else read_arrays(path)
+        )
         wav = model.decode(torch.as_tensor(z)[None], layer, samples)[0].cpu()
         with atomic(target) as partial:
             options = {"subtype": "FLOAT", "format": "WAV"}

@@ -18,7 +18,8 @@ from speechbrain_sim import __version__
 #: a content hash reads so many pieces of so many bytes, or a smaller file whole
 PIECES, PIECE = 16, 4096
 #: what readers of damaged files raise
-DAMAGE = ValueError, LookupError, EOFError, OSError, BadZipFile, zlib.error
+DAMAGE = ValueError, LookupError, TypeError, AttributeError, EOFError, OSError
+DAMAGE += BadZipFile, zlib.error
 
 
 def sha256(path):

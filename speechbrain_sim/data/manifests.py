@@ -23,6 +23,7 @@ from speechbrain_sim.data.tables import (
     RECORD,
     in_threads,
     manifest_hash,
+    row_hashes,
     write_csv,
 )
 from speechbrain_sim.files import (
@@ -197,6 +198,49 @@ def is_prepared(save_folder, arguments, **made_of):
             return False
     _log_record("Already prepared", save_folder, record)
     return True
+
+
+def check_same_data(path, manifests, data_folder, begun, columns=()):
+    """Refuses to go on with a run whose audio, or label, has changed.
+
+    Arguments
+    ---------
+    path : str or Path
+        A json that keeps a hash of each row, ID by ID.
+    manifests : list of str
+        What the run is trained and validated on; they may move.
+    data_folder, columns :
+        See `speechbrain_sim.data.tables.row_hashes`.
+    begun : bool
+        Whether the run goes on; a run from before there was such a file may.
+
+    Raises
+    ------
+    ValueError
+        If files were added, removed or replaced; counts and names them.
+    """
+    columns = ["start", "stop", *columns]
+    now = [row_hashes(m, data_folder, columns) for m in manifests]
+    before = read_json(path) if begun and Path(path).exists() else now
+    changes = []
+    for manifest, old, new in zip(manifests, before, now, strict=True):
+        named = {
+            "added": new.keys() - old.keys(),
+            "removed": old.keys() - new.keys(),
+            "replaced": {
+                n for n in old.keys() & new.keys() if old[n] != new[n]
+            },
+        }
+        changes += [
+            f"{len(names)} {what} in {manifest}, such as {min(names)}"
+            for what, names in named.items()
+            if names
+        ]
+    if changes:
+        remedy = "Bring the files back, or choose another --output_folder"
+        found = f"The run was begun with other files: {'; '.join(changes)}"
+        raise ValueError(f"{found}. {remedy}.")
+    write_json(path, now)
 
 
 def _check_rows(split, rows, data_folder):

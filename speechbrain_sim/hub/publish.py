@@ -104,7 +104,8 @@ def _gather(run, probes, decoders):
         for name in names:
             if name in parts:
                 raise ValueError(
-                    f"{path} holds a second {name}: give only one."
+                    f"{path} holds a second {name}: give only one, or give a "
+                    f"probe a --label_name of its own."
                 )
             parts[name] = found[name]
             config["parts"][name] = described["parts"][name]

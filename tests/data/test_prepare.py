@@ -405,7 +405,6 @@ def test_real_artificial_set(tmp_path, caplog):
         "pretrain_valid": 171,
         "train": 1527,
         "valid": 654,
-        "labelled": 2181,
         "test": 360,
     }
     assert count["train"] + count["valid"] == 2181
