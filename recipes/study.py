@@ -9,6 +9,8 @@ report.html, report.md and report.json. Started again, a study is resumed:
 finished runs and measurements are not repeated.
 """
 
+import hashlib
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ import pretrain
 import probe
 import speechbrain as sb
 from speechbrain.utils.distributed import infer_device, run_on_main
+from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim import config
 from speechbrain_sim.analysis import tools
@@ -29,41 +32,79 @@ from speechbrain_sim.analysis.probes import read_examples
 from speechbrain_sim.analysis.probing import Probing, read_probed
 from speechbrain_sim.analysis.study import Probes, Study, System
 from speechbrain_sim.data.labels import FRAMES, kind_of
+from speechbrain_sim.data.manifests import DATA_COLUMNS
+from speechbrain_sim.data.tables import row_hashes
 from speechbrain_sim.files import machine, read_json, sha256
 from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
 from speechbrain_sim.report.page import Table
 from speechbrain_sim.report.tables import markdown_table
 
+logger = get_logger(__name__)
+
 #: keys of a study that `report.json` repeats
 SETTINGS = ("clips", "clip_samples", "pairs", "smooth_pairs", "weights_label")
 
 
 class Runs(NamedTuple):
-    """Inner runs: where their yamls lie, and what all of them share."""
+    """Inner runs: where their yamls lie, and what all of them share.
+
+    `manifests` is the folder of those that have all settings of the `corpus`.
+    """
 
     yamls: Path
     options: dict
     run_opts: dict
+    manifests: str
+    corpus: dict
 
     def run(self, recipe, yaml, may_change, **options):
         """Runs a recipe; a run that is done already returns at once."""
         options = {**self.options, **options}
         print(f"\n=== {options['output_folder']}: {yaml}", flush=True)
         yaml = self.yamls / yaml
+        settings, folder = config.read_settings(yaml, options), self.manifests
+        corpus = {key: settings.get(key) for key in self.corpus}
+        if corpus != self.corpus:
+            text = json.dumps(corpus, default=str).encode()
+            folder += f"_{hashlib.sha256(text).hexdigest()[:8]}"
+        options.setdefault("manifest_folder", folder)
         experiment = yaml, options, self.run_opts, may_change
         recipe(*config.make_experiment(*experiment))
 
 
-def corpus_options(yamls, hparams):
-    """Returns what the study changes of the plain keys of corpus.yaml."""
-    options = {"on_bad_audio": hparams["on_bad_audio"]}
+def open_runs(yamls, hparams, run_opts):
+    """Returns the inner runs, which share what the study changes of its corpus.
+
+    Those with equal settings share one preparation, too.
+    """
+    keys, corpus = ("on_bad_audio", "label_kinds"), {}
+    options = {key: hparams[key] for key in keys}
     for key, value in config.read_yaml(yamls / "corpus.yaml").items():
         derived = config.tag_of(value) == "!ref"
         own = hparams.get(key, value)
         if own != value and not derived and not callable(own):
             options[key] = own
-    return options
+        if key in hparams and key not in ["corpus", *config.MAY_CHANGE]:
+            corpus |= {} if callable(own) else {key: own}
+    folder = hparams["manifest_folder"]
+    return Runs(yamls, options, run_opts, folder, corpus)
+
+
+def check_clips(hparams, folder):
+    """Warns if clips are among what the run of a folder was trained on."""
+    path = Path(folder, "save/data.json")
+    if not path.exists():
+        return
+    trained = set(read_json(path)[0].values())
+    places = hparams["clips_csv"], hparams["data_folder"], DATA_COLUMNS
+    clips = [n for n, row in row_hashes(*places).items() if row in trained]
+    if clips:
+        logger.warning(
+            f"{folder} was trained on {len(clips)} recordings of "
+            f"{hparams['clips_csv']}, such as {clips[0]}: numbers of these "
+            f"clips are of training data."
+        )
 
 
 def check(hparams):
@@ -148,6 +189,7 @@ def train_decoder(hparams, runs, folder, encoder, layer, description):
     options["output_folder"] = f"{folder}/decoder_{layer}"
     runs.run(decode.decode, "decode.yaml", decode.MAY_CHANGE, **options)
     folder, digest = options["output_folder"], description["sha256"]
+    check_clips(hparams, folder)
     decoder, about = load_decoder(folder, layer, digest)
     return decoder, about["sha256"]
 
@@ -238,6 +280,7 @@ def look_inside(hparams, runs, study, chosen, encoders):
     systems, results = [], {}
     for name in hparams["inside"]:
         folder, source = encoders[name]
+        check_clips(hparams, folder)
         system = open_system(hparams, runs, study, chosen, name, folder, source)
         systems.append(system)
         found = tools.measure_system(system, study, chosen, folder)
@@ -253,7 +296,7 @@ def main(argv):
     chosen = tools.choose_tools(hparams["tools"], bool(hparams["inside"]))
     sb.create_experiment_directory(hparams["output_folder"])
     yamls = Path(argv[0]).resolve().parent
-    runs = Runs(yamls, corpus_options(yamls, hparams), run_opts)
+    runs = open_runs(yamls, hparams, run_opts)
     study = make_study(hparams)
     encoders, folders, logs = train_and_probe(hparams, runs)
     probed = read_probed(folders, hparams["baseline"])

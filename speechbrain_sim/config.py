@@ -25,7 +25,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.core import RunOptions
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_sim.files import write_text
+from speechbrain_sim.files import naming, write_text
 
 _HERE = Path(__file__).parent
 #: the model files, in a wheel or in a checkout
@@ -234,6 +234,28 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
         value is not given, or the output folder holds a run with other
         settings.
     """
+    resolved, defaults = _resolve_yaml(hparams_file, options, run_opts)
+    hparams = load_hyperpyyaml(resolved)
+    if if_main_process():
+        name = hparams.get("hyperparams_file", "hyperparams.yaml")
+        written = Path(hparams["output_folder"], name)
+        begun = any(Path(hparams["save_folder"]).glob("CKPT*"))
+        begun = begun and written.exists() and not run_opts["debug"]
+        if may_change is not None and begun:
+            _check_same_run(written, resolved, defaults, may_change)
+        write_text(written, resolved)
+    return hparams, run_opts
+
+
+def read_settings(hparams_file, options):
+    """Returns the plain settings of the run that `make_experiment` makes."""
+    resolved, _ = _resolve_yaml(hparams_file, options, {})
+    settings = _parse_yaml(resolved)
+    return {key: x for key, x in settings.items() if _kind(x) is not None}
+
+
+def _resolve_yaml(hparams_file, options, run_opts):
+    """Returns a run's yaml as a text, and what it is without options."""
     files, options = _read_files(hparams_file), dict(options)
     defaults = _merge(files)
     model = defaults.pop("model", None)
@@ -245,17 +267,7 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
             options.setdefault(key, run_opts[key])
     options = {k: _typed(k, v, files) for k, v in options.items()}
     changes = model_changes(model) if model else {}
-    resolved = _resolve({**defaults, **changes, **options}, options)
-    hparams = load_hyperpyyaml(resolved)
-    if if_main_process():
-        name = hparams.get("hyperparams_file", "hyperparams.yaml")
-        written = Path(hparams["output_folder"], name)
-        begun = any(Path(hparams["save_folder"]).glob("CKPT*"))
-        begun = begun and written.exists() and not run_opts["debug"]
-        if may_change is not None and begun:
-            _check_same_run(written, resolved, defaults, may_change)
-        write_text(written, resolved)
-    return hparams, run_opts
+    return _resolve({**defaults, **changes, **options}, options), defaults
 
 
 def check_keys(source, known, keys):
@@ -330,7 +342,8 @@ def _check_same_run(written, resolved, defaults, may_change):
     Paths are compared relative to the run's folder, or else as absolute paths.
     An option that the run did not have had the value of its yaml.
     """
-    before = _parse_yaml(written.read_text(encoding="utf-8"))
+    with naming(written, "a run's yaml"):
+        before = dict(_parse_yaml(written.read_text(encoding="utf-8")))
     before = {RENAMED.get(key, key): value for key, value in before.items()}
     settings = _parse_yaml(resolved)
 

@@ -35,6 +35,9 @@ from speechbrain_sim.files import (
 
 logger = get_logger(__name__)
 
+#: columns beside the audio that a resumed run's data are compared in
+DATA_COLUMNS = "start", "stop"
+
 
 class Problem(NamedTuple):
     """What is wrong with a corpus, where, and a remedy."""
@@ -219,7 +222,7 @@ def check_same_data(path, manifests, data_folder, begun, columns=()):
     ValueError
         If files were added, removed or replaced; counts and names them.
     """
-    columns = ["start", "stop", *columns]
+    columns = [*DATA_COLUMNS, *columns]
     now = [row_hashes(m, data_folder, columns) for m in manifests]
     before = read_json(path) if begun and Path(path).exists() else now
     changes = []
