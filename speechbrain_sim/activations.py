@@ -138,6 +138,15 @@ class ActivationStore:
         store.flush()
         return store
 
+    def check(self):
+        """Raises a ValueError or FileNotFoundError if a file is damaged."""
+        for name in self.arrays:
+            self._array(name)
+            if self.complete:
+                self.statistics(name)
+        if len(self.done) != len(self.ids):
+            raise ValueError(f"{self.folder} has flags of another store.")
+
     @property
     def done(self):
         """Whether each utterance is written, as of now: (utterances,), bool."""

@@ -129,7 +129,7 @@ class _Encoding:
             store = ActivationStore.open(folder, False, **self.made_of)
             wanted, there = set(self.arrays), set(store.arrays)
             if wanted == there or (store.complete and wanted < there):
-                return
+                return store.check()
         recordings = {n: r.get("recording", n) for n, r in self.rows.items()}
         places, first = {}, list(self.encode([batch]))
         for layer in self.layers:

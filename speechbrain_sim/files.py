@@ -12,6 +12,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+from ruamel.yaml.error import YAMLError
 
 from speechbrain_sim import __version__
 
@@ -19,7 +20,7 @@ from speechbrain_sim import __version__
 PIECES, PIECE = 16, 4096
 #: what readers of damaged files raise
 DAMAGE = ValueError, LookupError, TypeError, AttributeError, EOFError, OSError
-DAMAGE += BadZipFile, zlib.error
+DAMAGE += BadZipFile, zlib.error, YAMLError
 
 
 def sha256(path):

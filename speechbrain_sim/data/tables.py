@@ -134,7 +134,7 @@ def read_manifest(path, data_folder=None):
         the audio does not have; for a manifest that its preparation did not
         write like this.
     """
-    rows, made = _cells(path), _prepared(path)
+    made, rows = _prepared(path), _cells(path)
     inspected = data_folder is None or (
         made and made.get("content") == manifest_hash(path, data_folder)
     )
@@ -172,6 +172,7 @@ def row_hashes(path, data_folder, columns=None):
         text = json.dumps([content, cells], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    _prepared(path)
     rows = _cells(path)
     names = [row["ID"] for _, row in rows]
     return dict(zip(names, in_threads(hashed, rows), strict=True))

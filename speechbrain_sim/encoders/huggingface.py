@@ -132,8 +132,8 @@ def load_hidden_states(folder):
         raise ValueError(
             f"{config} has the model_type '{kind}', not one of {MODEL_TYPES}."
         )
-    encoder = HiddenStates(*_load(folder)).requires_grad_(False)
     description = {"model": kind, "sha256": hash_weights(weights)}
+    encoder = HiddenStates(*_load(folder)).requires_grad_(False)
     arguments = {**read_json(config), "preprocessor": read_json(inputs)}
     return encoder, {**description, "arguments": arguments}
 

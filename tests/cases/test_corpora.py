@@ -45,6 +45,7 @@ from tests.encoders.test_huggingface import save_model
 
 TINY = ["--channels", "6", "--context_channels", "4", "--number_of_epochs=1"]
 TINY += ["--num_workers", "0", "--batch_size", "4", "--prediction_steps", "2"]
+TINY += ["--crop_samples", "4000"]
 CPU = ["--device", "cpu", "--noprogressbar"]
 
 
@@ -177,7 +178,7 @@ WRONG = {
         "csv:4 has the ID a",
     ),
     "two columns": (PLAIN.replace("digit", "wav"), "has the column wav twice"),
-    "a quote": (PLAIN + '"c,x,1,2\n', "csv:4 cannot be read"),
+    "a quote": (PLAIN + '"c,x,1,2\n', "cannot be read: unexpected"),
     "no file": (PLAIN.replace("a.wav", "z.wav"), "csv:2: .*z.wav"),
     "not UTF-8": (PLAIN.replace("one", "é"), r"not UTF-8 \(byte 0xe9"),
     "stop beyond": (
@@ -213,7 +214,7 @@ def test_c1_wrong_json_names_the_file(audio, text):
 
 
 def test_c1_labels_of_frames_fit_the_length(audio):
-    text = PLAIN.replace("digit", "phones").replace("one", "1 2 3")
+    text = PLAIN.replace("one", "1 2 3").replace("digit", "phones")
     path = manifest_of(audio, text.replace("two", ""))
     with pytest.raises(ValueError, match="a in .*train.csv has 3 phones.* 48"):
         make_dataset(path, audio, None, "phones", list("0123"), "frames")
@@ -263,7 +264,7 @@ def libri(recipes, tmp_path_factory):
     data = ["--data_folder", str(folder / "data")]
     write_libri(folder / "data")
     options = [*data, "--output_folder", str(folder / "run"), *TINY, *CPU]
-    options += ["--min_samples", "8000", "--crop_samples", "4000"]
+    options += ["--min_samples", "8000"]
     yaml = HPARAMS / "LibriSpeech/pretrain.yaml"
     recipes["pretrain"].main([str(yaml), *options])
     return folder
@@ -445,7 +446,7 @@ def study(recipes, tmp_path_factory):
     (data / "ann/99.wav").write_bytes(b"RIFF")
     sex = {"sex": lambda path: "m" if path.parent.name == "bob" else "f"}
     table = write_labels(folder / "sex.csv", data, **sex)
-    epoch = "number_of_epochs: 1"
+    epoch = "number_of_epochs: 1, batch_size: 4"
     small = f"{{channels: 6, context_channels: 4, {epoch}, num_workers: 0}}"
     argv = [str(HPARAMS / "Folder/study.yaml"), "--data_folder", str(data)]
     argv += ["--output_folder", str(folder / "out"), "--tools", "[delta]"]
@@ -453,7 +454,16 @@ def study(recipes, tmp_path_factory):
     argv += ["--systems", "{SIM: {yaml: pretrain.yaml}}", "--baseline", "null"]
     argv += ["--labels", "{sex: {probe: {controls: 10}}}", "--inside", "[SIM]"]
     argv += ["--weights_label", "null", "--layers", "[module1]"]
-    argv += ["--clips", "3", "--pairs", "4", "--smooth_pairs", "3"]
+    argv += [
+        "--clip_samples",
+        "4000",
+        "--clips",
+        "3",
+        "--pairs",
+        "4",
+        "--smooth_pairs",
+        "3",
+    ]
     argv += ["--pretrain_options", small, "--probe_options", f"{{{epoch}}}"]
     argv += ["--decode_options", f"{{{epoch}, num_workers: 0}}", *CPU]
     recipes["study"].main(argv)
@@ -649,7 +659,7 @@ def test_f3_a_piece_in_the_middle_counts(tmp_path):
 
 
 def test_f5_supervised_encoders_train_on_train():
-    yamls = list(HPARAMS.glob("*/supervised*.yaml"))
+    yamls = list(HPARAMS.glob("[A-Z]*/supervised*.yaml"))
     assert len(yamls) == 4
     for path in yamls:
         settings = read_settings(path, {"data_folder": "", "output_folder": ""})
@@ -676,17 +686,16 @@ def test_h5_a_run_goes_on_with_its_own_data(recipes, tmp_path):
     with pytest.raises(ValueError, match="added in .*train.csv"):
         resume(3)
     extra.unlink()
-    assert resume(3) == 3
     train = sorted(json.loads((out / "save/data.json").read_text())[0])
     path = data / f"{train[0].replace('-', '/')}.wav"
     content = path.read_bytes()
     noise(path, 24000, seed=1234)
     with pytest.raises(ValueError, match=f"1 replaced in .* as {train[0]}"):
-        resume(4)
+        resume(3)
     path.write_bytes(content)
     path.rename(data / "kept")
     with pytest.raises(ValueError, match="1 removed in .*train.csv"):
-        resume(4)
+        resume(3)
 
 
 def test_h5_the_label_counts_but_no_other(audio):
@@ -804,7 +813,7 @@ def test_h18_a_damaged_record_of_a_run(recipes, libri):
     whole = path.read_text()
     argv = [str(HPARAMS / "LibriSpeech/pretrain.yaml"), *TINY, *CPU]
     argv += ["--output_folder", str(libri / "run"), "--min_samples", "8000"]
-    argv += ["--data_folder", str(libri / "data"), "--crop_samples", "4000"]
+    argv += ["--data_folder", str(libri / "data")]
     for text in ("", "a: [", "- a"):
         path.write_text(text)
         with pytest.raises(ValueError, match="hyperparams.yaml is not"):
