@@ -51,8 +51,7 @@ def encode_manifest(
     encoder, description : Encoder, dict
         From `load_encoder`.
     manifest, data_folder, folder : str or Path
-        See `read_manifest`; the store's folder: a store of something else, or
-        of other audio, is replaced.
+        See `read_manifest`; of the store: that of anything else is replaced.
     layers : list of str, optional
         All by default.
     rows : str

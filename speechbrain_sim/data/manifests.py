@@ -227,21 +227,17 @@ def check_same_data(path, manifests, data_folder, begun, columns=()):
     before = read_json(path) if begun and Path(path).exists() else now
     changes = []
     for manifest, old, new in zip(manifests, before, now, strict=True):
-        named = {
-            "added": new.keys() - old.keys(),
-            "removed": old.keys() - new.keys(),
-            "replaced": {
-                n for n in old.keys() & new.keys() if old[n] != new[n]
-            },
-        }
+        both = old.keys() & new.keys()
+        named = {"added": new.keys() - both, "removed": old.keys() - both}
+        named["replaced"] = {name for name in both if old[name] != new[name]}
         changes += [
             f"{len(names)} {what} in {manifest}, such as {min(names)}"
             for what, names in named.items()
             if names
         ]
     if changes:
-        remedy = "Bring the files back, or choose another --output_folder"
         found = f"The run was begun with other files: {'; '.join(changes)}"
+        remedy = "Bring them back, or choose another --output_folder"
         raise ValueError(f"{found}. {remedy}.")
     write_json(path, now)
 

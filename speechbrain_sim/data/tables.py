@@ -207,7 +207,7 @@ def _cells(path):
             raise ValueError(f"{where} has not as many cells as the header.")
         for column in ("ID", "wav"):
             if not row.get(column, "").strip():
-                raise ValueError(f"{where} has an empty {column}.")
+                raise ValueError(f"{where} has no {column}.")
         if (other := places.setdefault(row["ID"], where)) != where:
             raise ValueError(f"{where} has the ID {row['ID']} of {other}.")
     return rows
@@ -215,25 +215,27 @@ def _cells(path):
 
 def _json_rows(path):
     """Rows of a json, like those of a csv."""
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(
-        isinstance(row, dict) for row in content.values()
-    ):
+    content, rows = read_json(path), {}
+    if not isinstance(content, dict):
         raise ValueError(f"{path} is no manifest, which maps IDs to columns.")
-    names, rows = dict.fromkeys(["wav"]), []
     for name, row in content.items():
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, {name} is no row: name its columns.")
         if isinstance(row.get("wav"), dict):  # of SpeechBrain's read_audio
             row = {**row, **row["wav"], "wav": row["wav"].get("file")}
-        row = {
-            key: " ".join(map(str, value)) if isinstance(value, list) else value
-            for key, value in row.items()
-        }
-        names |= dict.fromkeys(row)
-        rows.append((f"{path}, {name}", {"ID": name, **row}))
-    for _, row in rows:
-        for key in names:
-            row[key] = "" if row.get(key) is None else str(row[key])
-    return rows
+        rows[name] = {key: _text(value) for key, value in row.items()}
+    blank = dict.fromkeys([key for row in rows.values() for key in row], "")
+    return [
+        (f"{path}, {name}", {**blank, **row, "ID": name})
+        for name, row in rows.items()
+    ]
+
+
+def _text(value):
+    """A value of a json as the cell of a csv."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def _prepared(path):
@@ -252,12 +254,9 @@ def _prepared(path):
 
 def _measure(where, row, data_folder, inspected):
     """A row with its part of the audio; the audio is read if it has to be."""
-    length = _whole(where, row, "num_samples")
-    start, stop = (_whole(where, row, name) for name in ("start", "stop"))
-    start, stop = start or 0, None if stop == (start or 0) else stop
-    row = {**row, "start": 0}
-    del row["ID"]
-    row.pop("id", None)  # SpeechBrain's own name for it
+    names = "num_samples", "start", "stop"
+    length, start, stop = (_whole(where, row, name) for name in names)
+    row = {k: v for k, v in row.items() if k not in ("ID", "id")} | {"start": 0}
     if data_folder is not None:
         row["wav"] = _place(row, data_folder)
     if not inspected:
@@ -265,16 +264,16 @@ def _measure(where, row, data_folder, inspected):
             info = audio_info(row["wav"])
         except BadAudio as error:
             raise ValueError(f"{where}: {error}") from error
-        first = num_samples_at(start, info.sample_rate)
-        end = num_samples_at(stop or info.frames, info.sample_rate)
+        if stop in (None, start or 0):  # all of it, as in SpeechBrain
+            stop = info.frames
+        rate, wav = info.sample_rate, row["wav"]
+        first, end = (num_samples_at(n, rate) for n in (start or 0, stop))
         if not first < end <= info.num_samples:
-            part = f"start {start} and stop {stop}: not within"
-            has = f"which has {info.frames} samples at its own rate"
-            raise ValueError(f"{where} has {part} {row['wav']}, {has}.")
+            part = f"{where} has start {start or 0} and stop {stop}: not within"
+            raise ValueError(f"{part} the {info.frames} samples of {wav}.")
         if length not in (None, end - first, info.num_samples):
-            states = f"states num_samples {length}, but {row['wav']} has"
-            has = f"{end - first} at {SAMPLE_RATE} Hz"
-            raise ValueError(f"{where} {states} {has}: correct or remove it.")
+            states = f"{where} states num_samples {length}, but {wav} has"
+            raise ValueError(f"{states} {end - first} at {SAMPLE_RATE} Hz.")
         row["start"], length = first, end - first
     if length is not None:
         row |= {"num_samples": length, "duration": length / SAMPLE_RATE}

@@ -82,9 +82,8 @@ def export_model(
     }
     if more["data"]["name"] == UNNAMED and data is None:
         logger.warning(
-            "The card does not name the training data, which are not known: "
-            "give --data and --licence (the audio of a known corpus is "
-            "recognised, its layout is not enough)."
+            "What the model was trained on is not known: give --data and "
+            "--licence. (The layout of a known corpus is not enough.)"
         )
     config = save_parts(folder, parts, config["parts"], keep=False, **more)
     (folder / HPARAMS).write_text(hyperparams(config), encoding="utf-8")

@@ -172,7 +172,7 @@ WRONG = {
     "a short row": (PLAIN + "c,$data_root/a.wav\n", "csv:4 has not as many"),
     "a long row": (PLAIN + "c,$data_root/a.wav,8000,1,2\n", "csv:4 has not as"),
     "a row cut": (PLAIN + "c\n", "csv:4 has not as many cells"),
-    "an empty cell": (PLAIN + "c,,8000,one\n", "csv:4 has an empty wav"),
+    "an empty cell": (PLAIN + "c,,8000,one\n", "csv:4 has no wav"),
     "two of an ID": (
         PLAIN + "a,$data_root/a.wav,8000,1\n",
         "csv:4 has the ID a",
@@ -534,7 +534,7 @@ def test_e10_the_real_ones_are_recognised(corpus, tmp_path):
     wavs = [p for p in data.rglob("*.*") if p.name in CONTENTS[name]]
     lines = [f"{n},{wav}" for n, wav in enumerate(wavs)]
     path = manifest_of(tmp_path, "\n".join(["ID,wav", *lines]))
-    assert len(wavs) >= 4 and recognise(name, [path], data) == name
+    assert len(wavs) >= 2 and recognise(name, [path], data) == name
 
 
 def test_e11_two_probes_of_one_column(recipes, digits, tmp_path):

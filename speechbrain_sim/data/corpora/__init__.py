@@ -69,18 +69,13 @@ UNNAMED = "data that are not named"
 CONTENTS = {
     "ArtificialSpeech": {
         "bababa_1.wav": "a87f7dca3d912531",
-        "bugadu_1.wav": "3d10d1aab7be9e4e",
-        "dudadi_1.wav": "3a661b62533a3a5b",
         "gigubi_1.wav": "ec5e17e4f7a87c0e",
     },
     "LibriSpeech": {
         "2412-153948-0000.flac": "47ced4dfe4fc60d8",
         "4051-11218-0044.flac": "90e83ed57f326256",
         "4397-15668-0003.flac": "d4694618e870fa4e",
-        "4397-15668-0007.flac": "23eef7d0ea2ce3c8",
         "5393-19218-0024.flac": "e9321807d59d6e84",
-        "5678-43301-0021.flac": "976732111893bbe6",
-        "5678-43303-0024.flac": "5ef387973e08764f",
         "5678-43303-0032.flac": "fb5a64ade9f86c60",
         "6476-57446-0019.flac": "2054d2d37a7df288",
     },

@@ -27,10 +27,9 @@ def prepare_folder(
     """Writes `train.csv`, `valid.csv` and `test.csv` for a folder.
 
     A file's side depends on `seed` and on the paths of the files it is
-    divided with: all, or, with speakers, those of its speaker, so that every
-    speaker with three files or more is on all sides; one with fewer is in
-    `train.csv`. Other labels do not change it. Hidden files and folders are
-    left out.
+    divided with: all, or those of its speaker, so that every speaker with
+    three files or more is on all sides; one with fewer is in `train.csv`. Other
+    labels do not change it. Hidden files and folders are left out.
 
     Arguments
     ---------
@@ -50,12 +49,9 @@ def prepare_folder(
 
     Raises
     ------
-    FileNotFoundError
-        If the folder, any audio in it, or the csv is missing.
-    ValueError
-        For files without a line or speaker, csv lines without a file, a split
-        that is none, two files with one ID, too few files to divide, and as
-        `write_manifests`.
+    FileNotFoundError, ValueError
+        If folder, audio or csv is missing; for files without a line, lines
+        without a file, too few to divide, and as `write_manifests`.
     """
     arguments = dict(locals())
     folder = Path(data_folder)
@@ -64,9 +60,8 @@ def prepare_folder(
     shares = {"valid": valid_share, "test": test_share}
     groups = {name: row.get("speaker") for name, row in labels.items()}
     sides = hash_split(names, shares, seed, groups.get)
-    sides |= {
-        n: row.pop("split") for n, row in labels.items() if "split" in row
-    }
+    given = {n: row.pop("split", None) for n, row in labels.items()}
+    sides |= {name: side for name, side in given.items() if side}
     wanted = [n for n in shares if shares[n] or n in sides.values()]
     splits = {name: [] for name in ("train", *wanted)}
     for name in names:
@@ -76,7 +71,7 @@ def prepare_folder(
         few = f"{len(names)} files are too few for {', '.join(splits)}"
         needed = f"{len(splits)} files"
         needed += " of one speaker" * any(groups.values())
-        remedy = "Add files, or set valid_share or test_share to 0."
+        remedy = "Add files, set a share to 0, or correct the column split."
         raise ValueError(f"{folder}: {few}: that takes {needed}. {remedy}")
     how = min_samples, on_bad_audio, arguments
     write_manifests(splits, save_folder, folder, *how)
