@@ -72,7 +72,7 @@ setup(
         "urllib3>=2",  # notices a download that ends early
         "safetensors>=0.4",
         "soundfile>=0.12",
-        "scipy",
+        "scipy>=1.15",  # rng= of its resampling
         "matplotlib",
         "pillow",
         "jinja2",

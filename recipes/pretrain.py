@@ -17,6 +17,7 @@ from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.config import MAY_CHANGE, load_experiment
 from speechbrain_sim.data.batches import classes_of
+from speechbrain_sim.data.corpora import recognise
 from speechbrain_sim.data.labels import FRAMES, UTTERANCE, kind_of
 from speechbrain_sim.files import versions
 from speechbrain_sim.models.format import ENCODER, save_parts
@@ -78,11 +79,20 @@ def check_label(hparams):
     return classes, kind
 
 
+def name_corpus(hparams):
+    """Leaves out the name of a corpus that only the layout of its files has."""
+    manifests = [hparams["train_csv"], hparams["valid_csv"]]
+    manifests.append(f"{hparams['manifest_folder']}/test.csv")
+    places = manifests, hparams["data_folder"]
+    hparams["about"]["corpus"] = recognise(hparams["corpus"], *places)
+
+
 def pretrain(hparams, run_opts):
     """Prepares the data and trains."""
     if hparams["objective"] == "contrastive":
         check_crop(hparams)
     sb.create_experiment_directory(hparams["output_folder"])
+    name_corpus(hparams)
     brain = GreedyBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],

@@ -14,6 +14,7 @@ To read the code, begin at the bottom.
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 import speechbrain as sb
 from speechbrain.utils import distributed
 
+from speechbrain_sim import __version__
 from speechbrain_sim.activations import LABELS, MEAN
 from speechbrain_sim.analysis import probes as results
 from speechbrain_sim.analysis.intervals import check_controls
@@ -29,8 +31,9 @@ from speechbrain_sim.cli import run_command
 from speechbrain_sim.config import RUN, load_experiment
 from speechbrain_sim.data.labels import FRAMES, SEQUENCE, kind_of
 from speechbrain_sim.data.phones import name_phones
+from speechbrain_sim.data.tables import manifest_hash
 from speechbrain_sim.extraction import encode_manifest
-from speechbrain_sim.files import read_json, sha256
+from speechbrain_sim.files import read_json
 from speechbrain_sim.models.format import PROBE, save_parts
 from speechbrain_sim.models.load import load_encoder, save_encoder
 
@@ -44,6 +47,11 @@ def check(settings):
     check_controls(settings["controls"], 3, kind == FRAMES)  # at least
     if kind == SEQUENCE:
         raise ValueError(f"No linear probe reads a sequence: {label}")
+    if not re.fullmatch(r"[\w-]+", settings["label_name"], re.ASCII):
+        raise ValueError(
+            f"--label_name {settings['label_name']} names files: give one of "
+            f"letters, digits, _ and -."
+        )
 
 
 #: of runs: what may change when they are resumed (see `probe`), what is refused
@@ -102,15 +110,20 @@ def probe(hparams, run_opts):
     kind, classes = prepare(hparams, run_opts)
     rows = LABELS if kind == FRAMES else MEAN
     about = {
-        "label": label,
+        "label": hparams["label_name"],
+        "column": label,
         "kind": kind,
+        "version": __version__,
         "activations": f"activations/{rows}",
         "encoder": description,
         "settings": {key: hparams[key] for key in hparams["settings"]},
         "run_options": {
             k: str(hparams[k]) for k in sorted({*RUN} & {*hparams})
         },
-        "manifests": {p: sha256(hparams[f"{p}_csv"]) for p in PARTS},
+        "manifests": {
+            p: manifest_hash(hparams[f"{p}_csv"], hparams["data_folder"])
+            for p in PARTS
+        },
     }
     if results.is_written(folder, **about):
         return
@@ -143,7 +156,7 @@ def save(hparams, encoder, probes, scores, classes, about):
     """Saves the probes beside their encoder, then the results."""
     folder, part = hparams["output_folder"], f"{PROBE}_{about['label']}"
     manifests = Path(hparams["train_csv"]).parent
-    names = name_phones(about["label"], classes, manifests)
+    names = name_phones(about["column"], classes, manifests)
     metadata = {key: about[key] for key in ("label", "kind", "settings")}
     metadata |= {"classes": names, "layers": scores[0]}
     metadata["best_layer"] = results.best_layer(scores[0])

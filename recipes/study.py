@@ -9,6 +9,8 @@ report.html, report.md and report.json. Started again, a study is resumed:
 finished runs and measurements are not repeated.
 """
 
+import hashlib
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ import pretrain
 import probe
 import speechbrain as sb
 from speechbrain.utils.distributed import infer_device, run_on_main
+from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim import config
 from speechbrain_sim.analysis import tools
@@ -30,12 +33,16 @@ from speechbrain_sim.analysis.probing import Probing, read_probed
 from speechbrain_sim.analysis.study import Probes, Study, System
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.labels import FRAMES, kind_of
+from speechbrain_sim.data.manifests import DATA_COLUMNS
+from speechbrain_sim.data.tables import row_hashes
 from speechbrain_sim.files import machine, read_json, sha256
 from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
 from speechbrain_sim.options import check_ranges, typed
 from speechbrain_sim.report.page import Table
 from speechbrain_sim.report.tables import markdown_table
+
+logger = get_logger(__name__)
 
 #: keys of a study that `report.json` repeats
 SETTINGS = ("clips", "clip_samples", "pairs", "smooth_pairs", "weights_label")
@@ -48,32 +55,67 @@ LABEL = {"probe": {}, "supervised": {}}
 
 
 class Runs(NamedTuple):
-    """Inner runs: where their yamls lie, and what all of them share."""
+    """Inner runs: where their yamls lie, and what all of them share.
+
+    `manifests` is the folder of those that have all settings of the `corpus`.
+    """
 
     yamls: Path
     options: dict
     run_opts: dict
+    manifests: str
+    corpus: dict
     dry: bool = False  # their settings are checked, nothing is run
 
     def run(self, recipe, yaml, rules, **options):
         """Runs a recipe; a run that is done already returns at once."""
         options = {**self.options, **options}
-        experiment = self.yamls / yaml, options, self.run_opts
+        yaml, folder = self.yamls / yaml, self.manifests
+        settings, _ = config.read_settings(yaml, options, self.run_opts)
+        corpus = {key: settings.get(key) for key in self.corpus}
+        if corpus != self.corpus:
+            text = json.dumps(corpus, default=str).encode()
+            folder += f"_{hashlib.sha256(text).hexdigest()[:8]}"
+        options.setdefault("manifest_folder", folder)
+        experiment = yaml, options, self.run_opts
         if self.dry:
             return config.read_settings(*experiment, rules[-1])
-        print(f"\n=== {options['output_folder']}: {yaml}", flush=True)
+        print(f"\n=== {options['output_folder']}: {yaml.name}", flush=True)
         recipe(*config.make_experiment(*experiment, *rules))
 
 
-def corpus_options(yamls, hparams):
-    """Returns what the study changes of the plain keys of corpus.yaml."""
-    options = {"on_bad_audio": hparams["on_bad_audio"]}
+def open_runs(yamls, hparams, run_opts):
+    """Returns the inner runs, which share what the study changes of its corpus.
+
+    Those with equal settings share one preparation, too.
+    """
+    keys, corpus = ("on_bad_audio", "label_kinds"), {}
+    options = {key: hparams[key] for key in keys}
     for key, value in config.read_yaml(yamls / "corpus.yaml").items():
         derived = config.tag_of(value) == "!ref"
         own = hparams.get(key, value)
         if own != value and not derived and not callable(own):
             options[key] = own
-    return options
+        if key in hparams and key not in ["corpus", *config.MAY_CHANGE]:
+            corpus |= {} if callable(own) else {key: own}
+    folder = hparams["manifest_folder"]
+    return Runs(yamls, options, run_opts, folder, corpus)
+
+
+def check_clips(hparams, folder):
+    """Warns if clips are among what the run of a folder was trained on."""
+    path = Path(folder, "save/data.json")
+    if not path.exists():
+        return
+    trained = set(read_json(path)[0].values())
+    places = hparams["clips_csv"], hparams["data_folder"], DATA_COLUMNS
+    clips = [n for n, row in row_hashes(*places).items() if row in trained]
+    if clips:
+        logger.warning(
+            f"{folder} was trained on {len(clips)} recordings of "
+            f"{hparams['clips_csv']}, such as {clips[0]}: numbers of these "
+            f"clips are of training data."
+        )
 
 
 def check_entry(entry, value, example):
@@ -254,13 +296,14 @@ def open_system(hparams, runs, study, chosen, name, folder, source):
     encoder, wavs = encoder.to(device), study.clips.wavs.to(device)
     latents = encode_clips(encoder, wavs, layers, study.batch_size)
     decoders, probes = {}, None
-    made_of = {"encoder": description["sha256"]}
+    made_of = {"encoder": [description["sha256"], description["arguments"]]}
     needs = {need for tool in chosen for need in tool.needs}
     if "decoders" in needs:
         hashes = made_of["decoders"] = {}
         for layer in layers:
             run = train_decoder(hparams, runs, folder, source, layer)
             digest = description["sha256"]
+            check_clips(hparams, run)
             decoder, about = load_decoder(run, layer, digest)
             hashes[layer] = about["sha256"]
             decoders[layer] = decoder.to(device)
@@ -317,6 +360,7 @@ def look_inside(hparams, runs, study, chosen, encoders):
     systems, results = [], {}
     for name in hparams["inside"]:
         folder, source = encoders[name]
+        check_clips(hparams, folder)
         system = open_system(hparams, runs, study, chosen, name, folder, source)
         systems.append(system)
         found = tools.measure_system(system, study, chosen, folder)
@@ -330,7 +374,7 @@ def main(argv):
     hparams, run_opts = config.load_experiment(argv, None, check)
     chosen = tools.choose_tools(hparams["tools"], bool(hparams["inside"]))
     yamls = Path(argv[0]).resolve().parent
-    runs = Runs(yamls, corpus_options(yamls, hparams), run_opts)
+    runs = open_runs(yamls, hparams, run_opts)
     check_runs(hparams, runs, chosen)
     sb.create_experiment_directory(hparams["output_folder"])
     check_labels(hparams, runs)

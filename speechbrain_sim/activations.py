@@ -3,7 +3,7 @@
 A store is a folder, filled by `speechbrain_sim.extraction.encode_manifest`:
 
     store.json        what it was made of, its layers, whether it is complete
-    manifest.csv      a copy of the manifest: its utterances and their labels
+    manifest.csv      the rows of the manifest: utterances and their labels
     index.npz         utterances, first rows, units of half precision
     done.npy          a flag per utterance
     <array>.npy       (rows, channels); arrays are <layer>, <layer>.log_var
@@ -20,7 +20,13 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.data import labels as kinds
 from speechbrain_sim.data.batches import make_dataset
-from speechbrain_sim.files import read_json, write_json
+from speechbrain_sim.data.tables import write_csv
+from speechbrain_sim.files import (
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_json,
+)
 from speechbrain_sim.rows import Examples, Rows, StoredArray, moments
 
 logger = get_logger(__name__)
@@ -55,7 +61,7 @@ class ActivationStore:
         #: layer -> (hop, center), see `Encoder.frame_geometry`
         self.layers = described["layers"]
         self.arrays, self.complete = described["arrays"], described["complete"]
-        self._index = dict(np.load(self.folder / "index.npz"))
+        self._index = read_arrays(self.folder / "index.npz")
         self.ids = self._index["ids"].tolist()
         self.recordings = self._index["recordings"].tolist()
         self._written = []
@@ -85,7 +91,7 @@ class ActivationStore:
         Arguments
         ---------
         folder, made_of, manifest :
-            Where, hashes and settings, and a csv that is copied.
+            Where, hashes and settings, and the rows of `read_manifest`.
         recordings : dict of str to str
             Utterance to recording, in the order of the rows.
         layers : dict of str to ((int, float), list of int)
@@ -116,9 +122,13 @@ class ActivationStore:
         for name, shape in shapes.items():
             path = folder / f"{name}.npy"
             np.lib.format.open_memmap(path, "w+", dtype, shape)
-        np.savez(folder / "index.npz", **index)
+        write_arrays(folder / "index.npz", **index)
         np.save(folder / "done.npy", np.zeros(len(recordings), bool))
-        shutil.copyfile(manifest, folder / "manifest.csv")
+        # without the place of an utterance in its file: all of it is here
+        own = "id", "start", "stop"
+        columns = [c for c in next(iter(manifest.values())) if c not in own]
+        cells = [[n, *map(row.get, columns)] for n, row in manifest.items()]
+        write_csv(folder / "manifest.csv", ["ID", *columns], cells)
         made_of = {"format": FORMAT, **made_of}
         content = {"made_of": made_of, "complete": False, "layers": places}
         write_json(folder / "store.json", {**content, "arrays": [*shapes]})
@@ -129,10 +139,19 @@ class ActivationStore:
         store.flush()
         return store
 
+    def check(self):
+        """Raises a ValueError or FileNotFoundError if a file is damaged."""
+        for name in self.arrays:
+            self._array(name)
+            if self.complete:
+                self.statistics(name)
+        if len(self.done) != len(self.ids):
+            raise ValueError(f"{self.folder} has flags of another store.")
+
     @property
     def done(self):
         """Whether each utterance is written, as of now: (utterances,), bool."""
-        return np.load(self.folder / "done.npy")
+        return read_arrays(self.folder / "done.npy")
 
     def write(self, position, values):
         """Writes the rows of one utterance; `flush` marks it as done.
@@ -166,7 +185,7 @@ class ActivationStore:
         for name in self.arrays:
             with open(self.folder / f"{name}.npy", "r+b") as file:
                 os.fsync(file)
-        done = np.load(self.folder / "done.npy", mmap_mode="r")
+        done = read_arrays(self.folder / "done.npy", mmap=True)
         for position in self._written:
             _overwrite(done, position, True)
         self._written = []
@@ -186,14 +205,14 @@ class ActivationStore:
             # opened for each piece, or all that was read would stay mapped
             pieces = (self[name][n : n + step] for n in range(0, rows, step))
             statistics[name] = torch.stack(moments(pieces)).numpy()
-        np.savez(self.folder / "statistics.npz", **statistics)
+        write_arrays(self.folder / "statistics.npz", **statistics)
         path = self.folder / "store.json"
         write_json(path, {**read_json(path), "complete": True})
 
     def statistics(self, name):
         """Returns mean and standard deviation of an array, (2, channels)."""
-        with np.load(self.folder / "statistics.npz") as statistics:
-            return torch.from_numpy(statistics[name])
+        path = self.folder / "statistics.npz"
+        return torch.from_numpy(read_arrays(path)[name])
 
     def __getitem__(self, name):
         """Returns the Rows of an array: a layer's, or `<layer>.log_var`."""
@@ -204,7 +223,7 @@ class ActivationStore:
             known = ", ".join(self.arrays)
             raise KeyError(f"{self.folder} has no '{name}', only {known}.")
         return StoredArray(
-            np.load(self.folder / f"{name}.npy", mmap_mode="r"),
+            read_arrays(self.folder / f"{name}.npy", mmap=True),
             self._index[f"first.{layer_of(name)}"],
             self._index.get(f"offset.{name}", 0.0),
             self._index.get(f"scale.{name}", 1.0),
@@ -232,7 +251,7 @@ class ActivationStore:
         if kind == kinds.FRAMES and rows == MEAN:
             raise ValueError(f"{self.folder} has no frames, as '{label}' has.")
         path = self.folder / "manifest.csv"
-        dataset = make_dataset(path, "", None, label, classes, kind)
+        dataset = make_dataset(path, None, None, label, classes, kind)
         with dataset.output_keys_as(["id", "target"]):
             known = {item["id"]: item["target"].numpy() for item in dataset}
         targets = [known.get(name, np.empty(0, int)) for name in self.ids]

@@ -31,7 +31,7 @@ from speechbrain.utils.distributed import (
     is_distributed_initialized,
 )
 
-from speechbrain_sim.files import write_text
+from speechbrain_sim.files import naming, write_text
 from speechbrain_sim.options import (
     check_kinds,
     check_ranges,
@@ -53,6 +53,8 @@ MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
 MAY_CHANGE += ["epochs_per_save"]
 MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder", "download"]
 MAY_CHANGE += ["download_from", "download_checksum"]
+# the data are compared by their contents, see `check_same_data`
+MAY_CHANGE += ["manifest_folder", "train_csv", "valid_csv"]
 #: former names of keys
 RENAMED = {
     "negatives": "num_negatives",
@@ -379,7 +381,8 @@ def _check_same_run(written, settings, defaults, may_change):
     Paths are compared relative to the run's folder, or else as absolute paths.
     What the run did not record had the value of its yaml, or of SpeechBrain.
     """
-    before = parse_yaml(written.read_text(encoding="utf-8"))
+    with naming(written, "a run's yaml"):
+        before = dict(parse_yaml(written.read_text(encoding="utf-8")))
     before = {RENAMED.get(key, key): value for key, value in before.items()}
     defaults = {**RunOptions().as_dict(), **defaults}
 

@@ -5,7 +5,6 @@ Both go on where they were when they are started again.
 
 from pathlib import Path
 
-import numpy as np
 import soundfile
 import torch
 from safetensors.torch import load_file
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from speechbrain_sim.data.audio import SAMPLE_RATE, BadAudio
 from speechbrain_sim.data.search import AUDIO, list_files
 from speechbrain_sim.features import check_file, write_latents
-from speechbrain_sim.files import atomic, read_json, write_json
+from speechbrain_sim.files import atomic, read_arrays, read_json, write_json
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.format import encoder_of
 from speechbrain_sim.models.load import load_encoder
@@ -119,7 +118,7 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
         if target.exists():
             continue
         if path.suffix == ".npy":  # mapped: of any length
-            z = torch.from_numpy(np.load(path, mmap_mode="c"))
+            z = torch.from_numpy(read_arrays(path, mmap=True))
         else:
             z = load_file(path)[layer]
         wav = model.decode(z[None], layer, samples)[0].cpu()

@@ -11,7 +11,7 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils import distributed
 from tqdm import tqdm
 
-from speechbrain_sim import activations
+from speechbrain_sim import __version__, activations
 from speechbrain_sim.activations import (
     LABELS,
     LOG_VAR,
@@ -22,9 +22,9 @@ from speechbrain_sim.activations import (
 from speechbrain_sim.data.audio import SAMPLE_RATE, AudioFile
 from speechbrain_sim.data.batches import make_dataset
 from speechbrain_sim.data.labels import frames_of_labels, num_labels
+from speechbrain_sim.data.tables import manifest_hash
 from speechbrain_sim.encoders.base import masked_mean
 from speechbrain_sim.features import CHUNK_SECONDS
-from speechbrain_sim.files import sha256
 
 #: of lengths, within which utterances are batched
 BUCKETS = 20
@@ -55,8 +55,7 @@ def encode_manifest(
     encoder, description : Encoder, dict
         From `load_encoder`.
     manifest, data_folder, folder : str or Path
-        A csv from `speechbrain_sim.data`, its `$data_root`, and the store's
-        folder; a store of something else is replaced.
+        See `read_manifest`; of the store: that of anything else is replaced.
     layers : list of str, optional
         All by default.
     rows : str
@@ -76,8 +75,10 @@ def encode_manifest(
     if rows not in activations.KEPT:
         raise ValueError(f"rows must be in {activations.KEPT}, got {rows!r}")
     made_of = {
+        "version": __version__,
         "encoder": description["sha256"],
-        "manifest": sha256(manifest),
+        "arguments": description.get("arguments"),
+        "manifest": manifest_hash(manifest, data_folder),
         "rows": rows,
         "alignment": alignment if rows == LABELS else None,
         "sampled": False,
@@ -91,7 +92,7 @@ def encode_manifest(
     job.longest *= max_seconds
     order = {"shuffle": False, "batch_ordering": "descending"}
     sampler = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **order)
-    job.run(folder, manifest, list(sampler))
+    job.run(folder, list(sampler))
     return ActivationStore.open(folder)
 
 
@@ -103,13 +104,13 @@ class _Encoding:
         self.made_of, self.device = made_of, device
         self.layers = [name for name in arrays if layer_of(name) == name]
         self.rows = {n: dataset.data[n] for n in dataset.data_ids}
-        self.samples = [int(r["num_samples"]) for r in self.rows.values()]
+        self.samples = [r["num_samples"] for r in self.rows.values()]
         # samples (per second) beyond which an utterance is read in pieces
         self.longest = SAMPLE_RATE if encoder.streams else math.inf
 
-    def run(self, folder, manifest, batches):
+    def run(self, folder, batches):
         """Encodes what is missing; batches are the same after a kill."""
-        distributed.run_on_main(self.begin, (folder, manifest, batches[0]))
+        distributed.run_on_main(self.begin, (folder, batches[0]))
         store = ActivationStore(folder)
         done = store.done
         distributed.ddp_barrier()  # all have read it before anyone writes
@@ -129,13 +130,13 @@ class _Encoding:
         distributed.ddp_barrier()
         distributed.run_on_main(store.finish)
 
-    def begin(self, folder, manifest, batch):
+    def begin(self, folder, batch):
         """Makes the store, unless it is there, with a first batch in it."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             store = ActivationStore.open(folder, False, **self.made_of)
             wanted, there = set(self.arrays), set(store.arrays)
             if wanted == there or (store.complete and wanted < there):
-                return
+                return store.check()
         recordings = {n: r.get("recording", n) for n, r in self.rows.items()}
         places, first = {}, []
         for position, values in self.encode([batch]):
@@ -147,7 +148,7 @@ class _Encoding:
             counts = [len(self.kept(layer, n)) for n in self.samples]
             places[layer] = self.encoder.frame_geometry(layer), counts
         content = recordings, places, first
-        ActivationStore.create(folder, self.made_of, manifest, *content)
+        ActivationStore.create(folder, self.made_of, self.rows, *content)
 
     @torch.no_grad()
     def encode(self, batches):

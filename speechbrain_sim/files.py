@@ -1,14 +1,26 @@
-"""Files: hashes, atomic writes, json, and results that are computed once."""
+"""Files: hashes, atomic writes, json, arrays, results that are computed once."""
 
 import hashlib
 import json
 import os
 import platform
+import zlib
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from ruamel.yaml.error import YAMLError
 
 from speechbrain_sim import __version__
+
+#: a content hash reads so many pieces of so many bytes, or a smaller file whole
+PIECES, PIECE = 16, 4096
+#: what readers of damaged files raise
+DAMAGE = ValueError, LookupError, TypeError, AttributeError, EOFError, OSError
+DAMAGE += BadZipFile, zlib.error, YAMLError
 
 
 def sha256(path):
@@ -18,6 +30,29 @@ def sha256(path):
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def content_hash(path):
+    """Returns a hash of a file's size and content: 32 hexadecimal digits.
+
+    Cheap enough for every file of a corpus: beyond 64 kB, 16 pieces are read,
+    from the first to the last byte. Name, place and dates do not count.
+    """
+    stat = os.stat(path)
+    changed = stat.st_mtime_ns, stat.st_ctime_ns
+    return _content_hash(os.path.abspath(path), stat.st_size, changed)
+
+
+@lru_cache(maxsize=1 << 18)
+def _content_hash(path, size, changed):
+    """Hash of a file, kept in this process until the file changes."""
+    digest = hashlib.sha256(str(size).encode())
+    last, count = max(0, size - PIECE), max(1, min(PIECES, -(-size // PIECE)))
+    with open(path, "rb") as file:
+        for number in range(count):
+            file.seek(number * last // max(1, count - 1))
+            digest.update(file.read(PIECE))
+    return digest.hexdigest()[:32]
 
 
 @contextmanager
@@ -64,20 +99,54 @@ def write_json(path, content):
     write_bytes(path, (text + "\n").encode())
 
 
+@contextmanager
+def naming(path, kind):
+    """Raises a ValueError that names a file if it turns out to be damaged.
+
+    A file that does not exist raises its own FileNotFoundError.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except DAMAGE as error:
+        remedy = "If it is damaged, delete it and start again what wrote it."
+        raise ValueError(f"{path} is not {kind}: {error}. {remedy}") from error
+
+
 def read_json(path):
     """Reads a json file; a ValueError names the file if it is not json."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not json: {error}.") from error
+    with naming(path, "json"):
+        try:
+            return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+
+
+def read_arrays(path, mmap=False):
+    """Reads a npy file, an array, or a npz file, a dict of arrays.
+
+    `mmap` maps an array instead of reading it. A ValueError names the file if
+    it is damaged.
+    """
+    with naming(path, "arrays"):
+        arrays = np.load(path, mmap_mode="c" if mmap else None)
+        return dict(arrays) if hasattr(arrays, "files") else arrays
+
+
+def write_arrays(path, **arrays):
+    """Writes a npz file as a whole or not at all; makes its folder."""
+    with atomic(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def cached_result(path, made_of, compute):
     """Computes a result, unless it was computed from the same before.
 
     `path` is a json file that keeps it, with `made_of`, a dict of the hashes
-    and settings that it depends on. `compute` returns json values, without NaN
-    and infinity. Returns the result as json gives it back.
+    and settings that it depends on; this package's version is added. `compute`
+    returns json values, without NaN and infinity. Returns the result as json
+    gives it back.
 
     Example
     -------
@@ -89,9 +158,10 @@ def cached_result(path, made_of, compute):
     >>> cached_result(path, {"seed": 2}, lambda: [2])
     [2]
     """
-    path, made_of = Path(path), json.loads(json.dumps(made_of))
+    made_of = json.loads(json.dumps({"version": __version__, **made_of}))
+    path = Path(path)
     known = read_json(path) if path.exists() else {}
-    if known.get("made_of") == made_of:
+    if isinstance(known, dict) and known.get("made_of") == made_of:
         return known["result"]
     result = json.loads(json.dumps(compute(), allow_nan=False))
     write_json(path, {"made_of": made_of, "result": result})

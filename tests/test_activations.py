@@ -19,6 +19,7 @@ from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
 from speechbrain_sim.data.audio import read_audio
 from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.data.labels import NO_LABEL, kind_of
+from speechbrain_sim.data.tables import read_manifest
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.extraction import encode_manifest
@@ -449,7 +450,7 @@ def test_two_processes_write_one_store(encoder, corpus, tmp_path):
     store = ActivationStore.create(
         tmp_path / "shared",
         whole.made_of,
-        corpus.train,
+        read_manifest(corpus.train, corpus.folder),
         dict(zip(whole.ids, whole.recordings, strict=True)),
         {layer: (place, counts) for layer, place in whole.layers.items()},
         [(position, rows_of(whole, position)) for position in range(8)],

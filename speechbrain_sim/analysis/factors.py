@@ -11,8 +11,8 @@ from speechbrain_sim.analysis.factor_scores import controls, factor_scores
 from speechbrain_sim.analysis.lasso import Part
 from speechbrain_sim.analysis.latents import read_codes
 from speechbrain_sim.analysis.study import HIGHER, Results, Tool
+from speechbrain_sim.data.tables import manifest_hash
 from speechbrain_sim.encoders.greedy import GreedyEncoder
-from speechbrain_sim.files import sha256
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Gap, Table
 from speechbrain_sim.report.tables import number, with_interval
@@ -118,7 +118,10 @@ class FactorsTool(Tool):
         return {
             "factors": [name, keywords],
             "parts": factors.segments or factors.label,
-            "manifests": [sha256(factors.train_csv), sha256(factors.test_csv)],
+            "manifests": [
+                manifest_hash(manifest, factors.data_folder)
+                for manifest in (factors.train_csv, factors.test_csv)
+            ],
         }
 
     def measure(self, system, study):

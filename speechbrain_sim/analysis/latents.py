@@ -83,8 +83,8 @@ def read_clips(manifest, data_folder, samples, clips=200, walk=None, seed=0):
         between.
     """
     dataset = make_dataset(manifest, data_folder, crop := KeyedCrop(samples))
-    names = dataset.data_ids
-    length = {n: int(dataset.data[n]["num_samples"]) for n in names}
+    names, rows = dataset.data_ids, dataset.data
+    length = {n: rows[n]["num_samples"] for n in names}
     if len(names) < 3:
         raise ValueError(
             f"{manifest} has {len(names)} recordings; an analysis needs 3."

@@ -9,7 +9,12 @@ from speechbrain_sim.activations import ActivationStore
 from speechbrain_sim.analysis import intervals
 from speechbrain_sim.data.batches import classes_of, make_dataset
 from speechbrain_sim.data.labels import FRAMES
-from speechbrain_sim.files import read_json, write_json
+from speechbrain_sim.files import (
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_json,
+)
 from speechbrain_sim.report.tables import markdown_table, number, percent
 
 logger = get_logger(__name__)
@@ -173,7 +178,7 @@ def write_probe_results(folder, scores, **about):
     stem, best = Path(folder) / f"probe_{about['label']}", best_layer(layers)
     result = {**about, "best_layer": best, "sampled": False, "layers": layers}
     result["remarks"] = remarks(layers, len(outcomes["total"]))
-    np.savez(stem.with_suffix(".npz"), **outcomes)
+    write_arrays(stem.with_suffix(".npz"), **outcomes)
     header = [about["label"], "test accuracy (%)", "chance", "shuffled labels"]
     rows = []
     for layer, score in layers.items():
@@ -236,7 +241,7 @@ def read_system(folders, label):
     """
     stems = [Path(folder) / f"probe_{label}" for folder in folders]
     results = [read_json(stem.with_suffix(".json")) for stem in stems]
-    outcomes = [dict(np.load(stem.with_suffix(".npz"))) for stem in stems]
+    outcomes = [read_arrays(stem.with_suffix(".npz")) for stem in stems]
     for other in outcomes[1:]:
         check_paired(outcomes[0], other)
     joined = {**results[0], "encoders": [r["encoder"] for r in results]}
@@ -292,7 +297,8 @@ def read_examples(folder, label, part, layers=None):
     path = Path(folder) / f"probe_{label}.json"
     found = read_json(path)
     stores, kind = Path(folder, found["activations"]), found["kind"]
-    classes = classes_of(stores / "train/manifest.csv", "", label, kind)
+    label = found.get("column", label)
+    classes = classes_of(stores / "train/manifest.csv", None, label, kind)
     store = ActivationStore.open(stores / part)
     return store.examples(label, classes, kind, layers)
 

@@ -3,10 +3,11 @@
 import math
 import os
 import shutil
+from pathlib import Path
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from speechbrain_sim.brains import estimate
 from speechbrain_sim.brains.checkpointer import Averages
 from speechbrain_sim.data.batches import training_sets
+from speechbrain_sim.data.manifests import check_same_data
 
 logger = get_logger(__name__)
 
@@ -92,6 +94,7 @@ class ResumableBrain(sb.Brain):
             folder = f"{hparams.output_folder}/tensorboard"
             hparams.tensorboard_logger = TensorboardLogger(folder)
         source = hparams.train_csv, hparams.valid_csv, hparams.data_folder
+        run_on_main(self.check_data, (source, labels[:1]))
         sets = training_sets(*source, hparams.crop, hparams.batch_size, *labels)
         loaders = hparams.train_loader_kwargs, hparams.valid_loader_kwargs
         loaders = [self.for_device(dict(options)) for options in loaders]
@@ -109,6 +112,18 @@ class ResumableBrain(sb.Brain):
             loader["num_workers"] = max(1, min(8, cores - 1)) if on_gpu else 1
             loader["persistent_workers"] = True
         return {"pin_memory": on_gpu, **loader}
+
+    def check_data(self, source, label):
+        """Raises a ValueError if a run goes on with other files."""
+        if self.checkpointer is None or self.debug:
+            return
+        *manifests, data_folder = source
+        folder = Path(self.checkpointer.checkpoints_dir)
+        columns = [name for name in label if name is not None]
+        begun = any(folder.glob("CKPT*"))
+        check_same_data(
+            folder / "data.json", manifests, data_folder, begun, columns
+        )
 
     def on_fit_start(self):
         """Wraps, makes optimizers, resumes; a new run starts with an empty log."""

@@ -8,6 +8,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_sim.data import labels
 from speechbrain_sim.data.audio import read_audio
 from speechbrain_sim.data.labels import UTTERANCE
+from speechbrain_sim.data.tables import read_manifest
 from speechbrain_sim.randomness import key_seed
 
 logger = get_logger(__name__)
@@ -63,8 +64,7 @@ class KeyedCrop:
 
 def _open(manifest, data_folder, label):
     """Reads a manifest; raises a ValueError if it has no such column."""
-    places = {"data_root": data_folder}
-    dataset = DynamicItemDataset.from_csv(manifest, replacements=places)
+    dataset = DynamicItemDataset(read_manifest(manifest, data_folder))
     columns = next(iter(dataset.data.values()))
     if label is not None and label not in columns:
         has = ", ".join(columns)
@@ -89,10 +89,8 @@ def make_dataset(
 
     Arguments
     ---------
-    manifest : str
-        A csv from `speechbrain_sim.data`.
-    data_folder : str
-        What `$data_root` in it stands for.
+    manifest, data_folder : str
+        See `speechbrain_sim.data.tables.read_manifest`.
     crop : KeyedCrop, optional
         Which part to read; all by default.
     label : str, optional
@@ -124,16 +122,20 @@ def make_dataset(
     dataset = _open(manifest, data_folder, label)
     crop = crop or KeyedCrop(1 << 62)  # longer than any utterance
 
-    sizes = (int(row["num_samples"]) for row in dataset.data.values())
+    sizes = (row["num_samples"] for row in dataset.data.values())
     samples = sum(min(size, crop.samples) for size in sizes)
     kept, keep = {}, keep and 4 * samples <= KEPT_BYTES
 
-    @takes("id", "wav", "num_samples")
+    @takes("id", "wav", "start", "num_samples")
     @provides("sig")
-    def read(item, wav, num_samples):
+    def read(item, wav, first, num_samples):
         if item in kept:
             return kept[item]
-        sig = read_audio(wav, *crop(item, int(num_samples)))
+        start, stop = crop(item, num_samples)
+        sig = read_audio(wav, first + start, first + stop)
+        if len(sig) != stop - start:
+            problem = f"{wav} has fewer than the {num_samples} samples"
+            raise ValueError(f"{problem} of {item} in {manifest}.")
         if keep:
             kept[item] = sig
         return sig
@@ -155,7 +157,7 @@ def _add_target(dataset, label, classes, kind, crop):
     def target(item, value, num_samples):
         tokens = _tokens(value, kind)
         if kind == labels.FRAMES:
-            start, stop = crop(item, int(num_samples))
+            start, stop = crop(item, num_samples)
             first = start // labels.HOP
             tokens = tokens[first : first + labels.num_labels(stop - start)]
         numbers = [number[token] for token in tokens]
@@ -219,9 +221,14 @@ def _labelled(dataset, manifest, label, classes, kind):
             "%s of %s have no %s: left out", lacking, manifest, label
         )
     for item in known:
-        if strange := set(_tokens(cells[item], kind)) - set(classes):
-            what = f"{item} in {manifest} has the {label} {min(strange)}"
+        tokens, where = _tokens(cells[item], kind), f"{item} in {manifest} has"
+        if strange := set(tokens) - set(classes):
+            what = f"{where} the {label} {min(strange)}"
             raise ValueError(f"{what}, which no training utterance has.")
+        due = labels.num_labels(dataset.data[item]["num_samples"])
+        if kind == labels.FRAMES and len(tokens) != due:
+            what = f"{where} {len(tokens)} {label}, but one per 10 ms makes"
+            raise ValueError(f"{what} {due}: correct the column.")
     return known
 
 

@@ -5,23 +5,38 @@ Every corpus lists its files as rows; here they are inspected and written, with
 the data. `hash_split` divides names the same way on every machine.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
+import re
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
+from speechbrain_sim import __version__ as VERSION
 from speechbrain_sim.data.audio import BadAudio, inspect_audio, readable
-from speechbrain_sim.files import read_json, sha256, write_json, write_text
+from speechbrain_sim.data.tables import (
+    OWN,
+    RECORD,
+    in_threads,
+    manifest_hash,
+    row_hashes,
+    write_csv,
+)
+from speechbrain_sim.files import (
+    content_hash,
+    read_json,
+    sha256,
+    write_json,
+)
 
 logger = get_logger(__name__)
+
+#: columns beside the audio that a resumed run's data are compared in
+DATA_COLUMNS = "start", "stop"
 
 
 class Problem(NamedTuple):
@@ -45,34 +60,12 @@ def refuse(problems, save_folder):
     Raises
     ------
     ValueError
-        If there are any; names the first five.
+        If there are any; counts them by kind, and names some of each.
     """
     path = Path(save_folder, "problems.csv")
     listed = _list_csv(path, Problem._fields, problems)
     if problems:
         raise ValueError(f"{len(problems)} problems in the corpus:\n{listed}")
-
-
-def read_text(path):
-    """Returns the text of a file in UTF-8, without a byte order mark.
-
-    A ValueError names a file that is not UTF-8.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.object[error.start]:#x} at {error.start}"
-        message = f"{path} is not UTF-8 ({byte}): convert it, or get it again."
-        raise ValueError(message) from error
-
-
-def read_csv(path, columns):
-    """Reads the rows of a csv; a ValueError names columns that it lacks."""
-    rows = csv.DictReader(io.StringIO(read_text(path)))
-    if missing := set(columns) - set(rows.fieldnames or ()):
-        needs = f"{path} needs the columns {', '.join(columns)}"
-        raise ValueError(f"{needs}; it lacks {', '.join(sorted(missing))}.")
-    return rows
 
 
 def hash_split(names, shares, seed=0, group=None):
@@ -182,7 +175,7 @@ def write_manifests(
     if not is_prepared(save_folder, **made_of):
         lines, bad = _inspect_all(splits, data_folder, min_samples)
         _report_bad(bad, Path(save_folder, "bad_audio.csv"), on_bad_audio)
-        _write_all(lines, save_folder, made_of, bad)
+        _write_all(lines, save_folder, data_folder, made_of, bad)
     written = _read_record(save_folder)["splits"]
     return {name: split["files"] for name, split in written.items()}
 
@@ -200,7 +193,7 @@ def is_prepared(save_folder, arguments, **made_of):
         What else has to be the same in `prepare.json`.
     """
     record = _read_record(save_folder)
-    made_of = _as_json({"arguments": arguments, **made_of})
+    made_of = _as_json({"arguments": arguments, "version": VERSION, **made_of})
     if not made_of.items() <= record.items():
         return False
     for name, split in record["splits"].items():
@@ -209,6 +202,45 @@ def is_prepared(save_folder, arguments, **made_of):
             return False
     _log_record("Already prepared", save_folder, record)
     return True
+
+
+def check_same_data(path, manifests, data_folder, begun, columns=()):
+    """Refuses to go on with a run whose audio, or label, has changed.
+
+    Arguments
+    ---------
+    path : str or Path
+        A json that keeps a hash of each row, ID by ID.
+    manifests : list of str
+        What the run is trained and validated on; they may move.
+    data_folder, columns :
+        See `speechbrain_sim.data.tables.row_hashes`.
+    begun : bool
+        Whether the run goes on; a run from before there was such a file may.
+
+    Raises
+    ------
+    ValueError
+        If files were added, removed or replaced; counts and names them.
+    """
+    columns = [*DATA_COLUMNS, *columns]
+    now = [row_hashes(m, data_folder, columns) for m in manifests]
+    before = read_json(path) if begun and Path(path).exists() else now
+    changes = []
+    for manifest, old, new in zip(manifests, before, now, strict=True):
+        both = old.keys() & new.keys()
+        named = {"added": new.keys() - both, "removed": old.keys() - both}
+        named["replaced"] = {name for name in both if old[name] != new[name]}
+        changes += [
+            f"{len(names)} {what} in {manifest}, such as {min(names)}"
+            for what, names in named.items()
+            if names
+        ]
+    if changes:
+        found = f"The run was begun with other files: {'; '.join(changes)}"
+        remedy = "Bring them back, or choose another --output_folder"
+        raise ValueError(f"{found}. {remedy}.")
+    write_json(path, now)
 
 
 def _check_rows(split, rows, data_folder):
@@ -225,24 +257,29 @@ def _check_rows(split, rows, data_folder):
         if name in checked:
             both = f"{checked[name]['wav']} and {wav}"
             raise ValueError(f"In '{split}', two files have ID {name}: {both}.")
-        if clash := row.keys() & {"duration", "sample_rate", "num_samples"}:
+        if clash := row.keys() & OWN - {"ID", "wav"}:
             raise ValueError(f"{name}: {clash} cannot be labels.")
         checked[name] = row
     return list(checked.values())
 
 
 def _listing(splits, data_folder):
-    """Count, bytes and last change of the files, and a hash of all rows."""
-    wavs = {row["wav"] for rows in splits.values() for row in rows}
-    paths = [Path(data_folder, wav) for wav in wavs]
-    files = [path.stat() for path in paths if path.is_file()]
+    """Count of the files, and hashes of their contents and of all rows."""
+    wavs = sorted({row["wav"] for rows in splits.values() for row in rows})
+    contents = audio_hash([Path(data_folder, wav) for wav in wavs])
     rows = json.dumps(splits, sort_keys=True).encode()
-    return {
-        "files": len(paths),
-        "bytes": sum(file.st_size for file in files),
-        "changed": max((file.st_mtime_ns for file in files), default=0),
-        "rows": hashlib.sha256(rows).hexdigest(),
-    }
+    rows = hashlib.sha256(rows).hexdigest()
+    return {"files": len(wavs), "contents": contents, "rows": rows}
+
+
+def audio_hash(paths):
+    """Returns a hash of the contents of files; those that are missing count."""
+
+    def hashed(path):
+        return content_hash(path) if path.is_file() else "missing"
+
+    text = " ".join(in_threads(hashed, paths))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _inspect_all(splits, data_folder, min_samples):
@@ -273,13 +310,7 @@ def _inspect_all(splits, data_folder, min_samples):
     return lines, bad
 
 
-def in_threads(function, items):
-    """Yields the results of a function that reads files, in order."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        yield from pool.map(function, items)
-
-
-def _write_all(lines, save_folder, made_of, bad):
+def _write_all(lines, save_folder, data_folder, made_of, bad):
     """Writes manifests and, last, `prepare.json`; removes older ones."""
     for name, rows in lines.items():
         if not rows:
@@ -289,15 +320,17 @@ def _write_all(lines, save_folder, made_of, bad):
     for name in _read_record(save_folder).get("splits", {}):
         if name not in lines:
             Path(save_folder, f"{name}.csv").unlink(missing_ok=True)
-    record = _as_json(made_of) | {"splits": {}, "bad_audio": len(bad)}
-    Path(save_folder, "prepare.json").unlink(missing_ok=True)
+    record = {"version": VERSION, "splits": {}, "bad_audio": len(bad)}
+    record |= _as_json(made_of)
+    Path(save_folder, RECORD).unlink(missing_ok=True)
     for name, rows in lines.items():
         path = Path(save_folder, f"{name}.csv")
-        _write_csv(path, rows[0], [row.values() for row in rows])
+        write_csv(path, rows[0], [row.values() for row in rows])
         hours = round(sum(row["duration"] for row in rows) / 3600, 3)
         split = {"files": len(rows), "hours": hours, "sha256": sha256(path)}
+        split["content"] = manifest_hash(path, data_folder)
         record["splits"][name] = split
-    write_json(Path(save_folder, "prepare.json"), record)
+    write_json(Path(save_folder, RECORD), record)
     _log_record("Prepared", save_folder, record)
 
 
@@ -313,20 +346,24 @@ def _report_bad(bad, path, on_bad_audio):
 
 
 def _list_csv(path, header, rows, shown=0):
-    """Writes rows, or removes an old file; returns the first five as text."""
+    """Writes rows, or removes an old file; returns as text how many there are.
+
+    Of each kind, the number, and two examples.
+    """
     if not rows:
         path.unlink(missing_ok=True)
         return ""
-    _write_csv(path, header, rows)
-    lines = [f"  {r[shown]}: {' '.join(r[shown + 1 :])}\n" for r in rows[:5]]
-    more = "  ...\n" * (len(rows) > 5)
-    return f"{''.join(lines)}{more}All of them are listed in {path}."
-
-
-def _write_csv(path, header, rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_text(path, text.getvalue())
+    write_csv(path, header, rows)
+    kinds = defaultdict(list)
+    for row in rows:
+        text = " ".join(row[shown + 1 :])
+        # what differs between two of a kind: names, quoted, and with digits
+        kind = re.sub(r"'[^']*'|\S*\d\S*", "...", text)
+        kinds[kind].append(f"    {row[shown]}: {text}\n")
+    ordered = sorted(kinds.values(), key=len, reverse=True)
+    lines = [f"  {len(k)} of this kind:\n{''.join(k[:2])}" for k in ordered]
+    more = f"  and {len(lines) - 9} further kinds\n" if len(lines) > 9 else ""
+    return f"{''.join(lines[:9])}{more}All of them are listed in {path}."
 
 
 def _as_json(value):
@@ -337,7 +374,7 @@ def _as_json(value):
 def _read_record(save_folder):
     """Content of `prepare.json`, {} if there is none or it is damaged."""
     try:
-        return read_json(Path(save_folder, "prepare.json"))
+        return read_json(Path(save_folder, RECORD))
     except (OSError, ValueError):
         return {}
 

@@ -4,6 +4,7 @@ Label i of an utterance is the phone at sample 160 i + 200, the centre of its
 25 ms window; an utterance has 1 + (samples - 400) // 160 of them.
 """
 
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import HOP, WINDOW, num_labels
-from speechbrain_sim.data.manifests import Problem, read_csv, read_text
+from speechbrain_sim.data.manifests import Problem
+from speechbrain_sim.data.tables import read_csv, read_text
 from speechbrain_sim.extras import import_extra
-from speechbrain_sim.files import write_text
+from speechbrain_sim.files import naming, write_text
 
 #: seconds that an alignment may differ from the length of its audio
 TOLERANCE = 0.05
@@ -208,7 +210,8 @@ def name_phones(label, classes, folder):
     path = Path(folder, f"{label}.txt")
     if not path.exists():
         return classes
-    names = dict(line.split() for line in read_text(path).splitlines())
+    with naming(path, "a number and a name per line"):
+        names = dict(line.split() for line in read_text(path).splitlines())
     return [names.get(number, number) for number in classes]
 
 
@@ -254,8 +257,14 @@ def _read_textgrids(folder, samples):
             if abs(end - seconds) > TOLERANCE:
                 raise ValueError(f"ends at {end} s, audio at {seconds} s")
             intervals[name] = [(i.start, i.end, i.label.strip()) for i in tier]
+        except UnicodeDecodeError as error:
+            byte = f"byte {error.object[error.start]:#x} at {error.start}"
+            problem = f"It is neither UTF-8 nor UTF-16 ({byte})."
+            problems.append(Problem(path, problem, "Save it as UTF-8."))
         except (praatio_error, KeyError, ValueError, IndexError) as error:
-            problem = f"It has no tier 'phones' of this audio ({error!r})."
+            # praatio's errors may repeat the file
+            what = textwrap.shorten(f"{type(error).__name__}: {error}", 120)
+            problem = f"It has no tier 'phones' of this audio ({what})."
             remedy = "Align this audio, or remove it."
             problems.append(Problem(path, problem, remedy))
     return paths, intervals, problems
@@ -264,14 +273,13 @@ def _read_textgrids(folder, samples):
 def _read_intervals(path, samples):
     """First lines and intervals of every utterance from a csv."""
     places, intervals, problems = {}, defaultdict(list), []
-    rows = read_csv(path, ["ID", "start", "end", "phone"])
-    for row in rows:
-        line, name = f"{path}:{rows.line_num}", row["ID"]
+    for line, row in read_csv(path, ["ID", "start", "end", "phone"]):
+        name = row["ID"]
         try:
             times = float(row["start"]), float(row["end"])
             interval = (*times, row["phone"].strip())
         except (AttributeError, TypeError, ValueError):
-            problem = f"It needs a start, an end (seconds) and a phone: {row}"
+            problem = "It needs a start and an end (seconds), and a phone."
             problems.append(Problem(line, problem, "Correct the line."))
             continue
         if name in samples:

@@ -4,6 +4,7 @@ wav2vec 2.0, HuBERT and WavLM: probes, decoders and measures read their layers a
 they read our own. Needs `pip install 'speechbrain-sim[huggingface]'`.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -11,11 +12,14 @@ from torch import nn
 
 from speechbrain_sim.encoders.base import Encoder, Latent
 from speechbrain_sim.extras import import_extra
-from speechbrain_sim.files import read_json, sha256
+from speechbrain_sim.files import naming, read_json, sha256
 
 CONFIG = "config.json"
+#: what follows the name of weights that lie in several files
+INDEX = ".index.json"
 #: in the order of preference
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS += tuple(name + INDEX for name in WEIGHTS)
 PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")
 #: of config.json
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
@@ -122,15 +126,34 @@ def load_hidden_states(folder):
     """
     folder = Path(folder)
     files = [CONFIG], WEIGHTS, PREPROCESSOR
-    config, weights, _ = (_find(folder, names) for names in files)
+    config, weights, inputs = (_find(folder, names) for names in files)
     kind = model_type(folder)
     if kind not in MODEL_TYPES:
         raise ValueError(
             f"{config} has the model_type '{kind}', not one of {MODEL_TYPES}."
         )
+    description = {"model": kind, "sha256": hash_weights(weights)}
     encoder = HiddenStates(*_load(folder)).requires_grad_(False)
-    description = {"model": kind, "sha256": sha256(weights)}
-    return encoder, {**description, "arguments": read_json(config)}
+    arguments = {**read_json(config), "preprocessor": read_json(inputs)}
+    return encoder, {**description, "arguments": arguments}
+
+
+def hash_weights(path):
+    """Returns the sha256 of a file of weights, or of all that an index names.
+
+    A FileNotFoundError names a file of the index that is not there.
+    """
+    if not path.name.endswith(INDEX):
+        return sha256(path)
+    with naming(path, "an index of weights"):
+        names = sorted(set(read_json(path)["weight_map"].values()))
+    for name in names:
+        if Path(name).name != name or not (path.parent / name).is_file():
+            raise FileNotFoundError(
+                f"{path} names {name}: there is no such file."
+            )
+    lines = "".join(f"{n} {sha256(path.parent / n)}\n" for n in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _find(folder, names):

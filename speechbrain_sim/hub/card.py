@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from speechbrain_sim.data.corpora import UNNAMED
 from speechbrain_sim.models.format import DECODER, ENCODER, PROBE, parts_of
 from speechbrain_sim.report.tables import escape
 
@@ -106,7 +107,7 @@ def _metadata(title, data, probes):
         library_name="speechbrain-sim",
         pipeline_tag="feature-extraction",
         tags=["speechbrain", "speechbrain-sim", "smooth-infomax", "speech"],
-        datasets=[dataset],
+        datasets=[dataset] if data["name"] != UNNAMED else None,
         metrics=["accuracy"] if results else None,
         model_name=title if results else None,
         eval_results=results or None,

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from huggingface_hub import HfApi, constants
+from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
-from speechbrain_sim.data.corpora import corpus_of
+from speechbrain_sim.data.corpora import UNNAMED, corpus_of
 from speechbrain_sim.hub.card import CARD, fill_in, name_source, write_card
 from speechbrain_sim.inference import HPARAMS, SmoothInfoMax
 from speechbrain_sim.models import fetch
@@ -24,6 +25,8 @@ from speechbrain_sim.models.format import (
     save_parts,
 )
 from speechbrain_sim.models.pretrainer import INTERFACE
+
+logger = get_logger(__name__)
 
 EXAMPLE = "example.wav"
 
@@ -79,6 +82,11 @@ def export_model(
         "data": corpus_of(config["training"], data, licence)._asdict(),
         "example": fingerprint(model, folder / EXAMPLE),
     }
+    if more["data"]["name"] == UNNAMED and data is None:
+        logger.warning(
+            "What the model was trained on is not known: give --data and "
+            "--licence. (The layout of a known corpus is not enough.)"
+        )
     config = save_parts(folder, parts, config["parts"], keep=False, **more)
     (folder / HPARAMS).write_text(hyperparams(config), encoding="utf-8")
     write_card(folder, config)
@@ -106,7 +114,8 @@ def _gather(run, probes, decoders):
         for name in names:
             if name in parts:
                 raise ValueError(
-                    f"{path} holds a second {name}: give only one."
+                    f"{path} holds a second {name}: give only one, or give a "
+                    f"probe a --label_name of its own."
                 )
             parts[name] = found[name]
             config["parts"][name] = described["parts"][name]

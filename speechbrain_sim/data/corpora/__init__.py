@@ -1,6 +1,10 @@
 """Corpora: what each is, and its preparation in a file of its own."""
 
+from pathlib import Path
 from typing import NamedTuple
+
+from speechbrain_sim.data.tables import audio_of
+from speechbrain_sim.files import sha256
 
 
 class Corpus(NamedTuple):
@@ -59,6 +63,45 @@ CORPORA = {
 }
 
 
+#: what a corpus is called whose name was not given
+UNNAMED = "data that are not named"
+#: beginnings of the sha256 of some files, which show that a corpus is this one
+CONTENTS = {
+    "ArtificialSpeech": {
+        "bababa_1.wav": "a87f7dca3d912531",
+        "gigubi_1.wav": "ec5e17e4f7a87c0e",
+    },
+    "LibriSpeech": {
+        "2412-153948-0000.flac": "47ced4dfe4fc60d8",
+        "4051-11218-0044.flac": "90e83ed57f326256",
+        "4397-15668-0003.flac": "d4694618e870fa4e",
+        "5393-19218-0024.flac": "e9321807d59d6e84",
+        "5678-43303-0032.flac": "fb5a64ade9f86c60",
+        "6476-57446-0019.flac": "2054d2d37a7df288",
+    },
+}
+
+
+def recognise(name, manifests, data_folder):
+    """Returns the name of a corpus, None if its audio is not shown to be it.
+
+    A yaml's `corpus` states a layout, which any audio may have. So a known
+    corpus needs files in its manifests whose hashes are known, and the
+    synthetic one the record of how it was made; other names are returned as
+    they are.
+    """
+    if name == "Synthetic":
+        return name if Path(data_folder, "synthetic.json").is_file() else None
+    if name not in CONTENTS:
+        return name
+    known, same = CONTENTS[name], []
+    for manifest in filter(Path.exists, map(Path, manifests)):
+        for wav in audio_of(manifest, data_folder).values():
+            if digest := known.get(Path(wav).name):
+                same.append(sha256(wav).startswith(digest))
+    return name if same and all(same) else None
+
+
 def corpus_of(training, name=None, licence=None):
     """Returns the corpus that an encoder was trained on.
 
@@ -77,10 +120,12 @@ def corpus_of(training, name=None, licence=None):
     -------
     >>> corpus_of({"corpus": "Folder"}).licence
     'other'
+    >>> corpus_of({"corpus": None}).name
+    'data that are not named'
     >>> corpus_of({"corpus": "Folder"}, "LibriSpeech").licence
     'cc-by-4.0'
     """
-    name = name or training.get("corpus") or "data that are not named"
+    name = name or training.get("corpus") or UNNAMED
     stated = "As stated by those who trained the model"
     sentence = UNKNOWN if licence is None else stated
     known = CORPORA.get(name, Corpus(name, "other", sentence))

@@ -41,7 +41,7 @@ def prepare_artificial_speech(
     `reshuffledv2/train` and `/test`, see `word_labels`. `train.csv`,
     `valid.csv` and `test.csv` hold the syllables, see `syllable_labels`:
     `valid.csv` is 30 % of the recordings of the published train folder, so
-    that no recording is on two sides; `labelled.csv` is both together.
+    that no recording is on two sides.
 
     Arguments
     ---------
@@ -73,7 +73,7 @@ def prepare_artificial_speech(
     splits = _words(folder, test, split)
     for side in ("train", "valid"):
         splits[side] = [c for c in clips if sides[c["recording"]] == side]
-    splits |= {"test": test, "labelled": clips}
+    splits["test"] = test
     how = min_samples, on_bad_audio, arguments
     write_manifests(splits, save_folder, folder, *how)
 

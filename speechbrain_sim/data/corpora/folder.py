@@ -6,8 +6,11 @@ of their paths, optionally labelled with a speaker.
 
 from pathlib import Path
 
-from speechbrain_sim.data.manifests import hash_split, read_csv, write_manifests
+from speechbrain_sim.data.manifests import hash_split, write_manifests
 from speechbrain_sim.data.search import AUDIO, list_files
+from speechbrain_sim.data.tables import OWN, read_csv
+
+SPLITS = "train", "valid", "test"
 
 
 def prepare_folder(
@@ -23,9 +26,9 @@ def prepare_folder(
     """Writes `train.csv`, `valid.csv` and `test.csv` for a folder.
 
     A file's side depends on `seed` and on the paths of the files it is
-    divided with: all, or, with speakers, those of its speaker, so that every
-    speaker with three files or more is on all sides; one with fewer is in
-    `train.csv`.
+    divided with: all, or those of its speaker, so that every speaker with
+    three files or more is on all sides; one with fewer is in `train.csv`. Other
+    labels do not change it.
 
     Arguments
     ---------
@@ -34,9 +37,10 @@ def prepare_folder(
     save_folder, min_samples, on_bad_audio :
         See `speechbrain_sim.data.manifests.write_manifests`.
     speakers : str or Path, optional
-        "folder" takes the first folder below `data_folder`; else a csv with
-        the columns `path` (relative to `data_folder`) and `speaker`. Labels
-        fill a column `speaker`.
+        "folder" takes the first folder below `data_folder` as `speaker`; else
+        a csv with the columns `path` (relative to `data_folder`) and any of
+        `speaker`, further labels, and `split`: train, valid or test, which
+        then holds as it is.
     valid_share, test_share : float
         Shares in [0, 1); zero writes no such manifest.
     seed : int
@@ -44,27 +48,29 @@ def prepare_folder(
 
     Raises
     ------
-    FileNotFoundError
-        If the folder, any audio in it, or the csv is missing.
-    ValueError
-        For files without a speaker or csv lines without a file, two files
-        with one ID, too few files to divide, and as `write_manifests`.
+    FileNotFoundError, ValueError
+        If folder, audio or csv is missing; for files without a line, lines
+        without a file, too few to divide, and as `write_manifests`.
     """
     arguments = dict(locals())
     folder = Path(data_folder)
     names = _find_audio(folder)
-    labels = _label_speakers(names, folder, speakers)
+    labels = _find_labels(names, folder, speakers)
     shares = {"valid": valid_share, "test": test_share}
-    sides = hash_split(names, shares, seed, labels.get)
-    splits = {"train": []} | {name: [] for name in shares if shares[name]}
+    groups = {name: row.get("speaker") for name, row in labels.items()}
+    sides = hash_split(names, shares, seed, groups.get)
+    given = {n: row.pop("split", None) for n, row in labels.items()}
+    sides |= {name: side for name, side in given.items() if side}
+    wanted = [n for n in shares if shares[n] or n in sides.values()]
+    splits = {name: [] for name in ("train", *wanted)}
     for name in names:
-        row = {"ID": _id(name), "wav": folder / name}
-        row |= {"speaker": labels[name]} if labels else {}
-        splits[sides[name]].append(row)
+        own = {"ID": _id(name), "wav": folder / name}
+        splits[sides[name]].append(labels.get(name, {}) | own)
     if not all(splits.values()):
         few = f"{len(names)} files are too few for {', '.join(splits)}"
-        needed = f"{len(splits)} files{' of one speaker' if labels else ''}"
-        remedy = "Add files, or set valid_share or test_share to 0."
+        needed = f"{len(splits)} files"
+        needed += " of one speaker" * any(groups.values())
+        remedy = "Add files, set a share to 0, or correct the column split."
         raise ValueError(f"{folder}: {few}: that takes {needed}. {remedy}")
     how = min_samples, on_bad_audio, arguments
     write_manifests(splits, save_folder, folder, *how)
@@ -91,25 +97,26 @@ def _id(name):
     return Path(name).with_suffix("").as_posix().replace("/", "-")
 
 
-def _label_speakers(names, folder, speakers):
-    """Path to speaker, for all files; {} if no labels are wanted."""
+def _find_labels(names, folder, speakers):
+    """Path to labels, for all files; {} if none are wanted."""
     if speakers is None:
         return {}
     if speakers == "folder":
         if loose := [name for name in names if "/" not in name]:
             what = f"{folder / loose[0]} lies in no folder of a speaker"
             raise ValueError(f"{what}: move it into one, or use a csv.")
-        return {name: name.split("/")[0] for name in names}
+        return {name: {"speaker": name.split("/")[0]} for name in names}
     labels = {}
-    for row in read_csv(speakers, ["path", "speaker"]):
-        name = Path(row["path"].strip()).as_posix()
-        speaker = (row["speaker"] or "").strip()
-        if not speaker or labels.setdefault(name, speaker) != speaker:
-            raise ValueError(
-                f"{speakers}: {name} has no speaker or two of them."
-            )
+    for where, row in read_csv(speakers, ["path"]):
+        row = {k: (v or "").strip() for k, v in row.items() if k not in OWN}
+        name = Path(row.pop("path")).as_posix()
+        if labels.setdefault(name, row) != row or row.get("speaker") == "":
+            raise ValueError(f"{where}: {name} has no speaker or two of them.")
+        if row.get("split", "train") not in SPLITS:
+            what = f"{where}: {name} has the split {row['split']!r}"
+            raise ValueError(f"{what}, not one of {', '.join(SPLITS)}.")
         if not (folder / name).is_file():
             raise ValueError(f"{speakers} lists {name}: not in {folder}.")
     if unknown := [name for name in names if name not in labels]:
-        raise ValueError(f"{speakers} gives no speaker for {unknown[0]}.")
-    return labels
+        raise ValueError(f"{speakers} gives no labels for {unknown[0]}.")
+    return {name: labels[name] for name in names}

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_sim import __version__
 from speechbrain_sim.data import manifests
 from speechbrain_sim.data.audio import BadAudio, audio_info, readable
 from speechbrain_sim.data.download import fetch_archive
-from speechbrain_sim.data.manifests import Problem, hash_split, read_text
+from speechbrain_sim.data.manifests import Problem, hash_split
 from speechbrain_sim.data.phones import read_phones, write_names
 from speechbrain_sim.data.search import list_files
+from speechbrain_sim.data.tables import in_threads, read_text
 
 logger = get_logger(__name__)
 
@@ -154,17 +154,15 @@ def _find(folder, labels_folder, phones):
 
 
 def _fingerprint(files):
-    """Hash of paths, sizes and times of all that manifests are made of."""
+    """Hash of the paths and contents of all that manifests are made of."""
     paths = [files.speakers, *files.lists.glob("*_split.txt")]
     paths += [*files.folder.glob("*/*"), *files.folder.glob("*/*/*")]
     if files.phones is not None:
         paths += [Path(files.phones), *Path(files.phones).rglob("*.TextGrid")]
-    digest = hashlib.sha256(__version__.encode())
-    for path in sorted(path for path in paths if path.exists()):
-        stat = path.stat()
-        line = f"{path} {stat.st_size} {stat.st_mtime_ns}\n"
-        digest.update(os.fsencode(line))
-    return digest.hexdigest()
+    paths = sorted(path for path in paths if path.exists())
+    names = "\n".join(map(str, paths)).encode(errors="surrogateescape")
+    contents = manifests.audio_hash(paths)
+    return hashlib.sha256(names + contents.encode()).hexdigest()
 
 
 def _read_lists(files):
@@ -207,7 +205,7 @@ def _fill(splits, files, listed, sides, min_samples, incomplete):
     sexes = _read_sexes(files)
     gaps = list(_find_gaps(files, listed, transcripts, sexes))
     paths = [files.wavs[name] for name in sides]
-    lengths = manifests.in_threads(_length, paths)
+    lengths = in_threads(_length, paths)
     samples = dict(zip(sides, lengths, strict=True))
     labels, wrong = _read_labels(files, samples)
     problems = [*_check_folders(files.folder), *repeated]
