@@ -14,6 +14,7 @@ To read the code, begin at the bottom.
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -43,6 +44,11 @@ def check(hparams, kind):
         raise ValueError("--controls: an interval needs at least 2.")
     if isinstance(layers, str):
         raise ValueError(f"--layers is a list: '[{layers}]', with brackets.")
+    if not re.fullmatch(r"[^/\\\x00-\x1f]+", label) or len(label) > 99:
+        raise ValueError(
+            f"The label {label!r} names files: use a column whose name has no "
+            f"slash, no line break, and at most 99 characters (--label)."
+        )
     if kind == SEQUENCE:
         raise ValueError(f"No linear probe reads a sequence: {label}")
     if distributed.is_distributed_initialized():

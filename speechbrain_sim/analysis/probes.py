@@ -91,7 +91,7 @@ def write_probe_results(folder, scores, **about):
     layers, outcomes = scores
     stem, best = Path(folder) / f"probe_{about['label']}", best_layer(layers)
     result = {**about, "best_layer": best, "sampled": False, "layers": layers}
-    np.savez(stem.with_suffix(".npz"), **outcomes)
+    np.savez(Path(f"{stem}.npz"), **outcomes)
     header = [about["label"], "test accuracy (%)", "chance", "shuffled labels"]
     rows = []
     for layer, score in layers.items():
@@ -100,8 +100,8 @@ def write_probe_results(folder, scores, **about):
         cells = [number(100 * accuracy, 1) for accuracy in others]
         rows.append([name, percent(score), *cells])
     text = markdown_table(header, rows) + "\n"
-    stem.with_suffix(".md").write_text(text, encoding="utf-8")
-    write_json(stem.with_suffix(".json"), result)
+    Path(f"{stem}.md").write_text(text, encoding="utf-8")
+    write_json(Path(f"{stem}.json"), result)
     logger.info("Results in %s.json:\n%s", stem, text)
     lost = [n for n, s in layers.items() if s["accuracy"] < s["chance"] / 2]
     if lost:
@@ -150,8 +150,8 @@ def read_system(folders, label):
         `outcomes` for paired comparisons.
     """
     stems = [Path(folder) / f"probe_{label}" for folder in folders]
-    results = [read_json(stem.with_suffix(".json")) for stem in stems]
-    outcomes = [dict(np.load(stem.with_suffix(".npz"))) for stem in stems]
+    results = [read_json(Path(f"{stem}.json")) for stem in stems]
+    outcomes = [dict(np.load(Path(f"{stem}.npz"))) for stem in stems]
     for other in outcomes[1:]:
         check_paired(outcomes[0], other)
     joined = {**results[0], "encoders": [r["encoder"] for r in results]}
