@@ -42,15 +42,15 @@ PARTS = ("train", "valid", "test")
 
 def check(settings):
     """Raises a ValueError for what cannot be probed."""
-    label = settings["label"]
+    label, name = settings["label"], settings["label_name"]
     kind = kind_of(label, settings["label_kinds"])
     check_controls(settings["controls"], 3, kind == FRAMES)  # at least
     if kind == SEQUENCE:
         raise ValueError(f"No linear probe reads a sequence: {label}")
-    if not re.fullmatch(r"[\w-]+", settings["label_name"], re.ASCII):
+    if not re.fullmatch(r"[^/\\\x00-\x1f]+", name) or len(name) > 99:
         raise ValueError(
-            f"--label_name {settings['label_name']} names files: give one of "
-            f"letters, digits, _ and -."
+            f"--label_name {name!r} names files: give one without slashes and "
+            f"line breaks, of at most 99 characters."
         )
 
 

@@ -178,7 +178,7 @@ def write_probe_results(folder, scores, **about):
     stem, best = Path(folder) / f"probe_{about['label']}", best_layer(layers)
     result = {**about, "best_layer": best, "sampled": False, "layers": layers}
     result["remarks"] = remarks(layers, len(outcomes["total"]))
-    write_arrays(stem.with_suffix(".npz"), **outcomes)
+    write_arrays(Path(f"{stem}.npz"), **outcomes)
     header = [about["label"], "test accuracy (%)", "chance", "shuffled labels"]
     rows = []
     for layer, score in layers.items():
@@ -188,8 +188,8 @@ def write_probe_results(folder, scores, **about):
         rows.append([name, percent(score), *cells])
     lines = [markdown_table(header, rows), *result["remarks"]]
     text = "\n\n".join(lines) + "\n"
-    stem.with_suffix(".md").write_text(text, encoding="utf-8")
-    write_json(stem.with_suffix(".json"), result)
+    Path(f"{stem}.md").write_text(text, encoding="utf-8")
+    write_json(Path(f"{stem}.json"), result)
     logger.info("Results in %s.json:\n%s", stem, text)
     for remark in result["remarks"]:
         logger.warning("%s: %s", about["label"], remark)
@@ -240,8 +240,8 @@ def read_system(folders, label):
         `outcomes` for paired comparisons.
     """
     stems = [Path(folder) / f"probe_{label}" for folder in folders]
-    results = [read_json(stem.with_suffix(".json")) for stem in stems]
-    outcomes = [read_arrays(stem.with_suffix(".npz")) for stem in stems]
+    results = [read_json(Path(f"{stem}.json")) for stem in stems]
+    outcomes = [read_arrays(Path(f"{stem}.npz")) for stem in stems]
     for other in outcomes[1:]:
         check_paired(outcomes[0], other)
     joined = {**results[0], "encoders": [r["encoder"] for r in results]}

@@ -177,6 +177,8 @@ def top_n_accuracy(weight, mean, std, x, y, utterance, counts):
 
 def plot_weights(systems, path):
     """Plots the histograms of `concentration`: `Results`."""
+    from matplotlib.ticker import LogFormatter
+
     with style.layer_drawing(path, systems.layers()) as panels:
         for _, name, layer, numbers in systems.rows():
             edges, density = numbers["histogram"].values()
@@ -185,7 +187,7 @@ def plot_weights(systems, path):
         first = next(iter(panels.values()))
         first.set_yscale("log")  # of all panels, which share it
         first.yaxis.set_major_formatter("{x:g}")  # the default is mathtext
-        first.yaxis.set_minor_formatter("")
+        first.yaxis.set_minor_formatter(LogFormatter())
         first.set_ylabel("density")
 
 

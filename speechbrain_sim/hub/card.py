@@ -75,8 +75,7 @@ def fill_in(template, *values, **more):
 
 def _listed(names, quote=""):
     """Writes `a, b and c`, each in quotes."""
-    shown = str if quote else escape
-    *first, last = [f"{quote}{shown(name)}{quote}" for name in names]
+    *first, last = [f"{quote}{name}{quote}" for name in names]
     return f"{', '.join(first)} and {last}" if first else last
 
 

@@ -179,8 +179,9 @@ def _problems(config):
             there = type(config.get(key)).__name__
             yield f"states {key} as {there}, not {kind.__name__}"
     for name, part in config["parts"].items():
-        pattern = rf"{ENCODER}|({'|'.join(PREFIXES)})_[\w-]+"
-        if not re.fullmatch(pattern, name, re.ASCII):
+        # a file's name below this folder: no separator, no control character
+        pattern = rf"{ENCODER}|({'|'.join(PREFIXES)})_[^/\\\x00-\x1f]+"
+        if not re.fullmatch(pattern, name):
             yield f"names a part '{name}': none of this package"
         part = part if isinstance(part, dict) else {}
         for key, kind in ("class", str), ("arguments", dict), ("sha256", str):

@@ -21,6 +21,7 @@ from speechbrain_sim.analysis.listening import explore
 from speechbrain_sim.analysis.study import Results, Study, System
 from speechbrain_sim.analysis.tools import TOOLS, summarise, write_report
 from speechbrain_sim.hub.card import write_card
+from speechbrain_sim.models.format import load_parts, save_parts
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import (
     Explorer,
@@ -498,3 +499,21 @@ def test_g6_any_name_is_text_in_a_card(trained, tmp_path, name):
     assert raw.get(name, "&lt;b") not in card.replace("&amp;lt;b", "")
     assert r'source = "a_b | \"c\""' in card
     assert card.lstrip().startswith('# a_b \\| "c"\n')
+
+
+@pytest.mark.parametrize("label", ["a/b", "a\\b", "two\nlines", "x" * 100])
+def test_g6_a_label_that_cannot_name_a_file_is_refused_first(recipes, label):
+    hparams = {"label": label, "layers": None, "controls": 5}
+    with pytest.raises(ValueError, match="no slash, no line break"):
+        recipes["probe"].check(hparams, "utterance")
+
+
+@pytest.mark.parametrize("label", ["v1.5", "a|b", "$x", "über alles"])
+def test_g6_any_other_label_names_a_part(trained, tmp_path, label):
+    parts, about = load_parts(trained.probe, ["encoder", "probe_speaker"])
+    about = about["parts"]["probe_speaker"] | {"label": label}
+    parts[f"probe_{label}"] = parts.pop("probe_speaker")
+    save_parts(tmp_path, parts, {f"probe_{label}": about})
+    assert list(load_parts(tmp_path, [f"probe_{label}"])[0]) == [
+        f"probe_{label}"
+    ]
