@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -635,6 +636,25 @@ def test_d11_functional_transforms_work(trained):
     rows = torch.func.vmap(lambda x: loss(weights, x[None], "module3"))(wavs)
     each = [loss(weights, x[None], "module3") for x in wavs]
     torch.testing.assert_close(rows, torch.stack(each))
+
+
+def test_d11_features_are_functional_and_copied(trained, caplog):
+    features, wavs = (
+        LatentFeatures(trained.model, MODULES),
+        torch.randn(1, 2000),
+    )
+    weights = {"weights": features.weights.detach()}
+
+    def energy(weights):
+        call = torch.func.functional_call(features, weights, (wavs,))
+        return call.square().sum()
+
+    for _ in range(11):
+        slope = torch.func.grad(energy)(weights)["weights"]
+    features(wavs).square().sum().backward()
+    torch.testing.assert_close(slope, features.weights.grad)
+    again = pickle.loads(pickle.dumps(copy.deepcopy(features)))
+    assert torch.equal(again(wavs), features(wavs)) and not caplog.text
 
 
 def test_d11_a_second_derivative_names_the_plain_form(trained, monkeypatch):
