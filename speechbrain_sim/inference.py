@@ -203,7 +203,7 @@ class SmoothInfoMax(Pretrained):
             The layer.
         """
         wavs, lengths = as_batch(wavs, wav_lens)
-        wavs, lengths = wavs.to(self.device), lengths.to(self.device)
+        wavs = wavs.to(self.device)
         layers = None if layer is None else [layer]
         encode = self.encoder
         if wavs.shape[1] > CHUNK_SECONDS * SAMPLE_RATE:

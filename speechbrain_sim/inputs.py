@@ -66,6 +66,8 @@ def as_batch(wavs, wav_lens=None):
             f"wavs must be floating, within -1 and 1; got {wavs.dtype}: "
             f"divide by its range, int16 as wavs / 32768."
         )
+    if not wavs.numel():
+        raise ValueError(f"wavs is empty, of the shape {list(wavs.shape)}.")
     lengths = absolute_lengths(wavs, wav_lens)
     wavs = zero_padding(wavs[..., None], lengths)[..., 0]
     for i, peak in enumerate(wavs.abs().amax(1).tolist()):

@@ -123,8 +123,6 @@ def absolute_lengths(x, wav_lens=None):
     tensor([77, 38])
     """
     batch, time = x.shape[:2]
-    if not batch * time:
-        raise ValueError(f"An empty batch has no lengths: {list(x.shape)}.")
     if wav_lens is None:
         return torch.full((batch,), time)
     lengths = torch.as_tensor(wav_lens).cpu()
@@ -255,7 +253,7 @@ class Encoder(nn.Module, ABC):
                 "Trace speechbrain_sim.integrations.onnx.PlainEncoder(encoder, "
                 "layer) with (wavs, lengths)."
             )
-        if wavs.ndim != 2:
+        if wavs.ndim != 2 or not len(wavs):
             shape = tuple(wavs.shape)
             raise ValueError(f"wavs is {shape}; expected (batch, samples).")
         weight = next(chain(self.parameters(), self.buffers()), wavs)

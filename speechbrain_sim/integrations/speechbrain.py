@@ -126,7 +126,8 @@ class LatentFeatures(nn.Module):
     def _watch(self, features):
         """Warns if what learns got no gradient so far, or was not changed."""
         learns = [x for x in self.named_parameters() if x[1].requires_grad]
-        if not learns or self.batches > LONG_PATIENCE:
+        functional = torch._C._are_functorch_transforms_active()
+        if not learns or functional or self.batches > LONG_PATIENCE:
             return
         (name, weight), *_ = learns
         if not self.batches:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -393,8 +394,8 @@ WRONG = {
     "path": ("a.wav", "got 'a.wav'. Files go to encode_file"),
     "paths": (["a.wav", "b.wav"], "wav must be .*Files go to"),
     "None": (None, "wavs must be .*got None"),
-    "no utterance": (torch.zeros(0, 3000), r"An empty batch .*\[0, 3000\]"),
-    "no sample": (np.zeros((2, 0)), r"An empty batch .*\[2, 0\]"),
+    "no utterance": (torch.zeros(0, 3000), r"wavs is empty, .*\[0, 3000\]"),
+    "no sample": (np.zeros((2, 0)), r"wavs is empty, .*\[2, 0\]"),
     "empty list": ([], r"wavs must be \(batch, samples\); got shape \[0\]"),
     "an empty one": ([np.zeros(9000), []], r"gives \[9000, 0\] samples"),
     "flat list": ([0.1, 0.2], r"wav must be .*got shape \[\]"),
@@ -635,6 +636,25 @@ def test_d11_functional_transforms_work(trained):
     rows = torch.func.vmap(lambda x: loss(weights, x[None], "module3"))(wavs)
     each = [loss(weights, x[None], "module3") for x in wavs]
     torch.testing.assert_close(rows, torch.stack(each))
+
+
+def test_d11_features_are_functional_and_copied(trained, caplog):
+    features, wavs = (
+        LatentFeatures(trained.model, MODULES),
+        torch.randn(1, 2000),
+    )
+    weights = {"weights": features.weights.detach()}
+
+    def energy(weights):
+        call = torch.func.functional_call(features, weights, (wavs,))
+        return call.square().sum()
+
+    for _ in range(11):
+        slope = torch.func.grad(energy)(weights)["weights"]
+    features(wavs).square().sum().backward()
+    torch.testing.assert_close(slope, features.weights.grad)
+    again = pickle.loads(pickle.dumps(copy.deepcopy(features)))
+    assert torch.equal(again(wavs), features(wavs)) and not caplog.text
 
 
 def test_d11_a_second_derivative_names_the_plain_form(trained, monkeypatch):
