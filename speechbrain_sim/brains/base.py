@@ -84,7 +84,7 @@ class ResumableBrain(sb.Brain):
         """Wraps, makes optimizers, resumes; a new run starts with an empty log."""
         super().on_fit_start()
         begins = self.hparams.epoch_counter.current == 0
-        if self.checkpointer is not None and begins:
+        if self.checkpointer is not None and begins and not self.debug:
             self.hparams.train_logger.rewind()
 
     def _should_save_intra_epoch_ckpt(self, *args):

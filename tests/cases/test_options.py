@@ -465,7 +465,8 @@ def test_h17_inner_runs_are_checked_first(
 
 def test_g3_torchrun_of_probes_and_studies(runs, monkeypatch, tmp_path):
     """In two processes: tests/recipes/test_probe.py."""
-    monkeypatch.setattr(config, "is_distributed_initialized", lambda: True)
+    several = "is_distributed_initialized"
+    monkeypatch.setattr(config.distributed, several, lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     for recipe in "probe", "study":
         with pytest.raises(ValueError, match="1: start it without torchrun"):
