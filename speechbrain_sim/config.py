@@ -370,6 +370,11 @@ def _resolve(document, options):
     return parse_yaml(text.replace(_LESS, "<"))
 
 
+def _plain_text(value):
+    """Returns the yaml of an object in a line, without comments."""
+    return " ".join(re.sub(r" #.*", "", dump_yaml([value])).split())[2:]
+
+
 def _check_same_run(written, settings, defaults, may_change):
     """Raises a ValueError if plain settings differ from those of a run.
 
@@ -388,6 +393,8 @@ def _check_same_run(written, settings, defaults, may_change):
     changed = []
     for key in [*settings, *(before.keys() & RUN.keys() - settings.keys())]:
         old, value = (x.get(key, defaults.get(key)) for x in (before, settings))
+        if key in ("opt_class", "kl_schedule") and key in before:
+            old, value = map(_plain_text, (old, value))
         if key in may_change or {kind_of(value), kind_of(old)} & {dict, None}:
             continue  # mappings and objects are made of other settings
         if place(old, before) != place(value, settings):
