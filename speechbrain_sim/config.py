@@ -333,6 +333,11 @@ def read_settings(hparams_file, options, run_opts, check=None, apart=False):
         print(f"A debug run: its output goes to {folder}", flush=True)
         options |= {"output_folder": folder, "save_folder": f"{folder}/save"}
         settings = _resolve(defaults, options)
+    elif debug and not (run_opts["debug"] or run_opts["optimizer_step_limit"]):
+        raise ValueError(
+            f"debug and optimizer_step_limit are no settings of a run inside "
+            f"another ({hparams_file}): give them on the command line."
+        )
     several = distributed.is_distributed_initialized()
     processes = torch.distributed.get_world_size() if several else 1
     settings["processes"] = processes

@@ -47,6 +47,8 @@ class ResumableBrain(sb.Brain):
         self.steps_per_epoch = math.inf
         self.averages = {stage: Averages() for stage in sb.Stage}
         self._unread, self._shown_loss = [], 0.0
+        if self.optimizer_step_limit is not None:
+            self.checkpointer = None  # a trial run, like those of debug
         if self.checkpointer is not None:
             others = {"averages": self.averages[sb.Stage.TRAIN]}
             others["train_logger"] = self.hparams.train_logger

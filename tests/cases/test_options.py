@@ -340,6 +340,27 @@ def test_f2_debug_of_a_yaml_and_with_typed_folders(runs, tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
+@pytest.mark.parametrize("option", ["debug: True", "optimizer_step_limit: 1"])
+def test_f2_debug_inside_a_study_is_refused(runs, option, tmp_path):
+    systems = f"{{A: {{yaml: pretrain.yaml, options: {{{option}}}}}}}"
+    with pytest.raises(ValueError, match="give them on the command line"):
+        runs.run("study", tmp_path / "out", "--systems", systems)
+
+
+# G6: circles; "=" in paths is text: tests/test_config.py ------------------------
+
+
+@pytest.mark.parametrize("word", ["base: {}", "base: [a.yaml, {}]", "uses: {}"])
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_g6_h11_circles_of_bases(word, length, tmp_path):
+    (tmp_path / "a.yaml").write_text("x: 1\n")
+    names = [f"{number}.yaml" for number in range(length)]
+    for name, base in zip(names, [*names[1:], names[0]], strict=True):
+        (tmp_path / name).write_text(word.format(base) + "\n")
+    with pytest.raises(ValueError, match="0.yaml is its own base: remove"):
+        config.read_yaml(tmp_path / names[0])
+
+
 # H8, H17: ranges ---------------------------------------------------------------
 
 RANGES = {
