@@ -25,11 +25,7 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.core import RunOptions
-from speechbrain.utils.distributed import (
-    if_main_process,
-    infer_device,
-    is_distributed_initialized,
-)
+from speechbrain.utils import distributed
 
 from speechbrain_sim.files import naming, write_text
 from speechbrain_sim.options import (
@@ -203,7 +199,7 @@ def load_experiment(argv, may_change=None, check=None):
     """
     file, run_opts, lines = _parse_words([_encoded(word) for word in argv])
     _check_device(run_opts)
-    sb.utils.distributed.ddp_init_group(run_opts)
+    distributed.ddp_init_group(run_opts)
     options = {}
     for line in lines.splitlines():
         key, *values = line.replace(":", "", 1).split()
@@ -236,7 +232,7 @@ def _parse_words(words):
 def _check_device(run_opts):
     """Raises a ValueError if a run's device cannot be used."""
     device = run_opts["device"]
-    device = infer_device() if device is None else device
+    device = distributed.infer_device() if device is None else device
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -304,7 +300,7 @@ def _build(file, options, run_opts, may_change, check, apart):
     settings, defaults = read_settings(file, options, run_opts, check, apart)
     resolved = dump_yaml(settings)
     hparams = load_hyperpyyaml(resolved)
-    if if_main_process():
+    if distributed.if_main_process():
         name = hparams.get("hyperparams_file", "hyperparams.yaml")
         written = Path(hparams["output_folder"], name)
         begun = any(Path(hparams["save_folder"]).glob("CKPT*"))
@@ -339,15 +335,21 @@ def read_settings(hparams_file, options, run_opts, check=None, apart=False):
         print(f"A debug run: its output goes to {folder}", flush=True)
         options |= {"output_folder": folder, "save_folder": f"{folder}/save"}
         settings = _resolve(defaults, options)
-    alone = not is_distributed_initialized()
-    settings["processes"] = 1 if alone else torch.distributed.get_world_size()
+    elif debug and not (run_opts["debug"] or run_opts["optimizer_step_limit"]):
+        raise ValueError(
+            f"debug and optimizer_step_limit are no settings of a run inside "
+            f"another ({hparams_file}): give them on the command line."
+        )
+    several = distributed.is_distributed_initialized()
+    processes = torch.distributed.get_world_size() if several else 1
+    settings["processes"] = processes
     for notes in "__may_be", "__must_be":  # for a run of the record
         of_files = [content.get(notes, {}) for content in contents]
         settings[notes] = {k: v for notes in of_files for k, v in notes.items()}
     check_ranges(settings, settings["__must_be"])
     if check is not None:
         check(settings)
-    return settings, {**defaults, "processes": settings["processes"]}
+    return settings, {**defaults, "processes": processes}
 
 
 def check_keys(source, known, keys):
@@ -375,6 +377,11 @@ def _resolve(document, options):
     return parse_yaml(text.replace(_LESS, "<"))
 
 
+def _plain_text(value):
+    """Returns the yaml of an object in a line, without comments."""
+    return " ".join(re.sub(r" #.*", "", dump_yaml([value])).split())[2:]
+
+
 def _check_same_run(written, settings, defaults, may_change):
     """Raises a ValueError if plain settings differ from those of a run.
 
@@ -394,6 +401,8 @@ def _check_same_run(written, settings, defaults, may_change):
     changed = []
     for key in [*settings, *(before.keys() & RUN.keys() - settings.keys())]:
         old, value = (x.get(key, defaults.get(key)) for x in (before, settings))
+        if key in ("opt_class", "kl_schedule") and key in before:
+            old, value = map(_plain_text, (old, value))
         if key in may_change or {kind_of(value), kind_of(old)} & {dict, None}:
             continue  # mappings and objects are made of other settings
         if place(old, before) != place(value, settings):

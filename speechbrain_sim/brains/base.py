@@ -79,6 +79,8 @@ class ResumableBrain(sb.Brain):
         self.steps_per_epoch = math.inf
         self.averages = {stage: Averages() for stage in sb.Stage}
         self._unread, self._shown_loss = [], 0.0
+        if self.optimizer_step_limit is not None:
+            self.checkpointer = None  # a trial run, like those of debug
         if self.checkpointer is not None:
             others = {"averages": self.averages[sb.Stage.TRAIN]}
             others["train_logger"] = self.hparams.train_logger
@@ -129,7 +131,7 @@ class ResumableBrain(sb.Brain):
         """Wraps, makes optimizers, resumes; a new run starts with an empty log."""
         super().on_fit_start()
         begins = self.hparams.epoch_counter.current == 0
-        if self.checkpointer is not None and begins:
+        if self.checkpointer is not None and begins and not self.debug:
             self.hparams.train_logger.rewind()
 
     def _should_save_intra_epoch_ckpt(self, *args):

@@ -190,7 +190,7 @@ def test_a5_the_last_group_counts_as_one_of_its_size(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["pretrain", "decode"])
 def test_a5_more_than_an_epoch_is_refused(runs, recipe, tmp_path):
-    with pytest.raises(ValueError, match="An epoch has 10 batches .* 11: noth"):
+    with pytest.raises(ValueError, match="An epoch has 10 batches .* 11:"):
         runs.run(recipe, tmp_path, "--grad_accumulation_factor", 11)
     assert not (tmp_path / "encoder.safetensors").exists() or recipe == "decode"
 
@@ -232,6 +232,25 @@ def test_f4_typed_run_options_are_recorded_and_compared(runs, tmp_path):
     (tmp_path / "hyperparams.yaml").write_text(config.dump_yaml(record))
     with pytest.raises(ValueError, match=r"processes \(2 before, 1 now"):
         runs.run("pretrain", tmp_path, *typed)
+
+
+def test_f4_another_optimizer_is_another_run(runs, tmp_path):
+    yamls = []
+    for name in "Adam", "SGD":
+        yamls.append(tmp_path / f"{name}.yaml")
+        yamls[-1].write_text(
+            f"base: {runs.folder}/pretrain.yaml\n"
+            f"opt_class: !name:torch.optim.{name}\n    lr: !ref <lr>  # yes\n"
+        )
+    argv = ["--output_folder", f"{tmp_path}/out", "--device", "cpu"]
+    for yaml in yamls[0], yamls[0]:
+        load_experiment([str(yaml), *argv], config.MAY_CHANGE)
+        (tmp_path / "out/save/CKPT+1").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(ValueError, match="opt_class .*Adam.* before, .*SGD"):
+        load_experiment([str(yamls[1]), *argv], config.MAY_CHANGE)
+    with pytest.raises(ValueError, match=r"lr \(0.0002 before, 0.1 now"):
+        argv += ["--lr", "0.1"]
+        load_experiment([str(yamls[0]), *argv], config.MAY_CHANGE)
 
 
 def test_f4_run_options_of_a_yaml_and_of_a_study(runs, tmp_path):
@@ -319,6 +338,27 @@ def test_f2_debug_of_a_yaml_and_with_typed_folders(runs, tmp_path):
     assert hparams["save_folder"] == f"{tmp_path}/out_debug/save"
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("option", ["debug: True", "optimizer_step_limit: 1"])
+def test_f2_debug_inside_a_study_is_refused(runs, option, tmp_path):
+    systems = f"{{A: {{yaml: pretrain.yaml, options: {{{option}}}}}}}"
+    with pytest.raises(ValueError, match="give them on the command line"):
+        runs.run("study", tmp_path / "out", "--systems", systems)
+
+
+# G6: circles; "=" in paths is text: tests/test_config.py ------------------------
+
+
+@pytest.mark.parametrize("word", ["base: {}", "base: [a.yaml, {}]", "uses: {}"])
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_g6_h11_circles_of_bases(word, length, tmp_path):
+    (tmp_path / "a.yaml").write_text("x: 1\n")
+    names = [f"{number}.yaml" for number in range(length)]
+    for name, base in zip(names, [*names[1:], names[0]], strict=True):
+        (tmp_path / name).write_text(word.format(base) + "\n")
+    with pytest.raises(ValueError, match="0.yaml is its own base: remove"):
+        config.read_yaml(tmp_path / names[0])
 
 
 # H8, H17: ranges ---------------------------------------------------------------
@@ -465,7 +505,8 @@ def test_h17_inner_runs_are_checked_first(
 
 def test_g3_torchrun_of_probes_and_studies(runs, monkeypatch, tmp_path):
     """In two processes: tests/recipes/test_probe.py."""
-    monkeypatch.setattr(config, "is_distributed_initialized", lambda: True)
+    several = "is_distributed_initialized"
+    monkeypatch.setattr(config.distributed, several, lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     for recipe in "probe", "study":
         with pytest.raises(ValueError, match="1: start it without torchrun"):

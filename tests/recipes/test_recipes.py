@@ -1,6 +1,7 @@
 """Every recipe with every yaml for one tiny epoch."""
 
 import json
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -190,7 +191,7 @@ def test_real_artificial_speech_trains(recipes, tmp_path):
             *TINY,
         ]
     )
-    log = (tmp_path / "train_log.txt").read_text()
+    log = Path(f"{tmp_path}_debug/train_log.txt").read_text()
     assert "valid context_nce" in log
 
 
