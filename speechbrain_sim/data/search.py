@@ -10,17 +10,10 @@ logger = get_logger(__name__)
 
 # libsndfile reads these, but they hold other data, too, or state no rate
 _SELDOM_AUDIO = {"HTK", "MAT4", "MAT5", "RAW", "SDS"}
-_ALIASES = {".aif", ".aifc", ".bwf", ".oga", ".opus", ".snd", ".sph", ".wave"}
+_NAMES = {*soundfile.available_formats()} - _SELDOM_AUDIO
+_NAMES |= {"aif", "aifc", "bwf", "oga", "opus", "snd", "sph", "wave"}
 #: endings of audio files that libsndfile reads, in lower case
-AUDIO = tuple(
-    sorted(
-        {
-            f".{n.lower()}"
-            for n in {*soundfile.available_formats()} - _SELDOM_AUDIO
-        }
-        | _ALIASES
-    )
-)
+AUDIO = tuple(sorted(f".{name.lower()}" for name in _NAMES))
 
 
 def list_files(folder, endings=AUDIO):
