@@ -348,6 +348,14 @@ def test_b7_links_are_followed_once(folder, tmp_path, caplog):
     }
 
 
+def test_b7_a_link_shows_what_is_hidden(folder, tmp_path, caplog):
+    (folder / "ann").rename(folder / ".store")
+    (folder / "ann").symlink_to(".store")
+    with caplog.at_level(logging.INFO):
+        assert len(prepared(folder, tmp_path / "save")) == 6
+    assert "left out" not in caplog.text
+
+
 def hide(folder):
     """Adds a waste-paper basket, and what macOS writes beside a file."""
     write(folder / ".Trash-1000/files/u1.wav", noise(8000))
