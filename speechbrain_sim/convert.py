@@ -3,6 +3,7 @@
 Both go on where they were when they are started again.
 """
 
+import os
 from pathlib import Path
 
 import soundfile
@@ -124,7 +125,8 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
         wav = model.decode(z[None], layer, samples)[0].cpu()
         with atomic(target) as partial:
             options = {"subtype": "FLOAT", "format": "WAV"}
-            soundfile.write(partial, wav.numpy(), SAMPLE_RATE, **options)
+            file = os.fsencode(partial)
+            soundfile.write(file, wav.numpy(), SAMPLE_RATE, **options)
     return list(targets.values())
 
 

@@ -85,21 +85,18 @@ class ConvDecoder(nn.Module):
         lengths = absolute_lengths(wavs, wav_lens)
         if torch.is_grad_enabled() or samples <= LONG:
             return self._decode(z, samples, lengths)
-        step, pieces = max(1, LONG // self.hop), []
-        for first in range(0, time, step):
+        starts, pieces = range(0, time, max(1, LONG // self.hop)), []
+        ends = [*starts[1:], time]
+        for start, end in zip(starts, ends, strict=True):
             # a piece has `reach` more frames on both sides, cut off again
-            begin = max(0, first - self.reach)
-            piece = z[:, begin : first + step + self.reach]
-            size, offset = samples - begin * self.hop, begin * self.hop
-            if begin + piece.shape[1] < time:
+            begin, beyond = max(0, start - self.reach), end + self.reach
+            piece, offset = z[:, begin:beyond], begin * self.hop
+            size = samples - offset
+            if beyond < time:
                 size = shortest(self.shapes, piece.shape[1])
             wavs = self._decode(piece, size, lengths - offset)
-            end = (
-                None
-                if first + step >= time
-                else (first + step) * self.hop - offset
-            )
-            pieces.append(wavs[:, first * self.hop - offset : end])
+            end = end * self.hop if end < time else samples
+            pieces.append(wavs[:, start * self.hop - offset : end - offset])
         return torch.cat(pieces, dim=1)
 
     def _decode(self, z, samples, lengths):

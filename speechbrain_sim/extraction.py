@@ -67,8 +67,7 @@ def encode_manifest(
     alignment : str
         See `frames_of_labels`.
     max_seconds : float
-        Audio encoded at once, with its padding; longer utterances are encoded
-        in pieces, if the encoder streams.
+        Audio encoded at once, with padding; longer utterances come in pieces.
     device : str
         Of the encoder.
     """

@@ -13,7 +13,8 @@ import torch
 def key_seed(*key):
     """Hashes a key, e.g. (seed, rank, module, epoch, step): below 2 ** 63."""
     text = "\x1f".join(str(part) for part in key)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    text = text.encode(errors="surrogateescape")  # names of files
+    digest = hashlib.blake2b(text, digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -310,14 +310,13 @@ class AudioFile:
             reason = f"It is no audio libsndfile reads: {error.error_string}"
             raise BadAudio(path, reason) from error
         self.frames, self.rate = self._file.frames, self._file.samplerate
+        states = f"a rate of {self.rate} Hz"
         if self.frames > 1 << 60:  # libsndfile's "unknown"
+            states = "no length"
+        if states == "no length" or self.rate > SAMPLE_RATE * NEARBY:
             self.close()
-            raise BadAudio(
-                path, "Its header states no length: encode it again."
-            )
-        if self.rate > SAMPLE_RATE * NEARBY:
-            self.close()
-            raise BadAudio(path, f"Its header states a rate of {self.rate} Hz.")
+            reason = f"Its header states {states}: encode it again."
+            raise BadAudio(path, reason)
         kinds = self._file.format, self._file.subtype[:4]
         self._remembers = not {"MP3", "OGG", "ALAC"}.isdisjoint(kinds)
         # first frame, and mono frames, that were decoded last; peak so far

@@ -10,17 +10,10 @@ logger = get_logger(__name__)
 
 # libsndfile reads these, but they hold other data, too, or state no rate
 _SELDOM_AUDIO = {"HTK", "MAT4", "MAT5", "RAW", "SDS"}
-_ALIASES = {".aif", ".aifc", ".bwf", ".oga", ".opus", ".snd", ".sph", ".wave"}
+_NAMES = {*soundfile.available_formats()} - _SELDOM_AUDIO
+_NAMES |= {"aif", "aifc", "bwf", "oga", "opus", "snd", "sph", "wave"}
 #: endings of audio files that libsndfile reads, in lower case
-AUDIO = tuple(
-    sorted(
-        {
-            f".{n.lower()}"
-            for n in {*soundfile.available_formats()} - _SELDOM_AUDIO
-        }
-        | _ALIASES
-    )
-)
+AUDIO = tuple(sorted(f".{name.lower()}" for name in _NAMES))
 
 
 def list_files(folder, endings=AUDIO):
@@ -49,23 +42,24 @@ def list_files(folder, endings=AUDIO):
     >>> [path.name for path in list_files(folder)]
     ['a.opus', 'b.WAV']
     """
-    folder, taken, others, seen = Path(folder), [], Counter(), set()
-    around = set(folder.resolve().parents)
-    waiting, links = [(folder, False)], []
-    while waiting or links:
-        here, hidden = waiting.pop() if waiting else links.pop(0)
-        true = here.resolve()
-        if true in seen | around:
-            others["links to folders that are read already, or around it"] += 1
+    folder, taken, others = Path(folder), [], Counter()
+    seen = set(folder.resolve().parents)
+    own, links, hidden = queues = [folder], [], []
+    while queue := own or links or hidden:
+        here, true = queue[0], queue.pop(0).resolve()
+        secret = queue is hidden
+        if true in seen:
+            if not secret:
+                others["links to folders read already, or around it"] += 1
             continue
         seen.add(true)
         try:
             for path in sorted(here.iterdir()):
-                secret = hidden or path.name.startswith(".")
+                concealed = secret or path.name.startswith(".")
                 is_link = path.is_symlink()
-                if path.is_dir() and not (secret and is_link):
-                    (links if is_link else waiting).append((path, secret))
-                elif secret:
+                if path.is_dir() and not (concealed and is_link):
+                    queues[2 if concealed else is_link].append(path)
+                elif concealed:
                     others["hidden"] += 1
                 elif not path.is_file():
                     others["broken links" if is_link else "no files"] += 1

@@ -13,7 +13,7 @@ import torch
 import torchaudio
 
 from speechbrain_sim.analysis.latents import read_clips
-from speechbrain_sim.convert import encode_files, find_files
+from speechbrain_sim.convert import decode_files, encode_files, find_files
 from speechbrain_sim.data import audio
 from speechbrain_sim.data.audio import (
     AudioFile,
@@ -348,6 +348,14 @@ def test_b7_links_are_followed_once(folder, tmp_path, caplog):
     }
 
 
+def test_b7_a_link_shows_what_is_hidden(folder, tmp_path, caplog):
+    (folder / "ann").rename(folder / ".store")
+    (folder / "ann").symlink_to(".store")
+    with caplog.at_level(logging.INFO):
+        assert len(prepared(folder, tmp_path / "save")) == 6
+    assert "left out" not in caplog.text
+
+
 def hide(folder):
     """Adds a waste-paper basket, and what macOS writes beside a file."""
     write(folder / ".Trash-1000/files/u1.wav", noise(8000))
@@ -422,6 +430,15 @@ def test_b9_folders_without_permission_are_counted(
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(BadAudio, match="permissions do not allow"):
         inspect_audio(folder / "ann/0.wav")
+
+
+def test_b10_names_that_are_not_utf8_are_encoded(folder, tmp_path, trained):
+    (folder / "ann/0.wav").rename(folder / "ann/caf\udce9.wav")
+    latents, wavs = tmp_path / "latents", tmp_path / "wavs"
+    encode_files(trained.run, [folder], latents, "module3")
+    decoded = decode_files(trained.decoder, [latents], wavs, "module3")
+    assert len(decoded) == 6 and wavs / "ann/caf\udce9.wav" in decoded
+    assert len(read_audio(wavs / "ann/caf\udce9.wav")) == 8000
 
 
 @pytest.mark.parametrize("place", ["ann/caf\udce9.wav", "caf\udce9/0.wav"])
