@@ -117,11 +117,8 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
         samples = _samples_of(path, settings)
         if target.exists():
             continue
-        z = (
-            load_file(path)[layer]
-            if path.suffix != ".npy"
-            else read_arrays(path)
-        )
+        npy = path.suffix == ".npy"
+        z = read_arrays(path) if npy else load_file(path)[layer]
         wav = model.decode(torch.as_tensor(z)[None], layer, samples)[0].cpu()
         with atomic(target) as partial:
             options = {"subtype": "FLOAT", "format": "WAV"}
