@@ -72,8 +72,18 @@ def _open(manifest, data_folder, label):
     return dataset
 
 
+#: bytes of decoded audio that a run keeps in memory, in each worker
+KEPT_BYTES = 1 << 28
+
+
 def make_dataset(
-    manifest, data_folder, crop=None, label=None, classes=None, kind=UTTERANCE
+    manifest,
+    data_folder,
+    crop=None,
+    label=None,
+    classes=None,
+    kind=UTTERANCE,
+    keep=False,
 ):
     """Opens a manifest as a dataset of waveforms and labels.
 
@@ -91,6 +101,9 @@ def make_dataset(
         See `speechbrain_sim.data.labels.kind_of`. The target is one class (1,)
         of an utterance, those of each 10 ms of the crop (labels,), or a whole
         sequence (tokens,).
+    keep : bool
+        Whether a waveform stays in memory once it is read, if all fit into
+        `KEPT_BYTES`; for crops that do not change.
 
     Returns
     -------
@@ -109,14 +122,22 @@ def make_dataset(
     dataset = _open(manifest, data_folder, label)
     crop = crop or KeyedCrop(1 << 62)  # longer than any utterance
 
+    sizes = (row["num_samples"] for row in dataset.data.values())
+    samples = sum(min(size, crop.samples) for size in sizes)
+    kept, keep = {}, keep and 4 * samples <= KEPT_BYTES
+
     @takes("id", "wav", "start", "num_samples")
     @provides("sig")
     def read(item, wav, first, num_samples):
+        if item in kept:
+            return kept[item]
         start, stop = crop(item, num_samples)
         sig = read_audio(wav, first + start, first + stop)
         if len(sig) != stop - start:
             problem = f"{wav} has fewer than the {num_samples} samples"
             raise ValueError(f"{problem} of {item} in {manifest}.")
+        if keep:
+            kept[item] = sig
         return sig
 
     dataset.add_dynamic_item(read)
@@ -171,8 +192,9 @@ def training_sets(train_csv, valid_csv, data_folder, crop, batch_size, *target):
         If the training set is smaller than a batch.
     """
     still = KeyedCrop(crop.samples, crop.random, crop.seed)
-    train = make_dataset(train_csv, data_folder, crop, *target)
-    valid = make_dataset(valid_csv, data_folder, still, *target)
+    options = {"keep": not crop.random}
+    train = make_dataset(train_csv, data_folder, crop, *target, **options)
+    valid = make_dataset(valid_csv, data_folder, still, *target, keep=True)
     if len(train) < batch_size:
         few = f"{train_csv} lists {len(train)} utterances, fewer than a batch"
         raise ValueError(f"{few}: use a batch_size below {batch_size}.")
