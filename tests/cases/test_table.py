@@ -17,14 +17,18 @@ CASES |= {"I": 4}
 def rows():
     """The table's lines: {case: its cells}."""
     lines = TABLE.read_text(encoding="utf-8").splitlines()
-    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if "|" in line]
+    cells = [
+        re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if "|" in line
+    ]
     cells = [[cell.strip() for cell in line] for line in cells]
     return {line[0]: line for line in cells if re.match(r"[A-I]\d+$", line[0])}
 
 
 def test_every_case_has_a_line():
     """A case is mended, or the table says what is left."""
-    wanted = {f"{kind}{n + 1}" for kind, most in CASES.items() for n in range(most)}
+    wanted = {
+        f"{kind}{n + 1}" for kind, most in CASES.items() for n in range(most)
+    }
     assert rows().keys() == wanted
 
 
