@@ -28,6 +28,7 @@ from speechbrain_sim.features import CHUNK_SECONDS
 
 #: of lengths, within which utterances are batched
 BUCKETS = 20
+ORDER = {"shuffle": False, "batch_ordering": "descending"}
 #: between two records of how far encoding has come
 SAVE_SECONDS = 30
 
@@ -89,8 +90,7 @@ def encode_manifest(
     dataset = dataset.filtered_sorted(sort_key="duration")
     job = _Encoding(encoder.to(device), arrays, dataset, made_of, device)
     job.longest *= max_seconds
-    order = {"shuffle": False, "batch_ordering": "descending"}
-    sampler = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **order)
+    sampler = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **ORDER)
     job.run(folder, list(sampler))
     return ActivationStore.open(folder)
 

@@ -26,12 +26,7 @@ from speechbrain_sim.data.tables import (
     row_hashes,
     write_csv,
 )
-from speechbrain_sim.files import (
-    content_hash,
-    read_json,
-    sha256,
-    write_json,
-)
+from speechbrain_sim.files import content_hash, read_json, sha256, write_json
 
 logger = get_logger(__name__)
 

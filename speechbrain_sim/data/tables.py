@@ -13,12 +13,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from speechbrain_sim.data.audio import (
-    SAMPLE_RATE,
-    BadAudio,
-    audio_info,
-    num_samples_at,
-)
+from speechbrain_sim.data import audio
 from speechbrain_sim.files import content_hash, read_json, sha256, write_text
 
 #: the record of a preparation, beside its manifests
@@ -81,14 +76,13 @@ def read_csv(path, columns):
     rows = csv.DictReader(io.StringIO(text), skipinitialspace=True, **options)
     try:
         names = [name.strip() for name in rows.fieldnames or ()]
-        twice = {name for name in names if name and names.count(name) > 1}
-        missing = [name for name in columns if name not in names]
-        if twice or missing:
-            wrong = f"has the column {min(twice, default='')} twice"
-            if missing:
-                wrong = f"lacks {', '.join(missing)}"
-            needs = f"needs the columns {', '.join(columns)}; it {wrong}"
-            raise ValueError(f"{path} {needs}, and has: {', '.join(names)}.")
+        wrong = [f"{n} twice" for n in names if n and names.count(n) > 1]
+        wrong += [f"no {name}" for name in columns if name not in names]
+        if wrong:
+            needs = (
+                f"needs the columns {', '.join(columns)}: it has {wrong[-1]}"
+            )
+            raise ValueError(f"{path} {needs}, but {', '.join(names)}.")
         rows.fieldnames, found = names, []
         for row in rows:
             row.pop("", None)  # the index of a data frame
@@ -233,9 +227,8 @@ def _json_rows(path):
 
 def _text(value):
     """A value of a json as the cell of a csv."""
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value)
+    values = value if isinstance(value, list) else [value]
+    return " ".join("" if value is None else str(value) for value in values)
 
 
 def _prepared(path):
@@ -261,22 +254,22 @@ def _measure(where, row, data_folder, inspected):
         row["wav"] = _place(row, data_folder)
     if not inspected:
         try:
-            info = audio_info(row["wav"])
-        except BadAudio as error:
+            info = audio.audio_info(row["wav"])
+        except audio.BadAudio as error:
             raise ValueError(f"{where}: {error}") from error
         if stop in (None, start or 0):  # all of it, as in SpeechBrain
             stop = info.frames
         rate, wav = info.sample_rate, row["wav"]
-        first, end = (num_samples_at(n, rate) for n in (start or 0, stop))
+        first, end = (audio.num_samples_at(n, rate) for n in (start or 0, stop))
         if not first < end <= info.num_samples:
             part = f"{where} has start {start or 0} and stop {stop}: not within"
             raise ValueError(f"{part} the {info.frames} samples of {wav}.")
         if length not in (None, end - first, info.num_samples):
             states = f"{where} states num_samples {length}, but {wav} has"
-            raise ValueError(f"{states} {end - first} at {SAMPLE_RATE} Hz.")
+            raise ValueError(f"{states} {end - first} at 16 kHz.")
         row["start"], length = first, end - first
     if length is not None:
-        row |= {"num_samples": length, "duration": length / SAMPLE_RATE}
+        row |= {"num_samples": length, "duration": length / audio.SAMPLE_RATE}
     return row
 
 

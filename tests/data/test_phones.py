@@ -169,7 +169,7 @@ def test_a_csv_says_the_same(tmp_path):
     assert [p.path for p in problems] == places
     assert "b: 'B' from 0.05" in problems[3].problem
     path.write_text("ID,start,end\n")
-    with pytest.raises(ValueError, match="lacks phone"):
+    with pytest.raises(ValueError, match="no phone"):
         read_phones(path, samples)
 
 
