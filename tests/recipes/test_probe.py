@@ -92,7 +92,7 @@ def test_what_cannot_be_probed_is_refused_at_the_start(options, recipes):
     options, folder = options
     for option, value, message in (
         ("controls", "1", "at least 5"),
-            ("controls", "9", "2 classes, at least 10"),
+        ("controls", "9", "2 classes, at least 10"),
         ("layers", "logmel", "a list"),
         ("label_kinds", "{pitch: sequence}", "No linear probe reads"),
         ("label_kinds", "{pitch: frame}", "'pitch' is 'frame', not of"),
