@@ -148,7 +148,12 @@ def probe(hparams, run_opts):
     tested = brain.predict(features_of(test)), test
     learnt = both[layers[0]].y, seeds, brain.watch.still_falling()
     scores = results.score_probes(*chosen, *tested, *learnt)
-    save(hparams, encoder, brain.trained(seeds, units), scores, classes, about)
+    trained = brain.trained(seeds, units)
+    try:
+        save(hparams, encoder, trained, scores, classes, about)
+    except RuntimeError:  # of controls: begins anew next time
+        shutil.rmtree(checkpoints)
+        raise
     shutil.rmtree(checkpoints)
 
 

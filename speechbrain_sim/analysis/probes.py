@@ -59,9 +59,6 @@ def check_examples(manifests, data_folder, label, kind, controls):
                 f"{path} has one {label}, {min(found[part])}: a probe needs two "
                 f"or more classes to tell apart."
             )
-        if lacking := found[part] - found["train"]:
-            few = "%s has %d classes of %s without any training example: errors"
-            logger.warning(few, path, len(lacking), label)
     if len(recordings) < NEEDED:
         raise ValueError(
             f"{manifests['test']} has {len(recordings)} labelled recordings: a "
@@ -106,16 +103,17 @@ def score_probes(
         right = valid_predictions[layer].numpy() == valid[layer].y
         hits, total = intervals.per_utterance(correct, utterance)
         outcomes.update({layer: hits, "total": total, "ids": np.array(ids)})
-        layers[layer] = {
+        control = intervals.control_interval(predicted[seeds:], y, classes)
+        score = layers[layer] = {
             **_over_seeds(correct.mean(1)),
             "interval": intervals.bootstrap_interval(hits, total),
             "valid_accuracy": float(right.mean()),
             "chance": intervals.chance_level(train_y, y),
             "still_falling": layer in falling,
-            "control": intervals.control_interval(
-                predicted[seeds:], y, predicted[:seeds], classes
-            ),
+            "control": control,
         }
+        above = score["accuracy"] - control["accuracy"]
+        control["below"] = above >= control["visible"]
     return layers, outcomes
 
 
@@ -130,25 +128,17 @@ def _over_seeds(accuracy):
 
 
 def remarks(layers, recordings):
-    """Lists what a reader of scores has to know, one sentence each.
-
-    Of scores of each layer, and so many test recordings.
-    """
-    found = []
-    if recordings < FEW:
-        found.append(
-            f"Only {recordings} test recordings: intervals are too narrow."
-        )
-    if names := [n for n, s in layers.items() if s.get("still_falling")]:
-        found.append(
-            f"The training loss still falls ({', '.join(names)}): the "
-            f"accuracies are lower bounds, more --number_of_epochs or a larger "
-            f"--lr read more."
-        )
+    """Lists what to know about scores of so many test recordings."""
+    falling = [n for n, s in layers.items() if s.get("still_falling")]
     weak = [n for n, s in layers.items() if not s["control"].get("below", True)]
-    if weak:
-        found.append(f"No better than shuffled labels: {', '.join(weak)}.")
-    return found
+    few = [str(recordings)] * (recordings < FEW)
+    found = {
+        "The training loss still falls, more --number_of_epochs or a larger "
+        "--lr read more": falling,
+        "No better than shuffled labels": weak,
+        f"Intervals of fewer than {FEW} recordings are too narrow": few,
+    }
+    return [f"{text}: {', '.join(of)}." for text, of in found.items() if of]
 
 
 def best_layer(layers):
@@ -246,7 +236,7 @@ def read_system(folders, label):
         check_paired(outcomes[0], other)
     joined = {**results[0], "encoders": [r["encoder"] for r in results]}
     del joined["encoder"]
-    encoders = [_identity(encoder) for encoder in joined["encoders"]]
+    names = np.array([str(encoder) for encoder in joined["encoders"]])
     total, ids, hits = outcomes[0]["total"], outcomes[0]["ids"], {}
     for layer, score in joined["layers"].items():
         same = [result["layers"][layer] for result in results]
@@ -257,10 +247,10 @@ def read_system(folders, label):
         for key in ("passed", "below"):
             control[key] = all(c.get(key, False) for c in controls)
         valid = np.mean([s["valid_accuracy"] for s in same])
-        each = [o[layer] for o in outcomes]
-        # probes of one encoder do not make it two
+        each = np.stack([o[layer] for o in outcomes])
+        # (encoders, recordings): probes of one encoder do not make it two
         hits[layer] = np.stack(
-            [np.mean(x, axis=0) for x in _grouped(each, encoders)]
+            [np.mean(each[names == n], 0) for n in np.unique(names)]
         )
         score |= _over_seeds(np.concatenate([s["per_seed"] for s in same]))
         score |= {
@@ -269,23 +259,11 @@ def read_system(folders, label):
             "still_falling": any(s.get("still_falling") for s in same),
             "control": control,
         }
-    joined["different_encoders"] = len(set(encoders))
+    joined["different_encoders"] = len(set(names))
     joined["remarks"] = remarks(joined["layers"], len(total))
     outcomes = {"hits": hits, "total": total, "ids": ids}
     best = best_layer(joined["layers"])
     return joined | {"best_layer": best, "outcomes": outcomes}
-
-
-def _identity(encoder):
-    return encoder["sha256"] if isinstance(encoder, dict) else encoder
-
-
-def _grouped(values, keys):
-    """Returns lists of the values of equal keys."""
-    return [
-        [v for v, k in zip(values, keys, strict=True) if k == key]
-        for key in dict.fromkeys(keys)
-    ]
 
 
 def read_examples(folder, label, part, layers=None):
