@@ -46,6 +46,7 @@ class ResumableBrain(sb.Brain):
         self.stopwatch, self.estimate = estimate.Stopwatch(), None
         self.averages = {stage: Averages() for stage in sb.Stage}
         self._unread, self._shown_loss = [], 0.0
+        self.steps_per_epoch = 1  # until there is a training set
         if self.checkpointer is not None:
             others = {"averages": self.averages[sb.Stage.TRAIN]}
             others["train_logger"] = self.hparams.train_logger

@@ -34,7 +34,10 @@ class DecoderBrain(ResumableBrain):
 
     def compute_forward(self, batch, stage):
         """Encodes and decodes a batch: waveforms, (batch, samples)."""
-        wavs, wav_lens = to_device(batch.sig.data, self.device), batch.sig.lengths
+        wavs, wav_lens = (
+            to_device(batch.sig.data, self.device),
+            batch.sig.lengths,
+        )
         layer, sampled = self.hparams.layer, self.hparams.sampled
         noise = keyed_generator(*self.key("noise", stage), device=self.device)
         with torch.no_grad():
