@@ -27,6 +27,8 @@ EXPECTED = {"train": (15, 0.22), "probe": (25, 1.0), "decode": (15, 2.0)}
 EXPECTED |= {"measure": (30, 0), "report": (40, 0)}
 #: kept for the tables and the archive, in seconds
 RESERVE = 12
+#: kept for probes, decoders and delta: training stops before
+EVALUATION = 185
 
 
 def prepare(chosen, results):
@@ -210,9 +212,11 @@ class Steps:
                     del waiting[step]
             if self.inline:
                 continue
-            self.collect()
             if not self.running:
                 break  # what is left needs a step that failed
+            self.collect()
+            if self.results.left() < EVALUATION:
+                self.cut(waiting)
             if self.results.left() < RESERVE:
                 self.stop()
                 break
@@ -272,6 +276,22 @@ class Steps:
         self.state[name] = seconds
         hand_over(self.results, self.chosen, self.precision)
 
+    def cut(self, waiting):
+        """Ends trainings: the encoders of their last checkpoints are evaluated.
+
+        The report is left out, since the study would go on with them.
+        """
+        for name in [n for n in self.running if n.startswith("train/")]:
+            process, start, _ = self.running.pop(name)
+            process.terminate()
+            process.wait(5)
+            system = name.split("/")[1]
+            path = self.folder / f"{system}_1/encoder.safetensors"
+            waiting.pop(("report", "", ""), None)
+            if path.exists():
+                self.results.content.setdefault("cut", []).append(system)
+                self.end(name, time.monotonic() - start)
+
     def stop(self):
         """Ends the processes: time is up."""
         print("The minutes are over: run it again to go on.")
@@ -323,8 +343,11 @@ def tables_of(results, chosen, precision):
     for name, log in logs.items():
         if log.exists():
             numbers = last_line(log)
+            epochs = f"{numbers['epoch']:g}"
+            if name in results.content.get("cut", ()):
+                epochs += ", **cut short**: the last checkpoint is evaluated"
             rows += [
-                {"system": name, "epochs": numbers["epoch"], "module": module}
+                {"system": name, "epochs": epochs, "module": module}
                 | {
                     term: numbers[f"train {module}_{term}"]
                     for term in ("nce", "accuracy", "kl", "active_units")
