@@ -84,7 +84,7 @@ def kernels(step, device, count=1):
     launches = sum(e.count for e in on_card) / count
     rows = [
         {
-            "kernel": f"`{e.key[:60]}`",
+            "kernel": e.key[:60],
             "ms": e.self_device_time_total / 1e3 / count,
             "calls": e.count / count,
         }

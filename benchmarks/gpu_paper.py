@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import traceback
 from pathlib import Path
 from unittest import mock
 
@@ -204,6 +205,7 @@ class Steps:
         """Runs the steps; returns whether all are done."""
         steps = plan(self.chosen)
         waiting = {s: b for s, b in steps.items() if not self.is_done(s)}
+        share = min(1, self.chosen.epochs / EPOCHS)
         begun = time.monotonic()
         while waiting or self.running:
             for step, before in list(waiting.items()):
@@ -215,7 +217,7 @@ class Steps:
             if not self.running:
                 break  # what is left needs a step that failed
             self.collect()
-            if self.results.left() < EVALUATION:
+            if self.results.left() < EVALUATION * share:
                 self.cut(waiting)
             if self.results.left() < RESERVE:
                 self.stop()
@@ -274,7 +276,10 @@ class Steps:
         """Notes that a step is done; hands over what there is."""
         print(f"[{self.results.left():.0f} s left] {name}: {seconds:.0f} s")
         self.state[name] = seconds
-        hand_over(self.results, self.chosen, self.precision)
+        try:
+            hand_over(self.results, self.chosen, self.precision)
+        except Exception:  # steps go on without a table
+            traceback.print_exc()
 
     def cut(self, waiting):
         """Ends trainings: the encoders of their last checkpoints are evaluated.
