@@ -96,6 +96,7 @@ def command_line(chosen, folder):
         *("--decode_options", json.dumps(decode)),
         *("--probe_options", json.dumps(probes)),
         *("--weights_label", "null", "--tools", '["delta"]', "--note", note),
+        *("--encoding_batch_size", "64"),
         *("--device", chosen.device, "--noprogressbar", *more),
     ]
 

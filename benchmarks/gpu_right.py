@@ -274,7 +274,8 @@ def resume(chosen, results):
     if chosen.toy:
         width = ["--channels", "8", "--context_channels", "8"]
     rows = []
-    for title, exact in (("deterministic", True), ("as it comes", False)):
+    ways = [("deterministic", True), ("as it comes", False)]
+    for title, exact in ways[:1] if chosen.toy else ways:
         hashes, weights = {}, {}
         torch.use_deterministic_algorithms(exact, warn_only=True)
         for run, epochs in (("whole", [2]), ("stopped", [1, 2])):
