@@ -67,7 +67,7 @@ class BlockConv1d(nn.Conv1d):
         plain = self.plain or torch.jit.is_tracing() or kernel_size % stride
         # an autograd.Function as below takes no part in torch.func
         plain = plain or torch._C._are_functorch_transforms_active()
-        if plain or device != "cpu":
+        if plain or (device != "cpu" and self.in_channels > 1):
             x = (torch.relu(x) if relu else x).transpose(1, 2)
             y = nn.functional.conv1d(x, weight, bias, stride, padding)
             return y.transpose(1, 2)
@@ -79,6 +79,9 @@ class BlockConv1d(nn.Conv1d):
             # the bias is the weight of a further tap, which is always one
             x = nn.functional.pad(x, (0, 1), value=1.0)
             weight = torch.cat([weight, bias[:, None]], dim=1)
+            if device != "cpu":  # its products are fast for multiples of 8
+                more = 0, -weight.shape[1] % 8
+                x, weight = (nn.functional.pad(t, more) for t in (x, weight))
             return (x.flatten(0, 1) @ weight.t()).unflatten(0, x.shape[:2])
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
