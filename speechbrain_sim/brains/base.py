@@ -11,12 +11,13 @@ from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_sim.brains import estimate
 from speechbrain_sim.brains.checkpointer import Averages
+from speechbrain_sim.brains.watch import WatchedBrain
 from speechbrain_sim.data.batches import training_sets
 
 logger = get_logger(__name__)
 
 
-class ResumableBrain(sb.Brain):
+class ResumableBrain(WatchedBrain):
     """A Brain whose run, killed and started again, ends as if never killed.
 
     Every entry of `modules` has its own optimizer and is checkpointed, with
@@ -95,6 +96,10 @@ class ResumableBrain(sb.Brain):
         finite = {name: x for name, x in named if math.isfinite(x)}
         self.averages[stage].update(finite)
 
+    def means(self, stage):
+        """Returns the means of what was recorded, for log and metadata."""
+        return self.averages[stage].means()
+
     def on_stage_start(self, stage, epoch=None):
         """Sets the epoch of crops; starts the averages anew."""
         if stage != sb.Stage.TRAIN or self.step == 0:  # else: resumed
@@ -136,8 +141,9 @@ class ResumableBrain(sb.Brain):
 
     def end_epoch(self, epoch, validated):
         """Logs the epoch, saves its result and a checkpoint."""
-        train = self.averages[sb.Stage.TRAIN].means()
-        valid = self.averages[sb.Stage.VALID].means() if validated else None
+        self.check_epoch(epoch, validated)
+        train = self.means(sb.Stage.TRAIN)
+        valid = self.means(sb.Stage.VALID) if validated else None
         self.hparams.train_logger.log_stats({"epoch": epoch}, train, valid)
         board = getattr(self.hparams, "tensorboard_logger", None)
         if board is not None:

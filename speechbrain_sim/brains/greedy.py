@@ -84,6 +84,7 @@ class GreedyBrain(ResumableBrain):
 
     def on_fit_batch_start(self, batch, should_step):
         """Keeps the statistics of frozen batch norms as they are."""
+        super().on_fit_batch_start(batch, should_step)
         for name in self.frozen:
             for layer in filter(_is_batch_norm, self.modules[name].modules()):
                 layer.eval()
@@ -96,7 +97,7 @@ class GreedyBrain(ResumableBrain):
         """
         should_step = self.step % self.grad_accumulation_factor == 0
         self.on_fit_batch_start(batch, should_step)
-        losses, stats = [], {}
+        losses, stats, statistics = {}, {}, self._copy_statistics()
         with self.no_sync(not should_step):
             for name, output in self.forward_modules(batch, sb.Stage.TRAIN):
                 if output.loss.requires_grad:
@@ -104,9 +105,11 @@ class GreedyBrain(ResumableBrain):
                     self.scaler.scale(loss).backward()
                     if should_step:
                         self.step_module(name)
-                losses.append(output.loss.detach())
+                losses[name] = output.loss.detach()
                 stats.update(output.stats)
-        loss = sum(losses)
+        self.losses, loss = losses, sum(losses.values())
+        for now, before in statistics:  # a bad batch leaves no trace
+            now.copy_(torch.where(torch.isfinite(loss), now, before))
         self.check_loss_isfinite(loss)
         if should_step:
             self.scaler.update()  # once: accumulated gradients share a scale
@@ -115,6 +118,13 @@ class GreedyBrain(ResumableBrain):
             self.record(stats, sb.Stage.TRAIN)
         self.on_fit_batch_end(batch, None, loss, should_step)
         return loss.cpu()
+
+    def _copy_statistics(self):
+        """Lists buffers of batch norms, and copies, if steps may be skipped."""
+        if not (self.skip_nonfinite_grads or self.scaler.is_enabled()):
+            return []
+        norms = filter(_is_batch_norm, self.modules.modules())
+        return [(x, x.clone()) for norm in norms for x in norm.buffers()]
 
     def step_module(self, name):
         """Clips and applies the gradients of one module, and drops them."""
