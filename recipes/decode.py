@@ -17,9 +17,9 @@ from speechbrain_sim import config
 from speechbrain_sim.brains.decoder import DecoderBrain
 from speechbrain_sim.decoders import mirror
 from speechbrain_sim.models.load import (
+    check_folder,
     load_encoder,
     save_encoder,
-    saved_encoder,
 )
 
 #: options that may differ when a decoder's training is resumed
@@ -28,12 +28,7 @@ MAY_CHANGE = [*config.MAY_CHANGE, "encoder"]
 
 def keep_encoder(folder, encoder, description, source):
     """Saves the encoder beside the decoder; refuses that of another encoder."""
-    there = saved_encoder(folder)
-    if there not in (None, description["sha256"]):
-        raise ValueError(
-            f"{folder} holds a decoder of another encoder ({there}, not "
-            f"{description['sha256']}): choose another --output_folder."
-        )
+    check_folder(folder, description, source)
     save_encoder(folder, encoder, description, source)
 
 

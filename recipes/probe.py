@@ -31,7 +31,11 @@ from speechbrain_sim.data.phones import name_phones
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.files import read_json, sha256
 from speechbrain_sim.models.format import PROBE, save_parts
-from speechbrain_sim.models.load import load_encoder, save_encoder
+from speechbrain_sim.models.load import (
+    check_folder,
+    load_encoder,
+    save_encoder,
+)
 
 PARTS = ("train", "valid", "test")
 
@@ -76,6 +80,7 @@ def probe(hparams, run_opts):
     sb.create_experiment_directory(folder)
     hparams["prepare"]()
     encoder, description = load_encoder(hparams["encoder"])
+    check_folder(folder, description, hparams["encoder"])
     for path in Path(folder).glob("probe_*.json"):
         if read_json(path)["encoder"]["sha256"] != description["sha256"]:
             raise ValueError(

@@ -20,7 +20,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.data import labels as kinds
 from speechbrain_sim.data.batches import make_dataset
-from speechbrain_sim.files import read_json, write_json
+from speechbrain_sim.files import allocate, read_json, write_json
 from speechbrain_sim.rows import Examples, Rows, StoredArray, moments
 
 logger = get_logger(__name__)
@@ -116,6 +116,8 @@ class ActivationStore:
         for name, shape in shapes.items():
             path = folder / f"{name}.npy"
             np.lib.format.open_memmap(path, "w+", dtype, shape)
+            with open(path, "r+b") as file:
+                allocate(file, path.stat().st_size)
         np.savez(folder / "index.npz", **index)
         np.save(folder / "done.npy", np.zeros(len(recordings), bool))
         shutil.copyfile(manifest, folder / "manifest.csv")

@@ -25,7 +25,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.core import RunOptions
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_sim.files import write_text
+from speechbrain_sim.files import lock_folder, write_text
 
 _HERE = Path(__file__).parent
 #: the model files, in a wheel or in a checkout
@@ -61,6 +61,9 @@ _STUDIES = ("table", "analyse", "sweep")
 #: kinds of values; others are objects, made of these
 KINDS = {bool: "True or False", int: "a whole number", float: "a number"}
 KINDS |= {list: "a list", dict: "a mapping", str: "text", type(None): "null"}
+#: keys that only one recipe's yaml has, by which its records are known
+RECIPES = {"kl_schedule": "pretrain.py", "reconstruction": "decode.py"}
+RECIPES |= {"controls": "probe.py", "systems": "study.py"}
 #: stands for "<" while references are resolved
 _LESS = "\ue000"
 # from now on, texts that look like HyperPyYAML's tuples are quoted
@@ -247,7 +250,9 @@ def make_experiment(hparams_file, options, run_opts, may_change=None):
     hparams = load_hyperpyyaml(resolved)
     if if_main_process():
         name = hparams.get("hyperparams_file", "hyperparams.yaml")
+        lock_folder(hparams["output_folder"])
         written = Path(hparams["output_folder"], name)
+        _check_same_recipe(written, defaults)
         begun = any(Path(hparams["save_folder"]).glob("CKPT*"))
         begun = begun and written.exists() and not run_opts["debug"]
         if may_change is not None and begun:
@@ -320,6 +325,28 @@ def _resolve(document, options):
     while text != before:  # a reference may lead to another one
         text, before = resolve_references(text).getvalue(), text
     return text.replace(_LESS, "<")
+
+
+def _check_same_recipe(written, defaults):
+    """Raises a ValueError if a record, or model, of something else is there."""
+    before = defaults
+    if written.exists():
+        before = _parse_yaml(written.read_text(encoding="utf-8")) or {}
+    elif (
+        "kl_schedule" in defaults
+        and Path(written.parent, "config.json").exists()
+    ):
+        before = {}  # probes, whose encoder would be another one
+    made, now = (
+        [recipe for key, recipe in RECIPES.items() if key in keys]
+        for keys in (before, defaults)
+    )
+    if made != now:
+        raise ValueError(
+            f"{written.parent} holds the results of "
+            f"{', '.join(made) or 'something else'}, which would be lost: "
+            f"choose another --output_folder."
+        )
 
 
 def _check_same_run(written, resolved, defaults, may_change):

@@ -18,7 +18,8 @@ from speechbrain_sim.data.audio import (
     audio_info,
     read_audio,
 )
-from speechbrain_sim.files import atomic
+from speechbrain_sim.encoders.base import check_finite
+from speechbrain_sim.files import allocate, atomic
 
 #: seconds of audio that are read at a time
 CHUNK_SECONDS = 10.0
@@ -42,6 +43,14 @@ def stream_latents(
     encoder, path, layers=None, chunk_seconds=CHUNK_SECONDS, *args, **options
 ):
     """Encodes a file piece by piece, as `stream_file`, into dicts of Latents."""
+    for latents in _pieces(
+        encoder, path, layers, chunk_seconds, *args, **options
+    ):
+        check_finite(latents, [path])
+        yield latents
+
+
+def _pieces(encoder, path, layers, chunk_seconds, *args, **options):
     samples = check_file(encoder, path, layers)
     device = encoder.device
     if not encoder.streams:
@@ -138,6 +147,7 @@ def write_latents(encoder, path, targets, *args, **options):
             partial = stack.enter_context(atomic(target))
             files[layer] = stack.enter_context(open(partial, "wb"))
             shape = (frames[layer], encoder.channels_of(layer))
+            allocate(files[layer], 4 * shape[0] * shape[1])
             _write_header(files[layer], target.suffix, layer, shape)
         for piece in tqdm(pieces, Path(path).name, unit="chunk", leave=False):
             for layer, x in piece.items():

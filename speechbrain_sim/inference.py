@@ -17,7 +17,12 @@ from speechbrain.utils.fetching import LocalStrategy
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import UTTERANCE
-from speechbrain_sim.encoders.base import Latent, absolute_lengths, masked_mean
+from speechbrain_sim.encoders.base import (
+    Latent,
+    absolute_lengths,
+    check_finite,
+    masked_mean,
+)
 from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
 from speechbrain_sim.models import pretrainer
 from speechbrain_sim.models.fetch import open_source
@@ -202,6 +207,8 @@ class SmoothInfoMax(Pretrained):
         if wavs.shape[1] > CHUNK_SECONDS * SAMPLE_RATE:
             encode = self._encode_in_pieces
         latents = encode(wavs, lengths, layers, sample, generator)
+        names = [f"wavs[{row}]" for row in range(len(wavs))]
+        check_finite(latents, names)
         return latents if layer is None else latents[layer]
 
     def _encode_in_pieces(self, wavs, lengths, *options):

@@ -106,10 +106,10 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
                 ) from error
             raise
 
-    @distributed.main_process_only
     def _remove_incomplete(self):
-        for folder in self.checkpoints_dir.glob(INCOMPLETE + "*"):
-            shutil.rmtree(folder)
+        if distributed.if_main_process():
+            for folder in self.checkpoints_dir.glob(INCOMPLETE + "*"):
+                shutil.rmtree(folder)
 
     def check_finite(self):
         """Raises a ValueError if modules or optimizers hold NaN or infinity."""
@@ -130,7 +130,9 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
         self._problems.clear()
         chosen = super().recover_if_possible(*args, **kwargs)
         while chosen is not None:
-            problems = [f"{n} has {v}" for n, v in not_finite(self.recoverables)]
+            problems = [
+                f"{n} has {v}" for n, v in not_finite(self.recoverables)
+            ]
             if not problems:
                 return chosen
             self._note(chosen.path, problems[0])

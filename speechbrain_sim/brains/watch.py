@@ -52,7 +52,9 @@ class WatchedBrain(sb.Brain):
         good = self.batch.sig.data.isfinite().flatten(1).all(1).tolist()
         odd = [n for n, good in zip(ids, good, strict=False) if not good]
         of = ", ".join((odd or ids)[:LISTED]) or "unnamed utterances"
-        of = f"{of}, whose samples are not finite" if odd else f"a batch of {of}"
+        of = (
+            f"{of}, whose samples are not finite" if odd else f"a batch of {of}"
+        )
         at = f"epoch {self.hparams.epoch_counter.current}, step {self.step}"
         return f"In {at}, {where} is {value}, of {of}"
 

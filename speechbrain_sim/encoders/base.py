@@ -159,6 +159,26 @@ def masked_mean(x, lengths):
     return zero_padding(x, lengths).sum(1) / lengths[:, None]
 
 
+def check_finite(latents, names):
+    """Raises a ValueError that names layer and recording of NaN or infinity.
+
+    Arguments
+    ---------
+    latents : dict of str to (Latent or torch.Tensor)
+        Of each layer, bottom first: (batch, ...).
+    names : list of str
+        Of the recordings of the batch.
+    """
+    for layer, x in latents.items():
+        x = x.mean if isinstance(x, Latent) else x
+        if not x.isfinite().all():
+            good = x.isfinite().flatten(1).all(1).tolist()
+            raise ValueError(
+                f"{layer} of {names[good.index(False)]} is NaN or infinite: "
+                f"correct this recording, or train the encoder again."
+            )
+
+
 class Encoder(nn.Module, ABC):
     """Waveforms -> latents of named layers, whatever it is made of."""
 

@@ -1,13 +1,16 @@
 """From a run to a model on the Hub: export, publish, check."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from huggingface_hub import HfApi, constants
 
-from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
+from speechbrain_sim.data.audio import SAMPLE_RATE, audio_info, read_audio
 from speechbrain_sim.data.corpora import corpus_of
+from speechbrain_sim.files import full_disk_explained, short_name, write_text
 from speechbrain_sim.hub.card import CARD, fill_in, name_source, write_card
 from speechbrain_sim.inference import HPARAMS, SmoothInfoMax
 from speechbrain_sim.models import fetch
@@ -26,6 +29,8 @@ from speechbrain_sim.models.format import (
 from speechbrain_sim.models.pretrainer import INTERFACE
 
 EXAMPLE = "example.wav"
+#: samples of it, which `check` encodes at once
+LONGEST_EXAMPLE = 60 * SAMPLE_RATE
 
 
 def export_model(
@@ -45,7 +50,8 @@ def export_model(
     probes, decoders : list of str
         Output folders of recipes/probe.py and recipes/decode.py to take along.
     example : str or Path, optional
-        A recording that may be given away; by default some tones.
+        A recording that may be given away, of which the first minute is
+        taken; by default some tones.
     data, licence : str, optional
         Of the training, if not those of the run: see `corpus_of`.
 
@@ -66,9 +72,30 @@ def export_model(
             )
     parts, config = _gather(run, probes, decoders)
     wav = _read_example(example)
-    # all is read: only now may an older model be lost
-    folder.mkdir(parents=True, exist_ok=True)
-    soundfile.write(folder / EXAMPLE, wav, SAMPLE_RATE)
+    # written beside it: a full disk or a kill leaves an older model as it was
+    folder = folder.resolve()
+    beside = folder.with_name(f"{short_name(folder.name)}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    partial = beside / folder.name  # the title of its card
+    partial.mkdir(parents=True)
+    try:
+        config = _write(partial, parts, config, wav, data, licence)
+        folder.mkdir(exist_ok=True)
+        old = read_config(path)["parts"] if path.exists() else {}
+        for file in sorted(partial.iterdir(), key=lambda f: f.name == CONFIG):
+            os.replace(file, folder / file.name)  # config.json comes last
+        for name in set(old) - set(config["parts"]):
+            (folder / (name + WEIGHTS)).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(beside)
+    return config
+
+
+def _write(folder, parts, config, wav, data, licence):
+    """Writes a model folder; returns config.json."""
+    with full_disk_explained(folder):
+        with open(folder / EXAMPLE, "wb") as file:
+            soundfile.write(file, wav, SAMPLE_RATE, format="WAV")
     hparams = {"sample_rate": config["sample_rate"]}
     model = SmoothInfoMax(parts, hparams, config, run_opts={"device": "cpu"})
     more = {
@@ -78,7 +105,7 @@ def export_model(
         "example": fingerprint(model, folder / EXAMPLE),
     }
     config = save_parts(folder, parts, config["parts"], keep=False, **more)
-    (folder / HPARAMS).write_text(hyperparams(config), encoding="utf-8")
+    write_text(folder / HPARAMS, hyperparams(config))
     write_card(folder, config)
     return config
 
@@ -114,7 +141,7 @@ def _gather(run, probes, decoders):
 def _read_example(example):
     """Reads a recording at 16 kHz, or makes three tones in a little noise."""
     if example is not None:
-        return read_audio(example).numpy()
+        return read_audio(example, 0, LONGEST_EXAMPLE).numpy()
     time = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
     tones = [np.sin(2 * np.pi * f * time) for f in (220, 330, 440)]
     wav = 0.3 * np.concatenate(tones)
@@ -126,6 +153,12 @@ def fingerprint(model, path):
 
     For each layer, its number of frames, and the mean of |mean|.
     """
+    samples = audio_info(path).num_samples
+    if samples > LONGEST_EXAMPLE:
+        raise ValueError(
+            f"{path} lasts {samples / SAMPLE_RATE:.0f} s, more than the "
+            f"{LONGEST_EXAMPLE // SAMPLE_RATE} s of an example: export again."
+        )
     return {
         layer: [latent.mean.shape[1], latent.mean.abs().mean().item()]
         for layer, latent in model.encode_file(path).items()

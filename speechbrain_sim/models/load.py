@@ -85,10 +85,16 @@ def save_encoder(folder, encoder, description, source):
     return save_parts(folder, {}, encoder=named, training=training)
 
 
-def saved_encoder(folder):
-    """Returns the sha256 of the encoder of a folder; None without one."""
+def check_folder(folder, description, source):
+    """Raises a ValueError if a folder holds a model of another encoder."""
     path = Path(folder, CONFIG)
-    return encoder_of(read_config(path)) if path.exists() else None
+    there = encoder_of(read_config(path)) if path.exists() else None
+    if there not in (None, description["sha256"]):
+        raise ValueError(
+            f"{folder} holds a model of another encoder ({there}) than "
+            f"{source} ({description['sha256']}): choose another "
+            f"--output_folder."
+        )
 
 
 def load_decoder(source, layer, encoder_sha256):
