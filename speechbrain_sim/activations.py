@@ -20,7 +20,12 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.data import labels as kinds
 from speechbrain_sim.data.batches import make_dataset
-from speechbrain_sim.files import allocate, read_json, write_json
+from speechbrain_sim.files import (
+    allocate,
+    full_disk_explained,
+    read_json,
+    write_json,
+)
 from speechbrain_sim.rows import Examples, Rows, StoredArray, moments
 
 logger = get_logger(__name__)
@@ -115,7 +120,9 @@ class ActivationStore:
         _check_disk(folder, values * dtype.itemsize)
         for name, shape in shapes.items():
             path = folder / f"{name}.npy"
-            np.lib.format.open_memmap(path, "w+", dtype, shape)
+            size = dtype.itemsize * shape[0] * shape[1]
+            with full_disk_explained(path, size):
+                np.lib.format.open_memmap(path, "w+", dtype, shape)
             with open(path, "r+b") as file:
                 allocate(file, path.stat().st_size)
         np.savez(folder / "index.npz", **index)

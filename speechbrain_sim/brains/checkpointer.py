@@ -1,6 +1,7 @@
 """Checkpoints, averages and logs that survive a kill at any moment."""
 
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -99,7 +100,8 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
                 return super().save_checkpoint(*args, **kwargs)
         except (OSError, RuntimeError) as error:
             self._remove_incomplete()
-            if "inline_container" in str(error):  # torch's, of a full disk
+            # torch's, of a full disk
+            if re.search("inline_container|iostream error", str(error)):
                 raise OSError(
                     f"A checkpoint cannot be written whole: make room in "
                     f"{self.checkpoints_dir}, and start again."

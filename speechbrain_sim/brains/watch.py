@@ -63,16 +63,16 @@ class WatchedBrain(sb.Brain):
 
         The averages are of finite values only.
         """
+        self.check_state(f"At the end of epoch {epoch}")
         train = self.averages[sb.Stage.TRAIN].means()
         valid = self.averages[sb.Stage.VALID].means() if validated else train
-        lost = sorted(train.keys() - valid.keys())
+        lost = [name for name in train if name not in valid]
         if lost or (self.diverged and not train):
             which = f"validation's {lost[0]}" if lost else "a loss"
             raise ValueError(
                 f"Epoch {epoch} diverged: never was {which} finite."
                 f"{self._first()} Nothing of it is saved: {REMEDY}."
             )
-        self.check_state(f"At the end of epoch {epoch}")
 
     def check_state(self, when):
         """Raises a ValueError if weights or optimizers are not finite."""

@@ -219,7 +219,13 @@ def _extract(archive, folder):
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         what = f"{archive} cannot be unpacked: it names {error.filename} twice"
         raise ValueError(f"{what}, or in two cases of letters.") from error
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (
+        tarfile.TarError,
+        zlib.error,
+        EOFError,
+        OSError,
+        ValueError,
+    ) as error:
         if getattr(error, "errno", None):  # of the disk, not of the archive
             size = f"{archive} takes more than {_size(archive) / 1e9:.3g} GB"
             message = f"{error.strerror}: {size} in {folder}"

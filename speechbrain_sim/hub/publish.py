@@ -1,5 +1,6 @@
 """From a run to a model on the Hub: export, publish, check."""
 
+import io
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ from huggingface_hub import HfApi, constants
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, audio_info, read_audio
 from speechbrain_sim.data.corpora import corpus_of
-from speechbrain_sim.files import full_disk_explained, short_name, write_text
+from speechbrain_sim.files import short_name, write_bytes, write_text
 from speechbrain_sim.hub.card import CARD, fill_in, name_source, write_card
 from speechbrain_sim.inference import HPARAMS, SmoothInfoMax
 from speechbrain_sim.models import fetch
@@ -93,9 +94,9 @@ def export_model(
 
 def _write(folder, parts, config, wav, data, licence):
     """Writes a model folder; returns config.json."""
-    with full_disk_explained(folder):
-        with open(folder / EXAMPLE, "wb") as file:
-            soundfile.write(file, wav, SAMPLE_RATE, format="WAV")
+    example = io.BytesIO()
+    soundfile.write(example, wav, SAMPLE_RATE, format="WAV")
+    write_bytes(folder / EXAMPLE, example.getvalue())
     hparams = {"sample_rate": config["sample_rate"]}
     model = SmoothInfoMax(parts, hparams, config, run_opts={"device": "cpu"})
     more = {

@@ -283,17 +283,20 @@ def describe(source):
 def fetch_weights(source, config, name):
     """Fetches the weights of a part of an opened model: their path, and hash.
 
-    What the Hub's cache holds is fetched again, once, if its hash is another.
-    Raises a FileNotFoundError that names the parts if there is no such part.
+    What the Hub's cache holds is fetched again, once, if its hash is another,
+    with config.json. Raises a FileNotFoundError that names the parts if there
+    is no such part.
     """
     if name not in config["parts"]:
         there = ", ".join(config["parts"]) or "a reference to its encoder"
         raise FileNotFoundError(f"{source.name} holds no {name}, only {there}.")
-    file, digest = name + WEIGHTS, config["parts"][name]["sha256"]
+    file, part = name + WEIGHTS, config["parts"][name]
     path = source.fetch(file)
-    if isinstance(source, HubRepository) and sha256(path) != digest:
+    if isinstance(source, HubRepository) and sha256(path) != part["sha256"]:
         path = source.fetch_again(file, f"{path} does not have its hash")
-    return path, digest
+        again = source.fetch_again(CONFIG, f"{CONFIG} may be damaged, too")
+        part.update(read_config(again)["parts"].get(name, {}))
+    return path, part["sha256"]
 
 
 def read_weights(model, path, digest):
