@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import platform
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +20,7 @@ except ImportError:  # Windows
 FULL = errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)
 #: longest name of a file in bytes; what is left of 255 is for endings
 LONGEST = 200
-#: locks that this process holds, by folder
+#: locks that are held, by process and file
 _locks = {}
 
 
@@ -130,8 +130,10 @@ def write_bytes(path, content):
 
 def sync(path):
     """Waits until a file, or the names in a folder, are on the disk."""
-    with suppress(PermissionError):  # folders cannot be opened on Windows
-        descriptor = os.open(path, os.O_RDONLY)
+    folder = os.path.isdir(path)
+    # not every system can open, or sync, a folder
+    with suppress(OSError) if folder else nullcontext():
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:
@@ -147,7 +149,8 @@ def lock_folder(folder):
     """
     path = Path(folder).resolve() / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if fcntl is None or path in _locks:
+    held = os.getpid(), path
+    if fcntl is None or (held in _locks and path.exists()):
         return
     file = open(path, "a+", encoding="utf-8")
     try:
@@ -164,7 +167,7 @@ def lock_folder(folder):
         ) from error
     file.truncate(0)
     print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
-    _locks[path] = file
+    _locks[held] = file
 
 
 def write_text(path, text):

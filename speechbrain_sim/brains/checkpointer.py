@@ -118,8 +118,8 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
         for name, value in not_finite(self.recoverables):
             raise ValueError(
                 f"{name} has {value}, and is not saved: lower the learning "
-                f"rate, clip gradients (--max_grad_norm), or correct the data. "
-                f"Started again, a run goes on from the last finite checkpoint "
+                f"rate or clip gradients in another --output_folder, or correct "
+                f"the data and start again, to go on from the last checkpoint "
                 f"in {self.checkpoints_dir}."
             )
 

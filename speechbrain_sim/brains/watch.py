@@ -6,8 +6,8 @@ from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-REMEDY = "lower the learning rate, clip gradients (--max_grad_norm), or "
-REMEDY += "correct the audio"
+REMEDY = "lower the learning rate or clip gradients (--max_grad_norm) in "
+REMEDY += "another --output_folder, or correct the audio"
 #: utterances that a message lists
 LISTED = 8
 
@@ -41,22 +41,25 @@ class WatchedBrain(sb.Brain):
                 f"{REMEDY}."
             ) from error
 
+    def evaluate_batch(self, batch, stage):
+        """Warns of a loss that is not finite, which no mean includes."""
+        self.batch, self.losses = batch, {}
+        loss = super().evaluate_batch(batch, stage)
+        if not loss.isfinite():
+            logger.warning(f"{self._describe(loss)}, in the {stage.name} set")
+        return loss
+
     def _describe(self, loss):
         """Describes the present step: modules, values, utterances."""
-        losses = {n: float(x) for n, x in self.losses.items()}
-        finite = torch.isfinite(torch.tensor([*losses.values()])).tolist()
-        bad = [n for n, good in zip(losses, finite, strict=True) if not good]
-        where = f"the loss of {bad[0]}" if bad else "the loss"
-        value = losses[bad[0]] if bad else float(loss)
+        bad = [(n, x) for n, x in self.losses.items() if not x.isfinite()]
+        name, value = (f" of {bad[0][0]}", bad[0][1]) if bad else ("", loss)
         ids = list(getattr(self.batch, "id", ()))
-        good = self.batch.sig.data.isfinite().flatten(1).all(1).tolist()
-        odd = [n for n, good in zip(ids, good, strict=False) if not good]
-        of = ", ".join((odd or ids)[:LISTED]) or "unnamed utterances"
-        of = (
-            f"{of}, whose samples are not finite" if odd else f"a batch of {of}"
-        )
+        wavs = zip(ids, self.batch.sig.data, strict=False)
+        odd = [n for n, wav in wavs if not wav.isfinite().all()]
+        of = ", ".join((odd or ids)[:LISTED])
+        what = "whose samples are not finite" if odd else "in this batch"
         at = f"epoch {self.hparams.epoch_counter.current}, step {self.step}"
-        return f"In {at}, {where} is {value}, of {of}"
+        return f"In {at}, the loss{name} is {float(value)}, of {of}, {what}"
 
     def check_epoch(self, epoch, validated):
         """Raises a ValueError if an epoch diverged, before its result is saved.

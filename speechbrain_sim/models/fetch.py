@@ -53,10 +53,6 @@ class LocalFolder:
             remedy = "it is of an older version of speechbrain-sim: train again"
         raise FileNotFoundError(f"{self.folder} holds no {filename}: {remedy}.")
 
-    def fetch_again(self, filename, problem):
-        """Returns the path of a file whose content is wrong: the same."""
-        return self.fetch(filename)
-
 
 class HubRepository:
     """A model's files in a repository of the Hub, through its cache.

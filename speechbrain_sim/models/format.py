@@ -274,10 +274,12 @@ def _serialise(name, part):
 def describe(source):
     """Fetches and reads the config.json of an opened model."""
     path = source.fetch(CONFIG)
-    try:
-        return read_config(path)
-    except ValueError as error:
-        return read_config(source.fetch_again(CONFIG, error))
+    if isinstance(source, HubRepository):
+        try:
+            read_json(path)
+        except ValueError as error:
+            path = source.fetch_again(CONFIG, error)
+    return read_config(path)
 
 
 def fetch_weights(source, config, name):
@@ -324,6 +326,12 @@ def read_weights(model, path, digest):
     Traceback (most recent call last):
     ValueError: ...a.safetensors does not fit ...: weight is [2, 2] ...
     """
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if Path(path).stat().st_size > size + LARGEST_FILE:
+        raise ValueError(
+            f"{path} is larger than the architecture of {CONFIG} or the yaml, "
+            f"which takes {size} bytes: it is of another model."
+        )
     content = Path(path).read_bytes()  # what is hashed is what is loaded
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(

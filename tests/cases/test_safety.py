@@ -402,6 +402,15 @@ def test_b4_a_batch_that_is_not_finite_names_its_utterances(tmp_path, patience):
     assert not (tmp_path / "config.json").exists()
 
 
+def test_b4_validation_names_utterances_too(tmp_path, caplog):
+    names = [f"utterance{number}" for number in range(4)]
+    valid = with_nan(make_loader(2, id=names), 1)
+    fit(make_brain(tmp_path), make_loader(1), valid)
+    text = "is nan, of utterance2, whose samples are not finite, in the VALID"
+    assert text in caplog.text
+    assert math.isfinite(load_encoder(tmp_path)[1]["valid"]["module1_loss"])
+
+
 @pytest.fixture(scope="module")
 def silent(corpus, tmp_path_factory):
     """The corpus with silent beginnings; long and odd ids in validation."""
@@ -571,6 +580,13 @@ def test_g4_a_hostile_archive_leaves_nothing(tmp_path, monkeypatch, kind):
     assert contents(tmp_path) == before and not list(out.iterdir())
 
 
+@pytest.mark.parametrize("content", [b"", b"PK", b"<html>", b"\xfd7zXZ\0"])
+def test_g4_what_is_no_archive(tmp_path, content):
+    (tmp_path / "a.tar.gz").write_bytes(content * 500)
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        download.unpack(tmp_path / "a.tar.gz", tmp_path / "out")
+
+
 def test_g4_modes_and_owners_are_not_obeyed(tmp_path):
     info = member(INSIDE)
     info.mode, info.uid = 0o6777, 12345
@@ -684,6 +700,16 @@ def test_g5_strange_json(model_folder, kind):
     }[kind]
     (model_folder / "config.json").write_text(text)
     with pytest.raises(ValueError, match="config.json"):
+        load_parts(model_folder)
+
+
+def test_g5_weights_larger_than_the_model_are_not_read(
+    model_folder, monkeypatch
+):
+    with open(model_folder / "encoder.safetensors", "r+b") as file:
+        file.truncate(1 << 40)  # sparse
+    monkeypatch.setattr(Path, "read_bytes", None)
+    with pytest.raises(ValueError, match="larger than the architecture"):
         load_parts(model_folder)
 
 
