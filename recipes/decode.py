@@ -28,7 +28,7 @@ MAY_CHANGE = [*config.MAY_CHANGE, "encoder"]
 
 def keep_encoder(folder, encoder, description, source):
     """Saves the encoder beside the decoder; refuses that of another encoder."""
-    check_folder(folder, description, source)
+    check_folder(folder, encoder, description, source)
     save_encoder(folder, encoder, description, source)
 
 

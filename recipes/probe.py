@@ -80,13 +80,13 @@ def probe(hparams, run_opts):
     sb.create_experiment_directory(folder)
     hparams["prepare"]()
     encoder, description = load_encoder(hparams["encoder"])
-    check_folder(folder, description, hparams["encoder"])
     for path in Path(folder).glob("probe_*.json"):
         if read_json(path)["encoder"]["sha256"] != description["sha256"]:
             raise ValueError(
                 f"{path} is of another encoder than {hparams['encoder']}: "
                 f"choose another --output_folder."
             )
+    check_folder(folder, encoder, description, hparams["encoder"])
     layers = hparams["layers"] or encoder.layer_names
     rows = LABELS if kind == FRAMES else MEAN
     about = {

@@ -112,6 +112,11 @@ def save_parts(folder, parts, metadata=None, keep=True, **config):
     return made
 
 
+def hash_of(part):
+    """Returns the sha256 that the weights of a part have when saved."""
+    return hashlib.sha256(_serialise(ENCODER, part)).hexdigest()
+
+
 def encoder_of(config):
     """Returns the sha256 of the encoder of a config.json; None without one."""
     encoder = config["parts"].get(ENCODER) or config.get(ENCODER) or {}

@@ -13,6 +13,7 @@ from speechbrain_sim.models.format import (
     ENCODER,
     MODEL_TYPE,
     encoder_of,
+    hash_of,
     load_parts,
     read_config,
     save_parts,
@@ -85,15 +86,19 @@ def save_encoder(folder, encoder, description, source):
     return save_parts(folder, {}, encoder=named, training=training)
 
 
-def check_folder(folder, description, source):
-    """Raises a ValueError if a folder holds a model of another encoder."""
-    path = Path(folder, CONFIG)
+def check_folder(folder, encoder, description, source):
+    """Raises a ValueError if a folder holds a model of another encoder.
+
+    `encoder` and `description` are from `load_encoder`, of `source`.
+    """
+    path, digest = Path(folder, CONFIG), description["sha256"]
+    if type(encoder).__name__ in CLASSES:
+        digest = hash_of(encoder)  # of logmel, too
     there = encoder_of(read_config(path)) if path.exists() else None
-    if there not in (None, description["sha256"]):
+    if there not in (None, digest):
         raise ValueError(
             f"{folder} holds a model of another encoder ({there}) than "
-            f"{source} ({description['sha256']}): choose another "
-            f"--output_folder."
+            f"{source} ({digest}): choose another --output_folder."
         )
 
 

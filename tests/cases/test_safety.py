@@ -29,6 +29,7 @@ from speechbrain_sim.brains.checkpointer import AtomicCheckpointer, not_finite
 from speechbrain_sim.config import load_experiment
 from speechbrain_sim.data import download
 from speechbrain_sim.encoders.greedy import GreedyEncoder
+from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.features import encode_file
 from speechbrain_sim.files import file_of, lock_folder, short_name
@@ -36,7 +37,11 @@ from speechbrain_sim.hub.publish import check_model, export_model
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.fetch import HubRepository
 from speechbrain_sim.models.format import load_parts, save_parts
-from speechbrain_sim.models.load import load_encoder
+from speechbrain_sim.models.load import (
+    check_folder,
+    load_encoder,
+    save_encoder,
+)
 from tests.brains.test_distributed import recipe as torchrun_pretrain
 from tests.conftest import (
     HPARAMS,
@@ -278,17 +283,25 @@ def test_h9_a_run_is_probed_in_its_own_folder(
         tmp_path, "probe", corpus, label="pitch", test_csv=corpus.valid
     )
     probe = options(yaml, folder, 1, "--controls", "2")
+    with pytest.raises(ValueError, match="a model of another encoder"):
+        recipes["probe"].main([*probe, "--encoder", "logmel"])
     recipes["probe"].main([*probe, "--encoder", str(folder)])
     after = contents(folder)
     kept = [path for path in before if path.name != "config.json"]
     assert all(after[path] == before[path] for path in kept)
     assert load_encoder(folder)[1]["sha256"] == encoder
     assert set(load_parts(folder)[0]) == {"encoder", "probe_pitch"}
-    with pytest.raises(ValueError, match="a model of another encoder"):
-        recipes["probe"].main([*probe, "--encoder", "logmel"])
-    assert load_encoder(folder)[1]["sha256"] == encoder
     recipes["pretrain"].main(options(tiny_yaml, folder, 2))
     assert load_encoder(folder)[1]["epochs"] == 2
+
+
+def test_h9_a_folder_is_of_one_encoder(tmp_path):
+    encoder = *load_encoder("logmel"), "logmel"
+    check_folder(tmp_path, *encoder)
+    save_encoder(tmp_path, *encoder)
+    check_folder(tmp_path, *encoder)
+    with pytest.raises(ValueError, match="another encoder"):
+        check_folder(tmp_path, LogMel(n_mels=4), *encoder[1:])
 
 
 @pytest.mark.parametrize("kind", ["an export", "probes"])

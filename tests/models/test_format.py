@@ -97,16 +97,16 @@ def test_an_encoder_that_cannot_be_saved_is_referred_to(tmp_path, encoder):
 
     description = {"sha256": "f" * 64, "model": "hubert", "layers": []}
     save_encoder(tmp_path, Foreign(channels=4), description, "models/hubert")
-    check_folder(tmp_path, {"sha256": "f" * 64}, "here")
+    check_folder(tmp_path, None, {"sha256": "f" * 64}, "here")
     with pytest.raises(ValueError, match="another encoder .ffff.* than here"):
-        check_folder(tmp_path, {"sha256": "e" * 64}, "here")
+        check_folder(tmp_path, None, {"sha256": "e" * 64}, "here")
     save_parts(tmp_path, {"decoder_module1": mirror(encoder, "module1")})
     decoder, about = load_decoder(tmp_path, "module1", "f" * 64)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["encoder"]["source"] == "models/hubert"
     with pytest.raises(FileNotFoundError, match="no encoder, only decoder_mod"):
         load_encoder(tmp_path)
-    check_folder(tmp_path / "nowhere", {"sha256": "e" * 64}, "here")
+    check_folder(tmp_path / "nowhere", None, {"sha256": "e" * 64}, "here")
 
 
 def test_any_class_of_the_registry(tmp_path):
