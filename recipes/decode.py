@@ -18,9 +18,9 @@ from speechbrain_sim.brains.decoder import DecoderBrain
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.decoders import mirror
 from speechbrain_sim.models.load import (
+    check_folder,
     load_encoder,
     save_encoder,
-    saved_encoder,
 )
 
 #: of runs: what may change when they are resumed, and what is refused
@@ -29,12 +29,7 @@ RULES = ([*config.MAY_CHANGE, "encoder"], None)
 
 def keep_encoder(folder, encoder, description, source):
     """Saves the encoder beside the decoder; refuses that of another encoder."""
-    there = saved_encoder(folder)
-    if there not in (None, description["sha256"]):
-        raise ValueError(
-            f"{folder} holds a decoder of another encoder ({there}, not "
-            f"{description['sha256']}): choose another --output_folder."
-        )
+    check_folder(folder, encoder, description, source)
     save_encoder(folder, encoder, description, source)
 
 

@@ -35,7 +35,11 @@ from speechbrain_sim.data.tables import manifest_hash
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.files import read_json
 from speechbrain_sim.models.format import PROBE, save_parts
-from speechbrain_sim.models.load import load_encoder, save_encoder
+from speechbrain_sim.models.load import (
+    check_folder,
+    load_encoder,
+    save_encoder,
+)
 
 PARTS = ("train", "valid", "test")
 
@@ -107,6 +111,7 @@ def probe(hparams, run_opts):
                 f"{path} is of another encoder than {hparams['encoder']}: "
                 f"choose another --output_folder."
             )
+    check_folder(folder, encoder, description, hparams["encoder"])
     kind, classes = prepare(hparams, run_opts)
     rows = LABELS if kind == FRAMES else MEAN
     about = {

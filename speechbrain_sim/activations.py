@@ -22,6 +22,8 @@ from speechbrain_sim.data import labels as kinds
 from speechbrain_sim.data.batches import make_dataset
 from speechbrain_sim.data.tables import write_csv
 from speechbrain_sim.files import (
+    allocate,
+    full_disk_explained,
     read_arrays,
     read_json,
     write_arrays,
@@ -121,7 +123,11 @@ class ActivationStore:
         _check_disk(folder, values * dtype.itemsize)
         for name, shape in shapes.items():
             path = folder / f"{name}.npy"
-            np.lib.format.open_memmap(path, "w+", dtype, shape)
+            size = dtype.itemsize * shape[0] * shape[1]
+            with full_disk_explained(path, size):
+                np.lib.format.open_memmap(path, "w+", dtype, shape)
+            with open(path, "r+b") as file:
+                allocate(file, path.stat().st_size)
         write_arrays(folder / "index.npz", **index)
         np.save(folder / "done.npy", np.zeros(len(recordings), bool))
         # without the place of an utterance in its file: all of it is here

@@ -27,7 +27,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.core import RunOptions
 from speechbrain.utils import distributed
 
-from speechbrain_sim.files import naming, write_text
+from speechbrain_sim.files import lock_folder, naming, write_text
 from speechbrain_sim.options import (
     check_kinds,
     check_ranges,
@@ -82,6 +82,9 @@ ASIDE |= {"ckpt_interval_steps", "debug_persistently"}
 RUN = {k: v for k, v in RunOptions().as_dict().items() if k not in ASIDE}
 RUN |= {"optimizer_step_limit": 1}
 RUN |= dict.fromkeys(["jit_module_keys", "compile_module_keys"], [""])
+#: keys that only one recipe's yaml has, by which its records are known
+RECIPES = {"kl_schedule": "pretrain.py", "reconstruction": "decode.py"}
+RECIPES |= {"controls": "probe.py", "systems": "study.py"}
 #: stands for "<" while references are resolved
 _LESS = "\ue000"
 # from now on, texts that look like HyperPyYAML's tuples are quoted
@@ -302,7 +305,9 @@ def _build(file, options, run_opts, may_change, check, apart):
     hparams = load_hyperpyyaml(resolved)
     if distributed.if_main_process():
         name = hparams.get("hyperparams_file", "hyperparams.yaml")
+        lock_folder(hparams["output_folder"])
         written = Path(hparams["output_folder"], name)
+        _check_same_recipe(written, defaults)
         begun = any(Path(hparams["save_folder"]).glob("CKPT*"))
         if may_change is not None and begun and written.exists():
             _check_same_run(written, settings, defaults, may_change)
@@ -375,6 +380,28 @@ def _resolve(document, options):
     while text != before:  # a reference may lead to another one
         text, before = resolve_references(text).getvalue(), text
     return parse_yaml(text.replace(_LESS, "<"))
+
+
+def _check_same_recipe(written, defaults):
+    """Raises a ValueError if a record, or model, of something else is there."""
+    before = defaults
+    if written.exists():
+        before = parse_yaml(written.read_text(encoding="utf-8")) or {}
+    elif (
+        "kl_schedule" in defaults
+        and Path(written.parent, "config.json").exists()
+    ):
+        before = {}  # probes, whose encoder would be another one
+    made, now = (
+        [recipe for key, recipe in RECIPES.items() if key in keys]
+        for keys in (before, defaults)
+    )
+    if made != now:
+        raise ValueError(
+            f"{written.parent} holds the results of "
+            f"{', '.join(made) or 'something else'}, which would be lost: "
+            f"choose another --output_folder."
+        )
 
 
 def _plain_text(value):

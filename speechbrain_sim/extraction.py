@@ -23,7 +23,7 @@ from speechbrain_sim.data.audio import SAMPLE_RATE, AudioFile
 from speechbrain_sim.data.batches import make_dataset
 from speechbrain_sim.data.labels import frames_of_labels, num_labels
 from speechbrain_sim.data.tables import manifest_hash
-from speechbrain_sim.encoders.base import masked_mean
+from speechbrain_sim.encoders.base import check_finite, masked_mean
 from speechbrain_sim.features import CHUNK_SECONDS
 
 #: of lengths, within which utterances are batched
@@ -167,6 +167,10 @@ class _Encoding:
             wavs = batch.sig.data.to(self.device)
             latents = self.encoder(wavs, lengths, self.layers, sample=False)
             rows = {n: self.select(n, latents, samples) for n in self.arrays}
+            ids = [self.dataset.data_ids[position] for position in positions]
+            for name, found in rows.items():
+                for item, x in zip(ids, found, strict=True):
+                    check_finite({name: torch.from_numpy(x)[None]}, [item])
             for row, position in enumerate(positions):
                 yield position, {name: x[row] for name, x in rows.items()}
 

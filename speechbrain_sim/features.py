@@ -13,7 +13,8 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_sim.data.audio import AudioFile, BadAudio
-from speechbrain_sim.files import atomic
+from speechbrain_sim.encoders.base import check_finite
+from speechbrain_sim.files import allocate, atomic
 
 #: seconds of audio that are read at a time
 CHUNK_SECONDS = 10.0
@@ -43,6 +44,14 @@ def stream_latents(
     encoder, path, layers=None, chunk_seconds=CHUNK_SECONDS, *args, **options
 ):
     """Encodes a file piece by piece, as `stream_file`, into dicts of Latents."""
+    for latents in _pieces(
+        encoder, path, layers, chunk_seconds, *args, **options
+    ):
+        check_finite(latents, [path])
+        yield latents
+
+
+def _pieces(encoder, path, layers, chunk_seconds, *args, **options):
     with AudioFile(path) as file:
         _check(encoder, file, layers)
         device = encoder.device
@@ -137,6 +146,7 @@ def write_latents(encoder, path, targets, *args, **options):
             partial = stack.enter_context(atomic(target))
             files[layer] = stack.enter_context(open(partial, "wb"))
             shape = (frames[layer], encoder.channels_of(layer))
+            allocate(files[layer], 4 * shape[0] * shape[1])
             _write_header(files[layer], target.suffix, layer, shape)
         for piece in tqdm(pieces, Path(path).name, unit="chunk", leave=False):
             for layer, x in piece.items():

@@ -1,11 +1,12 @@
 """Files: hashes, atomic writes, json, arrays, results that are computed once."""
 
+import errno
 import hashlib
 import json
 import os
 import platform
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,17 @@ from ruamel.yaml.error import YAMLError
 
 from speechbrain_sim import __version__
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+#: errors of a disk, or of a quota, that is full
+FULL = errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)
+#: longest name of a file in bytes; what is left of 255 is for endings
+LONGEST = 200
+#: locks that are held, by process and file
+_locks = {}
 #: a content hash reads so many pieces of so many bytes, or a smaller file whole
 PIECES, PIECE = 16, 4096
 #: what readers of damaged files raise
@@ -59,7 +71,8 @@ def _content_hash(path, size, changed):
 def atomic(path):
     """Yields a path to write to, which becomes `path` if nothing is raised.
 
-    Makes its folder.
+    Makes its folder; an error leaves nothing, and is explained if the disk is
+    full.
 
     Example
     -------
@@ -71,15 +84,124 @@ def atomic(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    yield partial
-    os.replace(partial, path)
+    partial = path.with_name(f"{short_name(path.name)}.part")
+    try:
+        with full_disk_explained(path):
+            yield partial
+        os.replace(partial, path)
+    except Exception:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def full_disk_explained(path, size=None):
+    """States what could not be written, and how to go on, if a disk is full.
+
+    `size` is what `path` takes, in bytes, if it is known.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL or error.strerror is None:
+            raise  # something else, or explained already
+        need = f", which takes {size / 1e9:.3g} GB" if size else ""
+        explained = OSError(
+            f"{error.strerror}: {path} cannot be written{need}. Make room in "
+            f"{Path(path).parent}, and start again."
+        )
+        explained.errno = error.errno
+        raise explained from error
+
+
+def allocate(file, size):
+    """Reserves bytes on the disk for an open file, or raises an OSError.
+
+    A sparse file that is mapped ends the process where the disk is full.
+    """
+    with full_disk_explained(file.name, size):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except (AttributeError, OSError) as error:  # some systems cannot
+            if getattr(error, "errno", None) in FULL:
+                raise
+
+
+def short_name(name):
+    """Returns a file's name, or of a long one its beginning and a hash.
+
+    Example
+    -------
+    >>> short_name("a.wav"), len(short_name("ä" * 300).encode())
+    ('a.wav', 199)
+    """
+    text = os.fsencode(name)
+    if len(text) <= LONGEST:
+        return name
+    digest = hashlib.sha256(text).hexdigest()[:12]
+    return f"{text[: LONGEST - 14].decode(errors='ignore')}-{digest}"
+
+
+def file_of(folder, name, ending=""):
+    """Returns the path of a file that is named by an id, inside a folder.
+
+    Example
+    -------
+    >>> file_of("audio", "../ann/1", ".wav").as_posix()
+    'audio/_/ann/1.wav'
+    """
+    parts = [short_name(part) for part in name.split("/")]
+    parts = ["_" if part in ("", ".", "..") else part for part in parts]
+    return Path(folder, *parts[:-1], parts[-1] + ending)
 
 
 def write_bytes(path, content):
     """Writes bytes to a file as a whole or not at all; makes its folder."""
     with atomic(path) as partial:
         partial.write_bytes(content)
+        sync(partial)
+
+
+def sync(path):
+    """Waits until a file, or the names in a folder, are on the disk."""
+    folder = os.path.isdir(path)
+    # not every system can open, or sync, a folder
+    with suppress(OSError) if folder else nullcontext():
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def lock_folder(folder):
+    """Reserves a folder for this process, until it ends.
+
+    The kernel releases the lock, also of a process that is killed. Worker
+    processes do not inherit it. Raises a BlockingIOError that names the process
+    that has it.
+    """
+    path = Path(folder).resolve() / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = os.getpid(), path
+    if fcntl is None or (held in _locks and path.exists()):
+        return
+    file = open(path, "a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return  # a file system without locks
+        raise BlockingIOError(
+            f"Another run works in {folder} ({owner or 'unknown process'}): "
+            f"wait for its end, or choose another --output_folder."
+        ) from error
+    file.truncate(0)
+    print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
+    _locks[held] = file
 
 
 def write_text(path, text):

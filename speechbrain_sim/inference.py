@@ -22,9 +22,9 @@ from torch import nn
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import UTTERANCE
 from speechbrain_sim.decoders import shortest
-from speechbrain_sim.encoders.base import Latent, masked_mean
+from speechbrain_sim.encoders.base import Latent, check_finite, masked_mean
 from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
-from speechbrain_sim.inputs import as_batch, as_tensor, check_latents
+from speechbrain_sim.inputs import as_batch, as_tensor
 from speechbrain_sim.models import pretrainer
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
@@ -209,7 +209,7 @@ class SmoothInfoMax(Pretrained):
         if wavs.shape[1] > CHUNK_SECONDS * SAMPLE_RATE:
             encode = self._encode_in_pieces
         latents = encode(wavs, lengths, layers, sample, generator)
-        check_latents(latents, [f"utterance {i}" for i in range(len(wavs))])
+        check_finite(latents, [f"utterance {i}" for i in range(len(wavs))])
         return latents if layer is None else latents[layer]
 
     def _encode_in_pieces(self, wavs, lengths, *options):
@@ -247,7 +247,7 @@ class SmoothInfoMax(Pretrained):
                 f"files for features; encode_batch takes waveforms."
             )
         for latents in stream_latents(self.encoder, path, *options):
-            check_latents(latents, [path])
+            check_finite(latents, [path])
             yield latents
 
     def encode_file(

@@ -1,4 +1,4 @@
-"""What is handed to a model in use, and what comes out, checked."""
+"""What is handed to a model in use: checked and made a batch."""
 
 import numpy as np
 import torch
@@ -77,19 +77,3 @@ def as_batch(wavs, wav_lens=None):
                 f"within -1 and 1; divide those of 16 bits by 32768."
             )
     return wavs, lengths
-
-
-def check_latents(latents, names):
-    """Raises a ValueError if a layer of an utterance holds NaN or infinity.
-
-    `latents` are a dict of str to `Latent`; `names` those of the utterances.
-    """
-    for layer, latent in latents.items():
-        for x in filter(torch.is_tensor, latent[:3]):
-            finite = x.isfinite().flatten(1).all(1).tolist()
-            if not all(finite):
-                raise ValueError(
-                    f"{layer} of {names[finite.index(False)]} holds NaN or "
-                    f"infinity: weights or samples do, or are too large for "
-                    f"{x.dtype}."
-                )

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from speechbrain_sim.data.batches import KeyedCrop, make_dataset
 from speechbrain_sim.data.labels import frames_of_labels
-from speechbrain_sim.encoders.base import Latent
+from speechbrain_sim.encoders.base import Latent, check_finite
 from speechbrain_sim.randomness import keyed_generator
 
 logger = get_logger(__name__)
@@ -134,7 +134,10 @@ def encode_clips(encoder, wavs, layers, batch_size=8):
     """
     encode = partial(encoder, layers=layers, sample=False)
     parts = [encode(part) for part in wavs.split(batch_size)]
-    return {n: Latent.stack([part[n] for part in parts]) for n in layers}
+    latents = {n: Latent.stack([part[n] for part in parts]) for n in layers}
+    names = [f"clip {number}" for number in range(1, len(wavs) + 1)]
+    check_finite(latents, names)
+    return latents
 
 
 class Codes(NamedTuple):
@@ -177,6 +180,7 @@ def read_codes(encoder, layers, manifest, factors):
         row = {"ID": item["id"], **dataset.data[item["id"]]}
         wavs, found = item["sig"][None].to(device), [factors.of(row)]
         latents = encoder(wavs, layers=layers, sample=False)
+        check_finite(latents, [item["id"]])
         if segments:
             for layer, latent in latents.items():
                 parts = torch.tensor_split(latent.mean[0], segments)

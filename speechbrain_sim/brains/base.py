@@ -14,6 +14,7 @@ from torch import nn
 
 from speechbrain_sim.brains import estimate
 from speechbrain_sim.brains.checkpointer import Averages
+from speechbrain_sim.brains.watch import WatchedBrain
 from speechbrain_sim.data.batches import training_sets
 from speechbrain_sim.data.manifests import check_same_data
 
@@ -53,7 +54,7 @@ def epoch_line(epoch, train, valid=None):
     return f"Epoch {epoch}, {kinds}: {', '.join(parts)}"
 
 
-class ResumableBrain(sb.Brain):
+class ResumableBrain(WatchedBrain):
     """A Brain whose run, killed and started again, ends as if never killed.
 
     Every entry of `modules` has its own optimizer and is checkpointed, with
@@ -162,11 +163,12 @@ class ResumableBrain(sb.Brain):
         """Trains on one batch, as SpeechBrain's, but waits for no GPU."""
         should_step, _ = self.accumulation()
         self.on_fit_batch_start(batch, should_step)
+        self.watched = self.step, batch, {}
         with self.no_sync(not should_step):
             loss, stats = self.learn(batch, should_step)
         values = [x.float() for x in (loss, *stats.values())]
         values = torch.stack(values)
-        self._unread.append((list(stats), values))
+        self._unread.append((list(stats), values, self.watched))
         if values.device.type == "cpu" or len(self._unread) == READ_STEPS:
             self.read()
         if should_step:
@@ -211,8 +213,9 @@ class ResumableBrain(sb.Brain):
         unread, self._unread = self._unread, []
         if not unread:
             return
-        rows = torch.stack([values for _, values in unread]).cpu()
-        for (names, _), (loss, *values) in zip(unread, rows, strict=True):
+        rows = torch.stack([values for _, values, _ in unread]).cpu()
+        for row, (names, _, watched) in zip(rows, unread, strict=True):
+            (loss, *values), self.watched = row, watched
             self.check_loss_isfinite(loss)
             if torch.isfinite(loss):
                 stats = dict(zip(names, values, strict=True))
@@ -242,6 +245,10 @@ class ResumableBrain(sb.Brain):
         named = zip(stats, values.tolist(), strict=True)
         finite = {name: x for name, x in named if math.isfinite(x)}
         self.averages[stage].update(finite)
+
+    def means(self, stage):
+        """Returns the means of what was recorded, for log and metadata."""
+        return self.averages[stage].means()
 
     def on_stage_start(self, stage, epoch=None):
         """Sets the epoch of crops; starts the averages anew."""
@@ -297,8 +304,10 @@ class ResumableBrain(sb.Brain):
 
     def end_epoch(self, epoch, validated, saves=True):
         """Logs the epoch; if it `saves`, its result and a checkpoint."""
-        train = self.averages[sb.Stage.TRAIN].means()
-        valid = self.averages[sb.Stage.VALID].means() if validated else None
+        if saves:
+            self.check_epoch(epoch, validated)
+        train = self.means(sb.Stage.TRAIN)
+        valid = self.means(sb.Stage.VALID) if validated else None
         every = {"epoch": epoch}, train, valid
         self.hparams.train_logger.log_stats(*every, verbose=False)
         if if_main_process():

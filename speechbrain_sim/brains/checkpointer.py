@@ -1,15 +1,24 @@
 """Checkpoints, averages and logs that survive a kill at any moment."""
 
 import os
+import re
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
+import torch
 from speechbrain.utils import checkpoints, distributed
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import FileTrainLogger
 
-from speechbrain_sim.files import read_json, sha256, write_json
+from speechbrain_sim.files import (
+    full_disk_explained,
+    read_json,
+    sha256,
+    sync,
+    write_json,
+)
 
 logger = get_logger(__name__)
 
@@ -21,10 +30,11 @@ HASHES = "SHA256.json"
 class AtomicCheckpointer(checkpoints.Checkpointer):
     """SpeechBrain's Checkpointer, safe against a kill at any moment.
 
-    A checkpoint gets its name only when all its files are written and hashed.
-    Recovery checks the hashes, and falls back with a warning to the last good
-    checkpoint when the newest is damaged. Arguments are those of
-    `speechbrain.utils.checkpoints.Checkpointer`.
+    A checkpoint gets its name only when all its files are finite, written and
+    hashed. Recovery checks the hashes and the values, and falls back with a
+    warning to the last good checkpoint when the newest is damaged. Checkpoints
+    are ordered as they were saved, whatever the clock shows. Arguments are
+    those of `speechbrain.utils.checkpoints.Checkpointer`.
 
     Example
     -------
@@ -38,7 +48,7 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._verified = set()
+        self._problems = {}  # by folder; None for a good one
 
     def _new_checkpoint_dirpath(self):
         path = super()._new_checkpoint_dirpath()
@@ -48,56 +58,161 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
         path = super()._custom_checkpoint_dirpath(name)
         return path.with_name(INCOMPLETE + path.name)
 
+    def _save_checkpoint_metafile(self, path, meta=(), end_of_epoch=True):
+        """Adds a time that is later than that of all other checkpoints."""
+        others = [c.meta["unixtime"] for c in self.list_checkpoints()]
+        later = max([time.time(), *(other + 1e-3 for other in others)])
+        meta = {"unixtime": later, **dict(meta)}
+        return super()._save_checkpoint_metafile(path, meta, end_of_epoch)
+
     def save_checkpoint(self, *args, **kwargs):
         """Saves like the parent class, then gives the folder its name."""
+        self.check_finite()
+        damaged = set()
         if distributed.if_main_process():
-            damaged = set(self._list_checkpoint_dirs()) - set(self._whole())
-            damaged |= set(self.checkpoints_dir.glob(INCOMPLETE + "*"))
+            self._remove_incomplete()  # of a killed run
+            damaged = set(self._folders()) - set(self._whole())
         distributed.ddp_barrier()
-        saved = super().save_checkpoint(*args, **kwargs)
+        saved = self._save_explained(*args, **kwargs)
         distributed.ddp_barrier()  # every process has written what it writes
         if saved is not None:
             path = saved.path
             hashes = {f.name: sha256(f) for f in sorted(path.iterdir())}
             write_json(path / HASHES, hashes)
+            for file in (*path.iterdir(), path):
+                sync(file)
             final = path.with_name(path.name.removeprefix(INCOMPLETE))
             shutil.rmtree(final, ignore_errors=True)  # of the same name
             os.replace(path, final)
-            self._verified.add(final)
-            for folder in damaged:  # not needed any more
+            sync(final.parent)
+            self._problems[final] = None
+            for folder in damaged - {final}:  # not needed any more
                 shutil.rmtree(folder)
             moved = {n: final / p.name for n, p in saved.paramfiles.items()}
             saved = saved._replace(path=final, paramfiles=moved)
         distributed.ddp_barrier()
         return saved
 
+    def _save_explained(self, *args, **kwargs):
+        """Saves; if the disk is full, states it, and leaves nothing of it."""
+        try:
+            with full_disk_explained(self.checkpoints_dir / "a checkpoint"):
+                return super().save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            self._remove_incomplete()
+            # torch's, of a full disk
+            if re.search("inline_container|iostream error", str(error)):
+                raise OSError(
+                    f"A checkpoint cannot be written whole: make room in "
+                    f"{self.checkpoints_dir}, and start again."
+                ) from error
+            raise
+
+    def _remove_incomplete(self):
+        if distributed.if_main_process():
+            for folder in self.checkpoints_dir.glob(INCOMPLETE + "*"):
+                shutil.rmtree(folder)
+
+    def check_finite(self):
+        """Raises a ValueError if modules or optimizers hold NaN or infinity."""
+        for name, value in not_finite(self.recoverables):
+            raise ValueError(
+                f"{name} has {value}, and is not saved: lower the learning "
+                f"rate or clip gradients in another --output_folder, or correct "
+                f"the data and start again, to go on from the last checkpoint "
+                f"in {self.checkpoints_dir}."
+            )
+
     def recover_if_possible(self, *args, **kwargs):
-        """Recovers like the parent class, after checking every hash anew."""
-        self._verified.clear()
-        return super().recover_if_possible(*args, **kwargs)
+        """Recovers like the parent class, after checking every hash anew.
+
+        A checkpoint that holds NaN or infinity counts as damaged. Raises a
+        ValueError if there are checkpoints, and none is good.
+        """
+        self._problems.clear()
+        chosen = super().recover_if_possible(*args, **kwargs)
+        while chosen is not None:
+            problems = [
+                f"{n} has {v}" for n, v in not_finite(self.recoverables)
+            ]
+            if not problems:
+                return chosen
+            self._note(chosen.path, problems[0])
+            chosen = super().recover_if_possible(*args, **kwargs)
+        if (there := self._folders()) and not self._whole():
+            names = ", ".join(sorted(folder.name for folder in there))
+            raise ValueError(
+                f"None of the checkpoints in {self.checkpoints_dir} is whole "
+                f"and finite ({names}): restore one, or choose another "
+                f"--output_folder to start anew."
+            )
+        return None
 
     def list_checkpoints(self):
         """Lists the undamaged checkpoints; warns of the others."""
         return self._construct_checkpoint_objects(self._whole())
 
+    def _folders(self):
+        """Returns all that were checkpoints once, damaged or not."""
+        there = self.checkpoints_dir.glob(checkpoints.CKPT_PREFIX + "*")
+        return [folder for folder in there if folder.is_dir()]
+
     def _whole(self):
-        for folder in set(self._list_checkpoint_dirs()) - self._verified:
-            problem = _damage(folder)
-            if problem is None:
-                self._verified.add(folder)
-            else:
-                logger.warning(
-                    f"Skipping the checkpoint {folder}: {problem}. The last "
-                    f"good one is used instead, if there is one."
-                )
-        return [f for f in self._list_checkpoint_dirs() if f in self._verified]
+        for folder in set(self._folders()) - self._problems.keys():
+            self._note(folder, _damage(folder))
+        return [f for f in self._folders() if self._problems[f] is None]
+
+    def _note(self, folder, problem):
+        self._problems[folder] = problem
+        if problem is not None:
+            logger.warning(
+                f"Skipping the checkpoint {folder}: {problem}. The last good "
+                f"one is used instead, if there is one."
+            )
+
+
+def not_finite(objects):
+    """Yields what is NaN or infinite in modules and optimizers.
+
+    `objects` maps names to anything. Yields (name, "NaN or infinity in weight")
+    of the first such tensor of each; GPUs are waited for once.
+
+    Example
+    -------
+    >>> model = torch.nn.Linear(1, 1)
+    >>> _ = torch.nn.init.constant_(model.bias, torch.nan)
+    >>> list(not_finite({"model": model, "epoch": 3}))
+    [('model', 'NaN or infinity in bias')]
+    """
+    places, flags = [], []
+    for name, thing in objects.items():
+        state = {}
+        if isinstance(thing, torch.nn.Module):
+            state = thing.state_dict()
+        elif isinstance(thing, torch.optim.Optimizer):
+            of_weights = thing.state_dict()["state"].items()
+            state = {f"{k} {n}": v for n, x in of_weights for k, v in x.items()}
+        for key, value in state.items():
+            if torch.is_tensor(value):
+                places.append((name, key))
+                flags.append(value.isfinite().all())
+    devices = {flag.device for flag in flags}  # step counts are on the CPU
+    device = max(devices, key=str, default=None)
+    flags = [flag.to(device, non_blocking=True) for flag in flags]
+    flags = torch.stack(flags).tolist() if flags else []
+    bad = {}
+    for (name, key), good in zip(places, flags, strict=True):
+        if not good:
+            bad.setdefault(name, f"NaN or infinity in {key}")
+    yield from bad.items()
 
 
 def _damage(folder):
     """Returns what is wrong with a checkpoint folder; None if it is whole."""
     try:
-        hashes = read_json(folder / HASHES)
-    except (OSError, ValueError):
+        hashes = dict(read_json(folder / HASHES))
+        hashes[checkpoints.METAFNAME]  # of each checkpoint
+    except (OSError, ValueError, TypeError, KeyError):
         return f"{HASHES} is missing or unreadable"
     for name, expected in hashes.items():
         if not (folder / name).exists():

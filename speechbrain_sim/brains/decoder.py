@@ -1,7 +1,5 @@
 """Training of a decoder: latents of a frozen layer -> waveform."""
 
-from pathlib import Path
-
 import soundfile
 import speechbrain as sb
 import torch
@@ -9,6 +7,7 @@ import torch
 from speechbrain_sim.brains.base import ResumableBrain
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.encoders.base import absolute_lengths, to_device
+from speechbrain_sim.files import file_of
 from speechbrain_sim.models.format import DECODER, save_parts
 from speechbrain_sim.objectives.reconstruction import mean_squared_error
 from speechbrain_sim.randomness import keyed_generator
@@ -21,9 +20,10 @@ class DecoderBrain(ResumableBrain):
     """Trains a decoder on the latents of one layer of a frozen encoder.
 
     `modules` is {"decoder": ConvDecoder}. Hyper-parameters read from `hparams`
-    beside those of `ResumableBrain`: `frozen_encoder`, `layer`, `sampled` (decode draws from the posteriors, or means),
-    `reconstruction` (the loss), `audio_folder`, `output_folder` (which holds
-    the encoder, or a reference to it).
+    beside those of `ResumableBrain`: `frozen_encoder`, `layer`, `sampled`
+    (decode draws from the posteriors, or means), `reconstruction` (the loss),
+    `audio_folder`, `output_folder` (which holds the encoder, or a reference to
+    it).
     """
 
     def __init__(self, *args, **kwargs):
@@ -66,8 +66,8 @@ class DecoderBrain(ResumableBrain):
         with torch.no_grad():
             error = mean_squared_error(predictions, wavs, lengths)
             power = mean_squared_error(torch.zeros_like(wavs), wavs, lengths)
-        stats = {"loss": loss.detach(), "mse": error}
-        return loss, {**stats, "explained": 1 - error / power}
+        stats = {"loss": loss.detach(), "mse": error, "power": power}
+        return loss, stats
 
     def compute_objectives(self, predictions, batch, stage):
         """Scores the decoded waveforms; keeps the first validation clips."""
@@ -82,6 +82,14 @@ class DecoderBrain(ResumableBrain):
             }
         return loss
 
+    def means(self, stage):
+        """Adds `explained`, the share of the energy of all recordings."""
+        means = super().means(stage)
+        power = means.pop("power", 0.0)
+        if power:  # not all are silent
+            means["explained"] = 1 - means["mse"] / power
+        return means
+
     def save_result(self, training):
         """Saves the decoder and a few decoded recordings."""
         hparams, epoch = self.hparams, training["epochs"]
@@ -92,7 +100,7 @@ class DecoderBrain(ResumableBrain):
         save_parts(hparams.output_folder, part, {name: metadata | training})
         board = getattr(hparams, "tensorboard_logger", None)
         for name, (wav, decoded) in self.examples.items():
-            folder = Path(hparams.audio_folder, name)
+            folder = file_of(hparams.audio_folder, name)
             folder.mkdir(parents=True, exist_ok=True)
             for stem, x in ("recorded", wav), (f"epoch_{epoch:04}", decoded):
                 x = x.clamp(-1, 1).numpy()

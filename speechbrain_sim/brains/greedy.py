@@ -89,6 +89,7 @@ class GreedyBrain(ResumableBrain):
 
     def on_fit_batch_start(self, batch, should_step):
         """Keeps the statistics of frozen batch norms as they are."""
+        super().on_fit_batch_start(batch, should_step)
         for name in self.frozen:
             for layer in filter(_is_batch_norm, self.modules[name].modules()):
                 layer.eval()
@@ -99,13 +100,24 @@ class GreedyBrain(ResumableBrain):
         Equals one backward of the summed losses and one step at the end, since
         no gradient crosses modules.
         """
-        losses, stats = [], {}
+        losses, stats, statistics = {}, {}, self._copy_statistics()
         for name, output in self.forward_modules(batch, sb.Stage.TRAIN):
             if output.loss.requires_grad:
                 self.backward(name, output.loss, should_step)
-            losses.append(output.loss.detach())
+            losses[name] = output.loss.detach()
             stats.update(output.stats)
-        return sum(losses), stats
+        loss = sum(losses.values())
+        for now, before in statistics:  # a bad batch leaves no trace
+            now.copy_(torch.where(torch.isfinite(loss), now, before))
+        self.watched = self.step, batch, losses
+        return loss, stats
+
+    def _copy_statistics(self):
+        """Lists buffers of batch norms, and copies, if steps may be skipped."""
+        if not (self.skip_nonfinite_grads or self.scaler.is_enabled()):
+            return []
+        norms = filter(_is_batch_norm, self.modules.modules())
+        return [(x, x.clone()) for norm in norms for x in norm.buffers()]
 
     def compute_forward(self, batch, stage):
         """Runs all modules; returns a dict of str to ModuleOutput."""

@@ -17,6 +17,9 @@ from tqdm import tqdm
 logger = get_logger(__name__)
 
 BLOCK = 1 << 16
+#: what an archive may take: so much per byte of it, and besides; each member
+#: counts as a block of the disk
+LARGEST_RATIO, SLACK, MEMBER = 20, 1 << 28, 1 << 12
 #: client errors that may pass: timeout, range, too many requests
 PASSING = (408, 416, 429)
 
@@ -140,6 +143,12 @@ def _receive(url, part, have):
     """Appends what is missing to a file; raises if the connection breaks."""
     headers = {"Accept-Encoding": "identity", "Range": f"bytes={have}-"}
     with requests.get(url, headers=headers, stream=True, timeout=60) as answer:
+        for hop in (*answer.history, answer):
+            if url.startswith("https:") and not hop.url.startswith("https:"):
+                raise ValueError(
+                    f"{url} leads to {hop.url}, which is not safe from changes "
+                    f"on the way: give another --download_from."
+                )
         if answer.status_code == 416:  # beyond its end
             if answer.headers.get("Content-Range") == f"bytes */{have}":
                 return
@@ -174,22 +183,49 @@ def _check(url, path, checksum):
         raise ValueError(f"{why}: start again, or correct the checksum.")
 
 
-def _files_only(member, folder):
-    """Is tarfile's data filter, without links and devices."""
-    if not (member.isfile() or member.isdir()):
+def _take(tar, member, folder, budget):
+    """Extracts a regular file or a folder; returns what is left of a budget.
+
+    tarfile's data filter is missing before Python 3.10.12, and is passed by
+    chains of links before 3.11.13. Names, modes and owners are not obeyed: a
+    file is made where nothing is yet.
+    """
+    target = folder / member.name
+    if not (member.isreg() or member.isdir()) or member.issparse():
         raise tarfile.TarError(f"{member.name} is a link or device")
-    return tarfile.data_filter(member, folder)
+    if ".." in target.parts or not target.is_relative_to(folder):
+        raise tarfile.TarError(f"{member.name} lies outside")
+    budget -= member.size + MEMBER
+    if budget < 0:
+        raise tarfile.TarError("it unpacks to more than its size allows")
+    (target if member.isdir() else target.parent).mkdir(
+        parents=True, exist_ok=True
+    )
+    if member.isreg():
+        with open(target, "xb") as file:
+            shutil.copyfileobj(tar.extractfile(member), file)
+    return budget
 
 
 def _extract(archive, folder):
     """Extracts an archive to its end, where gzip compares its checksum."""
     try:
+        budget = LARGEST_RATIO * _size(archive) + SLACK
         with tarfile.open(archive) as tar:
-            members = tqdm(tar, f"Unpacking {archive.name}", disable=None)
-            tar.extractall(folder, members, filter=_files_only)
+            for member in tqdm(tar, f"Unpacking {archive.name}", disable=None):
+                budget = _take(tar, member, folder, budget)
             while tar.fileobj.read(BLOCK):
                 pass
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        what = f"{archive} cannot be unpacked: it names {error.filename} twice"
+        raise ValueError(f"{what}, or in two cases of letters.") from error
+    except (
+        tarfile.TarError,
+        zlib.error,
+        EOFError,
+        OSError,
+        ValueError,
+    ) as error:
         if getattr(error, "errno", None):  # of the disk, not of the archive
             size = f"{archive} takes more than {_size(archive) / 1e9:.3g} GB"
             message = f"{error.strerror}: {size} in {folder}"

@@ -170,6 +170,28 @@ def masked_mean(x, lengths):
     return zero_padding(x, lengths).sum(1) / counts[:, None]
 
 
+def check_finite(latents, names):
+    """Raises a ValueError that names layer and recording of NaN or infinity.
+
+    Arguments
+    ---------
+    latents : dict of str to (Latent or torch.Tensor)
+        Of each layer, bottom first: (batch, ...).
+    names : list of str
+        Of the recordings of the batch.
+    """
+    for layer, x in latents.items():
+        for values in x[:3] if isinstance(x, Latent) else (x,):
+            if values is None or values.isfinite().all():
+                continue
+            good = values.isfinite().flatten(1).all(1).tolist()
+            raise ValueError(
+                f"{layer} of {names[good.index(False)]} holds NaN or infinity: "
+                f"correct this recording, or train the encoder again (weights "
+                f"may be too large for {values.dtype})."
+            )
+
+
 class Encoder(nn.Module, ABC):
     """Waveforms -> latents of named layers, whatever it is made of."""
 

@@ -1,5 +1,8 @@
 """From a run to a model on the Hub: export, publish, check."""
 
+import io
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +10,9 @@ import soundfile
 from huggingface_hub import HfApi, constants
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
+from speechbrain_sim.data.audio import SAMPLE_RATE, audio_info, read_audio
 from speechbrain_sim.data.corpora import UNNAMED, corpus_of
+from speechbrain_sim.files import short_name, write_bytes, write_text
 from speechbrain_sim.hub.card import CARD, fill_in, name_source, write_card
 from speechbrain_sim.inference import HPARAMS, SmoothInfoMax
 from speechbrain_sim.models import fetch
@@ -29,6 +33,8 @@ from speechbrain_sim.models.pretrainer import INTERFACE
 logger = get_logger(__name__)
 
 EXAMPLE = "example.wav"
+#: samples of it, which `check` encodes at once
+LONGEST_EXAMPLE = 60 * SAMPLE_RATE
 
 
 def export_model(
@@ -48,7 +54,8 @@ def export_model(
     probes, decoders : list of str
         Output folders of recipes/probe.py and recipes/decode.py to take along.
     example : str or Path, optional
-        A recording that may be given away; by default some tones.
+        A recording that may be given away, of which the first minute is
+        taken; by default some tones.
     data, licence : str, optional
         Of the training, if not those of the run: see `corpus_of`.
 
@@ -69,11 +76,32 @@ def export_model(
             )
     parts, config = _gather(run, probes, decoders)
     wav = _read_example(example)
-    # all is read: only now may an older model be lost
-    folder.mkdir(parents=True, exist_ok=True)
-    for former in folder.glob("*.onnx"):
-        former.unlink()
-    soundfile.write(folder / EXAMPLE, wav, SAMPLE_RATE)
+    # written beside it: a full disk or a kill leaves an older model as it was
+    folder = folder.resolve()
+    beside = folder.with_name(f"{short_name(folder.name)}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    partial = beside / folder.name  # the title of its card
+    partial.mkdir(parents=True)
+    try:
+        config = _write(partial, parts, config, wav, data, licence)
+        folder.mkdir(exist_ok=True)
+        old = read_config(path)["parts"] if path.exists() else {}
+        for file in sorted(partial.iterdir(), key=lambda f: f.name == CONFIG):
+            os.replace(file, folder / file.name)  # config.json comes last
+        for name in set(old) - set(config["parts"]):
+            (folder / (name + WEIGHTS)).unlink(missing_ok=True)
+        for former in folder.glob("*.onnx"):
+            former.unlink()
+    finally:
+        shutil.rmtree(beside)
+    return config
+
+
+def _write(folder, parts, config, wav, data, licence):
+    """Writes a model folder; returns config.json."""
+    example = io.BytesIO()
+    soundfile.write(example, wav, SAMPLE_RATE, format="WAV")
+    write_bytes(folder / EXAMPLE, example.getvalue())
     hparams = {"sample_rate": config["sample_rate"]}
     model = SmoothInfoMax(parts, hparams, config, run_opts={"device": "cpu"})
     more = {
@@ -88,7 +116,7 @@ def export_model(
             "--licence. (The layout of a known corpus is not enough.)"
         )
     config = save_parts(folder, parts, config["parts"], keep=False, **more)
-    (folder / HPARAMS).write_text(hyperparams(config), encoding="utf-8")
+    write_text(folder / HPARAMS, hyperparams(config))
     write_card(folder, config)
     return config
 
@@ -125,7 +153,7 @@ def _gather(run, probes, decoders):
 def _read_example(example):
     """Reads a recording at 16 kHz, or makes three tones in a little noise."""
     if example is not None:
-        return read_audio(example).numpy()
+        return read_audio(example, 0, LONGEST_EXAMPLE).numpy()
     time = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
     tones = [np.sin(2 * np.pi * f * time) for f in (220, 330, 440)]
     wav = 0.3 * np.concatenate(tones)
@@ -137,6 +165,12 @@ def fingerprint(model, path):
 
     For each layer, its number of frames, and the mean of |mean|.
     """
+    samples = audio_info(path).num_samples
+    if samples > LONGEST_EXAMPLE:
+        raise ValueError(
+            f"{path} lasts {samples / SAMPLE_RATE:.0f} s, more than the "
+            f"{LONGEST_EXAMPLE // SAMPLE_RATE} s of an example: export again."
+        )
     return {
         layer: [latent.mean.shape[1], latent.mean.abs().mean().item()]
         for layer, latent in model.encode_file(path).items()

@@ -8,7 +8,7 @@ import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from huggingface_hub import errors, hf_hub_download
+from huggingface_hub import constants, errors, hf_hub_download
 from huggingface_hub.utils import validate_repo_id
 from speechbrain.utils.fetching import FetchFrom, FetchSource
 from speechbrain.utils.logger import get_logger
@@ -64,13 +64,21 @@ class HubRepository:
     def __init__(self, name, **options):
         self.name, self.options = name, options
 
-    def fetch(self, filename):
+    def fetch(self, filename, **options):
         """Returns the path of a file in the cache; HubError if it fails."""
+        options = {**self.options, **options}
         with hub_errors(f"{filename} of {self.name} could not be fetched"):
-            path = Path(hf_hub_download(self.name, filename, **self.options))
+            path = Path(hf_hub_download(self.name, filename, **options))
         # .../snapshots/<commit>/<file>
         self.options["revision"] = path.parent.name
         return path
+
+    def fetch_again(self, filename, problem):
+        """Fetches a file that is damaged in the cache, where that is allowed."""
+        if self.options.get("local_files_only") or constants.HF_HUB_OFFLINE:
+            return self.fetch(filename)
+        logger.warning(f"{problem}: it is fetched again.")
+        return self.fetch(filename, force_download=True)
 
 
 def open_source(

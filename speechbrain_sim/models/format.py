@@ -16,6 +16,7 @@ not saved (a transformer), config.json holds its `source` and `sha256` under
 import hashlib
 import importlib
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -24,8 +25,15 @@ from safetensors.torch import load, save
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import KINDS
-from speechbrain_sim.files import read_json, versions, write_bytes, write_json
-from speechbrain_sim.models.fetch import open_source
+from speechbrain_sim.files import (
+    atomic,
+    read_json,
+    sha256,
+    sync,
+    versions,
+    write_json,
+)
+from speechbrain_sim.models.fetch import HubRepository, open_source
 
 ENCODER, DECODER, PROBE = "encoder", "decoder", "probe"
 #: kinds of parts that a layer or a label is appended to
@@ -33,6 +41,13 @@ PREFIXES = (DECODER, PROBE)
 CONFIG, WEIGHTS = "config.json", ".safetensors"
 #: `model_type` and `format` of every config.json
 MODEL_TYPE, FORMAT = "smooth_infomax", 2
+#: bounds of a config.json: its bytes, numbers in a list, and numbers, by class
+#: (LogMel takes memory as soon as it is made) and by argument
+LARGEST_FILE, LONGEST_LIST = 1 << 24, 1000
+LARGEST = {None: 1_000_000, "LogMel": 10_000}
+LEAST = {"context_channels": 0, "paddings": 0, "refinements": 0}
+LEAST["initial_log_var"] = -LARGEST[None]
+MOST = {"refinements": LONGEST_LIST, "probes": LONGEST_LIST}
 #: the classes that a config.json may name, and where they are
 CLASSES = {
     "GreedyEncoder": "speechbrain_sim.encoders.greedy",
@@ -45,9 +60,9 @@ CLASSES = {
 def save_parts(folder, parts, metadata=None, keep=True, **config):
     """Saves parts of a model; returns config.json.
 
-    The weights are written first and config.json last, each atomically: after
-    a kill in between, loading reports a hash that differs, and the run that
-    was killed writes both again.
+    All files are written before any takes the place of a former one, the
+    weights first and config.json last: after a kill in between, loading
+    reports a hash that differs, and the run that was killed writes both again.
 
     Arguments
     ---------
@@ -85,9 +100,13 @@ def save_parts(folder, parts, metadata=None, keep=True, **config):
     fixed = {"model_type": MODEL_TYPE, "format": FORMAT}
     fixed |= {"sample_rate": SAMPLE_RATE, "versions": versions()}
     made = {**kept, **fixed, **config, "parts": {**kept["parts"], **entries}}
-    for name, content in weights.items():
-        write_bytes(path.with_name(name + WEIGHTS), content)
-    write_json(path, made)
+    with ExitStack() as stack:  # left in reverse order: config.json comes last
+        write_json(stack.enter_context(atomic(path)), made)
+        for name, content in weights.items():
+            partial = atomic(path.with_name(name + WEIGHTS))
+            partial = stack.enter_context(partial)
+            partial.write_bytes(content)
+            sync(partial)
     for name in set(known["parts"]) - set(made["parts"]):
         path.with_name(name + WEIGHTS).unlink(missing_ok=True)
     return made
@@ -121,7 +140,7 @@ def load_parts(source, names=None):
         ValueError if a file or part is missing, damaged, or does not fit.
     """
     source = open_source(source)
-    config, parts = read_config(source.fetch(CONFIG)), {}
+    config, parts = describe(source), {}
     for name in config["parts"] if names is None else names:
         path, digest = fetch_weights(source, config, name)
         # weights are compared with shapes that take no memory
@@ -153,6 +172,8 @@ def read_config(path):
 
     Raises a ValueError if it is not one of this package, or of another format.
     """
+    if Path(path).stat().st_size > LARGEST_FILE:
+        raise ValueError(f"{path} is too large for a description of a model.")
     config = read_json(path)
     kind = config.get("model_type") if isinstance(config, dict) else config
     if kind != MODEL_TYPE:
@@ -167,7 +188,11 @@ def read_config(path):
         if config.get("format") == 1:
             remedy = "train and export the model again"
         raise ValueError(f"{path} has {there}: {remedy}.")
-    for problem in _problems(config):
+    try:
+        problem = next(_problems(config), None)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = f"has another layout ({error!r})"
+    if problem:
         raise ValueError(f"{path} {problem}: export the model again.")
     return config
 
@@ -178,6 +203,9 @@ def _problems(config):
         if not isinstance(config.get(key), kind):
             there = type(config.get(key)).__name__
             yield f"states {key} as {there}, not {kind.__name__}"
+    for key in ("training", ENCODER):
+        if not isinstance(config.get(key, {}), dict):
+            yield f"states {key} as {type(config[key]).__name__}, not dict"
     for name, part in config["parts"].items():
         # a file's name below this folder: no separator, no control character
         pattern = rf"{ENCODER}|({'|'.join(PREFIXES)})_[^/\\\x00-\x1f]+"
@@ -187,6 +215,8 @@ def _problems(config):
         for key, kind in ("class", str), ("arguments", dict), ("sha256", str):
             if not isinstance(part.get(key), kind):
                 yield f"lacks the {key} of {name}"
+        for odd in _out_of_range(part["class"], part["arguments"]):
+            yield f"states {odd} for {name}, which is out of range"
         if name.startswith(PROBE):
             classes, made = part.get("classes"), part["arguments"]
             count = made.get("classes")
@@ -196,6 +226,25 @@ def _problems(config):
                 yield f"names no best_layer of {name} that is probed"
             if part.get("kind") not in KINDS:
                 yield f"does not state the kind of label of {name}"
+
+
+def _out_of_range(kind, arguments):
+    """Yields what no constructor of a part takes, before memory is taken."""
+    largest = LARGEST.get(kind, LARGEST[None])
+    for key, value in arguments.items():
+        values = value if isinstance(value, list) else [value]
+        values = [*value.values()] if isinstance(value, dict) else values
+        rows = [x if isinstance(x, list) else [x] for x in values]
+        values = [x for row in rows for x in row]
+        if len(values) > LONGEST_LIST:
+            yield f"{len(values)} values of {key}"
+        least, most = LEAST.get(key, 1), MOST.get(key, largest)
+        kinds = (int, float) if key == "initial_log_var" else int
+        for x in values:
+            if not isinstance(x, bool) and not (
+                isinstance(x, kinds) and least <= x <= most
+            ):
+                yield f"{key} {x!r:.40}"
 
 
 def _make(name, entry, device=None):
@@ -228,15 +277,34 @@ def _serialise(name, part):
     return save(state, {"format": "pt"})
 
 
+def describe(source):
+    """Fetches and reads the config.json of an opened model."""
+    path = source.fetch(CONFIG)
+    if isinstance(source, HubRepository):
+        try:
+            read_json(path)
+        except ValueError as error:
+            path = source.fetch_again(CONFIG, error)
+    return read_config(path)
+
+
 def fetch_weights(source, config, name):
     """Fetches the weights of a part of an opened model: their path, and hash.
 
-    Raises a FileNotFoundError that names the parts if there is no such part.
+    What the Hub's cache holds is fetched again, once, if its hash is another,
+    with config.json. Raises a FileNotFoundError that names the parts if there
+    is no such part.
     """
     if name not in config["parts"]:
         there = ", ".join(config["parts"]) or "a reference to its encoder"
         raise FileNotFoundError(f"{source.name} holds no {name}, only {there}.")
-    return source.fetch(name + WEIGHTS), config["parts"][name]["sha256"]
+    file, part = name + WEIGHTS, config["parts"][name]
+    path = source.fetch(file)
+    if isinstance(source, HubRepository) and sha256(path) != part["sha256"]:
+        path = source.fetch_again(file, f"{path} does not have its hash")
+        again = source.fetch_again(CONFIG, f"{CONFIG} may be damaged, too")
+        part.update(read_config(again)["parts"].get(name, {}))
+    return path, part["sha256"]
 
 
 def read_weights(model, path, digest):
@@ -264,6 +332,12 @@ def read_weights(model, path, digest):
     Traceback (most recent call last):
     ValueError: ...a.safetensors does not fit ...: weight is [2, 2] ...
     """
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if Path(path).stat().st_size > size + LARGEST_FILE:
+        raise ValueError(
+            f"{path} is larger than the architecture of {CONFIG} or the yaml, "
+            f"which takes {size} bytes: it is of another model."
+        )
     content = Path(path).read_bytes()  # what is hashed is what is loaded
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(

@@ -16,6 +16,7 @@ from speechbrain_sim.models.format import (
     load_parts,
     read_config,
     save_parts,
+    sha256_of,
 )
 
 #: what a description holds beside the metadata of the training
@@ -85,10 +86,20 @@ def save_encoder(folder, encoder, description, source):
     return save_parts(folder, {}, encoder=named, training=training)
 
 
-def saved_encoder(folder):
-    """Returns the sha256 of the encoder of a folder; None without one."""
-    path = Path(folder, CONFIG)
-    return encoder_of(read_config(path)) if path.exists() else None
+def check_folder(folder, encoder, description, source):
+    """Raises a ValueError if a folder holds a model of another encoder.
+
+    `encoder` and `description` are from `load_encoder`, of `source`.
+    """
+    path, digest = Path(folder, CONFIG), description["sha256"]
+    if type(encoder).__name__ in CLASSES:
+        digest = sha256_of(encoder)  # of logmel, too
+    there = encoder_of(read_config(path)) if path.exists() else None
+    if there not in (None, digest):
+        raise ValueError(
+            f"{folder} holds a model of another encoder ({there}) than "
+            f"{source} ({digest}): choose another --output_folder."
+        )
 
 
 def load_decoder(source, layer, encoder_sha256):

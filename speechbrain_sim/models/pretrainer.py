@@ -14,8 +14,8 @@ from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
     CONFIG,
     WEIGHTS,
+    describe,
     fetch_weights,
-    read_config,
     read_weights,
 )
 
@@ -83,7 +83,7 @@ class SafetensorsPretrainer(Pretrainer):
             if source is None:
                 raise ValueError(f"There is no source for '{name}': give one.")
             source = open_source(source, **source_options(fetch_config))
-            config = read_config(source.fetch(CONFIG))
+            config = describe(source)
             self.config = self.config if name in self.paths else config
             self.collected[name] = fetch_weights(source, config, part)
         return {name: path for name, (path, _) in self.collected.items()}
@@ -124,13 +124,13 @@ def fetch_model(source, hparams_file, savedir, strategy, fetch_config):
     other model's. See `speechbrain_sim.inference.SmoothInfoMax.from_hparams`.
     """
     source = open_source(source, **source_options(fetch_config))
-    config = read_config(source.fetch(CONFIG))
+    config = describe(source)
     if INTERFACE not in config:
         raise ValueError(
             f"Use from_pretrained: {source.name} is no `speechbrain-sim export`."
         )
-    names = [hparams_file, CONFIG, *(n + WEIGHTS for n in config["parts"])]
-    paths = [source.fetch(name) for name in names]
+    paths = [source.fetch(name) for name in (hparams_file, CONFIG)]
+    paths += [fetch_weights(source, config, n)[0] for n in config["parts"]]
     if savedir is None:
         return paths[0], config
     targets = {path: Path(savedir, path.name) for path in paths}

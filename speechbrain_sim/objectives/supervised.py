@@ -21,6 +21,9 @@ class SupervisedModule(GreedyModule):
 
     def __init__(self, name, layers, channels, classes, frame_geometry=None):
         super().__init__(name, layers)
+        top = list(layers.values())[-1]
+        if top.has_posterior:  # the classifier reads means: DDP would wait
+            top.log_var.requires_grad_(False)
         self.classifier = nn.Linear(channels, classes)
         self.frame_geometry = frame_geometry
 

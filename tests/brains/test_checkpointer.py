@@ -150,13 +150,14 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path, caplog, damage):
     assert str(newest.path) in caplog.text and reason in caplog.text
 
 
-def test_all_damaged_recovers_nothing(tmp_path):
+def test_all_damaged_is_refused(tmp_path):
     checkpointer, model, newest = two_checkpoints(tmp_path)
     fill(model, 0.0)
     for folder in tmp_path.iterdir():
         truncate(folder)
-    assert checkpointer.recover_if_possible() is None
-    assert value_of(model) == 0.0
+    with pytest.raises(ValueError, match="None of the checkpoints in .* CKPT"):
+        checkpointer.recover_if_possible()
+    assert value_of(model) == 0.0 and newest.path.exists()
 
 
 def test_only_the_last_is_kept(tmp_path):

@@ -681,7 +681,7 @@ LOADING = {
     "a wrong bit": (
         REPO,
         (),
-        ("GET .*encoder.safe", "flip", 1),
+        ("GET .*encoder.safe", "flip", 9),
         "does not have the hash",
     ),
 }

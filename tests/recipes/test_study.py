@@ -210,7 +210,7 @@ def test_a_decoder_of_another_encoder_is_refused(recipes, corpora, studied):
     swapped = {name: {"encoder": str(folder / "GIM_1")} for name in SYSTEMS}
     argv[argv.index("--systems") + 1] = str(swapped)
     argv[argv.index("--labels") + 1] = "{}"
-    with pytest.raises(ValueError, match="holds a decoder of another encoder"):
+    with pytest.raises(ValueError, match="holds a model of another encoder"):
         recipes["study"].main(argv)
 
 

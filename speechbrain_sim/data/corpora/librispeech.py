@@ -29,10 +29,12 @@ ALLOW = f"{AGAIN}, or --incomplete allow."
 #: where the archives are, and the sums that are published beside them
 ARCHIVES = "https://www.openslr.org/resources/12"
 CHECKSUMS = {
+    "dev-clean-2": "md5:6d7ab67ac6a1d2c993d050e16d61080d",
     "dev-clean": "md5:42e2234ba48799c1f50f24a7926300a1",
     "dev-other": "md5:c8d0bcc9cca99d4f8b62fcc847357931",
     "test-clean": "md5:32fa31d27d2e1cad72775fee3f4849a9",
     "test-other": "md5:fb5a50374b501bb3bac4815ee91d3135",
+    "train-clean-5": "md5:5df7d4e78065366204ca6845bb08f490",
     "train-clean-100": "md5:2a93770f6d5c6c964bc36631d331a522",
     "train-clean-360": "md5:c0e676e450a7ff2f54aeade5171606fa",
     "train-other-500": "md5:d1a0fd59409feb2c614ce4d30c387708",
