@@ -211,9 +211,8 @@ class ResumableBrain(sb.Brain):
         if steps < factor:
             raise ValueError(
                 f"An epoch has {steps} batches for each process, fewer than "
-                f"grad_accumulation_factor, {factor}: nothing would be "
-                f"learned. Use a smaller one, a smaller batch_size, more data, "
-                f"or fewer processes."
+                f"grad_accumulation_factor, {factor}: use a smaller one, a "
+                f"smaller batch_size, more data, or fewer processes."
             )
         stop = self.debug_batches if self.debug else steps
         self.steps_per_epoch = min(steps, stop)
