@@ -8,7 +8,8 @@ and extraction, `paper` trains SIM and GIM at 512 channels on the artificial
 speech set, through the recipes, and evaluates them. After each measurement
 `gpu.json` and `gpu.md` are written: what is done is not repeated by the next
 run, and a training that was interrupted goes on. `compile` measures `--compile`.
-`--toy` does all of it at toy size, on a CPU, too.
+`--toy` does all of it at toy size, on a CPU, too. `--publish` writes results into
+docs/gpu.md, those of the last folder first where several measured the same.
 """
 
 import argparse
@@ -35,7 +36,17 @@ from speechbrain_sim.files import (  # noqa: E402
 )
 from speechbrain_sim.report.tables import markdown_table  # noqa: E402
 
+#: in docs/gpu.md: what follows is written by --publish
+MARK = "<!-- measured -->"
 PARTS = ("right", "fast", "paper", "compile")
+
+
+PARTS_SHOWN = {
+    "right": "Right",
+    "fast": "Fast",
+    "paper": "The paper's systems",
+    "compile": "Compiled",
+}
 
 
 class TimeIsUp(Exception):
@@ -92,6 +103,7 @@ class Results:
             self.save()
             return None
         done[title] = {"rows": rows, "seconds": time.monotonic() - start}
+        done[title]["date"] = self.content["date"]
         for row in rows:
             print("   ", *(f"{k}={show(v)}" for k, v in row.items()))
         self.save()
@@ -119,7 +131,7 @@ def markdown(content):
         f"{at['torch']}, speechbrain {at['speechbrain']}.\n"
     )
     for part, tables in content["done"].items():
-        text += f"\n## {part}\n"
+        text += f"\n## {PARTS_SHOWN[part]}\n"
         for title, table in tables.items():
             text += f"\n{title} ({table['seconds']:.1f} s):\n\n"
             header = list(
@@ -132,6 +144,17 @@ def markdown(content):
     for title, error in content["errors"].items():
         text += f"\nFailed: {title}\n\n```\n{error}\n```\n"
     return text
+
+
+def publish(folders, page=ROOT / "docs/gpu.md"):
+    """Replaces the tables at the end of a page by those of some folders."""
+    found = [read_json(Path(folder, "gpu.json")) for folder in folders]
+    content = {**found[-1], "done": {}, "errors": {}}
+    for one in found:
+        for part, tables in one["done"].items():
+            content["done"].setdefault(part, {}).update(tables)
+    about = page.read_text(encoding="utf-8").split(MARK)[0]
+    write_text(page, f"{about}{MARK}\n\n{markdown(content)}")
 
 
 def options(argv):
@@ -156,6 +179,7 @@ def options(argv):
         "--batch_size", type=int, default=64, help="of the paper's runs"
     )
     parser.add_argument("--epochs", type=int, default=1000, help="of the same")
+    parser.add_argument("--publish", nargs="+", help="folders of results")
     parser.add_argument(
         "--toy", action="store_true", help="all of it at toy size"
     )
@@ -165,6 +189,9 @@ def options(argv):
 def main(argv=None):
     """Measures the parts asked for; returns whether nothing failed."""
     chosen = options(argv)
+    if chosen.publish:
+        publish(chosen.publish)
+        return True
     logging.disable(logging.WARNING)  # lines per epoch and per run
     import torch
 

@@ -84,11 +84,11 @@ def kernels(step, device, count=1):
     launches = sum(e.count for e in on_card) / count
     rows = [
         {
-            "kernel": e.key[:90],
+            "kernel": e.key[:60],
             "ms": e.self_device_time_total / 1e3 / count,
             "calls": e.count / count,
         }
-        for e in on_card[:40]
+        for e in on_card[:15]
     ]
     busy = sum(e.self_device_time_total for e in on_card) / 1e6 / count
     operators = sum(e.count for e in averages if e.key.startswith("aten::"))

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2408.12936
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 
 from speechbrain_sim.encoders.base import to_device
@@ -155,11 +156,16 @@ def scores_in_one_product(predicted, z, positives, negatives):
 
     `positives` indexes the (batch * time) sequence, (batch, frames, K).
     """
-    steps = predicted.shape[2]
-    candidates = _gather(z, torch.cat([positives, negatives], dim=-1))
+    steps, count = predicted.shape[2], negatives.shape[-1]
+    indices = torch.cat([positives, negatives], dim=-1)
+    # some twice: products are fast for multiples of 8
+    indices = torch.cat([indices, indices[..., : -(steps + count) % 8]], -1)
+    # index_select adds its gradients one by one
+    candidates = nn.functional.embedding(indices, z.flatten(0, 1))
     scores = predicted @ candidates.transpose(-1, -2)
     positive = scores[..., :steps].diagonal(dim1=-2, dim2=-1)
-    return torch.cat([positive[..., None], scores[..., steps:]], dim=-1)
+    negative = scores[..., steps : steps + count]
+    return torch.cat([positive[..., None], negative], dim=-1)
 
 
 class _Scores(torch.autograd.Function):
