@@ -77,7 +77,7 @@ class ResumableBrain(WatchedBrain):
         #: the modules, never wrapped by DDP
         self.unwrapped = dict(self.modules.items())
         self.stopwatch, self.estimate = estimate.Stopwatch(), None
-        self.steps_per_epoch = math.inf
+        self.steps_per_epoch = math.inf  # until there is a training set
         self.averages = {stage: Averages() for stage in sb.Stage}
         self._unread, self._shown_loss = [], 0.0
         if self.optimizer_step_limit is not None:
@@ -263,9 +263,8 @@ class ResumableBrain(WatchedBrain):
         if steps < factor:
             raise ValueError(
                 f"An epoch has {steps} batches for each process, fewer than "
-                f"grad_accumulation_factor, {factor}: nothing would be "
-                f"learned. Use a smaller one, a smaller batch_size, more data, "
-                f"or fewer processes."
+                f"grad_accumulation_factor, {factor}: use a smaller one, a "
+                f"smaller batch_size, more data, or fewer processes."
             )
         stop = self.debug_batches if self.debug else steps
         self.steps_per_epoch = min(steps, stop)
@@ -276,7 +275,8 @@ class ResumableBrain(WatchedBrain):
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Logs once what the run will take."""
         step = self.stopwatch.lap()
-        if step is None or not if_main_process():
+        unknown = step is None or math.isinf(self.steps_per_epoch)
+        if unknown or not if_main_process():
             return
         counter, steps = self.hparams.epoch_counter, self.steps_per_epoch
         left = (counter.limit - counter.current + 1) * steps - self.step

@@ -372,7 +372,7 @@ RANGES = {
         num_workers -1|window_frames 1|prediction_steps 0|classes -1|lr .nan
         within_utterance_negatives -1|lr .inf|initial_log_var .inf
         kl_weight .nan|kl_weight [.nan,0,0]|on_bad_audio maybe
-        ckpt_interval_steps -1|precision fp64|max_grad_norm 0|jit True
+        epochs_per_save 0|ckpt_interval_steps -1|precision fp64|max_grad_norm 0|jit True
         max_grad_norm -1|max_grad_norm .nan|grad_accumulation_factor 0
         nonfinite_patience -1|optimizer_step_limit 0|test_only True""",
     "probe": """seeds [1,1]|seeds []|layers []|layers [a,a]|alignment x
