@@ -140,8 +140,9 @@ def _find(folder, labels_folder, phones):
         present = sorted(p.name for p in root.glob("*-*") if p.is_dir())
         missing = f"There is no subset {subset} in {root}; {GET} it; present: "
         raise FileNotFoundError(missing + (", ".join(present) or "none"))
-    found = list_files(folder, [".flac"])
-    wavs = {path.stem: path for path in found if path.parents[2] == folder}
+    found = list_files(folder, [".flac", ".txt"])
+    found = [path for path in found if path.parents[2] == folder]
+    wavs = {path.stem: path for path in found if path.suffix == ".flac"}
     if not wavs:
         missing = f"No flac in {folder}/<speaker>/<chapter>"
         raise FileNotFoundError(f"{missing}. {AGAIN}.")
