@@ -3,6 +3,8 @@
 # make test    everything that CI runs: recipes, Hub, browser, processes, docs
 # make slow    tests that take longer still
 # make bench   speed and memory, in about ten minutes
+# make gpu     right, fast, and the paper at full size on a GPU: DATA=FOLDER
+# make gpu-bundle   what a GPU without a network needs, into build/gpu.tar
 # make docs    the pages, into build/docs
 # Times are those of two cores. Each target sets up .venv with all it needs (a
 # CUDA build of torch: some 5 GB).
@@ -12,7 +14,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo check test slow bench docs lint counts chromium clean
+.PHONY: demo check test slow bench gpu gpu-bundle docs lint counts chromium clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/study.py hparams/Synthetic/study.yaml
@@ -30,6 +32,12 @@ slow: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.bench $(BENCH)
+
+gpu: $(VENV)/installed
+	$(BIN)/python benchmarks/gpu.py --data $(DATA) --minutes 30 $(GPU)
+
+gpu-bundle: $(VENV)/installed
+	$(BIN)/python benchmarks/bundle.py --data $(DATA)
 
 # every warning is an error: dead links, arguments that are not in a signature
 docs: $(VENV)/installed

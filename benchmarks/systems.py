@@ -10,18 +10,28 @@ from speechbrain.utils.epoch_loop import EpochCounter
 
 from benchmarks.reference import PlainSIM, train_step
 from speechbrain_sim.brains.checkpointer import RewindingTrainLogger
+from speechbrain_sim.brains.decoder import DecoderBrain
 from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.decoders import mirror
 from speechbrain_sim.family import build_model
+from speechbrain_sim.objectives.reconstruction import ReconstructionLoss
 
 TRAIN = sb.Stage.TRAIN
 
 
-def make_batch(batch, samples):
-    """Noise, as a batch of SpeechBrain's."""
-    torch.manual_seed(1)
-    return PaddedBatch(
-        [{"sig": wav} for wav in 0.1 * torch.randn(batch, samples)]
-    )
+def make_batch(batch, samples, shorter=0, labels=None, seed=1):
+    """Noise, as a batch of SpeechBrain's.
+
+    Each utterance is `shorter` by so many samples than the one before it.
+    `labels` is a function of the samples: how many targets of 3 classes.
+    """
+    torch.manual_seed(seed)
+    rows = [{"sig": wav} for wav in 0.1 * torch.randn(batch, samples)]
+    for number, row in enumerate(rows):
+        row["sig"] = row["sig"][: samples - number * shorter]
+        if labels:
+            row["target"] = torch.randint(3, (labels(len(row["sig"])),))
+    return PaddedBatch(rows)
 
 
 class Ours:
@@ -62,8 +72,40 @@ class Ours:
 
     def losses(self):
         """Losses of the last step: dict of str to float."""
+        self.brain.read()
         means = self.brain.averages[TRAIN].means()
         return {name: means[f"{name}_loss"] for name in self.model.modules}
+
+
+class Decoding:
+    """The decoder of a layer, with a frozen random encoder, one call per step."""
+
+    def __init__(self, layer, batch, run_opts=None, **changes):
+        torch.manual_seed(0)
+        encoder, self.batch = build_model("sim", **changes).encoder, batch
+        counter = EpochCounter(1)
+        counter.current = 1
+        self.brain = DecoderBrain(
+            modules={"decoder": mirror(encoder, layer)},
+            opt_class=functools.partial(torch.optim.Adam, lr=2e-4, fused=True),
+            hparams={
+                "seed": 1,
+                "epoch_counter": counter,
+                "frozen_encoder": encoder.eval().requires_grad_(False),
+                "layer": layer,
+                "sampled": True,
+                "reconstruction": ReconstructionLoss(),
+                "max_grad_norm": float("inf"),
+            },
+            run_opts={"device": "cpu", **(run_opts or {})},
+        )
+        self.brain.modules.train()
+        self.brain.init_optimizers()
+
+    def __call__(self):
+        """One step."""
+        self.brain.step += 1
+        self.brain.fit_batch(self.batch)
 
 
 class Plain:

@@ -35,6 +35,7 @@ if not MODELS.is_dir():
 
 #: options that may differ when a run is resumed
 MAY_CHANGE = ["number_of_epochs", "num_workers", "ckpt_interval_steps"]
+MAY_CHANGE += ["epochs_per_save"]
 MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder", "download"]
 MAY_CHANGE += ["download_from", "download_checksum"]
 #: former names of keys

@@ -1,6 +1,7 @@
 """What every training loop here shares: logs, checkpoints, exact resume."""
 
 import math
+import os
 import shutil
 
 import speechbrain as sb
@@ -8,12 +9,16 @@ import torch
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
+from torch import nn
 
 from speechbrain_sim.brains import estimate
 from speechbrain_sim.brains.checkpointer import Averages
 from speechbrain_sim.data.batches import training_sets
 
 logger = get_logger(__name__)
+
+#: training steps whose losses and stats are read from a GPU together
+READ_STEPS = 50
 
 
 class ResumableBrain(sb.Brain):
@@ -40,6 +45,8 @@ class ResumableBrain(sb.Brain):
         self.unwrapped = dict(self.modules.items())
         self.stopwatch, self.estimate = estimate.Stopwatch(), None
         self.averages = {stage: Averages() for stage in sb.Stage}
+        self._unread, self._shown_loss = [], 0.0
+        self.steps_per_epoch = 1  # until there is a training set
         if self.checkpointer is not None:
             others = {"averages": self.averages[sb.Stage.TRAIN]}
             others["train_logger"] = self.hparams.train_logger
@@ -57,8 +64,21 @@ class ResumableBrain(sb.Brain):
         source = hparams.train_csv, hparams.valid_csv, hparams.data_folder
         sets = training_sets(*source, hparams.crop, hparams.batch_size, *labels)
         loaders = hparams.train_loader_kwargs, hparams.valid_loader_kwargs
+        loaders = [self.for_device(dict(options)) for options in loaders]
         progressbar = None  # unless --noprogressbar
         self.fit(hparams.epoch_counter, *sets, progressbar, *loaders)
+
+    def for_device(self, loader):
+        """Completes the options of a DataLoader for the Brain's device.
+
+        Several workers, unless there is a number, and pinned memory on a GPU.
+        """
+        on_gpu = self.device_type == "cuda"
+        if loader.get("num_workers", 0) is None:
+            cores = (os.cpu_count() or 1) // int(os.getenv("WORLD_SIZE", "1"))
+            loader["num_workers"] = max(1, min(8, cores - 1)) if on_gpu else 1
+            loader["persistent_workers"] = True
+        return {"pin_memory": on_gpu, **loader}
 
     def on_fit_start(self):
         """Wraps, makes optimizers, resumes; a new run starts with an empty log."""
@@ -80,6 +100,77 @@ class ResumableBrain(sb.Brain):
         if self.checkpointer is not None:
             saved = {f"{name}_optimizer": o for name, o in optimizers.items()}
             self.checkpointer.add_recoverables(saved)
+
+    def fit_batch(self, batch):
+        """Trains on one batch, as SpeechBrain's, but waits for no GPU."""
+        should_step = self.step % self.grad_accumulation_factor == 0
+        self.on_fit_batch_start(batch, should_step)
+        with self.no_sync(not should_step):
+            loss, stats = self.learn(batch, should_step)
+        values = [x.float() for x in (loss, *stats.values())]
+        values = torch.stack(values)
+        self._unread.append((list(stats), values))
+        if values.device.type == "cpu" or len(self._unread) == READ_STEPS:
+            self.read()
+        if should_step:
+            self.scaler.update()  # once: accumulated gradients share a scale
+            self.optimizer_step += 1
+        self.on_fit_batch_end(batch, None, loss, should_step)
+        return loss
+
+    def learn(self, batch, should_step):
+        """Does the `backward` of a batch: detached loss, dict of stats."""
+        raise NotImplementedError
+
+    def backward(self, name, loss, should_step):
+        """Computes the gradients of one module, and applies them if due."""
+        loss = loss / self.grad_accumulation_factor
+        self.scaler.scale(loss).backward()
+        if should_step:
+            self.step_module(name)
+
+    def step_module(self, name):
+        """Clips and applies the gradients of one module, and drops them."""
+        optimizer = self.freeze_optimizers(self.optimizers_dict)[name]
+        weights = list(self.modules[name].parameters())
+        self.scaler.unscale_(optimizer)
+        if math.isfinite(self.max_grad_norm):
+            nn.utils.clip_grad_norm_(weights, self.max_grad_norm)
+        if self.skip_nonfinite_grads and not self.scaler.is_enabled():
+            # of this module alone: the others may still be accumulating
+            for weight in weights:
+                if weight.grad is not None and not weight.grad.isfinite().all():
+                    weight.grad = None
+                    logger.warning(f"{name}: a gradient with NaN is left out.")
+        self.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+
+    def read(self):
+        """Checks and averages the losses and stats of the last steps.
+
+        Those of a step whose loss is not finite do not count, as in
+        SpeechBrain's own average.
+        """
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        rows = torch.stack([values for _, values in unread]).cpu()
+        for (names, _), (loss, *values) in zip(unread, rows, strict=True):
+            self.check_loss_isfinite(loss)
+            if torch.isfinite(loss):
+                stats = dict(zip(names, values, strict=True))
+                self.record(stats, sb.Stage.TRAIN)
+        self._shown_loss = float(rows[-1, 0])
+
+    def update_average(self, loss, avg_loss):
+        """As SpeechBrain's; of losses on a GPU, one that was read before."""
+        if loss.device.type == "cpu":
+            return super().update_average(loss, avg_loss)
+        return self._shown_loss
+
+    def _save_intra_epoch_ckpt(self):
+        self.read()
+        super()._save_intra_epoch_ckpt()
 
     def key(self, name, stage):
         """Returns the key of the draws of one module in this step."""
@@ -107,6 +198,7 @@ class ResumableBrain(sb.Brain):
         self.steps_per_epoch = len(train_set)
         self.stopwatch.begin()
         super()._fit_train(train_set, epoch, enable)
+        self.read()
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Logs once what the run will take."""
@@ -131,11 +223,14 @@ class ResumableBrain(sb.Brain):
                 )
 
     def _fit_valid(self, valid_set, epoch, enable):
+        every = getattr(self.hparams, "epochs_per_save", 1)
+        saves = epoch % every == 0 or epoch == self.hparams.epoch_counter.limit
+        valid_set = valid_set if saves else None
         super()._fit_valid(valid_set, epoch, enable)
-        self.end_epoch(epoch, validated=valid_set is not None)
+        self.end_epoch(epoch, valid_set is not None, saves)
 
-    def end_epoch(self, epoch, validated):
-        """Logs the epoch, saves its result and a checkpoint."""
+    def end_epoch(self, epoch, validated, saves=True):
+        """Logs the epoch; if it `saves`, its result and a checkpoint."""
         train = self.averages[sb.Stage.TRAIN].means()
         valid = self.averages[sb.Stage.VALID].means() if validated else None
         self.hparams.train_logger.log_stats({"epoch": epoch}, train, valid)
@@ -145,6 +240,8 @@ class ResumableBrain(sb.Brain):
             steps = dict.fromkeys([*train, *(valid or ())], last)
             board.global_step.update(train={**steps}, valid=steps, meta=last)
             board.log_stats({}, train, valid)
+        if not saves:
+            return
         if if_main_process():
             training = {"epochs": epoch, "seed": self.hparams.seed}
             self.save_result({**training, "train": train, "valid": valid})

@@ -8,7 +8,7 @@ import torch
 
 from speechbrain_sim.brains.base import ResumableBrain
 from speechbrain_sim.data.audio import SAMPLE_RATE
-from speechbrain_sim.encoders.base import absolute_lengths
+from speechbrain_sim.encoders.base import absolute_lengths, to_device
 from speechbrain_sim.models.format import DECODER, save_parts
 from speechbrain_sim.objectives.reconstruction import mean_squared_error
 from speechbrain_sim.randomness import keyed_generator
@@ -34,7 +34,10 @@ class DecoderBrain(ResumableBrain):
 
     def compute_forward(self, batch, stage):
         """Encodes and decodes a batch: waveforms, (batch, samples)."""
-        wavs, wav_lens = (x.to(self.device) for x in batch.sig)
+        wavs, wav_lens = (
+            to_device(batch.sig.data, self.device),
+            batch.sig.lengths,
+        )
         layer, sampled = self.hparams.layer, self.hparams.sampled
         noise = keyed_generator(*self.key("noise", stage), device=self.device)
         with torch.no_grad():
@@ -44,16 +47,33 @@ class DecoderBrain(ResumableBrain):
         samples = wavs.shape[1]
         return self.modules["decoder"](latents[layer].sample, samples, wav_lens)
 
-    def compute_objectives(self, predictions, batch, stage):
-        """Scores the decoded waveforms; keeps the first validation clips."""
-        wavs, wav_lens = (x.to(self.device) for x in batch.sig)
-        lengths = absolute_lengths(wavs, wav_lens)
+    def learn(self, batch, should_step):
+        """See `ResumableBrain`."""
+        with self.training_ctx:
+            decoded = self.compute_forward(batch, sb.Stage.TRAIN)
+            loss, stats = self.score(decoded, *self.recorded(batch))
+        self.backward("decoder", loss, should_step)
+        return loss.detach(), stats
+
+    def recorded(self, batch):
+        """Returns the waveforms of a batch, and their lengths."""
+        lengths = absolute_lengths(*batch.sig)
+        return to_device(batch.sig.data, self.device), lengths
+
+    def score(self, predictions, wavs, lengths):
+        """Scores the decoded waveforms: loss, dict of stats."""
         loss = self.reconstruction(predictions, wavs, lengths)
         with torch.no_grad():
             error = mean_squared_error(predictions, wavs, lengths)
             power = mean_squared_error(torch.zeros_like(wavs), wavs, lengths)
         stats = {"loss": loss.detach(), "mse": error}
-        self.record({**stats, "explained": 1 - error / power}, stage)
+        return loss, {**stats, "explained": 1 - error / power}
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Scores the decoded waveforms; keeps the first validation clips."""
+        wavs, lengths = self.recorded(batch)
+        loss, stats = self.score(predictions, wavs, lengths)
+        self.record(stats, stage)
         if stage == sb.Stage.VALID and self.step == 1:
             kept = zip(batch.id, wavs, predictions, lengths, strict=True)
             self.examples = {

@@ -11,7 +11,11 @@ from torch import nn
 
 from speechbrain_sim.brains.base import ResumableBrain
 from speechbrain_sim.data.labels import NO_LABEL
-from speechbrain_sim.encoders.base import absolute_lengths, valid_frames
+from speechbrain_sim.encoders.base import (
+    absolute_lengths,
+    to_device,
+    valid_frames,
+)
 from speechbrain_sim.files import versions
 from speechbrain_sim.models.format import ENCODER, save_parts
 
@@ -60,7 +64,7 @@ class GreedyBrain(ResumableBrain):
             return None
         labels, lengths = batch.target
         valid = valid_frames(absolute_lengths(labels, lengths), labels.shape[1])
-        return labels.masked_fill(~valid, NO_LABEL).to(self.device)
+        return labels.masked_fill(~valid, NO_LABEL)
 
     def forward_modules(self, batch, stage):
         """Runs the modules bottom up.
@@ -68,8 +72,9 @@ class GreedyBrain(ResumableBrain):
         Yields name and `ModuleOutput` of each before the next one runs: the
         place to do its backward.
         """
-        wavs, wav_lens = (x.to(self.device) for x in batch.sig)
-        x, lengths = wavs[..., None], absolute_lengths(wavs, wav_lens)
+        wavs, wav_lens = batch.sig
+        lengths = absolute_lengths(wavs, wav_lens)
+        x = to_device(wavs, self.device)[..., None]
         targets = self.targets(batch)
         train = stage == sb.Stage.TRAIN
         learns = set(self.modules) - set(self.frozen) if train else set()
@@ -88,49 +93,19 @@ class GreedyBrain(ResumableBrain):
             for layer in filter(_is_batch_norm, self.modules[name].modules()):
                 layer.eval()
 
-    def fit_batch(self, batch):
-        """Trains on one batch; frees graph and gradients before the next module.
+    def learn(self, batch, should_step):
+        """Frees graph and gradients of a module before the next one.
 
         Equals one backward of the summed losses and one step at the end, since
         no gradient crosses modules.
         """
-        should_step = self.step % self.grad_accumulation_factor == 0
-        self.on_fit_batch_start(batch, should_step)
         losses, stats = [], {}
-        with self.no_sync(not should_step):
-            for name, output in self.forward_modules(batch, sb.Stage.TRAIN):
-                if output.loss.requires_grad:
-                    loss = output.loss / self.grad_accumulation_factor
-                    self.scaler.scale(loss).backward()
-                    if should_step:
-                        self.step_module(name)
-                losses.append(output.loss.detach())
-                stats.update(output.stats)
-        loss = sum(losses)
-        self.check_loss_isfinite(loss)
-        if should_step:
-            self.scaler.update()  # once: accumulated gradients share a scale
-            self.optimizer_step += 1
-        if torch.isfinite(loss):  # as SpeechBrain's own average does
-            self.record(stats, sb.Stage.TRAIN)
-        self.on_fit_batch_end(batch, None, loss, should_step)
-        return loss.cpu()
-
-    def step_module(self, name):
-        """Clips and applies the gradients of one module, and drops them."""
-        optimizer = self.freeze_optimizers(self.optimizers_dict)[name]
-        weights = list(self.modules[name].parameters())
-        self.scaler.unscale_(optimizer)
-        if math.isfinite(self.max_grad_norm):
-            nn.utils.clip_grad_norm_(weights, self.max_grad_norm)
-        if self.skip_nonfinite_grads and not self.scaler.is_enabled():
-            # of this module alone: the others may still be accumulating
-            for weight in weights:
-                if weight.grad is not None and not weight.grad.isfinite().all():
-                    weight.grad = None
-                    logger.warning(f"{name}: a gradient with NaN is left out.")
-        self.scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
+        for name, output in self.forward_modules(batch, sb.Stage.TRAIN):
+            if output.loss.requires_grad:
+                self.backward(name, output.loss, should_step)
+            losses.append(output.loss.detach())
+            stats.update(output.stats)
+        return sum(losses), stats
 
     def compute_forward(self, batch, stage):
         """Runs all modules; returns a dict of str to ModuleOutput."""

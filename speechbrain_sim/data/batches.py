@@ -72,8 +72,18 @@ def _open(manifest, data_folder, label):
     return dataset
 
 
+#: bytes of decoded audio that a run keeps in memory, in each worker
+KEPT_BYTES = 1 << 28
+
+
 def make_dataset(
-    manifest, data_folder, crop=None, label=None, classes=None, kind=UTTERANCE
+    manifest,
+    data_folder,
+    crop=None,
+    label=None,
+    classes=None,
+    kind=UTTERANCE,
+    keep=False,
 ):
     """Opens a manifest as a dataset of waveforms and labels.
 
@@ -93,6 +103,9 @@ def make_dataset(
         See `speechbrain_sim.data.labels.kind_of`. The target is one class (1,)
         of an utterance, those of each 10 ms of the crop (labels,), or a whole
         sequence (tokens,).
+    keep : bool
+        Whether a waveform stays in memory once it is read, if all fit into
+        `KEPT_BYTES`; for crops that do not change.
 
     Returns
     -------
@@ -111,10 +124,19 @@ def make_dataset(
     dataset = _open(manifest, data_folder, label)
     crop = crop or KeyedCrop(1 << 62)  # longer than any utterance
 
+    sizes = (int(row["num_samples"]) for row in dataset.data.values())
+    samples = sum(min(size, crop.samples) for size in sizes)
+    kept, keep = {}, keep and 4 * samples <= KEPT_BYTES
+
     @takes("id", "wav", "num_samples")
     @provides("sig")
     def read(item, wav, num_samples):
-        return read_audio(wav, *crop(item, int(num_samples)))
+        if item in kept:
+            return kept[item]
+        sig = read_audio(wav, *crop(item, int(num_samples)))
+        if keep:
+            kept[item] = sig
+        return sig
 
     dataset.add_dynamic_item(read)
     dataset.set_output_keys(["id", "sig"] + ["target"] * (label is not None))
@@ -168,8 +190,9 @@ def training_sets(train_csv, valid_csv, data_folder, crop, batch_size, *target):
         If the training set is smaller than a batch.
     """
     still = KeyedCrop(crop.samples, crop.random, crop.seed)
-    train = make_dataset(train_csv, data_folder, crop, *target)
-    valid = make_dataset(valid_csv, data_folder, still, *target)
+    options = {"keep": not crop.random}
+    train = make_dataset(train_csv, data_folder, crop, *target, **options)
+    valid = make_dataset(valid_csv, data_folder, still, *target, keep=True)
     if len(train) < batch_size:
         few = f"{train_csv} lists {len(train)} utterances, fewer than a batch"
         raise ValueError(f"{few}: use a batch_size below {batch_size}.")

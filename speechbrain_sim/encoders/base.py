@@ -26,7 +26,8 @@ class Latent(NamedTuple):
     sample : torch.Tensor
         Input of the next layer: a draw from the posterior, or the mean.
     lengths : torch.Tensor
-        Valid frames of each utterance, (batch,), integer.
+        Valid frames of each utterance, (batch,), integer, on the CPU: there,
+        no GPU has to be waited for.
     sampled : bool
         Whether this layer, or one below it, drew from a posterior.
     """
@@ -92,8 +93,16 @@ class Latent(NamedTuple):
         return cls(mean, log_var, sample, lengths, sampled)
 
 
+def to_device(x, device):
+    """Copies a tensor to a device; a copy to a GPU is not waited for."""
+    to_gpu = x.device.type == "cpu" and torch.device(device).type == "cuda"
+    return (x.pin_memory() if to_gpu else x).to(device, non_blocking=to_gpu)
+
+
 def absolute_lengths(x, wav_lens=None):
     """Converts SpeechBrain's relative lengths to samples, (batch,), int64.
+
+    They are on the CPU; those that come from a GPU are waited for.
 
     Arguments
     ---------
@@ -115,8 +124,8 @@ def absolute_lengths(x, wav_lens=None):
     """
     batch, time = x.shape[:2]
     if wav_lens is None:
-        return torch.full((batch,), time, device=x.device)
-    lengths = torch.as_tensor(wav_lens, device=x.device)
+        return torch.full((batch,), time)
+    lengths = torch.as_tensor(wav_lens).cpu()
     if lengths.is_floating_point():
         lengths = torch.round(lengths.double() * time)
     lengths = lengths.long()
@@ -145,7 +154,8 @@ def zero_padding(x, lengths):
     """Zeroes (batch, time, channel) beyond each utterance."""
     if not torch.jit.is_tracing() and lengths.min() >= x.shape[1]:
         return x
-    return x.masked_fill(~valid_frames(lengths, x.shape[1])[..., None], 0)
+    valid = valid_frames(to_device(lengths, x.device), x.shape[1])
+    return x.masked_fill(~valid[..., None], 0)
 
 
 def masked_mean(x, lengths):
@@ -156,7 +166,8 @@ def masked_mean(x, lengths):
     >>> masked_mean(torch.tensor([[[1.0], [3.0], [99.0]]]), torch.tensor([2]))
     tensor([[2.]])
     """
-    return zero_padding(x, lengths).sum(1) / lengths[:, None]
+    counts = to_device(lengths, x.device)
+    return zero_padding(x, lengths).sum(1) / counts[:, None]
 
 
 class Encoder(nn.Module, ABC):
@@ -182,7 +193,7 @@ class Encoder(nn.Module, ABC):
     def encode(self, wavs, lengths, layers, sample, generator):
         """Encodes a batch that `forward` has checked: dict of str to Latent.
 
-        `lengths` are samples, (batch,), int64, and `layers` is a list, bottom
+        `lengths` are samples, (batch,), int64, on the CPU, and `layers` is a list, bottom
         first. Frames beyond an utterance may hold anything.
         """
 
@@ -353,7 +364,8 @@ def at_frames_of(latent, geometry, slower, time):
     count = slow_hop // hop
     first = round((slow_center - center) / hop - (count - 1) / 2)
     at = first + torch.arange(time * count, device=latent.mean.device)
-    at = at.clamp(min=0).minimum(latent.lengths[:, None] - 1)
+    last = to_device(latent.lengths, at.device)[:, None] - 1
+    at = at.clamp(min=0).minimum(last)
     rows = torch.arange(len(at), device=at.device)[:, None]
     averaged = latent.mean[rows, at]  # (batch, time * count, channel)
     return averaged.unflatten(1, (time, count)).mean(2)

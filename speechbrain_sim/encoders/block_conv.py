@@ -63,7 +63,7 @@ class BlockConv1d(nn.Conv1d):
         padding = own_padding if padding is None else padding
         weight, bias, device = self.weight, self.bias, x.device.type
         plain = torch.jit.is_tracing() or kernel_size % stride
-        if plain or device != "cpu":
+        if plain or (device != "cpu" and self.in_channels > 1):
             x = (torch.relu(x) if relu else x).transpose(1, 2)
             y = nn.functional.conv1d(x, weight, bias, stride, padding)
             return y.transpose(1, 2)
@@ -75,6 +75,9 @@ class BlockConv1d(nn.Conv1d):
             # the bias is the weight of a further tap, which is always one
             x = nn.functional.pad(x, (0, 1), value=1.0)
             weight = torch.cat([weight, bias[:, None]], dim=1)
+            if device != "cpu":  # its products are fast for multiples of 8
+                more = 0, -weight.shape[1] % 8
+                x, weight = (nn.functional.pad(t, more) for t in (x, weight))
             return (x.flatten(0, 1) @ weight.t()).unflatten(0, x.shape[:2])
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from speechbrain_sim.encoders.base import (
     Latent,
     absolute_lengths,
+    to_device,
     valid_frames,
     zero_padding,
 )
@@ -171,10 +172,11 @@ def _norm_valid(norm, x, lengths):
     """Batch norm over (batch, time, channel), the padding left out."""
     if not norm.training or lengths.min() >= x.shape[1]:
         return norm(x.flatten(0, 1)).view(x.shape)
-    mask = valid_frames(lengths, x.shape[1])
-    normed = torch.zeros_like(x)
-    normed[mask] = norm(x[mask])
-    return normed
+    valid = valid_frames(lengths, x.shape[1]).flatten().nonzero()[:, 0]
+    valid, rows = to_device(valid, x.device), x.flatten(0, 1)
+    normed = torch.zeros_like(rows)
+    normed[valid] = norm(rows[valid])
+    return normed.view(x.shape)
 
 
 class ContextModule(nn.Module):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from speechbrain_sim.encoders.base import to_device
 from speechbrain_sim.encoders.layers import run_layers
 from speechbrain_sim.objectives import kl
 from speechbrain_sim.objectives.info_nce import (
@@ -98,7 +99,8 @@ class SmoothInfoNCE(nn.Module):
         posteriors : iterable of (Latent, float)
             The posteriors of the KL, each with its weight beta.
         """
-        terms, where = [], (choices.start, choices.negatives)
+        negatives = to_device(choices.negatives, pairs[0][1].device)
+        terms, where = [], (choices.start, negatives)
         for c, z in pairs:
             predicted = self.predictor(c)  # (batch, frames, K * channel)
             predicted = predicted.unflatten(-1, (self.prediction_steps, -1))
@@ -168,13 +170,14 @@ class GreedyModule(nn.Module):
         Arguments
         ---------
         x, lengths : torch.Tensor
-            (batch, time, channel), from the module below; valid frames, (batch,).
+            (batch, time, channel), from the module below; valid frames, (batch,),
+            on the CPU.
         key : tuple, optional
             Key of the random draws; the global generator by default.
         targets : torch.Tensor, optional
             Labels, for a supervised objective.
         """
-        x = x.detach()
+        x, lengths = x.detach(), lengths.cpu()  # DDP has moved them
         noise = key and keyed_generator(*key, "noise", device=x.device)
         choices = key and keyed_generator(*key, "negatives")
         latents = dict(run_layers(self.layers, x, lengths, self.sample, noise))

@@ -7,7 +7,10 @@ https://arxiv.org/abs/2408.12936
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
+
+from speechbrain_sim.encoders.base import to_device
 
 
 class Choices(NamedTuple):
@@ -61,7 +64,8 @@ def draw_negatives(
     Returns
     -------
     torch.Tensor
-        (batch, frames, N), int64: indices into the (batch * time) sequence.
+        (batch, frames, N), int64, on the CPU: indices into the (batch * time)
+        sequence.
 
     Example
     -------
@@ -77,14 +81,16 @@ def draw_negatives(
     ends = counts.cumsum(0)
     shape = (len(counts), frames, num_negatives - within)
     position = torch.randint(int(ends[-1]), shape, generator=generator)
-    row = torch.searchsorted(ends, position, right=True)
-    drawn = [row * time + position - (ends - counts)[row]]
+    drawn = [position]
+    if counts.min() < time:  # else no padding has to be stepped over
+        row = torch.searchsorted(ends, position, right=True)
+        drawn = [row * time + position - (ends - counts)[row]]
     if within:
         shape, dtype = (len(counts), frames, within), torch.float64
         uniform = torch.rand(shape, generator=generator, dtype=dtype)
         position = (uniform * counts[:, None, None]).long()
         drawn.append(torch.arange(len(counts))[:, None, None] * time + position)
-    return torch.cat(drawn, dim=-1).to(lengths.device)
+    return torch.cat(drawn, dim=-1)
 
 
 def info_nce(predicted, z, lengths, start, negatives):
@@ -109,32 +115,57 @@ def info_nce(predicted, z, lengths, start, negatives):
     NCE
     """
     frames, steps = predicted.shape[1:3]
-    scores = _Scores.apply(predicted, z.to(predicted.dtype), start, negatives)
+    ahead = torch.arange(1, steps + 1, device=z.device)
+    row = torch.arange(len(z), device=z.device)[:, None, None] * z.shape[1]
+    at = start + torch.arange(frames, device=z.device)[:, None] + ahead
+    same = z.to(predicted.dtype)
+    if z.device.type == "cpu":
+        scores = _Scores.apply(predicted, same, start, negatives)
+    else:
+        inside = row + at.clamp(max=z.shape[1] - 1)
+        scores = scores_in_one_product(predicted, same, inside, negatives)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
 
-    ahead = torch.arange(1, steps + 1, device=z.device)
-    last = (lengths - start).clamp(0, frames)[:, None] - ahead  # (batch, K)
-    valid = torch.arange(frames, device=z.device)[:, None] < last[:, None]
-    counts = valid.sum((0, 1))  # pairs of each k
+    last = (lengths.cpu() - start).clamp(0, frames)[:, None]
+    last = (last - torch.arange(1, steps + 1)).clamp(min=0)  # (batch, K)
+    counts = last.sum(0)  # pairs of each k
     if counts.max() == 0:
         raise ValueError(
             f"No frame of the window {start}..{start + frames - 1} has a "
             f"successor: the utterances have {lengths.tolist()} frames."
         )
+    counted, counts = (counts > 0).sum(), to_device(counts, z.device)
+    last = to_device(last, z.device)[:, None]
+    valid = torch.arange(frames, device=z.device)[:, None] < last
     loss = scores.logsumexp(-1) - scores[..., 0]
     # a negative that is the positive itself does not count as a mistake
-    row = torch.arange(len(z), device=z.device)[:, None, None] * z.shape[1]
-    at = row + start + torch.arange(frames, device=z.device)[:, None] + ahead
-    own = negatives[:, :, None] == at[..., None]  # (batch, frames, K, N)
+    own = negatives[:, :, None] == (row + at)[..., None]
     with torch.no_grad():
         rival = scores[..., 1:].masked_fill(own, -torch.inf).amax(-1)
         correct = (scores[..., 0] > rival).to(loss.dtype)
 
     def mean(values):
         per_step = values.masked_fill(~valid, 0).sum((0, 1))
-        return (per_step / counts.clamp(min=1)).sum() / (counts > 0).sum()
+        return (per_step / counts.clamp(min=1)).sum() / counted
 
     return NCE(mean(loss), mean(correct))
+
+
+def scores_in_one_product(predicted, z, positives, negatives):
+    """As `_Scores`, in few calls: a GPU waits for each longer than it computes.
+
+    `positives` indexes the (batch * time) sequence, (batch, frames, K).
+    """
+    steps, count = predicted.shape[2], negatives.shape[-1]
+    indices = torch.cat([positives, negatives], dim=-1)
+    # some twice: products are fast for multiples of 8
+    indices = torch.cat([indices, indices[..., : -(steps + count) % 8]], -1)
+    # index_select adds its gradients one by one
+    candidates = nn.functional.embedding(indices, z.flatten(0, 1))
+    scores = predicted @ candidates.transpose(-1, -2)
+    positive = scores[..., :steps].diagonal(dim1=-2, dim2=-1)
+    negative = scores[..., steps : steps + count]
+    return torch.cat([positive[..., None], negative], dim=-1)
 
 
 class _Scores(torch.autograd.Function):

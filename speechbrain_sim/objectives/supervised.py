@@ -3,7 +3,7 @@
 from torch import nn
 
 from speechbrain_sim.data.labels import NO_LABEL, frames_of_labels
-from speechbrain_sim.encoders.base import masked_mean
+from speechbrain_sim.encoders.base import masked_mean, to_device
 from speechbrain_sim.objectives.greedy import GreedyModule
 
 
@@ -26,18 +26,20 @@ class SupervisedModule(GreedyModule):
 
     def objective(self, latents, below, noise, choices, targets):
         """Cross-entropy of the labels; see `GreedyModule`."""
-        top = list(latents.values())[-1]
+        top, targets = list(latents.values())[-1], targets.cpu()
+        device = top.mean.device
         if self.frame_geometry is None:
             pooled, targets = masked_mean(top.mean, top.lengths), targets[:, 0]
         else:
             frames = frames_of_labels(targets.shape[1], *self.frame_geometry)
-            frames = frames.to(top.mean.device)
             beyond = frames >= top.lengths[:, None]  # (batch, labels)
             targets = targets.masked_fill(beyond, NO_LABEL).flatten()
             frames = frames.clamp(max=top.mean.shape[1] - 1)
-            pooled = top.mean[:, frames].flatten(0, 1)
-        logits = self.classifier(pooled).float()
-        counted = targets != NO_LABEL
-        loss = nn.functional.cross_entropy(logits[counted], targets[counted])
-        correct = logits.argmax(-1)[counted] == targets[counted]
+            pooled = top.mean[:, to_device(frames, device)].flatten(0, 1)
+        counted = (targets != NO_LABEL).nonzero()[:, 0]
+        targets = to_device(targets[counted], device)
+        counted = to_device(counted, device)
+        logits = self.classifier(pooled).float()[counted]
+        loss = nn.functional.cross_entropy(logits, targets)
+        correct = logits.argmax(-1) == targets
         return loss, {"accuracy": correct.float().mean()}

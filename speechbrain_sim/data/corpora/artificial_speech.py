@@ -179,5 +179,6 @@ def _rows(data_folder, part, side, labels):
         raise FileNotFoundError(f"No {folder}: the set consists of {parts}.")
     return [
         {"ID": path.stem, "wav": path, **labels(path.stem, side)}
-        for path in sorted(folder.glob("*.wav"))
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".wav", ".flac")
     ]

@@ -1,0 +1,75 @@
+"""benchmarks/gpu.py, rehearsed at toy size on a CPU."""
+
+import tarfile
+
+import pytest
+from safetensors import safe_open
+
+from benchmarks import gpu, gpu_paper
+from speechbrain_sim.files import read_json
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """The folder of a rehearsal of all three parts."""
+    folder = tmp_path_factory.mktemp("gpu")
+    arguments = ["--toy", "--epochs", "1", "--output", str(folder)]
+    assert gpu.main([*arguments, "--device", "cpu"])
+    return folder, arguments
+
+
+def test_all_parts_are_measured(toy):
+    done = read_json(toy[0] / "gpu.json")["done"]
+    assert list(done) == ["right", "fast", "paper"]
+    for part in ("right", "fast"):
+        assert all(table["rows"] for table in done[part].values())
+    text = (toy[0] / "gpu.md").read_text(encoding="utf-8")
+    assert "missing" not in text and "Failed" not in text
+    assert "**reduced**" in text
+
+
+def test_the_papers_results_are_handed_over(toy):
+    with tarfile.open(toy[0] / "paper.tar.gz") as tar:
+        names = tar.getnames()
+    for name in ("report.md", "SIM_1/probe/probe_vowel.json"):
+        assert f"paper/{name}" in names
+    for name in gpu_paper.NAMES:
+        assert f"paper/{name}_1/delta.json" in names
+        with safe_open(toy[0] / f"{name}.safetensors", "pt") as encoder:
+            dtypes = {str(encoder.get_tensor(k).dtype) for k in encoder.keys()}
+        assert "torch.float32" not in dtypes
+    assert len([path for path in toy[0].iterdir() if path.is_file()]) <= 8
+
+
+def test_what_is_done_is_not_repeated(toy, monkeypatch):
+    folder, arguments = toy
+    before = read_json(folder / "gpu.json")["done"]["right"]
+    monkeypatch.setattr(gpu_paper, "run_step", None)
+    assert gpu.main([*arguments, "--device", "cpu"])
+    assert read_json(folder / "gpu.json")["done"]["right"] == before
+
+
+def test_results_are_published_into_a_page(toy, tmp_path):
+    page = tmp_path / "gpu.md"
+    page.write_text(f"# Title\n\n{gpu.MARK}\n\nold\n", encoding="utf-8")
+    gpu.publish([toy[0], toy[0]], page)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"# Title\n\n{gpu.MARK}\n\nMeasured ")
+    assert "## Right" in text and "old" not in text
+
+
+def test_a_step_that_fails_stops_only_what_needs_it(tmp_path, monkeypatch):
+    """In processes of their own, as on a GPU."""
+    chosen = gpu.options(["--toy", "--data", str(tmp_path)])
+    chosen.toy, chosen.device = False, "cpu"
+    results = gpu.Results(tmp_path / "work", tmp_path / "out", 1)
+    monkeypatch.setattr(gpu_paper, "command_line", lambda *_: [])
+    monkeypatch.setattr(gpu_paper, "hand_over", lambda *_: None)
+    monkeypatch.setattr(gpu_paper.sys, "executable", "/bin/false")
+    steps = gpu_paper.Steps(results, chosen, "fp32")
+    steps.state["train/GIM/"] = 1.0
+    assert not steps.run()
+    failed = {title.split(": ")[1] for title in results.content["errors"]}
+    assert "train/SIM/" in failed and "decode/GIM/module1" in failed
+    assert not any("SIM" in name for name in failed - {"train/SIM/"})
+    assert "measure/GIM/" not in failed
