@@ -199,7 +199,7 @@ def train(hparams, runs, name, seed, label=None):
 def probe_options(hparams, name, label, folder):
     """Returns the options of a system's probes, but their encoder."""
     return {
-        **hparams["labels"][label].get("probe", {}),
+        **hparams["labels"].get(label, {}).get("probe", {}),
         **hparams["systems"][name].get("probe", {}),
         **hparams["probe_options"],
         "label": label,
@@ -207,11 +207,14 @@ def probe_options(hparams, name, label, folder):
     }
 
 
-def check_labels(hparams, runs):
+def check_labels(hparams, runs, chosen):
     """Raises a ValueError, before any training, if a label cannot be probed."""
+    labels = dict.fromkeys(hparams["labels"])
+    if hparams["inside"] and any("probes" in tool.needs for tool in chosen):
+        labels |= {hparams["weights_label"]: None}
     name, system = next(iter(hparams["systems"].items()))
     seed = system.get("seeds", [1])[0]
-    for label in hparams["labels"]:
+    for label in filter(None, labels):
         folder = f"{hparams['output_folder']}/{name}_{seed}"
         folder += f"_{label}" * system.get("per_label", False)
         options = probe_options(hparams, name, label, folder)
@@ -377,7 +380,7 @@ def main(argv):
     runs = open_runs(yamls, hparams, run_opts)
     check_runs(hparams, runs, chosen)
     sb.create_experiment_directory(hparams["output_folder"])
-    check_labels(hparams, runs)
+    check_labels(hparams, runs, chosen)
     study = make_study(hparams)
     encoders, folders, logs = train_and_probe(hparams, runs)
     probed = read_probed(folders, hparams["baseline"])
