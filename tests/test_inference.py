@@ -416,7 +416,7 @@ CHANGES = {
     "rate": (lambda c: c.update(sample_rate=8000), "16000 Hz only"),
     "architecture": (
         lambda c: c["parts"]["encoder"]["arguments"].update(eval="1"),
-        "no encoder that can be made",
+        "states eval .1. for encoder",
     ),
     "size": (
         lambda c: c["parts"]["encoder"]["arguments"].update(channels=8),
