@@ -98,6 +98,26 @@ def encode(hparams, run_opts, encoder, description, rows):
         yield encode_manifest(encoder, description, *paths, **options)
 
 
+def made_of(hparams, kind, rows, description):
+    """Returns what results depend on; with these they are not made anew."""
+    options = sorted({*RUN} & {*hparams})
+    manifests = {part: hparams[f"{part}_csv"] for part in PARTS}
+    return {
+        "label": hparams["label_name"],
+        "column": hparams["label"],
+        "kind": kind,
+        "version": __version__,
+        "activations": f"activations/{rows}",
+        "encoder": description,
+        "settings": {key: hparams[key] for key in hparams["settings"]},
+        "run_options": {key: str(hparams[key]) for key in options},
+        "manifests": {
+            part: manifest_hash(path, hparams["data_folder"])
+            for part, path in manifests.items()
+        },
+    }
+
+
 def probe(hparams, run_opts):
     """Encodes the corpus, trains the probes and writes the results."""
     label, folder = hparams["label"], hparams["output_folder"]
@@ -114,22 +134,7 @@ def probe(hparams, run_opts):
     check_folder(folder, encoder, description, hparams["encoder"])
     kind, classes = prepare(hparams, run_opts)
     rows = LABELS if kind == FRAMES else MEAN
-    about = {
-        "label": hparams["label_name"],
-        "column": label,
-        "kind": kind,
-        "version": __version__,
-        "activations": f"activations/{rows}",
-        "encoder": description,
-        "settings": {key: hparams[key] for key in hparams["settings"]},
-        "run_options": {
-            k: str(hparams[k]) for k in sorted({*RUN} & {*hparams})
-        },
-        "manifests": {
-            p: manifest_hash(hparams[f"{p}_csv"], hparams["data_folder"])
-            for p in PARTS
-        },
-    }
+    about = made_of(hparams, kind, rows, description)
     if results.is_written(folder, **about):
         return
     stores = list(encode(hparams, run_opts, encoder, description, rows))

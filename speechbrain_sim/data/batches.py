@@ -121,7 +121,16 @@ def make_dataset(
         raise ValueError(f"A crop has a part of the '{label}', but which?")
     dataset = _open(manifest, data_folder, label)
     crop = crop or KeyedCrop(1 << 62)  # longer than any utterance
+    _add_audio(dataset, manifest, crop, keep)
+    dataset.set_output_keys(["id", "sig"] + ["target"] * (label is not None))
+    if label is not None:
+        dataset.data_ids = _labelled(dataset, manifest, label, classes, kind)
+        _add_target(dataset, label, classes, kind, crop)
+    return dataset
 
+
+def _add_audio(dataset, manifest, crop, keep):
+    """Provides the samples of each utterance as `sig`."""
     sizes = (row["num_samples"] for row in dataset.data.values())
     samples = sum(min(size, crop.samples) for size in sizes)
     kept, keep = {}, keep and 4 * samples <= KEPT_BYTES
@@ -141,11 +150,6 @@ def make_dataset(
         return sig
 
     dataset.add_dynamic_item(read)
-    dataset.set_output_keys(["id", "sig"] + ["target"] * (label is not None))
-    if label is not None:
-        dataset.data_ids = _labelled(dataset, manifest, label, classes, kind)
-        _add_target(dataset, label, classes, kind, crop)
-    return dataset
 
 
 def _add_target(dataset, label, classes, kind, crop):

@@ -68,8 +68,7 @@ def prepare_folder(
         splits[sides[name]].append(labels.get(name, {}) | own)
     if not all(splits.values()):
         few = f"{len(names)} files are too few for {', '.join(splits)}"
-        needed = f"{len(splits)} files"
-        needed += " of one speaker" * any(groups.values())
+        needed = f"{len(splits)} files{' of a speaker' * any(groups.values())}"
         remedy = "Add files, set a share to 0, or correct the column split."
         raise ValueError(f"{folder}: {few}: that takes {needed}. {remedy}")
     how = min_samples, on_bad_audio, arguments
