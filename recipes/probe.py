@@ -62,7 +62,7 @@ def check(settings):
 RULES = (None, check)
 
 
-def prepare(hparams, run_opts):
+def prepare(hparams):
     """Prepares the corpus; returns kind and classes of a label to probe for.
 
     Raises a ValueError, before features are computed, for what cannot be
@@ -70,13 +70,10 @@ def prepare(hparams, run_opts):
     """
     label, data_folder = hparams["label"], hparams["data_folder"]
     kind = kind_of(label, hparams["label_kinds"])
-    sb.create_experiment_directory(hparams["output_folder"])
     hparams["prepare"]()
     manifests = {part: hparams[f"{part}_csv"] for part in PARTS}
-    controls = hparams["controls"]
-    return kind, results.check_examples(
-        manifests, data_folder, label, kind, controls
-    )
+    examples = manifests, data_folder, label, kind, hparams["controls"]
+    return kind, results.check_examples(*examples)
 
 
 def encode(hparams, run_opts, encoder, description, rows):
@@ -132,7 +129,8 @@ def probe(hparams, run_opts):
                 f"choose another --output_folder."
             )
     check_folder(folder, encoder, description, hparams["encoder"])
-    kind, classes = prepare(hparams, run_opts)
+    sb.create_experiment_directory(folder)
+    kind, classes = prepare(hparams)
     rows = LABELS if kind == FRAMES else MEAN
     about = made_of(hparams, kind, rows, description)
     if results.is_written(folder, **about):

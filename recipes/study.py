@@ -20,6 +20,7 @@ import decode
 import pretrain
 import probe
 import speechbrain as sb
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import infer_device, run_on_main
 from speechbrain.utils.logger import get_logger
 
@@ -38,7 +39,7 @@ from speechbrain_sim.data.tables import row_hashes
 from speechbrain_sim.files import machine, read_json, sha256
 from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
-from speechbrain_sim.options import check_ranges, typed
+from speechbrain_sim.options import check_ranges, dump_yaml, typed
 from speechbrain_sim.report.page import Table
 from speechbrain_sim.report.tables import markdown_table
 
@@ -46,7 +47,6 @@ logger = get_logger(__name__)
 
 #: keys of a study that `report.json` repeats
 SETTINGS = ("clips", "clip_samples", "pairs", "smooth_pairs", "weights_label")
-
 
 #: an entry of systems, and of labels: of which kinds their values are
 SYSTEM = {"yaml": "", "encoder": "", "of": "", "per_label": False}
@@ -67,19 +67,29 @@ class Runs(NamedTuple):
     corpus: dict
     dry: bool = False  # their settings are checked, nothing is run
 
-    def run(self, recipe, yaml, rules, **options):
-        """Runs a recipe; a run that is done already returns at once."""
-        options = {**self.options, **options}
+    def run(self, recipe, yaml, rules, options, **own):
+        """Runs a recipe; a run that is done already returns at once.
+
+        `own` are options that nobody else may give. Returns the settings of a
+        dry run.
+        """
+        for key in sorted(options.keys() & own.keys()):
+            raise ValueError(
+                f"--{key} is {own[key]} in {own['output_folder']}: the study "
+                f"gives it, no options do."
+            )
+        options = {**self.options, **options, **own}
         yaml, folder = self.yamls / yaml, self.manifests
-        settings, _ = config.read_settings(yaml, options, self.run_opts)
+        experiment = yaml, options, self.run_opts
+        check = rules[-1] if self.dry else None
+        settings, _ = config.read_settings(*experiment, check)
         corpus = {key: settings.get(key) for key in self.corpus}
         if corpus != self.corpus:
             text = json.dumps(corpus, default=str).encode()
             folder += f"_{hashlib.sha256(text).hexdigest()[:8]}"
         options.setdefault("manifest_folder", folder)
-        experiment = yaml, options, self.run_opts
         if self.dry:
-            return config.read_settings(*experiment, rules[-1])
+            return config.read_settings(*experiment)[0]
         print(f"\n=== {options['output_folder']}: {yaml.name}", flush=True)
         recipe(*config.make_experiment(*experiment, *rules))
 
@@ -133,7 +143,7 @@ def check_systems(systems):
     trained = {}
     for name, system in systems.items():
         entry = f"--systems: {name}"
-        if name != Path(str(name)).name or name == "..":
+        if name != Path(str(name)).name or name in ("", ".."):
             raise ValueError(f"{entry}: its name, of folders, is a plain word.")
         check_entry(entry, system, SYSTEM)
         if len({"yaml", "encoder", "of"} & system.keys()) != 1:
@@ -191,35 +201,35 @@ def train(hparams, runs, name, seed, label=None):
         folder += f"_{label}"
         supervised = hparams["labels"][label].get("supervised", {})
         options = {"label": label, **supervised, **options}
-    options |= {"output_folder": folder, "seed": seed}
-    runs.run(pretrain.pretrain, system["yaml"], pretrain.RULES, **options)
+    own = {"output_folder": folder, "seed": seed}
+    yaml, rules = system["yaml"], pretrain.RULES
+    runs.run(pretrain.pretrain, yaml, rules, options, **own)
     return folder, folder
 
 
-def probe_options(hparams, name, label, folder):
-    """Returns the options of a system's probes, but their encoder."""
-    return {
+def run_probe(hparams, runs, name, label, folder, encoder, **others):
+    """Probes an encoder of a system for a label; see `Runs.run`."""
+    options = {
+        "label": label,  # the column, unless options have another
         **hparams["labels"].get(label, {}).get("probe", {}),
         **hparams["systems"][name].get("probe", {}),
         **hparams["probe_options"],
-        "label": label,
-        "output_folder": f"{folder}/probe",
+        **others,
     }
+    own = {"output_folder": folder, "label_name": label, "encoder": encoder}
+    return runs.run(probe.probe, "probe.yaml", probe.RULES, options, **own)
 
 
 def check_labels(hparams, runs, chosen):
     """Raises a ValueError, before any training, if a label cannot be probed."""
-    labels = dict.fromkeys(hparams["labels"])
+    labels, dry = dict.fromkeys(hparams["labels"]), runs._replace(dry=True)
     if hparams["inside"] and any("probes" in tool.needs for tool in chosen):
         labels |= {hparams["weights_label"]: None}
-    name, system = next(iter(hparams["systems"].items()))
-    seed = system.get("seeds", [1])[0]
+    name = next(iter(hparams["systems"]))
     for label in filter(None, labels):
-        folder = f"{hparams['output_folder']}/{name}_{seed}"
-        folder += f"_{label}" * system.get("per_label", False)
-        options = probe_options(hparams, name, label, folder)
-        options["encoder"] = "logmel"  # any: the corpus alone is checked
-        runs.run(probe.prepare, "probe.yaml", probe.RULES, **options)
+        # of any encoder: the corpus alone is looked at
+        settings = run_probe(hparams, dry, name, label, "", "logmel")
+        probe.prepare(load_hyperpyyaml(dump_yaml(settings)))
 
 
 def train_and_probe(hparams, runs):
@@ -242,10 +252,9 @@ def train_and_probe(hparams, runs):
             for label in labels:
                 if per_label:
                     folder, encoder = train(hparams, runs, name, seed, label)
-                options = probe_options(hparams, name, label, folder)
-                options["encoder"] = encoder
-                runs.run(probe.probe, "probe.yaml", probe.RULES, **options)
-                probed[label].setdefault(name, []).append(f"{folder}/probe")
+                place = f"{folder}/probe"
+                run_probe(hparams, runs, name, label, place, encoder)
+                probed[label].setdefault(name, []).append(place)
     return encoders, probed, logs
 
 
@@ -254,32 +263,24 @@ def train_decoder(hparams, runs, folder, encoder, layer):
     epochs = hparams["decoder_epochs"]
     options = {"number_of_epochs": epochs[layer]} if layer in epochs else {}
     options |= hparams["decode_options"]
-    options |= {"encoder": encoder, "layer": layer}
-    options["output_folder"] = f"{folder}/decoder_{layer}"
-    runs.run(decode.decode, "decode.yaml", decode.RULES, **options)
-    return options["output_folder"]
+    own = {"output_folder": f"{folder}/decoder_{layer}"}
+    own |= {"encoder": encoder, "layer": layer}
+    runs.run(decode.decode, "decode.yaml", decode.RULES, options, **own)
+    return own["output_folder"]
 
 
-def train_bias_free(hparams, runs, folder, encoder, layers):
+def train_bias_free(hparams, runs, name, folder, encoder, layers):
     """Trains probes without bias; returns them, and the hash of the scores."""
     label = hparams["weights_label"]
     if label is None:
         return None, None
     out = f"{folder}/probe_without_bias"
-    options = {
-        **hparams["labels"].get(label, {}).get("probe", {}),
-        **hparams["probe_options"],
-        "encoder": encoder,
-        "label": label,
-        "layers": layers,
-        "bias": False,
-        "standardize": False,
-        "output_folder": out,
-    }
-    runs.run(probe.probe, "probe.yaml", probe.RULES, **options)
-    scores, name = Path(out, f"probe_{label}.json"), f"probe_{label}"
+    others = {"layers": layers, "bias": False, "standardize": False}
+    run_probe(hparams, runs, name, label, out, encoder, **others)
+    part = f"probe_{label}"
+    scores = Path(out, f"{part}.json")
     about = read_json(scores)
-    linear = load_parts(out, [name])[0][name].probes
+    linear = load_parts(out, [part])[0][part].probes
     probes = Probes(
         about["layers"],
         [f"{label} {name}" for name in about["class_names"]],
@@ -312,7 +313,7 @@ def open_system(hparams, runs, study, chosen, name, folder, source):
             decoders[layer] = decoder.to(device)
     if "probes" in needs:
         probes, made_of["probes"] = train_bias_free(
-            hparams, runs, folder, source, layers
+            hparams, runs, name, folder, source, layers
         )
     return System(name, encoder, wavs, latents, decoders, probes, made_of)
 
@@ -363,7 +364,7 @@ def look_inside(hparams, runs, study, chosen, encoders):
     systems, results = [], {}
     for name in hparams["inside"]:
         folder, source = encoders[name]
-        check_clips(hparams, folder)
+        check_clips(hparams, source)
         system = open_system(hparams, runs, study, chosen, name, folder, source)
         systems.append(system)
         found = tools.measure_system(system, study, chosen, folder)

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_sim.config import MODELS, check_keys, model_changes, read_yaml
+from speechbrain_sim.config import MODELS, check_keys, model_changes
 from speechbrain_sim.objectives.greedy import ContrastiveModule, SmoothInfoNCE
 from speechbrain_sim.objectives.supervised import SupervisedModule
-from speechbrain_sim.options import check_ranges, parse_yaml
+from speechbrain_sim.options import check_ranges, parse_yaml, typed
 
 
 def training_modules(
@@ -115,8 +115,9 @@ def build_model(name="sim", **changes):
         `encoder`, `modules` (for a GreedyBrain), and every hyper-parameter.
     """
     path = MODELS / "sim.yaml"
-    overrides = {**model_changes(name), **changes}
-    check_keys(path, read_yaml(path), overrides)
     text = path.read_text(encoding="utf-8")
-    check_ranges(overrides, parse_yaml(text)["__must_be"])
+    content, changes = parse_yaml(text), {**model_changes(name), **changes}
+    check_keys(path, content, changes)
+    overrides = {k: typed(k, v, [content]) for k, v in changes.items()}
+    check_ranges(overrides, content["__must_be"])
     return SimpleNamespace(**load_hyperpyyaml(text, overrides))
