@@ -81,7 +81,7 @@ def command_line(chosen, folder):
         small = {"channels": 8, "context_channels": 8, "batch_size": 4}
         pretrain |= small
         decode["batch_size"] = 4
-        labels = {"vowel": {"probe": {"controls": 2, "batch_size": 16}}}
+        labels = {"vowel": {"probe": {"controls": 5, "batch_size": 16}}}
         more = ["--labels", json.dumps(labels), "--clips", "4", "--pairs", "6"]
         more += ["--walk", "null", "--layers", json.dumps(layers_of(chosen))]
     note = f"Encoders: {epochs} epochs, batch {chosen.batch_size}. "

@@ -92,7 +92,6 @@ def pretrain(hparams, run_opts):
     if hparams["objective"] == "contrastive":
         check_crop(hparams)
     sb.create_experiment_directory(hparams["output_folder"])
-    name_corpus(hparams)
     brain = GreedyBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
@@ -101,6 +100,7 @@ def pretrain(hparams, run_opts):
         checkpointer=hparams["checkpointer"],
     )
     run_on_main(hparams["prepare"])
+    name_corpus(hparams)
     if set(brain.frozen) < set(brain.modules):
         brain.fit_manifests(hparams["label"], *check_label(hparams))
     elif if_main_process():  # a random encoder

@@ -33,7 +33,6 @@ from speechbrain_sim.data.labels import FRAMES, SEQUENCE, kind_of
 from speechbrain_sim.data.phones import name_phones
 from speechbrain_sim.data.tables import manifest_hash
 from speechbrain_sim.extraction import encode_manifest
-from speechbrain_sim.files import read_json
 from speechbrain_sim.models.format import PROBE, save_parts
 from speechbrain_sim.models.load import (
     check_folder,
@@ -122,12 +121,6 @@ def probe(hparams, run_opts):
     layers = hparams["layers"] or encoder.layer_names
     for layer in layers:
         encoder.check_layer(layer)
-    for path in Path(folder).glob("probe_*.json"):
-        if read_json(path)["encoder"]["sha256"] != description["sha256"]:
-            raise ValueError(
-                f"{path} is of another encoder than {hparams['encoder']}: "
-                f"choose another --output_folder."
-            )
     check_folder(folder, encoder, description, hparams["encoder"])
     sb.create_experiment_directory(folder)
     kind, classes = prepare(hparams)

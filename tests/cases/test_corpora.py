@@ -510,6 +510,19 @@ def test_e10_a_layout_is_no_corpus(libri, tmp_path, caplog):
     assert "Trained on: Mine" in text and "license: mit" in text
 
 
+def test_e10_a_new_run_is_named_by_its_audio(
+    recipes, libri, tmp_path, monkeypatch
+):
+    wav = next((libri / "data").rglob("*.flac"))
+    known = {wav.name: sha256(wav)[:16]}
+    monkeypatch.setitem(CONTENTS, "LibriSpeech", known)
+    options = ["--data_folder", str(libri / "data"), *TINY, *CPU]
+    options += ["--output_folder", str(tmp_path / "run"), "--model", "random"]
+    yaml = HPARAMS / "LibriSpeech/pretrain.yaml"
+    recipes["pretrain"].main([str(yaml), *options, "--min_samples", "8000"])
+    assert load_encoder(tmp_path / "run")[1]["corpus"] == "LibriSpeech"
+
+
 def test_e10_a_corpus_is_recognised_by_its_audio(tmp_path, monkeypatch):
     wav = noise(tmp_path / "known.wav", 8000)
     path = manifest_of(tmp_path, "ID,wav\nknown,$data_root/known.wav\n")
