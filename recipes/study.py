@@ -12,7 +12,7 @@ finished runs and measurements are not repeated.
 import hashlib
 import json
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,7 @@ class Runs(NamedTuple):
     """Inner runs: where their yamls lie, and what all of them share.
 
     `manifests` is the folder of those that have all settings of the `corpus`.
+    With `dry`, a dict, nothing is run: it gets the settings by output folder.
     """
 
     yamls: Path
@@ -65,13 +66,12 @@ class Runs(NamedTuple):
     run_opts: dict
     manifests: str
     corpus: dict
-    dry: bool = False  # their settings are checked, nothing is run
+    dry: dict | None = None
 
     def run(self, recipe, yaml, rules, options, **own):
         """Runs a recipe; a run that is done already returns at once.
 
-        `own` are options that nobody else may give. Returns the settings of a
-        dry run.
+        `own` are options that nobody else may give.
         """
         for key in sorted(options.keys() & own.keys()):
             raise ValueError(
@@ -79,18 +79,19 @@ class Runs(NamedTuple):
                 f"gives it, no options do."
             )
         options = {**self.options, **options, **own}
-        yaml, folder = self.yamls / yaml, self.manifests
-        experiment = yaml, options, self.run_opts
-        check = rules[-1] if self.dry else None
-        settings, _ = config.read_settings(*experiment, check)
+        experiment = self.yamls / yaml, options, self.run_opts
+        settings, _ = config.read_settings(*experiment)
         corpus = {key: settings.get(key) for key in self.corpus}
+        folder = self.manifests
         if corpus != self.corpus:
             text = json.dumps(corpus, default=str).encode()
             folder += f"_{hashlib.sha256(text).hexdigest()[:8]}"
         options.setdefault("manifest_folder", folder)
-        if self.dry:
-            return config.read_settings(*experiment)[0]
-        print(f"\n=== {options['output_folder']}: {yaml.name}", flush=True)
+        place = own["output_folder"]
+        if self.dry is not None:
+            self.dry[place], _ = config.read_settings(*experiment, rules[-1])
+            return
+        print(f"\n=== {place}: {yaml}", flush=True)
         recipe(*config.make_experiment(*experiment, *rules))
 
 
@@ -217,19 +218,19 @@ def run_probe(hparams, runs, name, label, folder, encoder, **others):
         **others,
     }
     own = {"output_folder": folder, "label_name": label, "encoder": encoder}
-    return runs.run(probe.probe, "probe.yaml", probe.RULES, options, **own)
+    runs.run(probe.probe, "probe.yaml", probe.RULES, options, **own)
 
 
 def check_labels(hparams, runs, chosen):
     """Raises a ValueError, before any training, if a label cannot be probed."""
-    labels, dry = dict.fromkeys(hparams["labels"]), runs._replace(dry=True)
+    labels, dry = dict.fromkeys(hparams["labels"]), runs._replace(dry={})
     if hparams["inside"] and any("probes" in tool.needs for tool in chosen):
         labels |= {hparams["weights_label"]: None}
     name = next(iter(hparams["systems"]))
     for label in filter(None, labels):
         # of any encoder: the corpus alone is looked at
-        settings = run_probe(hparams, dry, name, label, "", "logmel")
-        probe.prepare(load_hyperpyyaml(dump_yaml(settings)))
+        run_probe(hparams, dry, name, label, label, "logmel")
+        probe.prepare(load_hyperpyyaml(dump_yaml(dry.dry[label])))
 
 
 def train_and_probe(hparams, runs):
@@ -243,7 +244,7 @@ def train_and_probe(hparams, runs):
     for name, system in hparams["systems"].items():
         per_label = system.get("per_label", False)
         seeds = system.get("seeds", [1])
-        for seed in seeds[:1] if runs.dry else seeds:
+        for seed in seeds if runs.dry is None else seeds[:1]:
             if not per_label:
                 folder, encoder = train(hparams, runs, name, seed)
                 encoders.setdefault(name, (folder, encoder))
@@ -290,12 +291,16 @@ def train_bias_free(hparams, runs, name, folder, encoder, layers):
     return probes, sha256(scores)
 
 
+def layers_of(hparams, encoder):
+    """Lists the layers to look at; null: that do not predict their input."""
+    names = [n for n in encoder.layer_names if not encoder.predicts_input(n)]
+    return hparams["layers"] or names
+
+
 def open_system(hparams, runs, study, chosen, name, folder, source):
     """Loads an encoder, trains what the tools need of it, encodes the clips."""
     encoder, description = load_encoder(source)
-    # null: all that do not predict their own input
-    names = [n for n in encoder.layer_names if not encoder.predicts_input(n)]
-    layers = hparams["layers"] or names
+    layers = layers_of(hparams, encoder)
     device = runs.run_opts["device"] or infer_device()
     encoder, wavs = encoder.to(device), study.clips.wavs.to(device)
     latents = encode_clips(encoder, wavs, layers, study.batch_size)
@@ -319,17 +324,28 @@ def open_system(hparams, runs, study, chosen, name, folder, source):
 
 
 def check_runs(hparams, runs, chosen):
-    """Raises what an inner run would, and what loading an encoder does."""
-    dry = runs._replace(dry=True)
+    """Raises what an inner run would, also if an encoder lacks a layer."""
+    dry = runs._replace(dry={})
     encoders, _, _ = train_and_probe(hparams, dry)
-    if "decoders" in {need for tool in chosen for need in tool.needs}:
-        for name in hparams["inside"]:
-            layers = hparams["layers"] or [*hparams["decoder_epochs"]]
-            for layer in layers or ["module1"]:
-                train_decoder(hparams, dry, *encoders[name], layer)
-    for system in hparams["systems"].values():
-        if "encoder" in system:
-            load_encoder(system["encoder"])
+
+    @cache
+    def encoder_of(source):
+        if source not in dry.dry:
+            return load_encoder(source)[0]
+        untrained = {"encoder": dry.dry[source]["encoder"]}
+        return load_hyperpyyaml(dump_yaml(untrained))["encoder"]
+
+    for name in hparams["inside"]:
+        folder, source = encoders[name]
+        for layer in layers_of(hparams, encoder_of(source)):
+            encoder_of(source).check_layer(layer)
+            if any("decoders" in tool.needs for tool in chosen):
+                train_decoder(hparams, dry, folder, source, layer)
+    for settings in dry.dry.values():
+        if isinstance(settings["encoder"], str):  # of a probe, or decoder
+            encoder = encoder_of(settings["encoder"])
+            for layer in settings.get("layers") or ():
+                encoder.check_layer(layer)
 
 
 def make_study(hparams):

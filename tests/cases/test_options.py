@@ -490,14 +490,17 @@ def test_h17_systems_are_checked_before_any_is_trained(runs, systems, tmp_path):
         ("inside", "[x]", "no encoder of x"),
         ("decode_options", "{lr: -1}", "--lr is -1"),
         ("decode_options", "{layer: x}", "--layer is logmel in .*: the study"),
+        ("layers", "[module9]", "no layer '?module9"),
+        ("probe_options", "{layers: [module9]}", "no layer '?module9"),
         ("probe_options", "{label_name: x}", "--label_name is pitch in .*: "),
     ],
 )
 def test_h17_inner_runs_are_checked_first(
     runs, option, value, message, tmp_path
 ):
-    options = ["--inside", "[log-mel]", "--layers", "[logmel]"]
-    options = options if option == "decode_options" else []
+    looked = option in ("decode_options", "layers")
+    options = ["--inside", "[log-mel]"] if looked else []
+    options += ["--layers", "[logmel]"] if option == "decode_options" else []
     with pytest.raises((KeyError, ValueError), match=message):
         runs.run("study", tmp_path / "out", f"--{option}", value, *options)
     assert not (tmp_path / "out/log.txt").exists()
