@@ -357,7 +357,7 @@ def tables_of(results, chosen, precision):
             epochs = f"{numbers['epoch']:g}"
             if name in results.content.get("cut", ()):
                 saved = read_json(config)["training"]["epochs"]
-                epochs += f", **cut short**: that of epoch {saved} is evaluated"
+                epochs += f", cut short: that of epoch {saved} is evaluated"
             rows += [
                 {"system": name, "epochs": epochs, "module": module}
                 | {
