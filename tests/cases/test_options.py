@@ -476,8 +476,11 @@ STUDY = {
 def test_h17_systems_are_checked_before_any_is_trained(runs, systems, tmp_path):
     with pytest.raises((KeyError, ValueError, OSError), match=STUDY[systems]):
         runs.run("study", tmp_path / "out", "--systems", systems)
-    left = {path.name for path in tmp_path.rglob("*")}
-    assert left <= {"out", "hyperparams.yaml", ".lock"}
+    assert {p.name for p in tmp_path.rglob("*")} <= {
+        "out",
+        "hyperparams.yaml",
+        ".lock",
+    }
 
 
 @pytest.mark.parametrize(
