@@ -74,10 +74,11 @@ def epochs_of(chosen):
     return chosen.epochs, decoder, max(1, round(share * PROBE_EPOCHS))
 
 
-def command_line(chosen, folder):
+def command_line(chosen, folder, precision):
     """Returns the study's command line, the same for all of its steps."""
     epochs, decoder, probe = epochs_of(chosen)
     pretrain = {"batch_size": chosen.batch_size, "number_of_epochs": epochs}
+    pretrain["precision"] = precision.replace("tf32", "fp32")
     # the process itself loads clips, which are in memory
     pretrain |= {"epochs_per_save": max(1, epochs // SAVES), "num_workers": 0}
     decode = {"epochs_per_save": max(1, decoder // 2), "num_workers": 0}
@@ -138,9 +139,10 @@ def run_step(kind, name, layer, precision, argv):
     if kind == "report":
         study.main(argv)
         return
-    with precision_of(precision if kind == "train" else "tf32") as chosen:
-        run_opts = ["--precision", chosen]
-        hparams, run_opts = config.load_experiment([*argv, *run_opts])
+    with precision_of(precision if kind == "train" else "tf32"):
+        # steps side by side share the study's folder; their own are locked
+        with mock.patch.object(config, "lock_folder"):
+            hparams, run_opts = config.load_experiment(argv)
         runs = study.open_runs(STUDY.parent, hparams, run_opts)
         folder = f"{hparams['output_folder']}/{name.removesuffix('-raw')}_1"
         if kind == "train":
@@ -195,7 +197,7 @@ class Steps:
     def __init__(self, results, chosen, precision):
         self.results, self.chosen = results, chosen
         self.precision, self.folder = precision, results.work / "paper"
-        self.argv = command_line(chosen, self.folder)
+        self.argv = command_line(chosen, self.folder, precision)
         self.state = results.content.setdefault("steps", {})
         self.running, self.inline = {}, chosen.toy
 
