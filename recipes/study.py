@@ -78,18 +78,20 @@ class Runs(NamedTuple):
                 f"--{key} is {own[key]} in {own['output_folder']}: the study "
                 f"gives it, no options do."
             )
-        options = {**self.options, **options, **own}
+        options, place = {**self.options, **options, **own}, own["output_folder"]
         experiment = self.yamls / yaml, options, self.run_opts
-        settings, _ = config.read_settings(*experiment)
+        try:
+            settings, _ = config.read_settings(*experiment, rules[-1])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{place}: {error.args[0]}") from error
         corpus = {key: settings.get(key) for key in self.corpus}
         folder = self.manifests
         if corpus != self.corpus:
             text = json.dumps(corpus, default=str).encode()
             folder += f"_{hashlib.sha256(text).hexdigest()[:8]}"
         options.setdefault("manifest_folder", folder)
-        place = own["output_folder"]
         if self.dry is not None:
-            self.dry[place], _ = config.read_settings(*experiment, rules[-1])
+            self.dry[place], _ = config.read_settings(*experiment)
             return
         print(f"\n=== {place}: {yaml}", flush=True)
         recipe(*config.make_experiment(*experiment, *rules))

@@ -4,7 +4,7 @@ An option has the kind of the key's value in the yaml or in one of its bases;
 `__may_be: {key: example}` adds another. Text is literal.
 
 `__must_be: {key: rule}` of a yaml states its range. A rule is a list of the
-possible values, or text: conditions, with commas between, and after a colon
+possible values (of each, in lists and mappings), or text: conditions, with commas between, and after a colon
 perhaps the reason. `>= 1` (or `>`, `=`, `<=`, `<`) is for every number in the
 value, `not empty` and `unique` are for lists. Numbers are finite, unless
 the last condition is `or inf`.
@@ -175,7 +175,8 @@ def check_ranges(settings, rules):
         if made or (value is None and not isinstance(rule, list)):
             continue
         if isinstance(rule, list):
-            right, rule = value in rule, " or ".join(map(str, rule))
+            right = all(x in rule for x in _leaves(value))
+            rule = " or ".join(map(str, rule))
         else:
             text = rule.partition(":")[0]
             conditions = text.removesuffix(", or inf").split(", ")
