@@ -74,7 +74,7 @@ class LatentFeatures(nn.Module):
         self.frozen, self.sha256 = frozen, description.get("sha256", "")
         widths = {name: self.encoder.channels_of(name) for name in self.layers}
         if len(set(widths.values())) != 1:
-            raise ValueError(f"Layers of unequal width are not added: {widths}")
+            raise ValueError(f"layers: one, or several as wide; not {widths}.")
         self.encoder.freeze_unused(self.layers)
         #: channels of the features
         self.out_channels = widths[self.layers[0]]
