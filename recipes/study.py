@@ -78,7 +78,10 @@ class Runs(NamedTuple):
                 f"--{key} is {own[key]} in {own['output_folder']}: the study "
                 f"gives it, no options do."
             )
-        options, place = {**self.options, **options, **own}, own["output_folder"]
+        options, place = (
+            {**self.options, **options, **own},
+            own["output_folder"],
+        )
         experiment = self.yamls / yaml, options, self.run_opts
         try:
             settings, _ = config.read_settings(*experiment, rules[-1])

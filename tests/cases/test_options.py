@@ -509,6 +509,13 @@ def test_h17_inner_runs_are_checked_first(
     assert not (tmp_path / "out/log.txt").exists()
 
 
+def test_e11_a_label_of_a_study_has_a_name_of_its_own(runs, tmp_path):
+    labels = "{tone: {probe: {label: pitch}}}"
+    runs.run("study", tmp_path, "--labels", labels)
+    result = read_json(tmp_path / "log-mel_1/probe/probe_tone.json")
+    assert (result["label"], result["column"]) == ("tone", "pitch")
+
+
 # G3, H19: at the start ---------------------------------------------------------
 
 
