@@ -377,7 +377,7 @@ def _resolve(document, options):
         raise ValueError(f"This run needs --{', --'.join(holes)}.")
     literal = parse_yaml(dump_yaml(options).replace("<", _LESS))
     text, before = dump_yaml({**document, **literal}), None
-    while text != before:  # a reference may lead to another one
+    while "!ref" in text and text != before:  # one may lead to another
         text, before = resolve_references(text).getvalue(), text
     return parse_yaml(text.replace(_LESS, "<"))
 
