@@ -95,7 +95,11 @@ def test_what_cannot_be_probed_is_refused_at_the_start(options, recipes):
         ("controls", "9", "2 classes, at least 10"),
         ("layers", "logmel", "a list"),
         ("label_kinds", "{pitch: sequence}", "No linear probe reads"),
-        ("label_kinds", "{pitch: frame}", "--label_kinds is .*must be frames or"),
+        (
+            "label_kinds",
+            "{pitch: frame}",
+            "--label_kinds is .*must be frames or",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             recipes["probe"].main([*options, f"--{option}", value])
