@@ -14,16 +14,22 @@ from tqdm import tqdm
 from speechbrain_sim.data.audio import SAMPLE_RATE, BadAudio
 from speechbrain_sim.data.search import AUDIO, list_files
 from speechbrain_sim.features import check_file, write_latents
-from speechbrain_sim.files import atomic, read_arrays, read_json, write_json
+from speechbrain_sim.files import (
+    atomic,
+    content_hash,
+    read_arrays,
+    read_json,
+    write_json,
+)
 from speechbrain_sim.inference import SmoothInfoMax
-from speechbrain_sim.models.format import encoder_of
+from speechbrain_sim.models.format import DECODER, encoder_of, parts_of
 from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.randomness import keyed_generator
 
 #: endings of files of latents
 LATENTS = (".npy", ".safetensors")
-#: what lies beside latents: settings, and the samples of every recording
-RECORD = "encode.json"
+#: what lies beside latents: settings, and each recording; and beside wavs
+RECORD, DECODED = "encode.json", "decode.json"
 
 
 def encode_files(
@@ -39,7 +45,7 @@ def encode_files(
     """Encodes audio files; skips those that are encoded.
 
     `a/b.wav` of a folder becomes `<folder>/a/b.npy`; encode.json records the
-    settings and the samples of every recording. Returns the content of that
+    settings, and content and samples of every recording. Returns the content of that
     file, and a list of BadAudio that were left out. Raises a FileNotFoundError
     without files; a ValueError if two have one name, latents of other settings
     or files are there, or a file is bad.
@@ -63,7 +69,11 @@ def encode_files(
     for name, path in paths.items():
         try:
             samples = check_file(encoder, path, [layer])
-            entries[name] = {"audio": str(path.resolve()), "samples": samples}
+            audio = {
+                "audio": str(path.resolve()),
+                "content": content_hash(path),
+            }
+            entries[name] = {**audio, "samples": samples}
         except BadAudio as error:
             bad.append(error)
     _refuse(on_bad_audio, bad, "Nothing was encoded (--on-bad-audio skip)")
@@ -91,7 +101,7 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
 
     Each is as long as its recording, if encode.json is above the latents; else
     the shortest that encodes to as many frames. Files that are there are
-    skipped.
+    skipped; decode.json records decoder and latents.
 
     Arguments
     ---------
@@ -106,11 +116,17 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
     -------
     list of Path
         The wav files. A FileNotFoundError or ValueError if there is nothing to
-        decode, no decoder, latents of another layer, or two of one name.
+        decode, no decoder, latents of another layer, two of one name, or wavs
+        of other latents or of another decoder are there.
     """
     model = SmoothInfoMax.from_pretrained(source, run_opts={"device": device})
     settings = {"encoder": encoder_of(model.config), "layer": layer}
-    found = find_files(inputs, LATENTS)
+    found, record = find_files(inputs, LATENTS), Path(folder, DECODED)
+    decoders = parts_of(model.config["parts"], DECODER)
+    if layer in decoders:  # else nothing can be decoded
+        contents = {name: content_hash(path) for name, path in found.items()}
+        made_of = {"decoder": decoders[layer]["sha256"]}
+        write_json(record, _join_record(record, made_of, contents))
     targets = {
         path: Path(folder, f"{name}.wav") for name, path in found.items()
     }
@@ -159,13 +175,13 @@ def find_files(inputs, endings):
 
 
 def _join_record(path, settings, entries):
-    """Joins what encode.json records with what is to be encoded."""
+    """Joins what a record holds with what is to be encoded, or decoded."""
     record = read_json(path) if path.exists() else {"files": {}}
     for known, new in (record, settings), (record["files"], entries):
         for key, value in new.items():
             if known.setdefault(key, value) != value:
                 raise ValueError(
-                    f"{path.parent} holds latents of the {key} {known[key]}, "
+                    f"{path.parent} holds files of the {key} {known[key]}, "
                     f"not {value}: choose another --out."
                 )
     return record

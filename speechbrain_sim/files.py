@@ -285,7 +285,7 @@ def cached_result(path, made_of, compute):
     known = read_json(path) if path.exists() else {}
     if isinstance(known, dict) and known.get("made_of") == made_of:
         return known["result"]
-    result = json.loads(json.dumps(compute(), allow_nan=False))
+    result = json.loads(json.dumps(compute()))
     write_json(path, {"made_of": made_of, "result": result})
     return result
 

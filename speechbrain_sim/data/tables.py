@@ -85,9 +85,12 @@ def read_csv(path, columns):
             raise ValueError(f"{path} {needs}, but {', '.join(names)}.")
         rows.fieldnames, found = names, []
         for row in rows:
+            where = f"{path}:{rows.line_num + skipped}"
             row.pop("", None)  # the index of a data frame
+            if any(row.pop(None, ())):
+                raise ValueError(f"{where} has more cells than the header.")
             if any(row.values()):
-                found.append((f"{path}:{rows.line_num + skipped}", row))
+                found.append((where, row))
         return found
     except csv.Error as error:
         where = f"{path}:{rows.line_num + skipped}"
@@ -197,8 +200,8 @@ def _cells(path):
         raise ValueError(f"{path} lists no utterance.")
     places = {}
     for where, row in rows:
-        if None in row or None in row.values():
-            raise ValueError(f"{where} has not as many cells as the header.")
+        if None in row.values():
+            raise ValueError(f"{where} has fewer cells than the header.")
         for column in ("ID", "wav"):
             if not row.get(column, "").strip():
                 raise ValueError(f"{where} has no {column}.")

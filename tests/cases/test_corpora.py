@@ -169,9 +169,9 @@ WRONG = {
     "no header": ("a,b.wav,3\n", "it has no wav"),
     "nothing": ("", "it has no wav"),
     "no row": ("ID,wav\n", "lists no utterance"),
-    "a short row": (PLAIN + "c,$data_root/a.wav\n", "csv:4 has not as many"),
-    "a long row": (PLAIN + "c,$data_root/a.wav,8000,1,2\n", "csv:4 has not as"),
-    "a row cut": (PLAIN + "c\n", "csv:4 has not as many cells"),
+    "a short row": (PLAIN + "c,$data_root/a.wav\n", "csv:4 has fewer cells"),
+    "a long row": (PLAIN + "c,$data_root/a.wav,8000,1,2\n", "csv:4 has more"),
+    "a row cut": (PLAIN + "c\n", "csv:4 has fewer cells"),
     "an empty cell": (PLAIN + "c,,8000,one\n", "csv:4 has no wav"),
     "two of an ID": (
         PLAIN + "a,$data_root/a.wav,8000,1\n",
@@ -218,6 +218,12 @@ def test_c1_labels_of_frames_fit_the_length(audio):
     path = manifest_of(audio, text.replace("two", ""))
     with pytest.raises(ValueError, match="a in .*train.csv has 3 phones.* 48"):
         make_dataset(path, audio, None, "phones", list("0123"), "frames")
+
+
+def test_c1_labels_of_frames_may_be_names(audio):
+    text = PLAIN.replace("one", "AA B").replace("two", "SIL AA")
+    path = manifest_of(audio, text)
+    assert classes_of(path, None, "digit", "frames") == ["AA", "B", "SIL"]
 
 
 def test_c1_a_cell_of_an_hour(tmp_path):
@@ -415,6 +421,18 @@ def test_e3_any_column_is_a_label(digits, tmp_path):
     assert sides_of(tmp_path / "alone") == sides_of(tmp_path / "none")
     assert "speaker" not in rows_of(tmp_path / "alone/train.csv")[0]
     assert len(classes_of(tmp_path / "both/train.csv", None, "digit")) > 5
+
+
+def test_e3_a_row_has_the_cells_of_its_header(digits, tmp_path):
+    speaker = {"speaker": lambda path: path.parent.name}
+    table = write_labels(tmp_path / "a.csv", digits, **speaker)
+    text = table.read_text()
+    header, rest = text.split("\n", 1)
+    table.write_text(f"{header}\n" + rest.replace("\n", ",\n"))
+    prepare_folder(digits, tmp_path / "a", 1600, speakers=table)
+    table.write_text(f"{header}\n" + rest.replace("\n", ",more\n", 1))
+    with pytest.raises(ValueError, match="a.csv:2 has more cells than"):
+        prepare_folder(digits, tmp_path / "b", 1600, speakers=table)
 
 
 def test_e3_a_split_is_honoured(digits, tmp_path):
@@ -750,7 +768,7 @@ def test_h15_a_manifest_that_changed_since(tmp_path, kept):
 SMALL = ["store.json", "index.npz", "done.npy", "module1.npy", "manifest.csv"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "zeros", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "zeros", "empty", "null", "{}"])
 @pytest.mark.parametrize("name", [*SMALL, "statistics.npz"])
 def test_h18_a_damaged_store_is_named_or_made_anew(
     audio, name, damage, tmp_path
@@ -768,7 +786,7 @@ def test_h18_a_damaged_store_is_named_or_made_anew(
             "cut": content[: len(content) // 2],
             "zeros": bytes(len(content)),
             "empty": b"",
-        }[damage]
+        }.get(damage, damage.encode())
     )
 
     def use():
@@ -806,6 +824,8 @@ def test_h18_results_and_arrays(tmp_path):
             read_arrays(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         read_arrays(tmp_path / "none.npy")
+    with pytest.raises(ValueError, match="nan.json cannot be written"):
+        cached_result(tmp_path / "nan.json", {}, lambda: [float("nan")])
 
 
 def test_h18_a_damaged_record_of_a_run(recipes, libri):
