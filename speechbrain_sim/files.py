@@ -35,9 +35,14 @@ DAMAGE = ValueError, LookupError, TypeError, AttributeError, EOFError, OSError
 DAMAGE += BadZipFile, zlib.error, YAMLError
 
 
-def sha256(path):
-    """Returns the hash of a file: 64 hexadecimal digits."""
-    digest = hashlib.sha256()
+def text_hash(text):
+    """Returns the sha256 of a text: 64 hexadecimal digits."""
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
+
+
+def sha256(path, algorithm="sha256"):
+    """Returns the hash of a file: hexadecimal digits."""
+    digest = hashlib.new(algorithm)
     with open(path, "rb") as file:  # hashlib.file_digest needs Python 3.11
         while block := file.read(1 << 20):
             digest.update(block)
@@ -138,8 +143,8 @@ def short_name(name):
     text = os.fsencode(name)
     if len(text) <= LONGEST:
         return name
-    digest = hashlib.sha256(text).hexdigest()[:12]
-    return f"{text[: LONGEST - 14].decode(errors='ignore')}-{digest}"
+    begin = text[: LONGEST - 14].decode(errors="ignore")
+    return f"{begin}-{text_hash(name)[:12]}"
 
 
 def file_of(folder, name, ending=""):

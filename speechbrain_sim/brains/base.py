@@ -230,6 +230,8 @@ class ResumableBrain(WatchedBrain):
 
     def _save_intra_epoch_ckpt(self):
         self.read()
+        epoch = self.hparams.epoch_counter.current
+        self.check_state(f"In epoch {epoch}, after step {self.step}")
         super()._save_intra_epoch_ckpt()
 
     def key(self, name, stage):
