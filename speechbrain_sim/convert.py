@@ -17,6 +17,7 @@ from speechbrain_sim.features import check_file, write_latents
 from speechbrain_sim.files import (
     atomic,
     content_hash,
+    file_of,
     read_arrays,
     read_json,
     write_json,
@@ -166,6 +167,7 @@ def find_files(inputs, endings):
             )
         for file in files:
             name = file.relative_to(base).with_suffix("").as_posix()
+            name = file_of("", name).as_posix()  # not too long for its ending
             if found.setdefault(name, file) != file:
                 raise ValueError(
                     f"{found[name]} and {file} would both become '{name}': "

@@ -164,6 +164,18 @@ def other_model(folder):
     return example_folder(folder / "other")
 
 
+def test_a_long_name_is_shortened(trained, audio, tmp_path):
+    """A file system takes 255 bytes, also of `.safetensors.part`."""
+    os.rename(audio / "a.wav", audio / f"{'ä' * 125}.wav")
+    out = tmp_path / "out"
+    encode(trained.run, audio, out=out, options=["--format", "safetensors"])
+    command = ["decode", str(trained.model), str(out), "--layer", "module3"]
+    cli.main([*command, "--out", str(tmp_path / "wavs")])
+    (wav,) = (tmp_path / "wavs").glob("ä*.wav")
+    expected = soundfile.info(audio / f"{'ä' * 125}.wav").frames
+    assert soundfile.info(wav).frames == expected
+
+
 def test_names_that_clash_are_refused(trained, audio, tmp_path):
     for inputs in ([audio / "ann/b.wav", audio / "bob/b.wav"], [audio]):
         if inputs == [audio]:

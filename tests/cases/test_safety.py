@@ -25,6 +25,7 @@ import torch
 from speechbrain_sim import files
 from speechbrain_sim.analysis.latents import encode_clips
 from speechbrain_sim.brains import checkpointer as checkpoints
+from speechbrain_sim.brains.base import ResumableBrain
 from speechbrain_sim.brains.checkpointer import AtomicCheckpointer, not_finite
 from speechbrain_sim.config import load_experiment
 from speechbrain_sim.data import download
@@ -403,8 +404,19 @@ def test_h3_what_is_checked():
     assert not_finite(objects) == "model has NaN or infinity in running_var"
 
 
+@pytest.mark.parametrize("late", [1, 6])
 @pytest.mark.parametrize("patience", [0, 3])
-def test_b4_a_batch_that_is_not_finite_names_its_utterances(tmp_path, patience):
+def test_b4_a_batch_that_is_not_finite_names_its_utterances(
+    tmp_path, patience, late, monkeypatch
+):
+    """Also if losses are read some steps later, as on a GPU."""
+    read = ResumableBrain.read
+
+    def read_late(brain):
+        if len(brain._unread) == late:
+            read(brain)
+
+    monkeypatch.setattr(ResumableBrain, "read", read_late)
     names = [f"utterance{number}" for number in range(12)]
     loader = with_nan(make_loader(6, id=names), 1)
     brain = make_brain(tmp_path, run_opts={"nonfinite_patience": patience})
