@@ -46,10 +46,10 @@ def encode_files(
     """Encodes audio files; skips those that are encoded.
 
     `a/b.wav` of a folder becomes `<folder>/a/b.npy`; encode.json records the
-    settings, and content and samples of every recording. Returns the content of that
-    file, and a list of BadAudio that were left out. Raises a FileNotFoundError
-    without files; a ValueError if two have one name, latents of other settings
-    or files are there, or a file is bad.
+    settings, and content and samples of every recording. Returns what is in
+    that file, and a list of BadAudio that were left out. Raises a
+    FileNotFoundError without files; a ValueError if two have one name, latents
+    of other settings or files are there, or a file is bad.
 
     Arguments
     ---------
