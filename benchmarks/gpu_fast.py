@@ -64,24 +64,22 @@ def limits(chosen):
 
 
 def kernels(step, device, count=1):
-    """Kernels that a step launches: how many, and the costliest."""
+    """Kernels that a step launches: all together, then the costliest."""
     from torch.profiler import ProfilerActivity, profile
 
-    kinds = [ProfilerActivity.CPU]
-    if device == "cuda":
-        kinds.append(ProfilerActivity.CUDA)
-    with profile(activities=kinds) as profiler:
+    on_gpu = torch.device(device).type == "cuda"
+    # a GPU's kernels alone: events of the CPU take many times as long to read
+    kinds = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
+    with profile(activities=kinds, acc_events=True) as profiler:
         for _ in range(count):
             step()
         wait(device)
-    averages = profiler.key_averages()
     on_card = [
         e
-        for e in averages
+        for e in profiler.key_averages()
         if e.device_type.name == "CUDA" and not e.key.startswith("Optimizer.")
     ]
     on_card.sort(key=lambda e: -e.self_device_time_total)
-    launches = sum(e.count for e in on_card) / count
     rows = [
         {
             "kernel": e.key[:60],
@@ -90,57 +88,63 @@ def kernels(step, device, count=1):
         }
         for e in on_card[:15]
     ]
-    busy = sum(e.self_device_time_total for e in on_card) / 1e6 / count
-    operators = sum(e.count for e in averages if e.key.startswith("aten::"))
-    return {"launches": launches, "busy": busy, "rows": rows} | {
-        "operators": operators / count
-    }
+    busy = sum(e.self_device_time_total for e in on_card) / 1e3 / count
+    total = {"kernel": "all", "ms": busy}
+    return [total | {"calls": sum(e.count for e in on_card) / count}, *rows]
 
 
 def steps(chosen, rates):
-    """Training steps: seconds, memory, launches, share of the products' rate."""
-    rows, width = [], sizes(chosen)[0]
-    for clips in (2,) if chosen.toy else (8, 64):
-        batch = make_batch(clips, SAMPLES)
-        if chosen.device == "cuda":
-            batch.pin_memory()
-        for model in ("sim", "gim"):
-            for name in names_of(chosen):
-                with precision_of(name) as precision:
-                    run_opts = {"device": chosen.device, "precision": precision}
-                    step = Ours(model, batch, run_opts, **width)
-                    if chosen.device == "cuda":
-                        torch.cuda.reset_peak_memory_stats()
-                    seconds = timed(step, chosen.device, 5, 10)
-                    peak = 0
-                    if chosen.device == "cuda":
-                        peak = torch.cuda.max_memory_allocated()
-                    start = time.perf_counter()
-                    for _ in range(1 if chosen.toy else 3):
-                        step()
-                    enqueued = time.perf_counter() - start
-                    enqueued /= 1 if chosen.toy else 3
-                    wait(chosen.device)
-                    try:
-                        found = kernels(step, chosen.device)
-                    except RuntimeError as error:  # no right to profile
-                        print(error)
-                        found = {"busy": 0.0, "launches": 0}
-                model_ = step.model
-                flops = step_flops(
-                    model_.encoder, model_.modules, clips, SAMPLES
-                )
-                row = {"model": model, "clips": clips, "precision": name}
-                row |= {"ms": 1e3 * seconds, "enqueued in ms": 1e3 * enqueued}
-                row |= {"busy ms": 1e3 * found["busy"]}
-                row |= {"launches": found["launches"]}
-                row |= {"peak GiB": peak / 2**30, "GFLOP": flops / 1e9}
-                row |= {"TFLOP/s": flops / seconds / 1e12}
-                if name in rates:
-                    row["share of product"] = row["TFLOP/s"] / rates[name]
-                rows.append(row)
-                del step
-    return rows
+    """Training steps, a row each: those of the paper's runs first."""
+    sizes_, names = (64, 8), ("bf16", "tf32", "fp16", "fp32")
+    if chosen.toy:
+        sizes_ = (2,)
+    names = [name for name in names if name in names_of(chosen)]
+    return {
+        f"{model} {clips} {name}": partial(
+            _step, chosen, rates, clips, name, model
+        )
+        for clips in sizes_
+        for name in names
+        for model in ("sim", "gim")
+    }
+
+
+def _step(chosen, rates, clips, name, model, rows):
+    """Milliseconds by the device's own clock, memory, rate of one step."""
+    on_gpu = torch.device(chosen.device).type == "cuda"
+    batch, count = make_batch(clips, SAMPLES), 10 if on_gpu else 1
+    if on_gpu:
+        batch.pin_memory()
+        torch.cuda.reset_peak_memory_stats()
+    with precision_of(name) as precision:
+        run_opts = {"device": chosen.device, "precision": precision}
+        step = Ours(model, batch, run_opts, **sizes(chosen)[0])
+        for _ in range(3 if on_gpu else 1):
+            step()
+        step.brain.read()
+        wait(chosen.device)
+        if on_gpu:
+            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in "ab")
+            begun.record()
+        start = time.perf_counter()
+        for _ in range(count):
+            step()
+        enqueued = time.perf_counter() - start
+        if on_gpu:
+            ended.record()
+            wait(chosen.device)
+            seconds = begun.elapsed_time(ended) / 1e3 / count
+        else:
+            seconds = enqueued / count
+    flops = step_flops(step.model.encoder, step.model.modules, clips, SAMPLES)
+    row = {"model": model, "clips": clips, "precision": name}
+    row |= {"ms": 1e3 * seconds, "enqueued in ms": 1e3 * enqueued / count}
+    peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+    row |= {"peak GiB": peak / 2**30, "GFLOP": flops / 1e9}
+    row |= {"TFLOP/s": flops / seconds / 1e12}
+    if name in rates:
+        row["share of product"] = row["TFLOP/s"] / rates[name]
+    return row
 
 
 def decoding(chosen):
@@ -273,9 +277,7 @@ def profiled(chosen, precision_name):
         for _ in range(0 if chosen.toy else 3):
             step()
         count = 1 if chosen.toy else 3
-        return kernels(step, chosen.device, count)["rows"] or [
-            {"kernel": "none"}
-        ]
+        return kernels(step, chosen.device, count)
 
 
 def fast(results, chosen):

@@ -19,14 +19,17 @@ from speechbrain_sim.objectives.reconstruction import ReconstructionLoss
 TRAIN = sb.Stage.TRAIN
 
 
-def make_batch(batch, samples, shorter=0, labels=None, seed=1):
+def make_batch(
+    batch, samples, shorter=0, labels=None, seed=1, dtype=torch.float32
+):
     """Noise, as a batch of SpeechBrain's.
 
     Each utterance is `shorter` by so many samples than the one before it.
     `labels` is a function of the samples: how many targets of 3 classes.
     """
     torch.manual_seed(seed)
-    rows = [{"sig": wav} for wav in 0.1 * torch.randn(batch, samples)]
+    wavs = 0.1 * torch.randn(batch, samples)
+    rows = [{"sig": wav} for wav in wavs.to(dtype)]
     for number, row in enumerate(rows):
         row["sig"] = row["sig"][: samples - number * shorter]
         if labels:

@@ -39,6 +39,55 @@ def test_the_papers_results_are_handed_over(toy):
             dtypes = {str(encoder.get_tensor(k).dtype) for k in encoder.keys()}
         assert "torch.float32" not in dtypes
     assert len([path for path in toy[0].iterdir() if path.is_file()]) <= 8
+    inner = {part for name in names for part in name.split("/")}
+    assert not inner & {"save", "activations"}
+
+
+def test_files_that_vanish_are_left_out(tmp_path, monkeypatch):
+    """Steps that run replace their files, and write checkpoints."""
+    results = gpu.Results(tmp_path / "work", tmp_path / "out", 1)
+    results.content["steps"] = {}
+    run = results.work / "paper/SIM_1"
+    (run / "save/CKPT").mkdir(parents=True)
+    for name in ("log.txt", "save/CKPT/CKPT.yaml", "weights.safetensors"):
+        (run / name).write_text("text")
+    found = gpu_paper.finished_files
+    monkeypatch.setattr(
+        gpu_paper,
+        "finished_files",
+        lambda folder: [*found(folder), folder / "SIM_1/gone.json"],
+    )
+    monkeypatch.setattr(gpu_paper, "tables_of", lambda *_: [])
+    results.content["done"] = {}
+    gpu_paper.hand_over(results, None, "fp32")
+    with tarfile.open(results.output / "paper.tar.gz") as tar:
+        assert tar.getnames() == ["paper/SIM_1/log.txt"]
+
+
+def test_each_row_is_written_when_it_is_measured(tmp_path):
+    def stop(rows):
+        raise gpu.TimeIsUp
+
+    def fail(rows):
+        raise RuntimeError("out of memory")
+
+    def results():
+        return gpu.Results(tmp_path / "work", tmp_path / "out", 1)
+
+    rows = {
+        "one": lambda rows: {"x": 1},
+        "failing": fail,
+        "two": lambda rows: {"x": 1 + rows[-1]["x"]},
+    }
+    with pytest.raises(gpu.TimeIsUp):
+        results().measure("fast", "Steps", lambda: {**rows, "cut": stop})
+    after = results()
+    assert after.content["done"]["fast"]["Steps"]["keys"] == ["one", "two"]
+    rows = {key: fail for key in ("one", "two")}
+    rows["cut"] = lambda rows: {"x": len(rows)}
+    found = after.measure("fast", "Steps", lambda: rows)
+    assert found == [{"x": 1}, {"x": 2}, {"x": 2}]
+    assert not after.content["errors"]
 
 
 def test_what_is_done_is_not_repeated(toy, monkeypatch):

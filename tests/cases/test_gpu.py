@@ -5,7 +5,13 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmarks.gpu_right import STEPS
+from benchmarks.gpu_right import (
+    EXACT,
+    STEPS,
+    TOLERANCE,
+    differences,
+    losses_and_gradients,
+)
 from benchmarks.systems import Decoding, Ours, make_batch
 from speechbrain_sim.brains import decoder as decoder_brain
 from speechbrain_sim.brains.base import ResumableBrain
@@ -97,6 +103,35 @@ def test_g9_scores_and_gradients_are_the_cpus(steps, negatives):
     ]
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+def of_both_convolutions(title, dtype, monkeypatch):
+    """Losses and gradients of a step with the CPU's convolutions, and torch's."""
+    name, shape, changes = STEPS[title]
+    batch = make_batch(3, 10240, **shape, dtype=dtype)
+    step = name, batch, {**SMALL, **changes}, "cpu", dtype
+    found = []
+    for plain in (False, True):
+        monkeypatch.setattr(BlockConv1d, "plain", plain)
+        found.append(losses_and_gradients(*step))
+    return found
+
+
+@pytest.mark.parametrize("title", STEPS)
+def test_g9_gradients_agree_in_float64(title, monkeypatch):
+    """With no exception: a kink of ReLU is no mistake of either."""
+    one, two = of_both_convolutions(title, torch.float64, monkeypatch)
+    assert one[0] == pytest.approx(two[0], rel=EXACT)
+    assert one[1].keys() == two[1].keys()
+    assert max(differences(one[1], two[1]).values()) < EXACT
+
+
+def test_g9_a_wrong_gradient_is_not_taken_for_a_kink(monkeypatch):
+    title = "GIM, batch norm, padding"
+    one, _ = of_both_convolutions(title, torch.float64, monkeypatch)
+    wrong = {key: g * (1 + 2 * TOLERANCE) for key, g in one[1].items()}
+    apart = sorted(differences(one[1], wrong).values())
+    assert apart[-1] > EXACT and apart[len(apart) // 2] > TOLERANCE
 
 
 @pytest.mark.parametrize("kernel, stride, padding", [(10, 5, 2), (8, 4, 2)])
