@@ -66,17 +66,8 @@ def encode_files(
     encoder, description = load_encoder(source)
     encoder.check_layer(layer)
     encoder, folder = encoder.to(device), Path(folder)
-    paths, entries, bad = find_files(inputs, AUDIO), {}, []
-    for name, path in paths.items():
-        try:
-            samples = check_file(encoder, path, [layer])
-            audio = {
-                "audio": str(path.resolve()),
-                "content": content_hash(path),
-            }
-            entries[name] = {**audio, "samples": samples}
-        except BadAudio as error:
-            bad.append(error)
+    paths = find_files(inputs, AUDIO)
+    entries, bad = _describe(paths, encoder, layer)
     _refuse(on_bad_audio, bad, "Nothing was encoded (--on-bad-audio skip)")
     settings = {"encoder": description["sha256"], "layer": layer}
     settings |= {"format": kind, "sample": sample}
@@ -93,6 +84,8 @@ def encode_files(
                 write_latents(encoder, paths[name], {layer: target}, **options)
         except BadAudio as error:
             bad.append(error)
+            del record["files"][name]  # it may be repaired
+    write_json(folder / RECORD, record)
     _refuse(on_bad_audio, bad, "All others were encoded")
     return record, bad
 
@@ -174,6 +167,20 @@ def find_files(inputs, endings):
                     f"use two --out, or give a folder above both."
                 )
     return found
+
+
+def _describe(paths, encoder, layer):
+    """Describes each recording for encode.json; lists those that are bad."""
+    entries, bad = {}, []
+    for name, path in paths.items():
+        try:
+            samples = check_file(encoder, path, [layer])
+        except BadAudio as error:
+            bad.append(error)
+            continue
+        content = {"content": content_hash(path), "samples": samples}
+        entries[name] = {"audio": str(path.resolve()), **content}
+    return entries, bad
 
 
 def _join_record(path, settings, entries):

@@ -217,6 +217,9 @@ def test_a_file_that_is_bad_inside_stops_no_other(
     }
     encode(trained.run, audio, out=out, options=["--on-bad-audio", "skip"])
     assert "1 left out" in capsys.readouterr().out
+    soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, 99999), 16000)
+    encode(trained.run, audio, out=out)
+    assert "ann/aa.npy" in files_in(out)
 
 
 def test_other_latents_are_not_decoded(trained, audio, tmp_path):
