@@ -4,6 +4,7 @@ Both go on where they were when they are started again.
 """
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import soundfile
@@ -121,11 +122,10 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
         contents = {name: content_hash(path) for name, path in found.items()}
         made_of = {"decoder": decoders[layer]["sha256"]}
         write_json(record, _join_record(record, made_of, contents))
-    targets = {
-        path: Path(folder, f"{name}.wav") for name, path in found.items()
-    }
+    targets = {p: Path(folder, f"{name}.wav") for name, p in found.items()}
+    read = lru_cache(read_json)  # one record of many files
     for path, target in tqdm(targets.items(), "decoding", unit="file"):
-        samples = _samples_of(path, settings)
+        samples = _samples_of(path, settings, read)
         if target.exists():
             continue
         if path.suffix == ".npy":  # mapped: of any length
@@ -203,13 +203,13 @@ def _refuse(on_bad_audio, bad, rest):
         raise ValueError(f"{len(bad)} bad files. {rest}.\n{listed}")
 
 
-def _samples_of(path, settings):
+def _samples_of(path, settings, read):
     """Length of a recording by its encode.json; None without one."""
     path = path.resolve()
     above = [f for f in path.parents if (f / RECORD).exists()]
     if not above:
         return None
-    record = read_json(above[0] / RECORD)
+    record = read(above[0] / RECORD)
     for key, value in settings.items():
         if record[key] != value:
             raise ValueError(
