@@ -85,7 +85,7 @@ def precision(repetitions=7):
     timings = in_turn(systems, repetitions, warm_up=2)
     return [
         time_row(
-            "`--precision bf16`: times faster than fp32",
+            "Half precision (bf16): times faster than fp32",
             f"{_title('sim', PAPER, False)}, --precision bf16 against fp32",
             timings,
             "bf16",

@@ -377,16 +377,22 @@ def _resolve(document, options):
         raise ValueError(f"This run needs --{', --'.join(holes)}.")
     literal = parse_yaml(dump_yaml(options).replace("<", _LESS))
     text, before = dump_yaml({**document, **literal}), None
-    while text != before:  # a reference may lead to another one
+    while "!ref" in text and text != before:  # one may lead to another
         text, before = resolve_references(text).getvalue(), text
     return parse_yaml(text.replace(_LESS, "<"))
+
+
+def _read_record(written):
+    """Reads the settings of the run that a folder holds."""
+    with naming(written, "a run's yaml"):
+        return dict(parse_yaml(written.read_text(encoding="utf-8")))
 
 
 def _check_same_recipe(written, defaults):
     """Raises a ValueError if a record, or model, of something else is there."""
     before = defaults
     if written.exists():
-        before = parse_yaml(written.read_text(encoding="utf-8")) or {}
+        before = _read_record(written)
     elif (
         "kl_schedule" in defaults
         and Path(written.parent, "config.json").exists()
@@ -415,9 +421,8 @@ def _check_same_run(written, settings, defaults, may_change):
     Paths are compared relative to the run's folder, or else as absolute paths.
     What the run did not record had the value of its yaml, or of SpeechBrain.
     """
-    with naming(written, "a run's yaml"):
-        before = dict(parse_yaml(written.read_text(encoding="utf-8")))
-    before = {RENAMED.get(key, key): value for key, value in before.items()}
+    before = _read_record(written).items()
+    before = {RENAMED.get(key, key): value for key, value in before}
     defaults = {**RunOptions().as_dict(), **defaults}
 
     def place(value, run):

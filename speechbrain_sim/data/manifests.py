@@ -241,7 +241,8 @@ def check_same_data(path, manifests, data_folder, begun, columns=()):
         found = f"The run was begun with other files: {'; '.join(changes)}"
         remedy = "Bring them back, or choose another --output_folder"
         raise ValueError(f"{found}. {remedy}.")
-    write_json(path, now)
+    if not (begun and Path(path).exists()):
+        write_json(path, now)
 
 
 def _check_rows(split, rows, data_folder):

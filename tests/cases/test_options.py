@@ -48,7 +48,7 @@ def runs(recipes, corpus, tmp_path_factory):
         "batch_size: 2\nlayer: module1\n"
         f"encoder: {folder}/model\n",
         "probe": f"test_csv: {corpus.valid}\nencoder: logmel\nlabel: pitch\n"
-        "number_of_epochs: 8\nlr: 0.01\ncontrols: 2\n",
+        "number_of_epochs: 8\nlr: 0.01\ncontrols: 10\n",
         "study": "title: Tiny\nnote: Tiny\nlabels: {pitch: {}}\ninside: []\n"
         "systems: {log-mel: {encoder: logmel}}\nbaseline: null\n",
     }
@@ -476,7 +476,11 @@ STUDY = {
 def test_h17_systems_are_checked_before_any_is_trained(runs, systems, tmp_path):
     with pytest.raises((KeyError, ValueError, OSError), match=STUDY[systems]):
         runs.run("study", tmp_path / "out", "--systems", systems)
-    assert {p.name for p in tmp_path.rglob("*")} <= {"out", "hyperparams.yaml"}
+    assert {p.name for p in tmp_path.rglob("*")} <= {
+        "out",
+        "hyperparams.yaml",
+        ".lock",
+    }
 
 
 @pytest.mark.parametrize(

@@ -522,7 +522,7 @@ def test_e9_a_study_checks_its_labels_before_it_trains(
 ):
     argv = study_argv(HPARAMS / "Folder/study.yaml", corpora, tmp_path)
     labels = "{speaker: {probe: {controls: 4}}}"
-    monkeypatch.setattr(recipes["study"], "train", None)
+    monkeypatch.setattr(recipes["study"].pretrain, "pretrain", None)
     with pytest.raises(ValueError, match="--controls 4: .* at least"):
         recipes["study"].main([*argv, "--labels", labels])
 
@@ -602,8 +602,9 @@ def test_f8_samples_that_nothing_draws_are_refused(model, changes):
 def test_f8_a_split_reaches_the_inner_runs(recipes):
     yamls = HPARAMS / "ArtificialSpeech"
     study = {"on_bad_audio": "fail", "split": "unheard", "min_samples": 8800}
-    options = recipes["study"].corpus_options(yamls, study)
-    assert options == {"on_bad_audio": "fail", "split": "unheard"}
+    study |= {"label_kinds": {}, "manifest_folder": "manifests"}
+    options = recipes["study"].open_runs(yamls, study, {}).options
+    assert options["split"] == "unheard" and "min_samples" not in options
 
 
 def test_f8_fewer_pairs_than_asked_for_are_stated(tmp_path, caplog):

@@ -195,7 +195,7 @@ def test_real_artificial_speech_trains(recipes, tmp_path):
     assert "valid context_nce" in log
 
 
-def cut_up(excerpt, folder, parts=10):
+def cut_up(excerpt, folder, parts=16):
     """The excerpt's labelled utterance as several, in LibriSpeech's layout.
 
     A cut at sample 160 k is a cut before label k; a part of n samples has the
