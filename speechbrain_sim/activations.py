@@ -24,6 +24,7 @@ from speechbrain_sim.data.tables import write_csv
 from speechbrain_sim.files import (
     allocate,
     full_disk_explained,
+    naming,
     read_arrays,
     read_json,
     write_arrays,
@@ -57,12 +58,15 @@ class ActivationStore:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        described = read_json(self.folder / "store.json")
-        #: hashes and settings
-        self.made_of = described["made_of"]
-        #: layer -> (hop, center), see `Encoder.frame_geometry`
-        self.layers = described["layers"]
-        self.arrays, self.complete = described["arrays"], described["complete"]
+        path = self.folder / "store.json"
+        with naming(path, "the record of a store"):
+            described = read_json(path)
+            #: hashes and settings
+            self.made_of = dict(described["made_of"])
+            #: layer -> (hop, center), see `Encoder.frame_geometry`
+            self.layers = described["layers"]
+            self.arrays = described["arrays"]
+            self.complete = described["complete"]
         self._index = read_arrays(self.folder / "index.npz")
         self.ids = self._index["ids"].tolist()
         self.recordings = self._index["recordings"].tolist()

@@ -4,6 +4,7 @@ Both go on where they were when they are started again.
 """
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import soundfile
@@ -14,16 +15,23 @@ from tqdm import tqdm
 from speechbrain_sim.data.audio import SAMPLE_RATE, BadAudio
 from speechbrain_sim.data.search import AUDIO, list_files
 from speechbrain_sim.features import check_file, write_latents
-from speechbrain_sim.files import atomic, read_arrays, read_json, write_json
+from speechbrain_sim.files import (
+    atomic,
+    content_hash,
+    file_of,
+    read_arrays,
+    read_json,
+    write_json,
+)
 from speechbrain_sim.inference import SmoothInfoMax
-from speechbrain_sim.models.format import encoder_of
+from speechbrain_sim.models.format import DECODER, encoder_of, parts_of
 from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.randomness import keyed_generator
 
 #: endings of files of latents
 LATENTS = (".npy", ".safetensors")
-#: what lies beside latents: settings, and the samples of every recording
-RECORD = "encode.json"
+#: what lies beside latents: settings, and each recording; and beside wavs
+RECORD, DECODED = "encode.json", "decode.json"
 
 
 def encode_files(
@@ -39,10 +47,10 @@ def encode_files(
     """Encodes audio files; skips those that are encoded.
 
     `a/b.wav` of a folder becomes `<folder>/a/b.npy`; encode.json records the
-    settings and the samples of every recording. Returns the content of that
-    file, and a list of BadAudio that were left out. Raises a FileNotFoundError
-    without files; a ValueError if two have one name, latents of other settings
-    or files are there, or a file is bad.
+    settings, and content and samples of every recording. Returns what is in
+    that file, and a list of BadAudio that were left out. Raises a
+    FileNotFoundError without files; a ValueError if two have one name, latents
+    of other settings or files are there, or a file is bad.
 
     Arguments
     ---------
@@ -59,13 +67,8 @@ def encode_files(
     encoder, description = load_encoder(source)
     encoder.check_layer(layer)
     encoder, folder = encoder.to(device), Path(folder)
-    paths, entries, bad = find_files(inputs, AUDIO), {}, []
-    for name, path in paths.items():
-        try:
-            samples = check_file(encoder, path, [layer])
-            entries[name] = {"audio": str(path.resolve()), "samples": samples}
-        except BadAudio as error:
-            bad.append(error)
+    paths = find_files(inputs, AUDIO)
+    entries, bad = _describe(paths, encoder, layer)
     _refuse(on_bad_audio, bad, "Nothing was encoded (--on-bad-audio skip)")
     settings = {"encoder": description["sha256"], "layer": layer}
     settings |= {"format": kind, "sample": sample}
@@ -82,6 +85,8 @@ def encode_files(
                 write_latents(encoder, paths[name], {layer: target}, **options)
         except BadAudio as error:
             bad.append(error)
+            del record["files"][name]  # it may be repaired
+    write_json(folder / RECORD, record)
     _refuse(on_bad_audio, bad, "All others were encoded")
     return record, bad
 
@@ -91,7 +96,7 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
 
     Each is as long as its recording, if encode.json is above the latents; else
     the shortest that encodes to as many frames. Files that are there are
-    skipped.
+    skipped; decode.json records decoder and latents.
 
     Arguments
     ---------
@@ -106,16 +111,21 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
     -------
     list of Path
         The wav files. A FileNotFoundError or ValueError if there is nothing to
-        decode, no decoder, latents of another layer, or two of one name.
+        decode, no decoder, latents of another layer, two of one name, or wavs
+        of other latents or of another decoder are there.
     """
     model = SmoothInfoMax.from_pretrained(source, run_opts={"device": device})
     settings = {"encoder": encoder_of(model.config), "layer": layer}
-    found = find_files(inputs, LATENTS)
-    targets = {
-        path: Path(folder, f"{name}.wav") for name, path in found.items()
-    }
+    found, record = find_files(inputs, LATENTS), Path(folder, DECODED)
+    decoders = parts_of(model.config["parts"], DECODER)
+    if layer in decoders:  # else nothing can be decoded
+        contents = {name: content_hash(path) for name, path in found.items()}
+        made_of = {"decoder": decoders[layer]["sha256"]}
+        write_json(record, _join_record(record, made_of, contents))
+    targets = {p: Path(folder, f"{name}.wav") for name, p in found.items()}
+    read = lru_cache(read_json)  # one record of many files
     for path, target in tqdm(targets.items(), "decoding", unit="file"):
-        samples = _samples_of(path, settings)
+        samples = _samples_of(path, settings, read)
         if target.exists():
             continue
         if path.suffix == ".npy":  # mapped: of any length
@@ -150,6 +160,7 @@ def find_files(inputs, endings):
             )
         for file in files:
             name = file.relative_to(base).with_suffix("").as_posix()
+            name = file_of("", name).as_posix()  # not too long for its ending
             if found.setdefault(name, file) != file:
                 raise ValueError(
                     f"{found[name]} and {file} would both become '{name}': "
@@ -158,14 +169,28 @@ def find_files(inputs, endings):
     return found
 
 
+def _describe(paths, encoder, layer):
+    """Describes each recording for encode.json; lists those that are bad."""
+    entries, bad = {}, []
+    for name, path in paths.items():
+        try:
+            samples = check_file(encoder, path, [layer])
+        except BadAudio as error:
+            bad.append(error)
+            continue
+        content = {"content": content_hash(path), "samples": samples}
+        entries[name] = {"audio": str(path.resolve()), **content}
+    return entries, bad
+
+
 def _join_record(path, settings, entries):
-    """Joins what encode.json records with what is to be encoded."""
+    """Joins what a record holds with what is to be encoded, or decoded."""
     record = read_json(path) if path.exists() else {"files": {}}
     for known, new in (record, settings), (record["files"], entries):
         for key, value in new.items():
             if known.setdefault(key, value) != value:
                 raise ValueError(
-                    f"{path.parent} holds latents of the {key} {known[key]}, "
+                    f"{path.parent} holds files of the {key} {known[key]}, "
                     f"not {value}: choose another --out."
                 )
     return record
@@ -178,13 +203,13 @@ def _refuse(on_bad_audio, bad, rest):
         raise ValueError(f"{len(bad)} bad files. {rest}.\n{listed}")
 
 
-def _samples_of(path, settings):
+def _samples_of(path, settings, read):
     """Length of a recording by its encode.json; None without one."""
     path = path.resolve()
     above = [f for f in path.parents if (f / RECORD).exists()]
     if not above:
         return None
-    record = read_json(above[0] / RECORD)
+    record = read(above[0] / RECORD)
     for key, value in settings.items():
         if record[key] != value:
             raise ValueError(

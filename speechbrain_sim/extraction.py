@@ -166,18 +166,16 @@ class _Encoding:
             lengths = torch.tensor(samples, device=self.device)
             wavs = batch.sig.data.to(self.device)
             latents = self.encoder(wavs, lengths, self.layers, sample=False)
+            check_finite(latents, batch.id)
             rows = {n: self.select(n, latents, samples) for n in self.arrays}
-            ids = [self.dataset.data_ids[position] for position in positions]
-            for name, found in rows.items():
-                for item, x in zip(ids, found, strict=True):
-                    check_finite({name: torch.from_numpy(x)[None]}, [item])
             for row, position in enumerate(positions):
                 yield position, {name: x[row] for name, x in rows.items()}
 
     @torch.no_grad()
     def stream(self, position):
         """Yields the rows of each array of a long utterance, in pieces."""
-        row = self.rows[self.dataset.data_ids[position]]
+        item = self.dataset.data_ids[position]
+        row = self.rows[item]
         begin, samples = int(row.get("start") or 0), self.samples[position]
         kept = {n: self.kept(layer_of(n), samples) for n in self.arrays}
         sums, frames = dict.fromkeys(kept, 0), dict.fromkeys(kept, 0)
@@ -186,6 +184,7 @@ class _Encoding:
             wavs = file.pieces(CHUNK_SECONDS, begin, begin + samples)
             wavs = (wav.to(self.device) for wav in wavs)
             for latents in self.encoder.stream(wavs, self.layers, sample=False):
+                check_finite(latents, [item])
                 rows = {}
                 for name in self.arrays:
                     x = self.values(name, latents)[0]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_sim.data.audio import AudioFile, BadAudio
+from speechbrain_sim.data.audio import AudioFile, BadAudio, audio_info
 from speechbrain_sim.encoders.base import check_finite
 from speechbrain_sim.files import allocate, atomic
 
@@ -26,16 +26,11 @@ def check_file(encoder, path, layers=None):
     Raises BadAudio if it cannot be read, or is too short for a frame of
     `layers` of `encoder` (all by default).
     """
-    with AudioFile(path) as file:
-        return _check(encoder, file, layers)
-
-
-def _check(encoder, file, layers):
-    samples = file.info().num_samples
+    samples = audio_info(path).num_samples
     for layer in encoder.layer_names if layers is None else layers:
         if encoder.output_lengths(samples, layer) < 1:
             few = f"{samples} samples are too few for a frame."
-            raise BadAudio(file.path, few)
+            raise BadAudio(path, few)
     return samples
 
 
@@ -44,23 +39,17 @@ def stream_latents(
     encoder, path, layers=None, chunk_seconds=CHUNK_SECONDS, *args, **options
 ):
     """Encodes a file piece by piece, as `stream_file`, into dicts of Latents."""
-    for latents in _pieces(
-        encoder, path, layers, chunk_seconds, *args, **options
-    ):
-        check_finite(latents, [path])
-        yield latents
-
-
-def _pieces(encoder, path, layers, chunk_seconds, *args, **options):
+    check_file(encoder, path, layers)
     with AudioFile(path) as file:
-        _check(encoder, file, layers)
-        device = encoder.device
-        if not encoder.streams:
-            wavs = file.samples()[None].to(device)
-            yield encoder(wavs, None, layers, *args, **options)
-            return
-        pieces = (wav.to(device) for wav in file.pieces(chunk_seconds))
-        yield from encoder.stream(pieces, layers, *args, **options)
+        if encoder.streams:
+            wavs = (x.to(encoder.device) for x in file.pieces(chunk_seconds))
+            pieces = encoder.stream(wavs, layers, *args, **options)
+        else:
+            wavs = file.samples()[None].to(encoder.device)
+            pieces = [encoder(wavs, None, layers, *args, **options)]
+        for latents in pieces:
+            check_finite(latents, [path])
+            yield latents
 
 
 def stream_file(

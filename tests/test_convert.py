@@ -59,7 +59,7 @@ def test_there_and_back(trained, audio, tmp_path, capsys, kind):
     assert files_in(latents) == {"encode.json", *(f"{n}.{kind}" for n in NAMES)}
     command = ["decode", str(trained.model), str(latents)]
     cli.main([*command, "--layer", "module3", "--out", str(wavs)])
-    assert files_in(wavs) == {f"{name}.wav" for name in NAMES}
+    assert files_in(wavs) == {"decode.json", *(f"{n}.wav" for n in NAMES)}
     model = SmoothInfoMax.from_pretrained(trained.model)
     for name in NAMES:
         expected = model.encode_file(audio / f"{name}.wav", "module3").mean
@@ -148,6 +148,12 @@ def test_more_files_join_but_nothing_else(trained, audio, tmp_path):
     shutil.copy(audio / "ann/c.wav", audio / "a.wav")
     with pytest.raises(SystemExit, match="of the a .*another --out"):
         encode(trained.run, audio, out=out)
+    wav, rate = soundfile.read(audio / "ann/b.wav")
+    soundfile.write(audio / "ann/b.wav", wav / 2, rate)
+    with pytest.raises(SystemExit, match="of the b .*another --out"):
+        encode(trained.run, audio / "ann/b.wav", out=tmp_path / "b")
+        soundfile.write(audio / "ann/b.wav", wav / 3, rate)
+        encode(trained.run, audio / "ann/b.wav", out=tmp_path / "b")
     with pytest.raises(SystemExit, match="no layer 'module9'; .*module1"):
         encode(trained.run, audio, out=out, layer="module9")
 
@@ -156,6 +162,18 @@ def other_model(folder):
     from speechbrain_sim.models.format import example_folder
 
     return example_folder(folder / "other")
+
+
+def test_a_long_name_is_shortened(trained, audio, tmp_path):
+    """A file system takes 255 bytes, also of `.safetensors.part`."""
+    os.rename(audio / "a.wav", audio / f"{'ä' * 125}.wav")
+    out = tmp_path / "out"
+    encode(trained.run, audio, out=out, options=["--format", "safetensors"])
+    command = ["decode", str(trained.model), str(out), "--layer", "module3"]
+    cli.main([*command, "--out", str(tmp_path / "wavs")])
+    (wav,) = (tmp_path / "wavs").glob("ä*.wav")
+    expected = soundfile.info(audio / f"{'ä' * 125}.wav").frames
+    assert soundfile.info(wav).frames == expected
 
 
 def test_names_that_clash_are_refused(trained, audio, tmp_path):
@@ -199,6 +217,9 @@ def test_a_file_that_is_bad_inside_stops_no_other(
     }
     encode(trained.run, audio, out=out, options=["--on-bad-audio", "skip"])
     assert "1 left out" in capsys.readouterr().out
+    soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, 99999), 16000)
+    encode(trained.run, audio, out=out)
+    assert "ann/aa.npy" in files_in(out)
 
 
 def test_other_latents_are_not_decoded(trained, audio, tmp_path):
@@ -219,6 +240,9 @@ def test_other_latents_are_not_decoded(trained, audio, tmp_path):
     decode(trained.model, tmp_path / "alone.npy")
     frames = soundfile.info(tmp_path / "wavs/alone.wav").frames
     assert trained.encoder.output_lengths(frames, "module3") == 20
+    np.save(tmp_path / "alone.npy", z + 1)
+    with pytest.raises(SystemExit, match="of the alone .*another --out"):
+        decode(trained.model, tmp_path / "alone.npy")
 
 
 @pytest.mark.parametrize("kind", ["logmel", "hubert"])

@@ -413,7 +413,7 @@ CHANGES = {
         lambda c: c["parts"]["encoder"].update({"class": "Linear"}),
         "names a class 'Linear' for encoder",
     ),
-    "rate": (lambda c: c.update(sample_rate=8000), "16000 Hz only"),
+    "rate": (lambda c: c.update(sample_rate=8000), "8000, not 16000"),
     "architecture": (
         lambda c: c["parts"]["encoder"]["arguments"].update(eval="1"),
         "states eval .1. for encoder",

@@ -129,7 +129,7 @@ class ResumableBrain(WatchedBrain):
         )
 
     def on_fit_start(self):
-        """Wraps, makes optimizers, resumes; a new run starts with an empty log."""
+        """Wraps, makes optimizers, resumes; a new run begins an empty log."""
         super().on_fit_start()
         begins = self.hparams.epoch_counter.current == 0
         if self.checkpointer is not None and begins and not self.debug:
@@ -230,6 +230,8 @@ class ResumableBrain(WatchedBrain):
 
     def _save_intra_epoch_ckpt(self):
         self.read()
+        epoch = self.hparams.epoch_counter.current
+        self.check_state(f"In epoch {epoch}, after step {self.step}")
         super()._save_intra_epoch_ckpt()
 
     def key(self, name, stage):
@@ -240,7 +242,7 @@ class ResumableBrain(WatchedBrain):
         return (self.hparams.seed, stage.name, name, self.step)
 
     def record(self, stats, stage):
-        """Adds one step's stats to the stage's averages, but NaN and infinity."""
+        """Adds a step's stats to the stage's averages, but NaN and infinity."""
         values = torch.stack([value.float() for value in stats.values()])
         named = zip(stats, values.tolist(), strict=True)
         finite = {name: x for name, x in named if math.isfinite(x)}

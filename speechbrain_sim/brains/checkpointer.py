@@ -115,12 +115,12 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
 
     def check_finite(self):
         """Raises a ValueError if modules or optimizers hold NaN or infinity."""
-        for name, value in not_finite(self.recoverables):
+        if problem := not_finite(self.recoverables):
             raise ValueError(
-                f"{name} has {value}, and is not saved: lower the learning "
-                f"rate or clip gradients in another --output_folder, or correct "
-                f"the data and start again, to go on from the last checkpoint "
-                f"in {self.checkpoints_dir}."
+                f"{problem}, and is not saved: lower the learning rate or clip "
+                f"gradients in another --output_folder, or correct the data and "
+                f"start again, to go on from the last checkpoint in "
+                f"{self.checkpoints_dir}."
             )
 
     def recover_if_possible(self, *args, **kwargs):
@@ -130,15 +130,11 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
         ValueError if there are checkpoints, and none is good.
         """
         self._problems.clear()
-        chosen = super().recover_if_possible(*args, **kwargs)
-        while chosen is not None:
-            problems = [
-                f"{n} has {v}" for n, v in not_finite(self.recoverables)
-            ]
-            if not problems:
+        while chosen := super().recover_if_possible(*args, **kwargs):
+            problem = not_finite(self.recoverables)
+            if problem is None:
                 return chosen
-            self._note(chosen.path, problems[0])
-            chosen = super().recover_if_possible(*args, **kwargs)
+            self._note(chosen.path, problem)
         if (there := self._folders()) and not self._whole():
             names = ", ".join(sorted(folder.name for folder in there))
             raise ValueError(
@@ -172,17 +168,17 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
 
 
 def not_finite(objects):
-    """Yields what is NaN or infinite in modules and optimizers.
+    """Describes the first NaN or infinity in modules and optimizers.
 
-    `objects` maps names to anything. Yields (name, "NaN or infinity in weight")
-    of the first such tensor of each; GPUs are waited for once.
+    `objects` maps names to anything; None if there is none. GPUs are waited for
+    once.
 
     Example
     -------
     >>> model = torch.nn.Linear(1, 1)
     >>> _ = torch.nn.init.constant_(model.bias, torch.nan)
-    >>> list(not_finite({"model": model, "epoch": 3}))
-    [('model', 'NaN or infinity in bias')]
+    >>> not_finite({"model": model, "epoch": 3})
+    'model has NaN or infinity in bias'
     """
     places, flags = [], []
     for name, thing in objects.items():
@@ -194,17 +190,14 @@ def not_finite(objects):
             state = {f"{k} {n}": v for n, x in of_weights for k, v in x.items()}
         for key, value in state.items():
             if torch.is_tensor(value):
-                places.append((name, key))
+                places.append(f"{name} has NaN or infinity in {key}")
                 flags.append(value.isfinite().all())
     devices = {flag.device for flag in flags}  # step counts are on the CPU
     device = max(devices, key=str, default=None)
     flags = [flag.to(device, non_blocking=True) for flag in flags]
     flags = torch.stack(flags).tolist() if flags else []
-    bad = {}
-    for (name, key), good in zip(places, flags, strict=True):
-        if not good:
-            bad.setdefault(name, f"NaN or infinity in {key}")
-    yield from bad.items()
+    bad = (p for p, good in zip(places, flags, strict=True) if not good)
+    return next(bad, None)
 
 
 def _damage(folder):

@@ -34,18 +34,15 @@ class DecoderBrain(ResumableBrain):
 
     def compute_forward(self, batch, stage):
         """Encodes and decodes a batch: waveforms, (batch, samples)."""
-        wavs, wav_lens = (
-            to_device(batch.sig.data, self.device),
-            batch.sig.lengths,
-        )
+        wavs, lengths = self.recorded(batch)
         layer, sampled = self.hparams.layer, self.hparams.sampled
         noise = keyed_generator(*self.key("noise", stage), device=self.device)
         with torch.no_grad():
             latents = self.frozen_encoder(
-                wavs, wav_lens, [layer], sampled, noise
+                wavs, lengths, [layer], sampled, noise
             )
-        samples = wavs.shape[1]
-        return self.modules["decoder"](latents[layer].sample, samples, wav_lens)
+        z, samples = latents[layer].sample, wavs.shape[1]
+        return self.modules["decoder"](z, samples, lengths)
 
     def learn(self, batch, should_step):
         """See `ResumableBrain`."""

@@ -85,8 +85,3 @@ class WatchedBrain(sb.Brain):
 
     def _first(self):
         return f" {self.diverged}." if self.diverged else ""
-
-    def _save_intra_epoch_ckpt(self):
-        epoch = self.hparams.epoch_counter.current
-        self.check_state(f"In epoch {epoch}, after step {self.step}")
-        super()._save_intra_epoch_ckpt()

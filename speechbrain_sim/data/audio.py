@@ -294,7 +294,7 @@ class AudioFile:
     def _open(self):
         """Opens the file with libsndfile; BadAudio if that is impossible."""
         path, self._raw = self.path, None
-        if not path.is_file():
+        if not os.path.isfile(path):  # Path's raises for a name too long
             raise BadAudio(path, "The file is missing.")
         if not path.stat().st_size:
             raise BadAudio(path, "The file is empty (0 bytes).")

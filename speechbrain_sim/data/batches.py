@@ -249,11 +249,11 @@ def classes_of(manifest, data_folder, label, kind=UTTERANCE):
     Returns
     -------
     list of str
-        Sorted; those of frames are numbers, from 0 to the largest.
+        Sorted; if those of frames are numbers, from 0 to the largest.
     """
     dataset, found = _open(manifest, data_folder, label), set()
     for row in dataset.data.values():
         found.update(_tokens(row[label], kind))
-    if kind == labels.FRAMES:
+    if kind == labels.FRAMES and all(map(str.isdecimal, found)):
         return [str(n) for n in range(max(map(int, found), default=-1) + 1)]
     return sorted(found)

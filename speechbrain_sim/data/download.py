@@ -1,7 +1,6 @@
 """Downloads that continue where they stopped, checked, and unpacked whole."""
 
 import errno
-import hashlib
 import os
 import shutil
 import tarfile
@@ -13,6 +12,8 @@ import requests
 from filelock import FileLock, Timeout
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
+
+from speechbrain_sim.files import sha256
 
 logger = get_logger(__name__)
 
@@ -173,13 +174,10 @@ def _check(url, path, checksum):
         logger.warning("%s has no known checksum: it is not checked.", url)
         return
     algorithm, _, expected = checksum.partition(":")
-    digest = hashlib.new(algorithm)
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    if digest.hexdigest() != expected.lower():
+    digest = sha256(path, algorithm)
+    if digest != expected.lower():
         path.unlink()
-        why = f"{url} has the {algorithm} {digest.hexdigest()}, not {expected}"
+        why = f"{url} has the {algorithm} {digest}, not {expected}"
         raise ValueError(f"{why}: start again, or correct the checksum.")
 
 

@@ -26,7 +26,13 @@ from speechbrain_sim.data.tables import (
     row_hashes,
     write_csv,
 )
-from speechbrain_sim.files import content_hash, read_json, sha256, write_json
+from speechbrain_sim.files import (
+    content_hash,
+    read_json,
+    sha256,
+    text_hash,
+    write_json,
+)
 
 logger = get_logger(__name__)
 
@@ -262,20 +268,18 @@ def _check_rows(split, rows, data_folder):
 def _listing(splits, data_folder):
     """Count of the files, and hashes of their contents and of all rows."""
     wavs = sorted({row["wav"] for rows in splits.values() for row in rows})
-    contents = audio_hash([Path(data_folder, wav) for wav in wavs])
-    rows = json.dumps(splits, sort_keys=True).encode()
-    rows = hashlib.sha256(rows).hexdigest()
+    contents = contents_hash([Path(data_folder, wav) for wav in wavs])
+    rows = text_hash(json.dumps(splits, sort_keys=True))
     return {"files": len(wavs), "contents": contents, "rows": rows}
 
 
-def audio_hash(paths):
+def contents_hash(paths):
     """Returns a hash of the contents of files; those that are missing count."""
 
     def hashed(path):
         return content_hash(path) if path.is_file() else "missing"
 
-    text = " ".join(in_threads(hashed, paths))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_hash(" ".join(in_threads(hashed, paths)))
 
 
 def _inspect_all(splits, data_folder, min_samples):

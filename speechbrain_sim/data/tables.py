@@ -5,7 +5,6 @@ reads one (training, probes, decoders, analysis) reads it here.
 """
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -14,7 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from speechbrain_sim.data import audio
-from speechbrain_sim.files import content_hash, read_json, sha256, write_text
+from speechbrain_sim.files import (
+    content_hash,
+    read_json,
+    sha256,
+    text_hash,
+    write_text,
+)
 
 #: the record of a preparation, beside its manifests
 RECORD = "prepare.json"
@@ -85,9 +90,12 @@ def read_csv(path, columns):
             raise ValueError(f"{path} {needs}, but {', '.join(names)}.")
         rows.fieldnames, found = names, []
         for row in rows:
+            where = f"{path}:{rows.line_num + skipped}"
             row.pop("", None)  # the index of a data frame
+            if any(row.pop(None, ())):
+                raise ValueError(f"{where} has more cells than the header.")
             if any(row.values()):
-                found.append((f"{path}:{rows.line_num + skipped}", row))
+                found.append((where, row))
         return found
     except csv.Error as error:
         where = f"{path}:{rows.line_num + skipped}"
@@ -136,8 +144,12 @@ def read_manifest(path, data_folder=None):
     def measure(item):
         return _measure(*item, data_folder, inspected)
 
+    return _by_id(measure, rows)
+
+
+def _by_id(function, rows):
     names = [row["ID"] for _, row in rows]
-    return dict(zip(names, in_threads(measure, rows), strict=True))
+    return dict(zip(names, in_threads(function, rows), strict=True))
 
 
 def in_threads(function, items):
@@ -164,18 +176,15 @@ def row_hashes(path, data_folder, columns=None):
             raise ValueError(f"{where}: {problem}.") from error
         cells = {name: row.get(name) for name in columns or row}
         text = json.dumps([content, cells], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return text_hash(text)[:16]
 
     _prepared(path)
-    rows = _cells(path)
-    names = [row["ID"] for _, row in rows]
-    return dict(zip(names, in_threads(hashed, rows), strict=True))
+    return _by_id(hashed, _cells(path))
 
 
 def manifest_hash(path, data_folder):
     """Returns a hash of a manifest and of its audio, see `row_hashes`."""
-    text = json.dumps(row_hashes(path, data_folder))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_hash(json.dumps(row_hashes(path, data_folder)))
 
 
 def audio_of(path, data_folder):
@@ -197,8 +206,8 @@ def _cells(path):
         raise ValueError(f"{path} lists no utterance.")
     places = {}
     for where, row in rows:
-        if None in row or None in row.values():
-            raise ValueError(f"{where} has not as many cells as the header.")
+        if None in row.values():
+            raise ValueError(f"{where} has fewer cells than the header.")
         for column in ("ID", "wav"):
             if not row.get(column, "").strip():
                 raise ValueError(f"{where} has no {column}.")

@@ -215,8 +215,8 @@ class Encoder(nn.Module, ABC):
     def encode(self, wavs, lengths, layers, sample, generator):
         """Encodes a batch that `forward` has checked: dict of str to Latent.
 
-        `lengths` are samples, (batch,), int64, on the CPU, and `layers` is a list, bottom
-        first. Frames beyond an utterance may hold anything.
+        `lengths` are samples, (batch,), int64, on the CPU, and `layers` is a
+        list, bottom first. Frames beyond an utterance may hold anything.
         """
 
     def forward(

@@ -4,7 +4,6 @@ wav2vec 2.0, HuBERT and WavLM: probes, decoders and measures read their layers a
 they read our own. Needs `pip install 'speechbrain-sim[huggingface]'`.
 """
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from speechbrain_sim.encoders.base import Encoder, Latent
 from speechbrain_sim.extras import import_extra
-from speechbrain_sim.files import naming, read_json, sha256
+from speechbrain_sim.files import naming, read_json, sha256, text_hash
 
 CONFIG = "config.json"
 #: what follows the name of weights that lie in several files
@@ -153,7 +152,7 @@ def hash_weights(path):
                 f"{path} names {name}: there is no such file."
             )
     lines = "".join(f"{n} {sha256(path.parent / n)}\n" for n in names)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return text_hash(lines)
 
 
 def _find(folder, names):

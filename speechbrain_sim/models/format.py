@@ -199,13 +199,11 @@ def read_config(path):
 
 def _problems(config):
     """Lists what is wrong with the layout of a config.json."""
-    for key, kind in {"parts": dict, "sample_rate": int}.items():
-        if not isinstance(config.get(key), kind):
-            there = type(config.get(key)).__name__
-            yield f"states {key} as {there}, not {kind.__name__}"
-    for key in ("training", ENCODER):
-        if not isinstance(config.get(key, {}), dict):
-            yield f"states {key} as {type(config[key]).__name__}, not dict"
+    for key, absent in {"parts": None, "training": {}, ENCODER: {}}.items():
+        if not isinstance(there := config.get(key, absent), dict):
+            yield f"states {key} as {type(there).__name__}, not dict"
+    if (rate := config.get("sample_rate")) != SAMPLE_RATE:
+        yield f"states the sample_rate {rate!r:.40}, not {SAMPLE_RATE}"
     for name, part in config["parts"].items():
         # a file's name below this folder: no separator, no control character
         pattern = rf"{ENCODER}|({'|'.join(PREFIXES)})_[^/\\\x00-\x1f]+"

@@ -395,7 +395,7 @@ ODD = {
     ),
     "rate a text": (
         lambda c: c.update(sample_rate="16000"),
-        "states sample_rate as str, not int",
+        "states the sample_rate '16000', not 16000",
     ),
     "a probe of text": (
         lambda c: c["parts"].update(probe_phones="p"),

@@ -1,6 +1,5 @@
 """LibriSpeech in its published layout -> manifests with speakers and phones."""
 
-import hashlib
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from speechbrain_sim.data.manifests import Problem, hash_split
 from speechbrain_sim.data.phones import read_phones, write_names
 from speechbrain_sim.data.search import list_files
 from speechbrain_sim.data.tables import in_threads, read_text
+from speechbrain_sim.files import text_hash
 
 logger = get_logger(__name__)
 
@@ -163,9 +163,8 @@ def _fingerprint(files):
     if files.phones is not None:
         paths += [Path(files.phones), *Path(files.phones).rglob("*.TextGrid")]
     paths = sorted(path for path in paths if path.exists())
-    names = "\n".join(map(str, paths)).encode(errors="surrogateescape")
-    contents = manifests.audio_hash(paths)
-    return hashlib.sha256(names + contents.encode()).hexdigest()
+    names = "\n".join(map(str, paths))
+    return text_hash(names + manifests.contents_hash(paths))
 
 
 def _read_lists(files):
