@@ -225,7 +225,6 @@ def main(argv=None):
     if chosen.publish:
         publish(chosen.publish)
         return True
-    logging.disable(logging.WARNING)  # lines per epoch and per run
     import torch
 
     chosen.device = chosen.device or (
@@ -256,4 +255,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # lines per epoch and per run
     sys.exit(0 if main() else 1)
