@@ -20,7 +20,13 @@ def as_tensor(name, x, axes):
     """
     expected = f"{name} must be ({', '.join(axes)})"
     try:
-        x = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x))
+        if not isinstance(x, torch.Tensor):
+            array = np.array(x)
+            # torch has neither other byte orders nor longer floats
+            odd = array.itemsize > 8 or not array.dtype.isnative
+            if odd and array.dtype.kind == "f":
+                array = array.astype(float)
+            x = torch.from_numpy(array)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{expected}, a tensor or an array; got {x!r:.80}. Files go to "
@@ -59,7 +65,9 @@ def as_batch(wavs, wav_lens=None):
         if wav_lens is not None:
             raise ValueError("A list of waveforms is padded here: no wav_lens.")
         wav_lens = torch.tensor([len(row) for row in rows])
-        wavs = pad_sequence([row.to(rows[0]) for row in rows], batch_first=True)
+        # one that is not floating is refused below
+        first = next((x for x in rows if not x.is_floating_point()), rows[0])
+        wavs = pad_sequence([row.to(first) for row in rows], batch_first=True)
     wavs = as_tensor("wavs", wavs, ["batch", "samples"])
     if not wavs.is_floating_point():
         raise ValueError(

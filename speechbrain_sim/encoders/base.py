@@ -266,14 +266,20 @@ class Encoder(nn.Module, ABC):
     def as_input(self, wavs):
         """Returns waveforms in the dtype of the weights.
 
-        Raises a ValueError if they are not (batch, samples), or on another
-        device; a RuntimeError in `torch.jit.trace`.
+        Raises a ValueError if they are not a floating tensor, (batch, samples),
+        or on another device; a RuntimeError in `torch.jit.trace`.
         """
         if torch.jit.is_tracing():
             raise RuntimeError(
                 "An encoder cannot be traced: lengths would become constants. "
                 "Trace speechbrain_sim.integrations.onnx.PlainEncoder(encoder, "
                 "layer) with (wavs, lengths)."
+            )
+        if not (isinstance(wavs, torch.Tensor) and wavs.is_floating_point()):
+            kind = getattr(wavs, "dtype", type(wavs).__name__)
+            raise ValueError(
+                f"wavs must be a floating tensor, within -1 and 1; got {kind}: "
+                f"divide int16 by 32768."
             )
         if wavs.ndim != 2 or not len(wavs):
             shape = tuple(wavs.shape)

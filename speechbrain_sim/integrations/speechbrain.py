@@ -9,7 +9,9 @@ What learns (several layers, or `frozen: False`) has to be listed under
 `modules`, and in the checkpointer's recoverables.
 """
 
+import contextlib
 import hashlib
+from math import isfinite
 
 import torch
 from speechbrain.utils.logger import get_logger
@@ -79,18 +81,28 @@ class LatentFeatures(nn.Module):
         #: channels of the features
         self.out_channels = widths[self.layers[0]]
         #: w, one per layer, if they are learned
-        self.weights, self.layer_weights = None, list(layer_weights or [])
-        if layer_weights and len(layer_weights) != len(self.layers):
-            raise ValueError(
-                f"layer_weights are {layer_weights}: give one for each of "
-                f"{', '.join(self.layers)}."
-            )
-        if len(self.layers) > 1 and not layer_weights:
+        self.weights, self.layer_weights = None, []
+        if layer_weights is not None:
+            self.layer_weights = self._fixed(layer_weights)
+        if len(self.layers) > 1 and not self.layer_weights:
             self.weights = nn.Parameter(torch.zeros(len(self.layers)))
         #: batches so far; whether one had a gradient, and a Brain has these
         self.batches, self.has_gradient, self.is_placed = 0, False, False
         self.register_state_dict_post_hook(_without_encoder)
         self.register_load_state_dict_pre_hook(_with_encoder)
+
+    def _fixed(self, weights):
+        """Weights as a list of float; a ValueError if they do not fit."""
+        with contextlib.suppress(TypeError, ValueError):
+            fixed = [float(weight) for weight in weights]
+            if len(fixed) in (0, len(self.layers)) and all(
+                map(isfinite, fixed)
+            ):
+                return fixed
+        raise ValueError(
+            f"layer_weights are {weights}: give one for each of "
+            f"{', '.join(self.layers)}."
+        )
 
     def train(self, mode=True):
         """Sets the mode; a frozen encoder stays in eval mode."""

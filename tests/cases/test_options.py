@@ -369,7 +369,7 @@ RANGES = {
         kernel_sizes [[10,8],[],[4]]|strides [[5,0],[2,2],[2]]|num_samples 0
         paddings [[-1,2],[2,2],[1]]|kl_weight -1|kl_weight [0,-1,0]|lr -0.1
         kl_warmup_epochs -1|kl_reduction x|objective x|batch_size 0|seed -1
-        num_workers -1|window_frames 1|prediction_steps 0|classes -1|lr .nan
+        num_workers -1|num_workers 100000|window_frames 1|prediction_steps 0|classes -1|lr .nan
         within_utterance_negatives -1|lr .inf|initial_log_var .inf
         kl_weight .nan|kl_weight [.nan,0,0]|on_bad_audio maybe
         epochs_per_save 0|ckpt_interval_steps -1|precision fp64|max_grad_norm 0|jit True

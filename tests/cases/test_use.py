@@ -230,10 +230,14 @@ def test_d3_learned_weights_give_arrays_without_gradients(trained):
     fixed = LatentFeatures(trained.model, MODULES, layer_weights=[1 / 3] * 3)
     np.testing.assert_allclose(fixed(wavs).numpy(), found, atol=1e-6)
     assert [n for n, p in fixed.named_parameters() if p.requires_grad] == []
-    with pytest.raises(
-        ValueError, match=r"layer_weights are \[1.0\]: give one"
-    ):
-        LatentFeatures(trained.model, MODULES, layer_weights=[1.0])
+    for same in (np.full(3, 1 / 3), torch.full((3,), 1 / 3), ("0.5",) * 3):
+        features = LatentFeatures(trained.model, MODULES, layer_weights=same)
+        assert all(type(weight) is float for weight in features.layer_weights)
+    for bad in ([1.0], 1.0, "a", ["a"] * 3, [1, 1, np.nan], np.ones((3, 2))):
+        with pytest.raises(
+            ValueError, match="layer_weights are [^:]*: give one"
+        ):
+            LatentFeatures(trained.model, MODULES, layer_weights=bad)
 
 
 # ---------------------------------------------------------------------- D4
@@ -373,13 +377,15 @@ def test_b12_d7_arrays_and_lists_are_accepted(model):
     frozen.flags.writeable = False
     for given, lengths in {
         "array": (array, lens),
+        "longer floats": (array.astype(np.longdouble), lens),
         "float64": (array.astype(float), lens.numpy()),
-        "big-endian": (array.astype(">f4").astype("f4"), [3000, 2000]),
+        "big-endian": (array.astype(">f4"), [3000, 2000]),
         "reversed": (array[:, ::-1][:, ::-1], lens / 3000),
         "read-only": (frozen, lens),
         "list": (rows, None),
         "tuple": (tuple(rows), None),
         "list of arrays": ([row.numpy() for row in rows], None),
+        "mixed orders": ([rows[0], rows[1].numpy().astype(">f8")], None),
         "mixed": ([rows[0].double(), rows[1].numpy()], None),
         "numbers": ([row.tolist() for row in rows], None),
     }.values():
@@ -405,6 +411,7 @@ WRONG = {
     "stereo": (torch.zeros(3000, 2), r"wavs is \(3000, 2\), taken as \(batch"),
     "int16": (np.zeros((1, 3000), np.int16), "wavs / 32768"),
     "int16 in a list": ([np.ones(3000, np.int16)], "wavs / 32768"),
+    "a quiet int16": ([np.ones(3000), np.ones(99, int)], "wavs / 32768"),
     "range": (3000 * torch.ones(1, 3000), "reaches 3000: .*by 32768"),
     "complex": (torch.zeros(1, 3000) + 0j, "must be floating"),
     "text": (np.array([["a"]]), "wavs must be .*a tensor or an array"),
@@ -454,6 +461,16 @@ def test_b12_a_layer_s_name_is_one_layer(trained):
             ValueError, match=f"no layer '{wrong}'; this encoder"
         ):
             LatentFeatures(trained.model, wrong)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("wavs", ["array", "int16", "list"])
+def test_b12_features_are_of_floating_tensors(trained, frozen, wavs):
+    given = {"array": np.zeros((1, 3000)), "list": [[0.0] * 3000]}
+    given["int16"] = torch.ones(1, 3000, dtype=torch.int16)
+    features = LatentFeatures(trained.model, "module1", frozen)
+    with pytest.raises(ValueError, match="must be a floating tensor, .*32768"):
+        features(given[wavs])
 
 
 # ---------------------------------------------------------------------- D8
