@@ -241,11 +241,15 @@ def naming(path, kind):
         raise ValueError(f"{path} is not {kind}: {error}. {remedy}") from error
 
 
-def read_json(path):
-    """Reads a json file; a ValueError names the file if it is not json."""
+def read_json(path, mapping=None):
+    """Reads a json file; a ValueError names the file if it is not json.
+
+    `mapping` makes a mapping of its list of (key, value); by default a dict.
+    """
     with naming(path, "json"):
         try:
-            return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+            text = Path(path).read_text(encoding="utf-8-sig")
+            return json.loads(text, object_pairs_hook=mapping)
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
 

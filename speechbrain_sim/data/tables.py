@@ -76,7 +76,9 @@ def read_csv(path, columns):
     text, skipped = read_text(path), 0
     if text[:4].lower() == "sep=":  # Excel's first line
         text, skipped = text.partition("\n")[2], 1
-    header = text.lstrip().partition("\n")[0]
+    blank = len(text) - len(text.lstrip("\r\n"))
+    text, skipped = text[blank:], skipped + text[:blank].count("\n")
+    header = re.sub('"[^"]*"', "", text.partition("\n")[0])
     options = {"delimiter": max(",;\t", key=header.count), "strict": True}
     rows = csv.DictReader(io.StringIO(text), skipinitialspace=True, **options)
     try:
@@ -218,7 +220,17 @@ def _cells(path):
 
 def _json_rows(path):
     """Rows of a json, like those of a csv."""
-    content, rows = read_json(path), {}
+    rows, twice = {}, []
+
+    def mapping(pairs):
+        found = dict(pairs)
+        names = [key for key, _ in pairs]
+        twice.extend(key for key in found if names.count(key) > 1)
+        return found
+
+    content = read_json(path, mapping)
+    if twice:
+        raise ValueError(f"{path} has {twice[0]} twice: rename one of them.")
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no manifest, which maps IDs to columns.")
     for name, row in content.items():
@@ -288,6 +300,8 @@ def _whole(where, row, column):
     try:
         value = float(text.replace(",", ".") or "nan")
     except ValueError:
+        value = -1.0
+    if re.fullmatch(r"[1-9]\d{0,2}[.,]\d{3}", text):  # 1.000 may be 1 or 1000
         value = -1.0
     if text and not (value >= 0 and value.is_integer()):
         what = f"{where} has the {column} {text!r}"

@@ -95,6 +95,14 @@ WRITTEN = {
     "blanks": PLAIN.replace(",", ", "),
     "index of a data frame": ",ID,wav,num_samples,digit\n"
     "0,a,$data_root/a.wav,8000,one\n1,b,$data_root/b.wav,16000,two\n",
+    "empty lines first": "\n\r\n" + PLAIN,
+    "tabs in front": PLAIN.replace(",", "\t")
+    .replace("ID", "\tID")
+    .replace("a\t", "0\ta\t")
+    .replace("\nb", "\n1\tb"),
+    "a semicolon in a name": PLAIN.replace("digit", 'digit,"a;b;c;d;e"')
+    .replace("one", 'one,"1;2"')
+    .replace("two", "two,"),
     "without num_samples": "ID,duration,wav,digit\n"
     "a,7.5,{data_root}/a.wav,one\nb,7.5,$data_folder/b.wav,two\n",
     "json": '{"a": {"wav": "{data_root}/a.wav", "digit": "one"},'
@@ -161,6 +169,9 @@ WRONG = {
     ),
     "a part of one": (PLAIN.replace("8000", "0.5"), "not a whole number"),
     "thousands": (PLAIN.replace("8000", '"8,000,0"'), "not a whole number"),
+    "Excel's thousands": (PLAIN.replace("8000", '"8,000"'), "'8,000': not a"),
+    "thousands with points": (PLAIN.replace("16000", "16.000"), "csv:3 has"),
+    "lines count": ("\n\n" + PLAIN.replace("8000", "x"), "csv:4 has the num"),
     "not a number": (PLAIN.replace("8000", "nan"), "not a whole number"),
     "negative": (PLAIN.replace("8000", "-8000"), "not a whole number"),
     "no column": (
@@ -206,7 +217,15 @@ def test_c1_wrong_manifests_name_file_line_and_column(audio, kind):
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", '{"a": 1}', '{"a": {"file": "a.wav"}}', '{"a": ', "{}"],
+    [
+        '{"a": {"wav": "$data_root/a.wav"}, "a": {"wav": "$data_root/b.wav"}}',
+        '{"a": {"wav": "$data_root/a.wav", "wav": "b.wav"}}',
+        "[]",
+        '{"a": 1}',
+        '{"a": {"file": "a.wav"}}',
+        '{"a": ',
+        "{}",
+    ],
 )
 def test_c1_wrong_json_names_the_file(audio, text):
     path = manifest_of(audio, text, "train.json")
