@@ -83,12 +83,16 @@ def run(given):
     elif given.verb == "export":
         options = (given.example, given.data, given.licence)
         places = (given.run, given.folder, given.probe, given.decoder)
-        publish.export_model(*places, *options)
-        yield f"Exported to {given.folder}."
-        for layer in given.onnx:
+        if given.onnx:  # what cannot be exported is refused first
             from speechbrain_sim.integrations.onnx import export_onnx
             from speechbrain_sim.models.load import load_encoder
 
+            encoder, _ = load_encoder(given.run)
+            for layer in given.onnx:
+                encoder.check_layer(layer)
+        publish.export_model(*places, *options)
+        yield f"Exported to {given.folder}."
+        for layer in given.onnx:
             path = f"{given.folder}/{layer}.onnx"
             export_onnx(load_encoder(given.folder)[0], layer, path)
             yield f"Exported to {path}."

@@ -537,6 +537,7 @@ def test_d9_the_command_exports_and_publishes_onnx(
         cli.main(
             ["export", str(trained.run), str(tmp_path / "m"), "--onnx=module9"]
         )
+    assert not (tmp_path / "m").exists()
     # a file of an encoder that was exported before does not stay
     cli.main(
         ["export", str(trained.run), str(tmp_path / "m"), "--onnx=module1"]
