@@ -63,7 +63,9 @@ def run(given):
     # here, since `--help` needs no torch
     if given.verb in ("encode", "decode"):
         from speechbrain_sim import convert
+        from speechbrain_sim.config import check_device
 
+        check_device(given.device)
         places = (given.source, given.inputs, given.out, given.layer)
     else:
         from speechbrain_sim.hub import publish

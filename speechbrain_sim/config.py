@@ -201,7 +201,12 @@ def load_experiment(argv, may_change=None, check=None):
         value, or there is no such device.
     """
     file, run_opts, lines = _parse_words([_encoded(word) for word in argv])
-    _check_device(run_opts)
+    check_device(run_opts["device"])
+    cpus = run_opts["device"] == "cpu" and "LOCAL_RANK" in os.environ
+    if cpus and run_opts["distributed_backend"] != "gloo":
+        raise ValueError(
+            "Several processes on CPUs need --distributed_backend gloo."
+        )
     distributed.ddp_init_group(run_opts)
     options = {}
     for line in lines.splitlines():
@@ -232,20 +237,14 @@ def _parse_words(words):
     return file, replace(run_opts, optimizer_step_limit=limit), lines
 
 
-def _check_device(run_opts):
-    """Raises a ValueError if a run's device cannot be used."""
-    device = run_opts["device"]
+def check_device(device):
+    """Raises a ValueError if a device, by default the best, cannot be used."""
     device = distributed.infer_device() if device is None else device
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         problem = str(error).splitlines()[0]
         raise ValueError(f"--device {device}: {problem}") from error
-    cpus = device == "cpu" and "LOCAL_RANK" in os.environ
-    if cpus and run_opts["distributed_backend"] != "gloo":
-        raise ValueError(
-            "Several processes on CPUs need --distributed_backend gloo."
-        )
 
 
 def _encoded(word):

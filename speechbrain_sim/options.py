@@ -107,8 +107,12 @@ def typed(key, value, contents):
 
 
 def _kinds(examples):
-    kinds = {KINDS[kind_of(e)]: 0 for e in examples if kind_of(e)}
-    return " or ".join(kinds) or "no value: other keys make it"
+    kinds = {}
+    for example in examples:
+        if kind := kind_of(example):
+            like = f" such as {example}" * (kind is list and bool(example))
+            kinds.setdefault(kind, KINDS[kind] + like.replace("'", ""))
+    return " or ".join(kinds.values()) or "no value: other keys make it"
 
 
 def check_kinds(files):

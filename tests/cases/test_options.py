@@ -464,7 +464,7 @@ STUDY = {
     "{A: {yaml: pretrain.yaml, options: {channels: 0}}}": "--channels is 0",
     "{A: {yaml: pretrain.yaml, options: [1]}}": "options is .1., but takes a",
     "{A: {encoder: logmel, seeds: [1, 1]}}": "seeds is .1, 1., but must be",
-    "{A: {encoder: logmel, seeds: 1}}": "seeds is 1, but takes a list",
+    "{A: {encoder: logmel, seeds: 1}}": r"seeds is 1, but takes a list such as \[",
     "{A: {encoder: logmel, probe: {lr: 0}}}": "--lr is 0, but must be > 0",
     "{A: {of: B}, B: {yaml: pretrain.yaml}}": "A is of B, but no entry above",
     "{B: {yaml: pretrain.yaml}, A: {of: B, seeds: [2]}}": "the seeds .2.",
@@ -535,6 +535,19 @@ def test_h19_processes_on_cpus_need_gloo(runs, monkeypatch, tmp_path):
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ValueError, match="need --distributed_backend gloo"):
         runs.run("pretrain", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "gpu", "", "cpu:x"])
+@pytest.mark.parametrize("verb", ["encode", "decode"])
+def test_h19_the_command_has_no_such_device(verb, device, tmp_path, capsys):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    out = ["--layer", "module1", "--out", str(tmp_path / "out")]
+    with pytest.raises(
+        SystemExit, match=f"^speechbrain-sim: --device {device}:"
+    ):
+        cli([verb, "model", "a.wav", *out, "--device", device])
     assert not (tmp_path / "out").exists()
 
 
