@@ -8,7 +8,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_sim.data import labels
 from speechbrain_sim.data.audio import read_audio
 from speechbrain_sim.data.labels import UTTERANCE
-from speechbrain_sim.data.tables import read_manifest
+from speechbrain_sim.data.tables import OWN, read_manifest
 from speechbrain_sim.randomness import key_seed
 
 logger = get_logger(__name__)
@@ -65,9 +65,11 @@ class KeyedCrop:
 def _open(manifest, data_folder, label):
     """Reads a manifest; raises a ValueError if it has no such column."""
     dataset = DynamicItemDataset(read_manifest(manifest, data_folder))
-    columns = next(iter(dataset.data.values()))
+    own = OWN - {"sample_rate"}
+    row = next(iter(dataset.data.values()))
+    columns = [column for column in row if column not in own]
     if label is not None and label not in columns:
-        has = ", ".join(columns)
+        has = ", ".join(columns) or "none for labels"
         raise ValueError(f"{manifest} has no column '{label}'; it has {has}.")
     return dataset
 

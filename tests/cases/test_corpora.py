@@ -233,6 +233,13 @@ def test_c1_wrong_json_names_the_file(audio, text):
         read_manifest(path, audio)
 
 
+@pytest.mark.parametrize("label", ["num_samples", "duration", "wav", "start"])
+def test_c1_columns_of_the_audio_are_no_labels(audio, label):
+    path = manifest_of(audio, PLAIN)
+    with pytest.raises(ValueError, match=f"no column '{label}'; it has digit"):
+        make_dataset(path, audio, label=label, classes=["a", "b"])
+
+
 def test_c1_labels_of_frames_fit_the_length(audio):
     text = PLAIN.replace("one", "1 2 3").replace("digit", "phones")
     path = manifest_of(audio, text.replace("two", ""))
