@@ -389,7 +389,10 @@ class SmoothInfoMax(Pretrained):
         parts = parts_of(self.mods, kind)
         if name not in parts:
             there = ", ".join(parts) or "none"
-            raise ValueError(f"There is no {kind} of '{name}'; it has {there}.")
+            raise ValueError(
+                f"There is no {kind} of '{name}'; it has {there} (those of "
+                f"other runs are added by speechbrain-sim export)."
+            )
         return parts[name]
 
 

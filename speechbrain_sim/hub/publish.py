@@ -210,6 +210,8 @@ def check_model(source, **options):
     yield f"{len(config['parts'])} weight files {fit}"
     found = opened.fetch(HPARAMS).read_text(encoding="utf-8")
     expected = hyperparams(config)
+    if found != expected and "example" not in config:
+        raise ValueError(f"{name} is a run: export it, and check that model.")
     if found != expected:
         lines = set(found.splitlines()) - set(expected.splitlines())
         raise ValueError(

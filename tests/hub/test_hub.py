@@ -453,6 +453,13 @@ def test_an_odd_config_is_refused_in_a_sentence(model_folder, kind):
         cli.main(["check", str(model_folder)])
 
 
+def test_a_run_is_no_export(trained, tmp_path):
+    shutil.copytree(trained.run, tmp_path / "run")
+    (tmp_path / "run/hyperparams.yaml").write_text("seed: 1\n")
+    with pytest.raises(ValueError, match="is a run: export it"):
+        list(check_model(tmp_path / "run"))
+
+
 def test_a_model_that_makes_nan_does_not_pass(model_folder):
     model = SmoothInfoMax.from_pretrained(model_folder)
     torch.nn.init.constant_(
