@@ -1,6 +1,7 @@
 """The systems that are measured: ours, as a Brain runs it, and the plain one."""
 
 import functools
+import math
 import tempfile
 
 import speechbrain as sb
@@ -37,6 +38,22 @@ def make_batch(
     return PaddedBatch(rows)
 
 
+def ready(brain_class, modules, run_opts, **hparams):
+    """Makes a Brain that is about to train its first batch."""
+    counter = EpochCounter(1)
+    counter.current = 1
+    shared = {"seed": 1, "epoch_counter": counter, "max_grad_norm": math.inf}
+    brain = brain_class(
+        modules=modules,
+        opt_class=functools.partial(torch.optim.Adam, lr=2e-4, fused=True),
+        hparams={**shared, **hparams},
+        run_opts={"device": "cpu", **(run_opts or {})},
+    )
+    brain.modules.train()
+    brain.init_optimizers()
+    return brain
+
+
 class Ours:
     """A model and the Brain that trains it, one call per step."""
 
@@ -45,23 +62,14 @@ class Ours:
         self.model, self.batch = build_model(name, **changes), batch
         self.folder = tempfile.TemporaryDirectory()  # goes with this object
         folder = self.folder.name
-        counter = EpochCounter(1)
-        counter.current = 1
-        self.brain = GreedyBrain(
-            modules=self.model.modules,
-            opt_class=functools.partial(torch.optim.Adam, lr=2e-4, fused=True),
-            hparams={
-                "seed": 1,
-                "epoch_counter": counter,
-                "train_logger": RewindingTrainLogger(f"{folder}/log.txt"),
-                "encoder": self.model.encoder,
-                "output_folder": folder,
-                "max_grad_norm": float("inf"),
-            },
-            run_opts={"device": "cpu", **(run_opts or {})},
+        self.brain = ready(
+            GreedyBrain,
+            self.model.modules,
+            run_opts,
+            train_logger=RewindingTrainLogger(f"{folder}/log.txt"),
+            encoder=self.model.encoder,
+            output_folder=folder,
         )
-        self.brain.modules.train()
-        self.brain.init_optimizers()
 
     def __call__(self):
         """One step."""
@@ -86,24 +94,15 @@ class Decoding:
     def __init__(self, layer, batch, run_opts=None, **changes):
         torch.manual_seed(0)
         encoder, self.batch = build_model("sim", **changes).encoder, batch
-        counter = EpochCounter(1)
-        counter.current = 1
-        self.brain = DecoderBrain(
-            modules={"decoder": mirror(encoder, layer)},
-            opt_class=functools.partial(torch.optim.Adam, lr=2e-4, fused=True),
-            hparams={
-                "seed": 1,
-                "epoch_counter": counter,
-                "frozen_encoder": encoder.eval().requires_grad_(False),
-                "layer": layer,
-                "sampled": True,
-                "reconstruction": ReconstructionLoss(),
-                "max_grad_norm": float("inf"),
-            },
-            run_opts={"device": "cpu", **(run_opts or {})},
+        self.brain = ready(
+            DecoderBrain,
+            {"decoder": mirror(encoder, layer)},
+            run_opts,
+            frozen_encoder=encoder.eval().requires_grad_(False),
+            layer=layer,
+            sampled=True,
+            reconstruction=ReconstructionLoss(),
         )
-        self.brain.modules.train()
-        self.brain.init_optimizers()
 
     def __call__(self):
         """One step."""

@@ -12,7 +12,6 @@ kill, it resumes.
 To read the code, begin at the bottom.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -33,6 +32,7 @@ from speechbrain_sim.data.labels import FRAMES, SEQUENCE, kind_of
 from speechbrain_sim.data.phones import name_phones
 from speechbrain_sim.data.tables import manifest_hash
 from speechbrain_sim.extraction import encode_manifest
+from speechbrain_sim.files import text_hash
 from speechbrain_sim.models.format import PROBE, save_parts
 from speechbrain_sim.models.load import (
     check_folder,
@@ -137,7 +137,7 @@ def probe(hparams, run_opts):
     both = {layer: known[layer].join(valid[layer]) for layer in layers}
 
     # checkpoints of the same probes only are resumed
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    key = text_hash(json.dumps(about))[:16]
     checkpoints = Path(hparams["save_folder"], f"probes_{key}")
     options = len(classes), hparams, run_opts
     # to choose a layer on the validation part

@@ -9,7 +9,6 @@ report.html, report.md and report.json. Started again, a study is resumed:
 finished runs and measurements are not repeated.
 """
 
-import hashlib
 import json
 import sys
 from functools import cache, partial
@@ -36,7 +35,7 @@ from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.labels import FRAMES, kind_of
 from speechbrain_sim.data.manifests import DATA_COLUMNS
 from speechbrain_sim.data.tables import row_hashes
-from speechbrain_sim.files import machine, read_json, sha256
+from speechbrain_sim.files import machine, read_json, sha256, text_hash
 from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
 from speechbrain_sim.options import check_ranges, dump_yaml, typed
@@ -90,8 +89,7 @@ class Runs(NamedTuple):
         corpus = {key: settings.get(key) for key in self.corpus}
         folder = self.manifests
         if corpus != self.corpus:
-            text = json.dumps(corpus, default=str).encode()
-            folder += f"_{hashlib.sha256(text).hexdigest()[:8]}"
+            folder += f"_{text_hash(json.dumps(corpus, default=str))[:8]}"
         options.setdefault("manifest_folder", folder)
         if self.dry is not None:
             self.dry[place], _ = config.read_settings(*experiment)

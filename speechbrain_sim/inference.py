@@ -246,9 +246,7 @@ class SmoothInfoMax(Pretrained):
                 f"{path!r:.80} is no file on this machine: download it, or list "
                 f"files for features; encode_batch takes waveforms."
             )
-        for latents in stream_latents(self.encoder, path, *options):
-            check_finite(latents, [path])
-            yield latents
+        yield from stream_latents(self.encoder, path, *options)
 
     def encode_file(
         self,

@@ -10,7 +10,6 @@ What learns (several layers, or `frozen: False`) has to be listed under
 """
 
 import contextlib
-import hashlib
 from math import isfinite
 
 import torch
@@ -18,6 +17,7 @@ from speechbrain.utils.logger import get_logger
 from torch import nn
 
 from speechbrain_sim.encoders.base import all_hidden_states, zero_padding
+from speechbrain_sim.files import text_hash
 from speechbrain_sim.models.load import load_encoder
 
 logger = get_logger(__name__)
@@ -168,8 +168,8 @@ class LatentFeatures(nn.Module):
 
     def get_extra_state(self):
         """Returns the encoder's identity, as what SpeechBrain can average."""
-        number = hashlib.sha256(self.sha256.encode()).hexdigest()[:12]
-        return torch.tensor(int(number, 16), dtype=torch.float64)
+        number = int(text_hash(self.sha256)[:12], 16)
+        return torch.tensor(number, dtype=torch.float64)
 
     def set_extra_state(self, state):
         """Raises a ValueError if the weights are of another frozen encoder."""
