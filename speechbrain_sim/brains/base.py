@@ -59,7 +59,8 @@ class ResumableBrain(WatchedBrain):
 
     Every entry of `modules` has its own optimizer and is checkpointed, with
     the running means and the length of the log. Hyper-parameters read from
-    `hparams`: `seed`, `epoch_counter`, `train_logger`, `output_folder`; of
+    `hparams`: `seed`, `epoch_counter`, `train_logger`, `output_folder`, optional
+    `lr_schedule` (epochs since the beginning -> share of the rate); of
     `fit_manifests` also `train_csv`, `valid_csv`, `data_folder`, `crop` (its
     epoch is set), `batch_size`, `train_loader_kwargs`, `valid_loader_kwargs`,
     `tensorboard`. Subclasses define `save_result`. After
@@ -191,6 +192,7 @@ class ResumableBrain(WatchedBrain):
     def step_module(self, name):
         """Clips and applies the gradients of one module, and drops them."""
         optimizer = self.freeze_optimizers(self.optimizers_dict)[name]
+        self.set_rate(optimizer)
         weights = list(self.modules[name].parameters())
         self.scaler.unscale_(optimizer)
         if math.isfinite(self.max_grad_norm):
@@ -203,6 +205,17 @@ class ResumableBrain(WatchedBrain):
                     logger.warning(f"{name}: a gradient with NaN is left out.")
         self.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
+
+    def set_rate(self, optimizer):
+        """Sets the learning rate of this step, if `hparams` has a schedule."""
+        schedule = getattr(self.hparams, "lr_schedule", None)
+        if schedule is None:
+            return
+        epoch = self.hparams.epoch_counter.current
+        steps = self.steps_per_epoch
+        done = 0 if math.isinf(steps) else self.step / steps
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * schedule(epoch - 1 + done)
 
     def read(self):
         """Checks and averages the losses and stats of the last steps.

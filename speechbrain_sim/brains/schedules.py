@@ -1,4 +1,9 @@
-"""Weights that change over a run: objects of the yaml, called every epoch."""
+"""What changes over a run: objects of the yaml, called by the Brains.
+
+They have no state, so that a run that is resumed needs none.
+"""
+
+import math
 
 
 class LinearWarmup:
@@ -22,3 +27,36 @@ class LinearWarmup:
     def __call__(self, epoch):
         """Returns the share of an epoch, between 0 and 1."""
         return min(1.0, epoch / self.epochs) if self.epochs else 1.0
+
+
+class WarmupAndDecay:
+    """A share of the learning rate: it rises linearly, then falls as a cosine.
+
+    min(1, t / warmup) * (1 + cos(pi * min(1, t / decay))) / 2
+
+    of the time t since the beginning, in epochs. Loshchilov, Hutter 2017,
+    https://arxiv.org/abs/1608.03983, without restarts; the rise is that of
+    Riviere et al. 2020, https://arxiv.org/abs/2002.02848.
+
+    Arguments
+    ---------
+    warmup, decay : float
+        Epochs of the rise, and until the rate is 0; 0 for none.
+
+    Example
+    -------
+    >>> share = WarmupAndDecay(warmup=1, decay=10)
+    >>> [round(share(t), 3) for t in (0.5, 1, 5, 10)]
+    [0.497, 0.976, 0.5, 0.0]
+    """
+
+    def __init__(self, warmup=0, decay=0):
+        self.warmup, self.decay = warmup, decay
+
+    def __call__(self, epochs):
+        """Returns the share, between 0 and 1, after so many epochs."""
+        rise = min(1.0, epochs / self.warmup) if self.warmup else 1.0
+        if not self.decay:
+            return rise
+        done = min(1.0, epochs / self.decay)
+        return rise * (1 + math.cos(math.pi * done)) / 2

@@ -18,6 +18,8 @@ OPTIONS = {
     "num_workers": 2,
     "grad_accumulation_factor": 2,
     "ckpt_interval_steps": 2,
+    "lr_warmup_epochs": 2,
+    "lr_decay_epochs": 5,
 }
 #: 20 utterances in batches of 2
 STEPS_PER_EPOCH = 10
