@@ -19,6 +19,7 @@ import decode
 import pretrain
 import probe
 import speechbrain as sb
+from folds import by_fold, folds_of
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import infer_device, run_on_main
 from speechbrain.utils.logger import get_logger
@@ -27,6 +28,7 @@ from speechbrain_sim import config
 from speechbrain_sim.analysis import tools
 from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.factors import Factors
+from speechbrain_sim.analysis.folds import check_apart, check_folds
 from speechbrain_sim.analysis.latents import encode_clips, read_clips
 from speechbrain_sim.analysis.probes import read_examples
 from speechbrain_sim.analysis.probing import Probing, read_probed
@@ -51,6 +53,7 @@ SETTINGS = ("clips", "clip_samples", "pairs", "smooth_pairs", "weights_label")
 SYSTEM = {"yaml": "", "encoder": "", "of": "", "per_label": False}
 SYSTEM |= {"options": {}, "probe": {}, "seeds": [1]}
 LABEL = {"probe": {}, "supervised": {}}
+FOLDS = {"option": "", "values": ["", 1]}
 
 
 class Runs(NamedTuple):
@@ -58,6 +61,7 @@ class Runs(NamedTuple):
 
     `manifests` is the folder of those that have all settings of the `corpus`.
     With `dry`, a dict, nothing is run: it gets the settings by output folder.
+    `fold` is the option of one of the study's folds, with its value.
     """
 
     yamls: Path
@@ -66,12 +70,14 @@ class Runs(NamedTuple):
     manifests: str
     corpus: dict
     dry: dict | None = None
+    fold: dict = {}
 
     def run(self, recipe, yaml, rules, options, **own):
         """Runs a recipe; a run that is done already returns at once.
 
-        `own` are options that nobody else may give.
+        `own` are options that nobody else may give, as the fold's.
         """
+        own |= self.fold
         for key in sorted(options.keys() & own.keys()):
             raise ValueError(
                 f"--{key} is {own[key]} in {own['output_folder']}: the study "
@@ -169,6 +175,8 @@ def check(hparams):
     check_systems(systems)
     for label, options in hparams["labels"].items():
         check_entry(f"--labels: {label}", options, LABEL)
+    check_entry("--folds", hparams["folds"], FOLDS)
+    check_folds(hparams["folds"], hparams["inside"])
     tools.choose_tools(hparams["tools"])
     names = ", ".join(systems)
     if hparams["labels"] and hparams["baseline"] not in (None, *systems):
@@ -225,7 +233,10 @@ def run_probe(hparams, runs, name, label, folder, encoder, **others):
 
 
 def check_labels(hparams, runs, chosen):
-    """Raises a ValueError, before any training, if a label cannot be probed."""
+    """Raises a ValueError, before any training, if a label cannot be probed.
+
+    Returns the manifests of the test parts.
+    """
     labels, dry = dict.fromkeys(hparams["labels"]), runs._replace(dry={})
     if hparams["inside"] and any("probes" in tool.needs for tool in chosen):
         labels |= {hparams["weights_label"]: None}
@@ -234,6 +245,7 @@ def check_labels(hparams, runs, chosen):
         # of any encoder: the corpus alone is looked at
         run_probe(hparams, dry, name, label, label, "logmel")
         probe.prepare(load_hyperpyyaml(dump_yaml(dry.dry[label])))
+    return {settings["test_csv"] for settings in dry.dry.values()}
 
 
 def train_and_probe(hparams, runs):
@@ -398,11 +410,15 @@ def main(argv):
     chosen = tools.choose_tools(hparams["tools"], bool(hparams["inside"]))
     yamls = Path(argv[0]).resolve().parent
     runs = open_runs(yamls, hparams, run_opts)
-    check_runs(hparams, runs, chosen)
+    folds = folds_of(hparams, runs)
+    for fold in folds.values():
+        check_runs(*fold, chosen)
     sb.create_experiment_directory(hparams["output_folder"])
-    check_labels(hparams, runs, chosen)
+    tests = {n: check_labels(*fold, chosen) for n, fold in folds.items()}
+    check_apart(tests, hparams["data_folder"])
     study = make_study(hparams)
-    encoders, folders, logs = train_and_probe(hparams, runs)
+    trained = {n: train_and_probe(*fold) for n, fold in folds.items()}
+    encoders, folders, logs = by_fold(trained)
     probed = read_probed(folders, hparams["baseline"])
     study = study._replace(probed=probed, logs=logs)
     study = look_inside(hparams, runs, study, chosen, encoders)

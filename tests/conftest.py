@@ -237,6 +237,11 @@ def corpora(tmp_path_factory):
             noise = 0.1 * rng.standard_normal(samples).cumsum() / samples**0.5
             path = folder / "ArtificialSpeech" / place / f"{name}.wav"
             sf.write(path, noise, rate)
+    (folder / "FSDD/recordings").mkdir(parents=True)
+    for name in spoken_digits():
+        samples = 4000 + 100 * len(name)  # at 8 kHz
+        noise = 0.1 * rng.standard_normal(samples)
+        sf.write(folder / f"FSDD/recordings/{name}.wav", noise, 8000)
     for speaker, rate in {"ann": 16000, "bob": 22050, "eve": 48000}.items():
         (folder / "Folder" / speaker).mkdir(parents=True)
         for number, kind in enumerate(["wav", "flac", "ogg", "wav"] * 3):
@@ -251,6 +256,16 @@ def syllables(words):
         f"{word}_1_{i + 1}_{word[2 * i : 2 * i + 2]}"
         for word in words
         for i in range(3)
+    ]
+
+
+def spoken_digits():
+    """Names of recordings for all three parts, of two digits by three men."""
+    return [
+        f"{digit}_{speaker}_{index}"
+        for digit in range(2)
+        for speaker in ("george", "jackson", "theo")
+        for index in (0, 1, 5, 10, 11, 49)
     ]
 
 

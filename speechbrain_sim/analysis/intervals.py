@@ -225,6 +225,23 @@ def encoders_interval(total, *hits):
     return float(max(least, value - half)), float(min(1.0, value + half))
 
 
+def student(values):
+    """Computes Student's interval of the mean of independent values.
+
+    Returns `value` and `interval`, which is cut at -1 and 1.
+
+    Example
+    -------
+    >>> student([0.1, 0.2, 0.3])["interval"]
+    [-0.048..., 0.448...]
+    """
+    _check_units(f"{len(values)} value is", len(values), 2)
+    value, n = float(np.mean(values)), len(values)
+    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5
+    ends = max(-1.0, value - half), min(1.0, value + half)
+    return {"value": value, "interval": list(map(float, ends))}
+
+
 def chance_level(train_labels, test_labels):
     """Computes what is reached without the input.
 

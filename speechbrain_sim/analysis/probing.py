@@ -2,7 +2,12 @@
 
 import numpy as np
 
-from speechbrain_sim.analysis.probes import compare, read_system
+from speechbrain_sim.analysis.folds import (
+    fold_tables,
+    over_folds,
+    read_folds,
+)
+from speechbrain_sim.analysis.probes import compare
 from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Gap, Table
@@ -15,7 +20,8 @@ def read_probed(folders, baseline):
     Arguments
     ---------
     folders : dict
-        Label -> system -> output folders of recipes/probe.py, one per seed.
+        Label -> system -> output folders of recipes/probe.py, one per seed; or
+        fold -> such folders.
     baseline : str or None
         The system that the others are compared with, if any.
 
@@ -24,11 +30,14 @@ def read_probed(folders, baseline):
     dict
         Label -> system -> what `read_system` returns, ready for json: the
         numbers of test `examples` and `recordings` instead of the outcomes, and
-        `above_<baseline>`, from `speechbrain_sim.analysis.probes.compare`.
+        `above_<baseline>`, from `speechbrain_sim.analysis.probes.compare`. Of
+        folds see `speechbrain_sim.analysis.folds`.
     """
     probed = {}
     for label, systems in folders.items():
-        joined = {n: read_system(paths, label) for n, paths in systems.items()}
+        joined = {n: read_folds(paths, label) for n, paths in systems.items()}
+        for name, found in over_folds(joined).items():
+            joined[name]["over_folds"] = found
         for name, system in joined.items():
             if baseline is not None and name != baseline:
                 difference = compare(system, joined[baseline])
@@ -87,7 +96,8 @@ class Probing(Tool):
                 stem,
                 "Bars of each system, grouped by layer.",
             )
-            items += [_table(label, systems, study), figure]
+            items += [_table(label, systems, study)]
+            items += [*fold_tables(label, systems), figure]
         return items or [Gap("No probes", "There are no --labels to probe.")]
 
 

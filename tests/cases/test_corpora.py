@@ -590,7 +590,9 @@ def test_e10_a_corpus_is_recognised_by_its_audio(tmp_path, monkeypatch):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("corpus", ["LibriSpeechExcerpt", "ArtificialSpeech"])
+@pytest.mark.parametrize(
+    "corpus", ["LibriSpeechExcerpt", "ArtificialSpeech", "FSDD"]
+)
 def test_e10_the_real_ones_are_recognised(corpus, tmp_path):
     data = ROOT.parent / "shared/data" / corpus
     if not data.is_dir():

@@ -40,6 +40,9 @@ def study_argv(yaml, corpora, folder):
         argv += ["--test_sentences", "3"]
     if yaml.parent.name == "ArtificialSpeech":
         argv += ["--walk", "null"]
+    if yaml.stem == "study_held_out":
+        folds = "{option: held_out, values: [george, theo]}"
+        argv += ["--folds", folds]
     return argv
 
 
@@ -302,13 +305,16 @@ def test_every_study(recipes, corpora, tmp_path, yaml, capsys):
         assert sorted(systems) == sorted(asked["systems"])
         for name, system in asked["systems"].items():
             found = systems[name]
-            assert len(found["encoders"]) == len(system.get("seeds", [1]))
+            encoders = max(1, len(asked["folds"].get("values", "")))
+            encoders *= len(system.get("seeds", [1]))
+            assert len(found["encoders"]) == encoders
             if "of" in system:
                 assert found["encoders"] == systems[system["of"]]["encoders"]
                 assert not found["settings"]["standardize"]
             if "yaml" in system:
                 layers = asked["labels"][task].get("probe", {}).get("layers")
-                assert len(found["layers"]) == len(layers or "1234")
+                chosen = bool(asked["folds"])  # a row of their best layers
+                assert len(found["layers"]) == len(layers or "1234") + chosen
             score = found["layers"][found["best_layer"]]
             assert 0 <= score["interval"][0] <= score["interval"][1] <= 1
             assert (f"above_{baseline}" in found) == (name != baseline)

@@ -46,6 +46,14 @@ CORPORA = {
         "are cut from words that encoders train on",
         1000,
     ),
+    "FSDD": Corpus(
+        "Free Spoken Digit Dataset",
+        "cc-by-sa-4.0",
+        "3,000 recordings at 8 kHz of the digits 0 to 9 in English, by six men, "
+        "published by Zohar Jackson and others at "
+        "https://github.com/Jakobovski/free-spoken-digit-dataset. Nothing in "
+        "them lies above 4 kHz",
+    ),
     "LibriSpeech": Corpus(
         "LibriSpeech",
         "cc-by-4.0",
@@ -70,6 +78,14 @@ CONTENTS = {
     "ArtificialSpeech": {
         "bababa_1.wav": "a87f7dca3d912531",
         "gigubi_1.wav": "ec5e17e4f7a87c0e",
+    },
+    "FSDD": {
+        "0_george_0.wav": "228ab63fccdf262d",
+        "3_jackson_25.wav": "29c26ee768645143",
+        "5_lucas_7.wav": "672017cc96c3c501",
+        "7_nicolas_12.wav": "0822c8cdef1fc24f",
+        "8_theo_33.wav": "5b5b65b3db7dc586",
+        "9_yweweler_49.wav": "d80929528817a1b5",
     },
     "LibriSpeech": {
         "2412-153948-0000.flac": "47ced4dfe4fc60d8",
