@@ -33,7 +33,7 @@ def check_folds(folds, inside):
     if folds and (inside or not option or not several):
         raise ValueError(
             f"--folds has the option {option} and the values {values}: it takes "
-            f"an option, two or more values, and --inside []."
+            f"an option, two or more values, and --inside [], no system."
         )
 
 
