@@ -2,7 +2,8 @@
 
 All systems are trained, probed and tested once per value, on other recordings.
 Intervals over recordings are for these encoders; those over folds, which are
-few but have test parts of their own, are Student's.
+few but have test parts of their own, are Student's. Folds share training data:
+their accuracies are not quite independent.
 """
 
 from collections import Counter
@@ -17,6 +18,8 @@ from speechbrain_sim.report.tables import with_interval
 
 #: stands for the layer that each fold chooses on its validation part
 CHOSEN = "chosen"
+#: of a system's outcomes, beside its hits
+OUTCOMES = "total", "ids"
 
 
 def check_folds(folds, inside):
@@ -30,7 +33,7 @@ def check_folds(folds, inside):
     if folds and (inside or not option or not several):
         raise ValueError(
             f"--folds has the option {option} and the values {values}: it takes "
-            f"an option, two or more values, and --inside []."
+            f"an option, two or more values, and --inside [], no system."
         )
 
 
@@ -71,58 +74,45 @@ def read_folds(folders, label):
     if not isinstance(folders, dict):
         return read_system(folders, label)
     systems = {n: read_system(paths, label) for n, paths in folders.items()}
-    folds = {}
-    for name, system in systems.items():
-        best, hits = system["best_layer"], system["outcomes"]["hits"]
-        score = system["layers"][CHOSEN] = system["layers"][best]
+    folds, remarks = {}, []
+    for name, one in systems.items():
+        best, hits = one["best_layer"], one["outcomes"]["hits"]
+        score = one["layers"][CHOSEN] = one["layers"][best]
         hits[CHOSEN] = hits[best]
-        keys = "accuracy", "interval"
-        folds[name] = {"best_layer": best} | {k: score[k] for k in keys}
-    joined, every = dict(system), list(systems.values())
-    outcomes = [system["outcomes"] for system in every]
-    total, ids = (
-        np.concatenate([o[k] for o in outcomes]) for k in ("total", "ids")
-    )
-    hits = {
-        layer: np.concatenate([o["hits"][layer] for o in outcomes], axis=1)
-        for layer in system["layers"]
-    }
-    joined["layers"] = {
-        layer: _pool([s["layers"][layer] for s in every])
-        | {"accuracy": float(rows.mean(0).sum() / total.sum())}
-        | {"interval": intervals.encoders_interval(total, rows)}
-        for layer, rows in hits.items()
-    }
-    return joined | {
-        "best_layer": CHOSEN,
-        "encoders": [encoder for s in every for encoder in s["encoders"]],
-        "remarks": [
-            f"{n}, {r}" for n, s in systems.items() for r in s["remarks"]
-        ],
-        "outcomes": {"hits": hits, "total": total, "ids": ids},
-        "folds": folds,
-    }
+        folds[name] = {k: score[k] for k in ("accuracy", "interval")}
+        folds[name]["best_layer"] = best
+        remarks += [f"{name}, {remark}" for remark in one["remarks"]]
+    every = list(systems.values())
+    parts = [one["outcomes"] for one in every]
+    total, ids = (np.concatenate([p[k] for p in parts]) for k in OUTCOMES)
+    layers, hits = {}, {}
+    for layer in every[0]["layers"]:
+        rows = np.concatenate([p["hits"][layer] for p in parts], axis=1)
+        hits[layer], accuracy = rows, float(rows.mean(0).sum() / total.sum())
+        layers[layer] = _pool([one["layers"][layer] for one in every])
+        interval = intervals.encoders_interval(total, rows)
+        layers[layer] |= {"accuracy": accuracy, "interval": interval}
+    joined = {"layers": layers, "folds": folds, "remarks": remarks}
+    joined["encoders"] = [
+        encoder for one in every for encoder in one["encoders"]
+    ]
+    joined["outcomes"] = {"hits": hits, "total": total, "ids": ids}
+    return {**every[0], **joined, "best_layer": CHOSEN}
 
 
 def _pool(scores):
     """Joins what folds state of a layer, besides the accuracy."""
-    seeds = np.mean([score["per_seed"] for score in scores], axis=0)
-    controls = [score["control"] for score in scores]
+    keys, pooled = ("per_seed", "chance", "valid_accuracy"), dict(scores[0])
+    for key in keys:
+        pooled[key] = np.mean([score[key] for score in scores], 0).tolist()
+    seeds, controls = pooled["per_seed"], [score["control"] for score in scores]
+    pooled["deviation"] = (
+        float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None
+    )
     control = {k: all(c[k] for c in controls) for k in ("passed", "below")}
     control["accuracy"] = float(np.mean([c["accuracy"] for c in controls]))
     control["visible"] = max(c["visible"] for c in controls)
-    mean = {
-        k: float(np.mean([s[k] for s in scores]))
-        for k in ("chance", "valid_accuracy")
-    }
-    deviation = float(seeds.std(ddof=1)) if len(seeds) > 1 else None
-    return {
-        **scores[0],
-        **mean,
-        "per_seed": seeds.tolist(),
-        "deviation": deviation,
-        "control": control,
-    }
+    return {**pooled, "control": control}
 
 
 def over_folds(systems):
@@ -131,23 +121,19 @@ def over_folds(systems):
     Returns
     -------
     dict
-        System -> `mean` accuracy, and its difference to each other system,
-        each with Student's interval over the folds.
+        System -> `mean` accuracy, and `above_<other>`, the paired difference
+        to each other system, with Student's intervals over the folds.
     """
-    found = {
-        name: np.array([fold["accuracy"] for fold in system["folds"].values()])
-        for name, system in systems.items()
-        if "folds" in system
-    }
-    return {
-        name: {"mean": intervals.student(scores)}
-        | {
-            n: intervals.student(scores - o)
-            for n, o in found.items()
-            if n != name
-        }
-        for name, scores in found.items()
-    }
+    found, compared = {}, {}
+    for name, system in systems.items():
+        if folds := system.get("folds", {}).values():
+            found[name] = np.array([fold["accuracy"] for fold in folds])
+    for name, scores in found.items():
+        compared[name] = {"mean": intervals.student(scores)}
+        for other in filter(name.__ne__, found):
+            difference = intervals.student(scores - found[other])
+            compared[name][f"above_{other}"] = difference
+    return compared
 
 
 def fold_tables(label, systems):
@@ -155,18 +141,18 @@ def fold_tables(label, systems):
     compared, rows, differences = over_folds(systems), [], []
     for name, found in compared.items():
         folds = systems[name]["folds"]
-        layers = Counter(fold["best_layer"] for fold in folds.values())
         row = {"": name, "mean": with_interval(found["mean"], 100, 1)}
         for fold, score in folds.items():
             row[fold] = with_interval(score, 100, 1, key="accuracy")
-        row["layers"] = ", ".join(
-            f"{n} × {layer}" for layer, n in layers.items()
-        )
+        layers = Counter(fold["best_layer"] for fold in folds.values())
+        row["layers"] = ", ".join(f"{n} × {k}" for k, n in layers.items())
         rows.append(row)
-        row = {
-            f"− {n}": with_interval(found.get(n), 100, 1, "+") for n in compared
-        }
-        differences.append({"": name} | row)
+        differences.append({"": name})
+        for other in compared:
+            above = found.get(f"above_{other}"), 100, 1, "+"
+            differences[-1][f"− {other}"] = with_interval(*above)
+    if not rows:
+        return []
     each = (
         "Test accuracy in percent, of the layer that each fold chooses on its "
         "validation part, 95 % interval over its test recordings. Mean: over "
@@ -177,12 +163,7 @@ def fold_tables(label, systems):
         "Student's 95 % interval over folds."
     )
     name = label.capitalize()
-    tables = (
-        (f"{name}, fold by fold", each, rows),
-        (
-            f"{name}, differences over folds",
-            paired,
-            differences,
-        ),
-    )
-    return [Table.of(*table) for table in tables if rows]
+    return [
+        Table.of(f"{name}, fold by fold", each, rows),
+        Table.of(f"{name}, differences over folds", paired, differences),
+    ]

@@ -109,13 +109,15 @@ def test_intervals_over_folds_are_student_s(made):
     mean, paired = stats.ttest_1samp(one, 0), stats.ttest_rel(one, other)
     for score, test, values in (
         (found["SIM"]["mean"], mean, one),
-        (found["SIM"]["random"], paired, one - other),
+        (found["SIM"]["above_random"], paired, one - other),
     ):
         assert score["value"] == pytest.approx(values.mean())
         expected = test.confidence_interval(0.95)
         assert score["interval"] == pytest.approx([expected.low, expected.high])
-    opposite = found["random"]["SIM"]["interval"]
-    assert opposite == [-x for x in found["SIM"]["random"]["interval"][::-1]]
+    opposite = found["random"]["above_SIM"]["interval"]
+    assert opposite == [
+        -x for x in found["SIM"]["above_random"]["interval"][::-1]
+    ]
     assert intervals.student([1.0, 0.0])["interval"] == [-1.0, 1.0]
     with pytest.raises(intervals.Unmeasurable, match="too few"):
         intervals.student([0.5])

@@ -251,6 +251,24 @@ def test_systems_that_are_missing_are_named(recipes, corpora, tmp_path):
         recipes["study"].main([*argv, "--factor_label", "speaker"])
 
 
+def test_folds_that_are_none_are_refused(recipes, corpora, tmp_path):
+    """Before anything is trained."""
+    yaml = HPARAMS / "FSDD/study_held_out.yaml"
+    argv = study_argv(yaml, corpora, tmp_path)
+    for option, value, message in (
+        ("folds", "{option: speaker, values: [a, b]}", "no key speaker"),
+        ("folds", "{option: held_out, values: [a, theo]}", "held_out is a,"),
+        ("folds", "{options: held_out}", "no key options"),
+        ("inside", "[SIM]", "--inside .., no system"),
+        ("probe_options", "{held_out: theo}", "the study gives it"),
+        # which leaves all tests as they are
+        ("folds", "{option: min_samples, values: [400, 800]}", "both test"),
+    ):
+        with pytest.raises((KeyError, ValueError), match=message):
+            recipes["study"].main([*argv, f"--{option}", value])
+    assert not list(tmp_path.glob("*/SIM_1/save"))
+
+
 def test_too_few_and_too_short_clips(corpus, caplog):
     clips = read_clips(corpus.train, corpus.folder, 10000, 200)
     assert len(clips.ids) == 20 and clips.walk == (0, 1)

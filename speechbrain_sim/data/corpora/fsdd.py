@@ -82,6 +82,17 @@ def digit_labels(name):
     return {"digit": match[1], "speaker": match[2]}
 
 
+def digit_factors(row):
+    """Returns the factors of a row of a manifest: every man says every digit.
+
+    Example
+    -------
+    >>> digit_factors({"ID": "7_jackson_32", **digit_labels("7_jackson_32")})
+    {'digit': '7', 'speaker': 'jackson'}
+    """
+    return {factor: row[factor] for factor in ("digit", "speaker")}
+
+
 def _left_out(speaker, speakers):
     """The sides of all speakers, with one left out for the test part."""
     if speaker not in speakers or len(speakers) < 3:
