@@ -4,10 +4,11 @@
         --encoder results/Synthetic/sim_1 --label phones
 
 Activations are computed once and stay on disk, for all labels of utterances
-together. Probes of all layers and seeds, and controls with shuffled labels, are
-trained side by side. The best layer is chosen on the validation part; every
-layer is then trained on all training data and tested. Started again after a
-kill, it resumes.
+together. Probes are logistic regressions, solved to convergence; their strength
+of L2 and units, and the best layer, are chosen on the validation part. Every
+layer is then solved on all training data, with controls on shuffled labels, and
+tested. With `--protocol paper`, probes are trained as the paper's. Started
+again after a kill, it resumes.
 
 To read the code, begin at the bottom.
 """
@@ -39,8 +40,11 @@ from speechbrain_sim.models.load import (
     load_encoder,
     save_encoder,
 )
+from speechbrain_sim.probes import ProbeSolver, units_of
 
 PARTS = ("train", "valid", "test")
+#: the protocol of the paper's probes
+PAPER = "paper"
 
 
 def check(settings):
@@ -48,6 +52,8 @@ def check(settings):
     label, name = settings["label"], settings["label_name"]
     kind = kind_of(label, settings["label_kinds"])
     check_controls(settings["controls"], 3, kind == FRAMES)  # at least
+    if settings["hidden"] and not settings["bias"]:
+        raise ValueError("--hidden 0: a probe without bias has no hidden layer.")
     if kind == SEQUENCE:
         raise ValueError(f"No linear probe reads a sequence: {label}")
     if not re.fullmatch(r"[^/\\\x00-\x1f]+", name) or len(name) > 99:
@@ -105,13 +111,59 @@ def made_of(hparams, kind, rows, description):
         "version": __version__,
         "activations": f"activations/{rows}",
         "encoder": description,
-        "settings": {key: hparams[key] for key in hparams["settings"]},
+        "settings": {
+            key: hparams[key]
+            for key in [
+                *hparams["settings"],
+                *hparams["protocols"][hparams["protocol"]],
+            ]
+        },
         "run_options": {key: str(hparams[key]) for key in options},
         "manifests": {
             part: manifest_hash(path, hparams["data_folder"])
             for part, path in manifests.items()
         },
     }
+
+
+def train(hparams, run_opts, known, valid, both, test, classes, folder):
+    """Trains probes as the paper's, of several seeds, features as they are.
+
+    Returns the predictions for the validation part, by probes without it, and
+    for the test part; how many probes are real; these; and notes on layers.
+    """
+    options = classes, hparams, run_opts
+    controls, seeds = hparams["controls"], len(hparams["seeds"])
+    chooser = train_probes(known, *options, 0, folder / "choosing")
+    brain = train_probes(both, *options, controls, folder / "testing")
+    chosen = chooser.predict(features_of(valid))
+    tested = brain.predict(features_of(test))
+    falling = brain.watch.still_falling()
+    notes = {layer: {"still_falling": layer in falling} for layer in known}
+    return chosen, tested, seeds, brain.trained(seeds), notes
+
+
+def solve(hparams, run_opts, known, valid, both, test, classes, folder, moments):
+    """Solves probes: see `train`; strength and units chosen beforehand."""
+    options = {key: hparams[key] for key in ("bias", "hidden")}
+    device = run_opts["device"] or distributed.infer_device()
+    options |= {"limit": hparams["max_passes"], "device": device}
+    solver = ProbeSolver(classes, folder=folder, **options)
+    units = {
+        layer: {
+            standardize: units_of(*values, standardize, hparams["bias"])
+            for standardize in hparams["standardize"]
+        }
+        for layer, values in moments.items()
+    }
+    choices, chosen = solver.choose(known, valid, units, hparams["strengths"])
+    testing = both, test, units, choices, hparams["controls"]
+    probes, tested, converged = solver.test(*testing)
+    notes = {
+        layer: {"converged": converged[layer], **choice._asdict()}
+        for layer, choice in choices.items()
+    }
+    return chosen, tested, 1, probes, notes
 
 
 def probe(hparams, run_opts):
@@ -129,33 +181,29 @@ def probe(hparams, run_opts):
     if results.is_written(folder, **about):
         return
     stores = list(encode(hparams, run_opts, encoder, description, rows))
-    units = {layer: stores[0].statistics(layer) for layer in layers}
-    units = units if hparams["standardize"] else {}
     known, valid, test = (
-        store.examples(label, classes, kind, layers, units) for store in stores
+        store.examples(label, classes, kind, layers) for store in stores
     )
     both = {layer: known[layer].join(valid[layer]) for layer in layers}
 
-    # checkpoints of the same probes only are resumed
+    # of the same probes only, a killed run is resumed
     key = text_hash(json.dumps(about))[:16]
-    checkpoints = Path(hparams["save_folder"], f"probes_{key}")
-    options = len(classes), hparams, run_opts
-    # to choose a layer on the validation part
-    chooser = train_probes(known, *options, 0, checkpoints / "choosing")
-    # to be tested
-    controls, seeds = hparams["controls"], len(hparams["seeds"])
-    brain = train_probes(both, *options, controls, checkpoints / "testing")
-    chosen = chooser.predict(features_of(valid)), valid
-    tested = brain.predict(features_of(test)), test
-    learnt = both[layers[0]].y, seeds, brain.watch.still_falling()
-    scores = results.score_probes(*chosen, *tested, *learnt)
-    trained = brain.trained(seeds, units)
+    kept = Path(hparams["save_folder"], f"probes_{key}")
+    parts = known, valid, both, test, len(classes), kept
+    if hparams["protocol"] == PAPER:
+        fitted = train(hparams, run_opts, *parts)
+    else:
+        moments = {layer: stores[0].statistics(layer) for layer in layers}
+        fitted = solve(hparams, run_opts, *parts, moments)
+    chosen, tested, real, trained, notes = fitted
+    learnt = both[layers[0]].y, real, notes
+    scores = results.score_probes(chosen, valid, tested, test, *learnt)
     try:
         save(hparams, encoder, trained, scores, classes, about)
     except RuntimeError:  # of controls: begins anew next time
-        shutil.rmtree(checkpoints)
+        shutil.rmtree(kept)
         raise
-    shutil.rmtree(checkpoints)
+    shutil.rmtree(kept)
 
 
 def save(hparams, encoder, probes, scores, classes, about):

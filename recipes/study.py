@@ -52,7 +52,7 @@ SETTINGS = ("clips", "clip_samples", "pairs", "smooth_pairs", "weights_label")
 #: an entry of systems, and of labels: of which kinds their values are
 SYSTEM = {"yaml": "", "encoder": "", "of": "", "per_label": False}
 SYSTEM |= {"options": {}, "probe": {}, "seeds": [1]}
-LABEL = {"probe": {}, "supervised": {}}
+LABEL = {"probe": {}, "paper": {}, "supervised": {}}
 FOLDS = {"option": "", "values": ["", 1]}
 
 
@@ -221,13 +221,18 @@ def train(hparams, runs, name, seed, label=None):
 
 def run_probe(hparams, runs, name, label, folder, encoder, **others):
     """Probes an encoder of a system for a label; see `Runs.run`."""
+    entry, own = hparams["labels"].get(label, {}), hparams["systems"][name]
+    options = {**own.get("probe", {}), **hparams["probe_options"]}
+    paper = options.get("protocol") == probe.PAPER
     options = {
         "label": label,  # the column, unless options have another
-        **hparams["labels"].get(label, {}).get("probe", {}),
-        **hparams["systems"][name].get("probe", {}),
-        **hparams["probe_options"],
+        **entry.get("probe", {}),
+        **(entry.get("paper", {}) if paper else {}),
+        **options,
         **others,
     }
+    if paper:
+        options.pop("standardize", None)  # nor does the paper
     own = {"output_folder": folder, "label_name": label, "encoder": encoder}
     runs.run(probe.probe, "probe.yaml", probe.RULES, options, **own)
 
@@ -291,7 +296,7 @@ def train_bias_free(hparams, runs, name, folder, encoder, layers):
     if label is None:
         return None, None
     out = f"{folder}/probe_without_bias"
-    others = {"layers": layers, "bias": False, "standardize": False}
+    others = {"layers": layers, "bias": False, "standardize": [False]}
     run_probe(hparams, runs, name, label, out, encoder, **others)
     part = f"probe_{label}"
     scores = Path(out, f"{part}.json")

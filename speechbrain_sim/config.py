@@ -351,6 +351,14 @@ def read_settings(hparams_file, options, run_opts, check=None, apart=False):
         of_files = [content.get(notes, {}) for content in contents]
         settings[notes] = {k: v for notes in of_files for k, v in notes.items()}
     check_ranges(settings, settings["__must_be"])
+    for protocol, keys in settings.get("protocols", {}).items():
+        unused = sorted(options.keys() & {*keys})
+        if unused and protocol != settings["protocol"]:
+            raise ValueError(
+                f"--{unused[0]} has no use with --protocol "
+                f"{settings['protocol']}: leave it out, or give --protocol "
+                f"{protocol}."
+            )
     if check is not None:
         check(settings)
     return settings, {**defaults, "processes": processes}

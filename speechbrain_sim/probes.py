@@ -1,9 +1,16 @@
 """Linear probes: what a linear layer can read from a latent."""
 
+from pathlib import Path
+from typing import NamedTuple
+
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from speechbrain_sim.arguments import records_arguments
+from speechbrain_sim.files import atomic
+from speechbrain_sim.logistic import Solved, solve_logistic
+from speechbrain_sim.randomness import keyed_generator
 
 
 class LinearProbe(nn.Module):
@@ -58,7 +65,8 @@ class LayerProbes(nn.Module):
     """Trained probes of every layer, and the units of their features.
 
     logits = (x - mean) / std W (+ b), with the mean and standard deviation of
-    the features that the probes were trained on.
+    the features that the probes were trained on; with a hidden layer,
+    relu((x - mean) / std V + c) W + b.
 
     Arguments
     ---------
@@ -68,6 +76,8 @@ class LayerProbes(nn.Module):
         See `LinearProbe`.
     probes : int
         Probes of each layer, one per seed.
+    hidden : int
+        Units of a hidden layer; 0 for none.
 
     Example
     -------
@@ -76,12 +86,15 @@ class LayerProbes(nn.Module):
     torch.Size([2, 64, 3])
     """
 
-    def __init__(self, channels, classes, bias=True, probes=1):
+    def __init__(self, channels, classes, bias=True, probes=1, hidden=0):
         super().__init__()
-        #: the LinearProbe of each layer
-        self.probes = nn.ModuleDict()
+        #: the LinearProbe of each layer, and what is below it
+        self.probes, self.hidden = nn.ModuleDict(), nn.ModuleDict()
         for layer, width in channels.items():
-            self.probes[layer] = LinearProbe(width, classes, probes, bias)
+            below = hidden or width
+            self.probes[layer] = LinearProbe(below, classes, probes, bias)
+            if hidden:
+                self.hidden[layer] = LinearProbe(width, hidden, probes)
             self.register_buffer(f"{layer}_mean", torch.zeros(width))
             self.register_buffer(f"{layer}_std", torch.ones(width))
 
@@ -96,6 +109,165 @@ class LayerProbes(nn.Module):
             raise ValueError(f"'{layer}' has no probe, only {known} have.")
         mean = getattr(self, f"{layer}_mean")
         x = (x - mean) / getattr(self, f"{layer}_std")
+        if layer in self.hidden:
+            below = self.hidden[layer]
+            x = (x @ below.weight[0] + below.bias[0]).relu()
         logits = x @ self.probes[layer].weight[0]
         bias = self.probes[layer].bias
         return logits if bias is None else logits + bias[0]
+
+
+def shuffled_labels(y, controls):
+    """Draws the labels of controls: as many of each class, in random order.
+
+    `y` are classes, (examples,); returns (controls, examples), int32. So no
+    class is special, see `speechbrain_sim.analysis.intervals`.
+    """
+    balanced = torch.arange(len(y), dtype=torch.int32) % (1 + int(y.max()))
+    # narrow: with 100 hours, these are what memory is needed for
+    drawn = torch.empty(controls, len(y), dtype=torch.int32)
+    for number, row in enumerate(drawn):
+        generator = keyed_generator("control", number, "labels")
+        row[:] = balanced[torch.randperm(len(y), generator=generator)]
+    return drawn
+
+
+def units_of(mean, std, standardize, bias=True):
+    """Returns the mean and scale by which features of a layer are solved.
+
+    Each channel's own; or, not standardized, one scale for all, so that
+    strengths of L2 mean the same whatever the units. What has no bias is not
+    centred.
+    """
+    if standardize:
+        return mean, std
+    mean = mean if bias else torch.zeros_like(mean)
+    squares = std.where(std != 1, 0).square()  # 1 stands for a constant
+    squares = squares + (0 if bias else mean.square())
+    scale = squares.mean().sqrt()
+    return mean, (scale if scale > 0 else 1) * torch.ones_like(std)
+
+
+class Choice(NamedTuple):
+    """What was chosen on the validation part for a layer."""
+
+    strength: float
+    standardize: bool
+    valid_accuracy: float
+    #: of all that could be chosen: (strength, standardize, valid_accuracy)
+    tried: list
+
+
+class ProbeSolver(NamedTuple):
+    """Solves the probes of several layers by `solve_logistic`.
+
+    What is solved is kept in a folder, from which a killed run goes on.
+
+    Arguments
+    ---------
+    classes, bias, hidden, limit, device :
+        See `solve_logistic`.
+    folder : Path
+        Where to keep it.
+    """
+
+    classes: int
+    bias: bool
+    hidden: int
+    limit: int
+    device: str
+    folder: Path
+
+    def solve(self, name, x, y, strengths):
+        """Solves, unless that is kept; returns a Solved."""
+        path = Path(self.folder, f"{name}.pt")
+        if not path.exists():
+            options = strengths, self.bias, self.hidden, self.limit, self.device
+            solved = solve_logistic(x, y, self.classes, *options)
+            with atomic(path) as partial:
+                torch.save(tuple(solved), partial)
+        return Solved(*torch.load(path, weights_only=True))
+
+    def choose(self, known, valid, units, strengths):
+        """Chooses strength and units of each layer on the validation part.
+
+        Arguments
+        ---------
+        known, valid : dict of str to Examples
+            To be trained on, and to choose by.
+        units : dict of str to dict of bool to tuple
+            Of each layer, standardized or not: see `units_of`.
+        strengths : list of float
+            To choose from; the first of equally good ones is chosen.
+
+        Returns
+        -------
+        choices, predictions : (dict of str to Choice, dict of str to Tensor)
+            And the predictions for the validation part, (1, examples).
+        """
+        choices, predictions = {}, {}
+        for layer, part in tqdm(known.items(), "choosing", unit="layer"):
+            tried, answers = [], []
+            for standardize, unit in units[layer].items():
+                name, y = f"{layer}_{standardize}", torch.from_numpy(part.y)
+                x = part.x.scaled(*unit)
+                solved = self.solve(f"{name}_choosing", x, y, strengths)
+                answers += [*solved.predict(valid[layer].x.scaled(*unit))]
+                for strength, row in zip(strengths, answers[len(tried) :], strict=True):
+                    right = float((row.numpy() == valid[layer].y).mean())
+                    tried.append((strength, standardize, right))
+            at = max(range(len(tried)), key=lambda n: tried[n][-1])
+            choices[layer] = Choice(*tried[at], tried)
+            predictions[layer] = answers[at][None]
+        return choices, predictions
+
+    def test(self, known, test, units, choices, controls):
+        """Solves each layer's probe, as chosen, and controls; predicts.
+
+        Arguments
+        ---------
+        known, test : dict of str to Examples
+            To be trained on, and to be tested on.
+        units, choices :
+            See `choose`.
+        controls : int
+            How many probes get shuffled labels.
+
+        Returns
+        -------
+        probes, predictions, converged : (LayerProbes, dict, dict)
+            The probes; predictions of each layer, (1 + controls, examples);
+            and whether the probe of each layer has converged.
+        """
+        solved, predictions = {}, {}
+        y = torch.from_numpy(next(iter(known.values())).y)
+        y = torch.cat([y[None].int(), shuffled_labels(y, controls)])
+        for layer, part in tqdm(known.items(), "probes", unit="layer"):
+            choice = choices[layer]
+            unit = units[layer][choice.standardize]
+            x = part.x.scaled(*unit)
+            solved[layer] = self.solve(layer, x, y, choice.strength)
+            x = test[layer].x.scaled(*unit)
+            predictions[layer] = solved[layer].predict(x)
+        used = {n: units[n][c.standardize] for n, c in choices.items()}
+        raw = [n for n, c in choices.items() if not c.standardize]
+        converged = {n: bool(s.converged[0]) for n, s in solved.items()}
+        return self._saved(solved, used, raw), predictions, converged
+
+    def _saved(self, solved, units, raw):
+        """Returns the LayerProbes of what was solved, without controls."""
+        state, widths = {}, {}
+        for layer, (weights, *_) in solved.items():
+            mean, std = units[layer]
+            first, *others = (part[:1].cpu() for part in weights)
+            if layer in raw:
+                first, std = first / std[0], torch.ones_like(std)
+            parts = [f"probes.{layer}.weight", f"probes.{layer}.bias"]
+            if self.hidden:
+                parts[:0] = [f"hidden.{layer}.weight", f"hidden.{layer}.bias"]
+            state |= dict(zip(parts, [first, *others], strict=False))
+            state |= {f"{layer}_mean": mean, f"{layer}_std": std}
+            widths[layer] = len(mean)
+        probes = LayerProbes(widths, self.classes, self.bias, 1, self.hidden)
+        probes.load_state_dict(state)
+        return probes.eval()

@@ -110,6 +110,10 @@ class Rows:
         """Returns these rows and then another's, in the units of these."""
         return Rows(self.parts + other.parts, self.mean, self.std)
 
+    def scaled(self, mean, std):
+        """Returns these rows in other units, see `Rows`."""
+        return Rows(self.parts, mean, std)
+
     def split(self, size):
         """Yields all rows in order, so many at a time."""
         for first in range(0, len(self), size):

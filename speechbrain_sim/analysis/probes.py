@@ -69,7 +69,7 @@ def check_examples(manifests, data_folder, label, kind, controls):
 
 
 def score_probes(
-    valid_predictions, valid, predictions, test, train_y, seeds, falling=()
+    valid_predictions, valid, predictions, test, train_y, seeds, notes=None
 ):
     """Scores the probes of every layer.
 
@@ -87,8 +87,8 @@ def score_probes(
         The classes that the tested probes were trained on.
     seeds : int
         Number of real probes.
-    falling : list of str
-        Layers whose training loss still fell.
+    notes : dict of str to dict, optional
+        More on each layer: whether its probe has converged, ...
 
     Returns
     -------
@@ -109,7 +109,7 @@ def score_probes(
             "interval": intervals.bootstrap_interval(hits, total),
             "valid_accuracy": float(right.mean()),
             "chance": intervals.chance_level(train_y, y),
-            "still_falling": layer in falling,
+            **(notes or {}).get(layer, {}),
             "control": control,
         }
         above = score["accuracy"] - control["accuracy"]
@@ -130,11 +130,13 @@ def _over_seeds(accuracy):
 def remarks(layers, recordings):
     """Lists what to know about scores of so many test recordings."""
     falling = [n for n, s in layers.items() if s.get("still_falling")]
+    stopped = [n for n, s in layers.items() if not s.get("converged", True)]
     weak = [n for n, s in layers.items() if not s["control"].get("below", True)]
     few = [str(recordings)] * (recordings < FEW)
     found = {
         "The training loss still falls, more --number_of_epochs or a larger "
         "--lr read more": falling,
+        "Not converged within --max_passes": stopped,
         "No better than shuffled labels": weak,
         f"Intervals of fewer than {FEW} recordings are too narrow": few,
     }
@@ -253,6 +255,8 @@ def read_system(folders, label):
             "interval": intervals.encoders_interval(total, hits[layer]),
             "valid_accuracy": float(valid),
             "still_falling": any(s.get("still_falling") for s in same),
+            "converged": all(s.get("converged", True) for s in same),
+            "choices": sorted({_choice(s) for s in same} - {None}),
             "control": control,
         }
     joined["different_encoders"] = len(set(names))
@@ -260,6 +264,14 @@ def read_system(folders, label):
     outcomes = {"hits": hits, "total": total, "ids": ids}
     best = best_layer(joined["layers"])
     return joined | {"best_layer": best, "outcomes": outcomes}
+
+
+def _choice(score):
+    """States the strength and units that were chosen; None if none were."""
+    if "strength" not in score:
+        return None
+    units = "standardized" if score["standardize"] else "raw"
+    return f"{score['strength']:g} {units}"
 
 
 def read_examples(folder, label, part, layers=None):

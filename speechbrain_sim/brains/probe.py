@@ -1,4 +1,4 @@
-"""Training of linear probes on features that were computed before."""
+"""Training of linear probes by the paper's protocol, on stored features."""
 
 import logging
 import math
@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
-from speechbrain_sim.probes import LayerProbes, LinearProbe
+from speechbrain_sim.probes import LayerProbes, LinearProbe, shuffled_labels
 from speechbrain_sim.randomness import keyed_generator
 
 #: share of the last loss by which a loss that still falls fell, see `Watch`
@@ -22,8 +22,7 @@ class ProbeBatches(torch.utils.data.IterableDataset):
     """Batches for probes that are trained side by side.
 
     Each probe sees every example once per epoch, in an order of its own; a
-    control sees labels that were shuffled once, as many of each class: so no
-    class is special, see `control_interval`. A batch is a dict: x, the
+    control sees labels of `shuffled_labels`. A batch is a dict: x, the
     features of each layer, (probes, batch, channels), and y, (probes, batch).
 
     Arguments
@@ -47,10 +46,8 @@ class ProbeBatches(torch.utils.data.IterableDataset):
         # narrow: with 100 hours, these are what memory is needed for
         shape = (2, len(self.names), len(y))
         self.order, self.y = torch.empty(shape, dtype=torch.int32)
-        self.y[:] = y
-        balanced = torch.arange(len(y)) % (1 + int(y.max()))
-        for row in range(len(probes), len(self.names)):
-            self.y[row] = balanced[self._shuffled(row, "labels")]
+        self.y[: len(probes)] = y
+        self.y[len(probes) :] = shuffled_labels(y, controls)
 
     def _shuffled(self, row, *key):
         """Returns the examples in the random order of a probe."""
@@ -159,29 +156,15 @@ class ProbeBrain(sb.Brain):
             predictions[layer] = torch.cat(classes, dim=1)
         return predictions
 
-    def trained(self, count, units):
-        """Copies the first probes of each layer.
-
-        Arguments
-        ---------
-        count : int
-            How many: the controls come last.
-        units : dict of str to (torch.Tensor, torch.Tensor)
-            Mean and standard deviation of the features, if they were used.
-
-        Returns
-        -------
-        LayerProbes
-        """
+    def trained(self, count):
+        """Copies the first probes of each layer: the controls come last."""
         weights = self.modules.state_dict()
         state = {f"probes.{name}": w[:count] for name, w in weights.items()}
-        for layer, (mean, std) in units.items():
-            state |= {f"{layer}_mean": mean, f"{layer}_std": std}
         widths = {}
         for layer, probe in self.modules.items():
             _, widths[layer], classes = probe.weight.shape
         probes = LayerProbes(widths, classes, probe.bias is not None, count)
-        probes.load_state_dict(state, strict=bool(units))
+        probes.load_state_dict(state, strict=False)  # of features as they are
         return probes.eval()
 
 
