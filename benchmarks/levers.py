@@ -197,7 +197,9 @@ def train(model, batches, chosen):
             x, lengths = output.x.detach(), output.lengths
             for stat, value in output.stats.items():
                 if step >= steps - LAST and stat.endswith(STATS):
-                    stats[stat] = stats.get(stat, 0) + float(value) / LAST
+                    stats[stat] = stats.get(stat, 0) + float(value) / min(
+                        LAST, steps
+                    )
     return {stat: round(value, 2) for stat, value in stats.items()}
 
 

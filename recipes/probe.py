@@ -53,7 +53,9 @@ def check(settings):
     kind = kind_of(label, settings["label_kinds"])
     check_controls(settings["controls"], 3, kind == FRAMES)  # at least
     if settings["hidden"] and not settings["bias"]:
-        raise ValueError("--hidden 0: a probe without bias has no hidden layer.")
+        raise ValueError(
+            "--hidden 0: a probe without bias has no hidden layer."
+        )
     if kind == SEQUENCE:
         raise ValueError(f"No linear probe reads a sequence: {label}")
     if not re.fullmatch(r"[^/\\\x00-\x1f]+", name) or len(name) > 99:
@@ -143,7 +145,9 @@ def train(hparams, run_opts, known, valid, both, test, classes, folder):
     return chosen, tested, seeds, brain.trained(seeds), notes
 
 
-def solve(hparams, run_opts, known, valid, both, test, classes, folder, moments):
+def solve(
+    hparams, run_opts, known, valid, both, test, classes, folder, moments
+):
     """Solves probes: see `train`; strength and units chosen beforehand."""
     options = {key: hparams[key] for key in ("bias", "hidden")}
     device = run_opts["device"] or distributed.infer_device()

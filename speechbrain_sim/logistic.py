@@ -156,7 +156,10 @@ class Lbfgs:
                 torch.where(falls, tried - x, 0),
                 torch.where(falls, turned - gradient, 0),
             )
-            x, value = torch.where(falls, tried, x), torch.where(falls, new, value)
+            x, value = (
+                torch.where(falls, tried, x),
+                torch.where(falls, new, value),
+            )
             gradient = torch.where(falls, turned, gradient)
             # the minimum of the parabola, where the step was too long
             best = -expected / (2 * (new - value - expected)).clamp(min=1e-30)
@@ -189,7 +192,9 @@ class _Loss:
         penalty = 0.5 * self.strengths[which] * squares
         penalty.sum().backward()
         values = penalty.detach().double()
-        targets = which.cpu() if len(self.y) > 1 else torch.zeros_like(which).cpu()
+        targets = (
+            which.cpu() if len(self.y) > 1 else torch.zeros_like(which).cpu()
+        )
         rows = torch.arange(0, len(self.x), stride)
         for chosen in rows.split(_rows_at_once(weights)):
             y = self.y[:, chosen][targets].to(points.device).long()
@@ -214,7 +219,9 @@ def _curvature(x, shares, strengths, bias):
     variances, basis = torch.linalg.eigh((rows.T @ rows / len(rows)).double())
     basis, spread = basis.float(), (shares * (1 - shares))[:, None]
     scale = variances.float().clamp(min=0)[:, None] * spread
-    scale = 1 / (scale + strengths[:, None, None])  # (probes, channels, classes)
+    scale = 1 / (
+        scale + strengths[:, None, None]
+    )  # (probes, channels, classes)
 
     def precondition(gradients):
         gradients = gradients.unflatten(1, (-1, shares.shape[1]))
@@ -266,14 +273,19 @@ def solve_logistic(
     >>> bool((solved.predict(x[200:]) == y[200:]).float().mean() > 0.9)
     True
     """
-    y, strengths = y.expand(1, -1) if y.dim() == 1 else y, torch.tensor(strengths)
+    y, strengths = (
+        y.expand(1, -1) if y.dim() == 1 else y,
+        torch.tensor(strengths),
+    )
     probes = max(len(y), strengths.numel())
     strengths = strengths.expand(probes).to(device)
     counts = [torch.bincount(row, minlength=classes) for row in y]
     shares = (torch.stack(counts) / y.shape[1]).clamp(min=1e-6)
     shares = shares.expand(probes, -1).to(device)
     channels = x.shape[1]
-    layers = [(channels, hidden)] * bool(hidden) + [(hidden or channels, classes)]
+    layers = [(channels, hidden)] * bool(hidden) + [
+        (hidden or channels, classes)
+    ]
     shapes = [s for layer in layers for s in (layer, (1, layer[1]))]
     loss = _Loss(x, y, shapes[: len(shapes) - (not bias)], strengths)
     start = [torch.zeros(probes, rows * columns) for rows, columns in shapes]
@@ -282,7 +294,9 @@ def solve_logistic(
     if hidden:
         for part, (rows, _) in zip(start[::2], shapes[::2], strict=True):
             draws = keyed_generator("probe", rows)
-            part[:] = rows**-0.5 * (2 * torch.rand(part.shape[1], generator=draws) - 1)
+            part[:] = rows**-0.5 * (
+                2 * torch.rand(part.shape[1], generator=draws) - 1
+            )
         precondition = torch.clone
     points = torch.cat(start[: len(loss.shapes)], 1).to(device)
     search, passes = Lbfgs(precondition), 0.0

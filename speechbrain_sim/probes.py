@@ -213,7 +213,9 @@ class ProbeSolver(NamedTuple):
                 x = part.x.scaled(*unit)
                 solved = self.solve(f"{name}_choosing", x, y, strengths)
                 answers += [*solved.predict(valid[layer].x.scaled(*unit))]
-                for strength, row in zip(strengths, answers[len(tried) :], strict=True):
+                for strength, row in zip(
+                    strengths, answers[len(tried) :], strict=True
+                ):
                     right = float((row.numpy() == valid[layer].y).mean())
                     tried.append((strength, standardize, right))
             at = max(range(len(tried)), key=lambda n: tried[n][-1])

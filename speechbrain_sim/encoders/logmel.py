@@ -1,6 +1,10 @@
-"""Log-mel spectrograms under the interface of an encoder: the baseline."""
+"""Spectral features under the interface of an encoder: the baselines."""
+
+import math
 
 import torch
+from torch.nn.functional import pad
+from torchaudio.functional import compute_deltas, create_dct
 from torchaudio.transforms import MelSpectrogram
 
 from speechbrain_sim.arguments import records_arguments
@@ -8,7 +12,10 @@ from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import HOP, WINDOW
 from speechbrain_sim.encoders.base import Encoder, Latent, zero_padding
 
-LOGMEL = "logmel"
+LOGMEL, STACKED, MFCC = "logmel", "logmel_stacked", "mfcc"
+#: added before the logarithm, and what that makes of silence
+FLOOR = 1e-6
+SILENCE = math.log(FLOOR)
 
 
 @records_arguments
@@ -31,6 +38,8 @@ class LogMel(Encoder):
     """
 
     layer_names = [LOGMEL]
+    #: frames on either side that a frame depends on
+    reach = 0
 
     def __init__(self, n_fft=WINDOW, hop_length=HOP, n_mels=80):
         super().__init__()
@@ -45,7 +54,9 @@ class LogMel(Encoder):
     def convolutions(self, layer):
         """See `Encoder`: the Fourier transform is one convolution."""
         self.check_layer(layer)
-        return [(self.mel.n_fft, self.mel.hop_length, self.mel.n_fft // 2)]
+        fourier = self.mel.n_fft, self.mel.hop_length, self.mel.n_fft // 2
+        around = (2 * self.reach + 1, 1, self.reach)
+        return [fourier, around] if self.reach else [fourier]
 
     def frame_geometry(self, layer):
         """See `Encoder`; a periodic Hann window peaks at sample n_fft / 2."""
@@ -54,6 +65,95 @@ class LogMel(Encoder):
     def encode(self, wavs, lengths, layers, sample, generator):
         """See `Encoder`."""
         wavs = zero_padding(wavs[..., None], lengths)[..., 0]
-        mel = torch.log(self.mel(wavs) + 1e-6).transpose(1, 2)
-        frames = self.output_lengths(lengths, LOGMEL)
-        return {LOGMEL: Latent(mel, None, mel, frames)}
+        mel = torch.log(self.mel(wavs) + FLOOR).transpose(1, 2)
+        (name,) = self.layer_names
+        frames = self.output_lengths(lengths, name)
+        x = self.transform(mel, frames)
+        return {name: Latent(x, None, x, frames)}
+
+    def transform(self, mel, frames):
+        """(batch, time, mels), valid frames (batch,) -> the features."""
+        return mel
+
+
+@records_arguments
+class StackedLogMel(LogMel):
+    """Log-mel frames and those around them, silence beyond the edges.
+
+    Arguments
+    ---------
+    reach : int
+        Frames on either side.
+    n_fft, hop_length, n_mels : int
+        See `LogMel`.
+
+    Example
+    -------
+    >>> StackedLogMel()(torch.randn(2, 1600))["logmel_stacked"].mean.shape
+    torch.Size([2, 11, 880])
+    """
+
+    layer_names = [STACKED]
+
+    def __init__(self, reach=5, n_fft=WINDOW, hop_length=HOP, n_mels=80):
+        super().__init__(n_fft, hop_length, n_mels)
+        self.reach = reach
+
+    def channels_of(self, layer):
+        """See `Encoder`."""
+        return super().channels_of(layer) * (2 * self.reach + 1)
+
+    def transform(self, mel, frames):
+        """See `LogMel`: (batch, time, mels * (2 reach + 1))."""
+        above = zero_padding(mel - SILENCE, frames)
+        padded = pad(above, (0, 0, self.reach, self.reach))
+        around = padded.unfold(1, 2 * self.reach + 1, 1)
+        return (around + SILENCE).transpose(2, 3).flatten(2)
+
+
+@records_arguments
+class Mfcc(LogMel):
+    """Mel-frequency cepstral coefficients c and their slopes.
+
+    The orthonormal DCT of a `LogMel`, and its regression over 5 frames,
+    (sum_n n (c[t + n] - c[t - n])) / (2 sum_n n^2) for n = 1, 2.
+
+    Arguments
+    ---------
+    coefficients : int
+        How many, from the zeroth on.
+    n_fft, hop_length, n_mels : int
+        See `LogMel`.
+
+    Example
+    -------
+    >>> Mfcc()(torch.randn(2, 1600))["mfcc"].mean.shape
+    torch.Size([2, 11, 26])
+    """
+
+    layer_names = [MFCC]
+    reach = 2
+
+    def __init__(
+        self, coefficients=13, n_fft=WINDOW, hop_length=HOP, n_mels=80
+    ):
+        super().__init__(n_fft, hop_length, n_mels)
+        self.coefficients = coefficients
+        dct = create_dct(coefficients, n_mels, "ortho")  # (mels, coefficients)
+        self.register_buffer("dct", dct, persistent=False)
+
+    def channels_of(self, layer):
+        """See `Encoder`."""
+        self.check_layer(layer)
+        return 2 * self.coefficients
+
+    def transform(self, mel, frames):
+        """See `LogMel`: (batch, time, 2 coefficients)."""
+        above = zero_padding(mel - SILENCE, frames)
+        slopes = above.transpose(1, 2)  # over the last dimension
+        slopes = compute_deltas(slopes, mode="constant").transpose(1, 2)
+        return torch.cat([mel @ self.dct, slopes @ self.dct], -1)
+
+
+#: what needs no training, by name
+SPECTRAL = {LOGMEL: LogMel, STACKED: StackedLogMel, MFCC: Mfcc}

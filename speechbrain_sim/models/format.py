@@ -44,7 +44,8 @@ MODEL_TYPE, FORMAT = "smooth_infomax", 2
 #: bounds of a config.json: its bytes, numbers in a list, and numbers, by class
 #: (LogMel takes memory as soon as it is made) and by argument
 LARGEST_FILE, LONGEST_LIST = 1 << 24, 1000
-LARGEST = {None: 1_000_000, "LogMel": 10_000}
+SPECTRAL = ("LogMel", "StackedLogMel", "Mfcc")
+LARGEST = {None: 1_000_000, **dict.fromkeys(SPECTRAL, 10_000)}
 LEAST = {"context_channels": 0, "paddings": 0, "refinements": 0}
 LEAST["initial_log_var"] = -LARGEST[None]
 MOST = {"refinements": LONGEST_LIST, "probes": LONGEST_LIST}
@@ -52,6 +53,8 @@ MOST = {"refinements": LONGEST_LIST, "probes": LONGEST_LIST}
 CLASSES = {
     "GreedyEncoder": "speechbrain_sim.encoders.greedy",
     "LogMel": "speechbrain_sim.encoders.logmel",
+    "StackedLogMel": "speechbrain_sim.encoders.logmel",
+    "Mfcc": "speechbrain_sim.encoders.logmel",
     "ConvDecoder": "speechbrain_sim.decoders",
     "LayerProbes": "speechbrain_sim.probes",
 }
@@ -252,7 +255,7 @@ def _make(name, entry, device=None):
         there = f"{CONFIG} names a class '{kind}' for {name}"
         raise ValueError(f"{there}, not {', '.join(CLASSES)}.")
     make = getattr(importlib.import_module(CLASSES[kind]), kind)
-    if kind == "LogMel":
+    if kind in SPECTRAL:
         device = None  # torchaudio looks at the filters that it makes
     try:
         with torch.device(device or torch.get_default_device()):

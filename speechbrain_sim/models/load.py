@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from speechbrain_sim.encoders import huggingface
-from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
+from speechbrain_sim.encoders.logmel import SPECTRAL
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
     CLASSES,
@@ -31,7 +31,8 @@ def load_encoder(source, **options):
     source : str or Path
         The output folder of a recipe, a folder that `speechbrain-sim export`
         wrote, `user/model` or `hf://user/model` on the Hub; the folder of a
-        Hugging Face transformer, see `load_hidden_states`; or "logmel".
+        Hugging Face transformer, see `load_hidden_states`; or "logmel",
+        "logmel_stacked" or "mfcc".
     **options :
         Of the Hub: see `speechbrain_sim.models.fetch.open_source`.
 
@@ -53,8 +54,8 @@ def load_encoder(source, **options):
     ['logmel']
     """
     kind = huggingface.model_type(os.path.expanduser(str(source)))
-    if str(source) == LOGMEL:
-        encoder, description = LogMel(), {"model": LOGMEL, "sha256": LOGMEL}
+    if (name := str(source)) in SPECTRAL:
+        encoder, description = SPECTRAL[name](), {"model": name, "sha256": name}
         description["arguments"] = encoder.arguments
     elif kind in huggingface.MODEL_TYPES:
         folder = os.path.expanduser(str(source))

@@ -13,7 +13,7 @@ from speechbrain_sim.encoders.base import (
 )
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.huggingface import load_hidden_states
-from speechbrain_sim.encoders.logmel import LogMel
+from speechbrain_sim.encoders.logmel import LogMel, Mfcc, StackedLogMel
 from speechbrain_sim.integrations import s3prl, speechbrain
 from speechbrain_sim.integrations.s3prl import UpstreamExpert
 from speechbrain_sim.integrations.speechbrain import LatentFeatures
@@ -30,6 +30,8 @@ KINDS = {
         kernel_sizes=[[10, 8, 4]], strides=[[5, 4, 2]], paddings=[[2, 2, 1]]
     ),
     "logmel": lambda folder: LogMel().eval(),
+    "stacked": lambda folder: StackedLogMel().eval(),
+    "mfcc": lambda folder: Mfcc().eval(),
     "wavlm": lambda folder: load_hidden_states(
         save_model(folder, "wavlm", "large")
     )[0],
