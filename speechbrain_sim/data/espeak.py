@@ -111,13 +111,13 @@ STYLES = {
 }
 
 #: centre and reach: times the voice's own, words per minute, dB of full scale
-CUES = {"pitch_range": (0.8, 0.5), "rate": (190, 60), "loudness": (-30, 6)}
+CUES = {"pitch_range": (0.7, 0.4), "rate": (190, 60), "loudness": (-30, 6)}
 
 #: height of a melody's middle: the median over vowels, measured in 12 voices
 MIDDLE = 30
 
 #: semitones that an utterance is at most above, or below, its voice
-SEMITONES = 5
+SEMITONES = 3
 
 
 def draw_voice(index, seed):
@@ -222,7 +222,7 @@ def _own_pitch(variant):
     """Lowest pitch of a variant, and a step of its melody, in Hz."""
     path = Path(import_loader().get_data_path(), "voices/!v", variant)
     line = re.search(r"^pitch\s+(\d+)\s+(\d+)", path.read_text(), re.M)
-    low, high = map(int, line.groups())
+    low, high = map(int, line.groups() if line else (82, 118))  # its default
     return low - 9, (high - low) * 108 / 4096
 
 

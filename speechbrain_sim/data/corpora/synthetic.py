@@ -110,7 +110,9 @@ def make_synthetic_corpus(
         espeak.import_loader()
         voices = [espeak.draw_voice(index, seed) for index in range(speakers)]
         if "factors" in sizes:
-            for voice, name in product(voices, ("pitch", "pitch_range", "rate")):
+            for voice, name in product(
+                voices, ("pitch", "pitch_range", "rate")
+            ):
                 del voice[name]
         versions = {"speechbrain-sim": __version__}
         versions |= {name: version(name) for name in PACKAGES}
