@@ -322,13 +322,20 @@ def factor_scores(train, test, seed=0):
 
 
 def _bins(code):
-    """Cuts each column into its values, or bins of equally many examples."""
-    edges = np.quantile(code, np.arange(1, BINS) / BINS, axis=0)
-    bins = np.sum([code >= edge for edge in edges], axis=0)
+    """Cuts each column into its values, or by the mean ranks of these.
+
+    So equal values share a bin, and a column and its negative have equal ones.
+    """
+    bins = np.empty(code.shape, int)
     for column, cut in zip(code.T, bins.T, strict=True):
-        values, index = np.unique(column, return_inverse=True)
-        if len(values) <= BINS:
-            cut[:] = index
+        _, index, counts = np.unique(
+            column, return_inverse=True, return_counts=True
+        )
+        ranks = np.cumsum(counts) - counts / 2
+        few = len(counts) <= BINS
+        cut[:] = (
+            index if few else (BINS * ranks / len(column)).astype(int)[index]
+        )
     return bins
 
 

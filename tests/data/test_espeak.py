@@ -7,6 +7,7 @@ import pytest
 
 from speechbrain_sim.data import espeak
 from speechbrain_sim.data.espeak import PHONES
+from tests.conftest import deliveries
 
 pytest.importorskip("espeakng_loader")
 
@@ -65,15 +66,6 @@ def test_voices_are_distinct_and_balanced():
     assert sum(voice["sex"] == "F" for voice in voices) in (125, 126)
     for voice in voices:
         assert voice["variant"] in espeak.VARIANTS[voice["sex"]]
-
-
-def deliveries(speakers=20, sentences=60):
-    """What the utterances of a corpus with independent factors draw."""
-    ids = [espeak.draw_voice(index, 0)["id"] for index in range(speakers)]
-    keys = [[0, 3, i, number] for i in ids for number in range(sentences)]
-    drawn = [espeak.draw_delivery(np.random.default_rng(key)) for key in keys]
-    table = {name: np.array([d[name] for d in drawn]) for name in drawn[0]}
-    return {"speaker": np.repeat(list(map(str, ids)), sentences)} | table
 
 
 def test_a_style_takes_more_than_one_cue():

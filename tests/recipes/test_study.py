@@ -38,6 +38,8 @@ def study_argv(yaml, corpora, folder):
     if yaml.parent.name == "Synthetic":
         argv += ["--speakers", "3", "--sentences", "9"]
         argv += ["--test_sentences", "3"]
+    if yaml.stem == "study_factors":  # its own variant of the corpus
+        argv += ["--data_folder", str(corpora / "Factors")]
     if yaml.parent.name == "ArtificialSpeech":
         argv += ["--walk", "null"]
     return argv
