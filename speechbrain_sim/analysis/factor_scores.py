@@ -213,12 +213,11 @@ def dependence(factors, seed=0):
     part = lasso.Part(np.zeros((len(next(iter(factors.values()))), 2)), factors)
     labels = _class_indices(lasso.read_factors(part))
     code, groups = np.stack([*labels.values()], 1), part.group_indices()
-    rng = np.random.default_rng(seed)
-    shares = {
-        name: _share_known(code, each, groups, rng).tolist()
-        for name, each in labels.items()
-    }
-    return {n: dict(zip(labels, row, strict=True)) for n, row in shares.items()}
+    known, rng = {}, np.random.default_rng(seed)
+    for name, each in labels.items():
+        shares = _share_known(code, each, groups, rng).tolist()
+        known[name] = dict(zip(labels, shares, strict=True))
+    return known
 
 
 def _class_indices(factors):
@@ -328,9 +327,7 @@ def _bins(code):
     """
     bins = np.empty(code.shape, int)
     for column, cut in zip(code.T, bins.T, strict=True):
-        _, index, counts = np.unique(
-            column, return_inverse=True, return_counts=True
-        )
+        _, index, counts = np.unique(column, False, True, True)
         ranks = np.cumsum(counts) - counts / 2
         few = len(counts) <= BINS
         cut[:] = (

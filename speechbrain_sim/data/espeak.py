@@ -205,9 +205,9 @@ def deliver(voice, delivery):
         parameters, `loudness`, and `pitch_hz`: the median pitch of its vowels.
     """
     base, step = _own_pitch(voice["variant"])
-    slower = 441 / voice["warp"]
-    hertz = 2 ** (delivery["pitch"] / 12) * (base + MIDDLE * step)
-    spread = delivery["pitch_range"] * 2 ** (delivery["pitch"] / 12) * slower
+    slower, higher = 441 / voice["warp"], 2 ** (delivery["pitch"] / 12)
+    hertz = higher * (base + MIDDLE * step)
+    spread = higher * slower * delivery["pitch_range"]
     raised = hertz * slower - step * (MIDDLE * spread - 18 * (spread - 1))
     return voice | {
         "pitch": round(50 + 50 * np.log2(raised / base)),

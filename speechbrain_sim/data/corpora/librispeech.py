@@ -72,9 +72,8 @@ def prepare_librispeech(
 ):
     """Writes `train.csv`, `valid.csv` and `test.csv` of one subset.
 
-    Columns: `speaker` (the same in all), `sex` (F or M), `transcript`, and
-    `phones`, a number per 10 ms; each empty where unknown. Raises ValueError
-    for what `problems.csv` lists.
+    Columns: `speaker` (in all), `sex` (F or M), `transcript`, and `phones`, one
+    per 10 ms; empty if unknown. Raises ValueError for what `problems.csv` lists.
 
     Arguments
     ---------
@@ -82,8 +81,7 @@ def prepare_librispeech(
         Holds `LibriSpeech/<subset>`, or is itself that `LibriSpeech`.
     subset : str
         Such as "train-clean-100".
-    labels_folder, phones : str or Path, optional; see `_find`
-    columns : str or Path, optional; a csv of `ID` and further labels
+    labels_folder, phones, columns : str or Path, optional; see `_find`
     valid_share : float
         Share of each speaker's training utterances in `valid.csv`.
     min_samples : int
@@ -134,6 +132,7 @@ def _find(folder, labels_folder, phones, columns):
     `converted_aligned_phones.txt`; by default `LibriSpeech100_labels_split`
     beside `LibriSpeech`, if its lists have any utterance of the subset.
     `phones` are a source of `read_phones`; by default that list.
+    `columns` is a csv of `ID` and further labels.
     """
     root, subset = folder.parent, folder.name
     if not root.parent.is_dir():

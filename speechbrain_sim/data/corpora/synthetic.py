@@ -11,7 +11,6 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -78,10 +77,9 @@ def make_synthetic_corpus(
     workers : int
         Number of processes.
     factors : str
-        "speaker": pitch, its range and the rate belong to the voice.
-        "independent": every utterance draws them, loudness and a style, by
-        `espeak.draw_delivery`; `factors.csv` has the values. The texts are the
-        same.
+        "speaker": pitch, its range and the rate are the voice's. Or
+        "independent": each utterance draws them, loudness and a style, see
+        `espeak.draw_delivery`; `factors.csv` has them. Texts are the same.
 
     Returns
     -------
@@ -100,30 +98,11 @@ def make_synthetic_corpus(
     folder = Path(folder)
     sizes = {"speakers": speakers, "sentences": sentences}
     sizes |= {"test_sentences": test_sentences, "seed": seed}
-    _check_sizes(**sizes, workers=workers)
-    if factors not in FACTORS:
-        choice = " or ".join(map(repr, FACTORS))
-        raise ValueError(f"factors is {factors!r}, not {choice}")
+    _check_sizes(factors, **sizes, workers=workers)
     if factors != FACTORS[0]:  # older records do not name it
         sizes["factors"] = factors
     if not _is_finished(folder, sizes):
-        espeak.import_loader()
-        voices = [espeak.draw_voice(index, seed) for index in range(speakers)]
-        if "factors" in sizes:
-            for voice, name in product(
-                voices, ("pitch", "pitch_range", "rate")
-            ):
-                del voice[name]
-        versions = {"speechbrain-sim": __version__}
-        versions |= {name: version(name) for name in PACKAGES}
-        record = {"arguments": sizes, "versions": versions, "speakers": voices}
-        write_json(folder / UNFINISHED, record)
-        made = _make_speakers(voices, folder, sizes, workers)
-        _write_labels(made, folder)
-        if rows := [row for *_, rows in made for row in rows]:
-            write_csv(folder / COLUMNS, rows[0], [r.values() for r in rows])
-        _write_speakers(voices, made, folder / "LibriSpeech" / "SPEAKERS.TXT")
-        os.replace(folder / UNFINISHED, folder / RECORD)
+        _make_corpus(folder, sizes, workers)
     return folder
 
 
@@ -143,8 +122,8 @@ def prepare_synthetic(
     """
     make_synthetic_corpus(data_folder, **corpus)
     options = {"min_samples": min_samples, "on_bad_audio": on_bad_audio}
-    columns = Path(data_folder, COLUMNS)
-    options["columns"] = columns if columns.exists() else None
+    if (columns := Path(data_folder, COLUMNS)).exists():
+        options["columns"] = columns
     prepare_librispeech(data_folder, save_folder, SUBSET, **options)
     # a list's numbers have no names, but these are this corpus' own
     shutil.copyfile(Path(data_folder, NAMES), Path(save_folder, NAMES))
@@ -185,8 +164,10 @@ def _voices(data_folder):
     return {str(voice["id"]): voice for voice in record["speakers"]}
 
 
-def _check_sizes(**sizes):
+def _check_sizes(factors, **sizes):
     """Raises a ValueError for a size that is no integer, or too small."""
+    if factors not in FACTORS:
+        raise ValueError(f"factors is {factors!r}, not one of {FACTORS}")
     lowest = {"sentences": 2, "seed": 0}
     for name, value in sizes.items():
         least = lowest.get(name, 1)
@@ -211,6 +192,26 @@ def _is_finished(folder, sizes):
         holds = f"{folder} holds a LibriSpeech that was not made here"
         raise FileExistsError(f"{holds}: choose another folder")
     return False
+
+
+def _make_corpus(folder, sizes, workers):
+    """Makes the voices, their utterances, and the lists; last, the record."""
+    espeak.import_loader()
+    indices = range(sizes["speakers"])
+    voices = [espeak.draw_voice(index, sizes["seed"]) for index in indices]
+    if "factors" in sizes:
+        drawn = "pitch", "pitch_range", "rate"
+        voices = [{k: x[k] for k in x if k not in drawn} for x in voices]
+    versions = {"speechbrain-sim": __version__}
+    versions |= {name: version(name) for name in PACKAGES}
+    record = {"arguments": sizes, "versions": versions, "speakers": voices}
+    write_json(folder / UNFINISHED, record)
+    made = _make_speakers(voices, folder, sizes, workers)
+    _write_labels(made, folder)
+    if rows := [row for *_, rows in made for row in rows]:
+        write_csv(folder / COLUMNS, rows[0], [r.values() for r in rows])
+    _write_speakers(voices, made, folder / "LibriSpeech" / "SPEAKERS.TXT")
+    os.replace(folder / UNFINISHED, folder / RECORD)
 
 
 def _make_speakers(voices, folder, sizes, workers):
@@ -272,8 +273,8 @@ def _make_speaker(voice, audio_folder, sizes):
 def _make_utterance(text, voice, rng):
     """Waveform of a sentence, and the phone at the centre of every window."""
     speech, phones, starts = espeak.speak(text, voice)
-    loudness = voice.get("loudness")
-    wav, offset = espeak.record(speech, voice["warp"], rng, loudness)
+    level = voice.get("loudness")
+    wav, offset = espeak.record(speech, voice["warp"], rng, level)
     scale = SAMPLE_RATE / (50 * voice["warp"])
     starts = [0, *(offset + scale * start for start in starts)]
     centres = HOP * np.arange(num_labels(len(wav))) + WINDOW // 2
