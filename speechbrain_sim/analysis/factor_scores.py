@@ -328,11 +328,8 @@ def _bins(code):
     bins = np.empty(code.shape, int)
     for column, cut in zip(code.T, bins.T, strict=True):
         _, index, counts = np.unique(column, False, True, True)
-        ranks = np.cumsum(counts) - counts / 2
-        few = len(counts) <= BINS
-        cut[:] = (
-            index if few else (BINS * ranks / len(column)).astype(int)[index]
-        )
+        ranks = BINS * (np.cumsum(counts) - counts / 2) / len(column)
+        cut[:] = index if len(counts) <= BINS else ranks.astype(int)[index]
     return bins
 
 

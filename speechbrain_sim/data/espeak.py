@@ -116,9 +116,6 @@ CUES = {"pitch_range": (0.7, 0.4), "rate": (190, 60), "loudness": (-30, 6)}
 #: height of a melody's middle: the median over vowels, measured in 12 voices
 MIDDLE = 30
 
-#: semitones that an utterance is at most above, or below, its voice
-SEMITONES = 3
-
 
 def draw_voice(index, seed):
     """Draws the voice of a speaker, whatever the number of speakers.
@@ -165,9 +162,9 @@ def draw_delivery(rng):
     Arguments
     ---------
     rng : numpy.random.Generator
-        Draws the style, uniformly; then, independent of each other, the pitch,
-        and each cue within four fifths of its reach on the style's side and a
-        fifth on the other side of its centre.
+        Draws the style, and independent of it the pitch, within 3 semitones;
+        then, independent of each other, the cues: on the style's side of their
+        centre, or up to a fifth of their reach on the other.
 
     Returns
     -------
@@ -177,7 +174,7 @@ def draw_delivery(rng):
         of the speech, in dB of full scale.
     """
     style = str(rng.choice(list(STYLES)))
-    pitch = rng.uniform(-SEMITONES, SEMITONES)
+    pitch = rng.uniform(-3, 3)
     places = 0.4 * np.array(STYLES[style]) + rng.uniform(-0.6, 0.6, size=3)
     pairs = zip(CUES.items(), places, strict=True)
     cues = {n: round(at + reach * x, 2) for (n, (at, reach)), x in pairs}
