@@ -191,7 +191,7 @@ def check(hparams):
                 f"some of {names}, but none that is trained per label."
             )
     frames = kind_of(hparams["factor_label"], hparams["label_kinds"]) == FRAMES
-    if hparams["factors"] is not None and not (
+    if hparams["factors_of"] is not None and not (
         hparams["factor_segments"] or frames
     ):
         raise ValueError(
@@ -385,13 +385,13 @@ def make_study(hparams):
     clips = read_clips(*map(hparams.get, keys))
     hparams["clip_samples"] = clips.wavs.shape[1]
     pairs = partial(draw_pairs, len(clips.ids), seed=hparams["seed"])
-    keys = "factors factors_train_csv factors_test_csv data_folder".split()
+    keys = "factors_of factors_train_csv factors_test_csv data_folder".split()
     keys += ["factor_label", "factor_segments", "factors_note"]
     return study._replace(
         clips=clips,
         pairs=pairs(pairs=hparams["pairs"]),
         walk_pairs=pairs(pairs=hparams["smooth_pairs"]),
-        factors=hparams["factors"] and Factors(*map(hparams.get, keys)),
+        factors=hparams["factors_of"] and Factors(*map(hparams.get, keys)),
     )
 
 

@@ -24,6 +24,7 @@ from speechbrain_sim.brains.checkpointer import (
     RewindingTrainLogger,
 )
 from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.data import espeak
 from speechbrain_sim.data.corpora.synthetic import make_synthetic_corpus
 from speechbrain_sim.decoders import mirror
 from speechbrain_sim.encoders.greedy import GreedyEncoder
@@ -208,6 +209,15 @@ def recipes():
     names = ["pretrain", "probe", "decode", "study"]
     yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(str(ROOT / "recipes"))
+
+
+def deliveries(speakers=20, sentences=60):
+    """What the utterances of a corpus with independent factors draw."""
+    ids = [espeak.draw_voice(index, 0)["id"] for index in range(speakers)]
+    keys = [[0, 3, i, number] for i in ids for number in range(sentences)]
+    drawn = [espeak.draw_delivery(np.random.default_rng(key)) for key in keys]
+    table = {name: np.array([d[name] for d in drawn]) for name in drawn[0]}
+    return {"speaker": np.repeat(list(map(str, ids)), sentences)} | table
 
 
 @pytest.fixture(scope="session")

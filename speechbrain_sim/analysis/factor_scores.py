@@ -1,6 +1,7 @@
 """How a code lays out known factors: DCI, MIG and SAP, beside controls.
 
-Factors should be independent: no code separates vowel and syllable.
+Factors should be independent: no code separates vowel and syllable;
+`dependence` states whether they are.
 
 References: Eastwood, Williams: A framework for the quantitative evaluation of
 disentangled representations (2018); Chen et al.: Isolating sources of
@@ -14,7 +15,8 @@ import numpy as np
 from speechbrain_sim.analysis import lasso
 from speechbrain_sim.analysis.intervals import middle, resample_ratio
 
-#: equally filled bins of a dimension, and of a continuous factor, for MIG
+#: equally filled bins of a dimension, and of a continuous factor, for MIG; what
+#: has no more values than that has a bin for each
 BINS = 20
 #: shuffled factors, for the mutual information that chance gives
 SHUFFLES = 5
@@ -155,9 +157,10 @@ def mig(part, seed=0):
 
     I_1 - I_2, the two largest of the dimensions' (I - C) / (H - C): I is the
     mutual information with the factor, H the factor's entropy, and C what I is
-    by chance, its mean over `SHUFFLES` shuffled factors. Dimensions and
-    continuous factors are cut into `BINS` equally filled bins. Nothing is
-    learned, so of one part.
+    by chance, its mean over `SHUFFLES` shuffled factors; a factor of groups, the
+    same in all examples of one, is shuffled among them. Dimensions and
+    continuous factors are cut into `BINS` bins. Nothing is learned, so of one
+    part.
 
     Returns
     -------
@@ -166,16 +169,11 @@ def mig(part, seed=0):
         where there are more classes than bins; else 1) and `dimension`, the
         most informative one.
     """
-    factors, code = lasso.read_factors(part), _quantile_bins(part.code)
+    factors, code = lasso.read_factors(part), _bins(part.code)
     rng, scores = np.random.default_rng(seed), {}
-    for name, (_, labels, classes) in factors.items():
-        if classes is None:
-            labels = _quantile_bins(labels[:, None])[:, 0]
+    for name, labels in _class_indices(factors).items():
+        gain = _share_known(code, labels, part.group_indices(), rng)
         total = entropy(np.bincount(labels), 0)
-        shuffled = (rng.permutation(labels) for _ in range(SHUFFLES))
-        chance = np.mean([mutual_information(code, x) for x in shuffled], 0)
-        gain = mutual_information(code, labels) - chance
-        gain = gain / np.maximum(total - chance, 1e-9)
         scores[name] = {
             "mig": _lead(gain),
             "mig_maximum": float(min(1.0, np.log(BINS) / total)),
@@ -184,12 +182,70 @@ def mig(part, seed=0):
     return {"mig": _mean(scores, "mig"), "factors": scores}
 
 
+def dependence(factors, seed=0):
+    """How much of each factor every other one determines.
+
+    (I - C) / (H - C) as for `mig`, with the other factors as the code: 0 for
+    independent factors, 1 for one that the other determines, which need not
+    hold the other way round. Scores of a code can be at their best only where
+    factors are independent.
+
+    Arguments
+    ---------
+    factors : dict of str to array
+        See `Part`; of examples that are independent of each other.
+    seed : int
+        Of the shuffled factors.
+
+    Returns
+    -------
+    dict
+        Factor -> other factor -> share of the former's entropy.
+
+    Example
+    -------
+    >>> syllable = np.array(["ba", "bi", "da", "di"] * 99)
+    >>> known = {"syllable": syllable, "vowel": np.array(["a", "i"] * 198)}
+    >>> shares = dependence(known)
+    >>> [round(shares[n]["vowel"], 2) for n in known]
+    [0.5, 1.0]
+    """
+    part = lasso.Part(np.zeros((len(next(iter(factors.values()))), 2)), factors)
+    labels = _class_indices(lasso.read_factors(part))
+    code, groups = np.stack([*labels.values()], 1), part.group_indices()
+    known, rng = {}, np.random.default_rng(seed)
+    for name, each in labels.items():
+        shares = _share_known(code, each, groups, rng).tolist()
+        known[name] = dict(zip(labels, shares, strict=True))
+    return known
+
+
+def _class_indices(factors):
+    """Classes, or bins, of the test part of each `Factor`."""
+    return {
+        name: labels if classes else _bins(labels[:, None])[:, 0]
+        for name, (_, labels, classes) in factors.items()
+    }
+
+
+def _share_known(code, labels, groups, rng):
+    """(I - C) / (H - C) of each dimension, see `mig`."""
+    values = labels[np.unique(groups, return_index=True)[1]]
+    if not np.array_equal(values[groups], labels):
+        values, groups = labels, np.arange(len(labels))
+    shuffled = [rng.permutation(values)[groups] for _ in range(SHUFFLES)]
+    chance = np.mean([mutual_information(code, x) for x in shuffled], 0)
+    most = np.maximum(entropy(np.bincount(labels), 0) - chance, 1e-9)
+    return (mutual_information(code, labels) - chance) / most
+
+
 def sap(train, test):
     """Separated attribute predictability: the best dimension's lead.
 
     Difference of the two best scores on the test part of predicting a factor
     from one dimension. Classes: balanced accuracy of the nearest class mean,
-    which also finds a class between two others; quantities: R^2 of a line.
+    which also finds a class between two others; quantities: R^2 of a line, 0
+    where the mean predicts better.
 
     Returns
     -------
@@ -204,6 +260,7 @@ def sap(train, test):
             known, wanted = factor.targets()
             missed = wanted - held_out * (code * known).mean(0)
             each = 1 - np.square(missed).sum(0) / np.square(wanted).sum()
+            each = np.maximum(each, 0)
             maximum = 1.0
         else:
             each = _balanced_accuracy(code, held_out, factor.train, factor.test)
@@ -263,10 +320,17 @@ def factor_scores(train, test, seed=0):
     }
 
 
-def _quantile_bins(code):
-    """Cuts each column into bins of equally many examples."""
-    edges = np.quantile(code, np.arange(1, BINS) / BINS, axis=0)
-    return np.sum([code >= edge for edge in edges], axis=0)
+def _bins(code):
+    """Cuts each column into its values, or by the mean ranks of these.
+
+    So equal values share a bin, and a column and its negative have equal ones.
+    """
+    bins = np.empty(code.shape, int)
+    for column, cut in zip(code.T, bins.T, strict=True):
+        _, index, counts = np.unique(column, False, True, True)
+        ranks = BINS * (np.cumsum(counts) - counts / 2) / len(column)
+        cut[:] = index if len(counts) <= BINS else ranks.astype(int)[index]
+    return bins
 
 
 def _balanced_accuracy(code, held_out, labels, wanted):

@@ -7,11 +7,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from speechbrain_sim.analysis.factor_scores import controls, factor_scores
+from speechbrain_sim.analysis.factor_scores import (
+    controls,
+    dependence,
+    factor_scores,
+)
+from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.lasso import Part
 from speechbrain_sim.analysis.latents import read_codes
 from speechbrain_sim.analysis.study import HIGHER, Results, Tool
-from speechbrain_sim.data.tables import manifest_hash
+from speechbrain_sim.data.tables import manifest_hash, read_manifest
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Gap, Table
@@ -57,6 +62,13 @@ class Factors(NamedTuple):
         """Returns the `Codes` of the training and of the test part."""
         parts = self.train_csv, self.test_csv
         return [read_codes(encoder, layers, part, self) for part in parts]
+
+    def values(self):
+        """Returns factor -> its values in the recordings of both parts."""
+        parts = map(read_manifest, (self.train_csv, self.test_csv))
+        rows = [{"ID": n, **row} for p in parts for n, row in p.items()]
+        found = [self.of(row) for row in rows]
+        return {n: np.array([row[n] for row in found]) for n in found[0]}
 
 
 def untrained(encoder, seed):
@@ -165,7 +177,7 @@ class FactorsTool(Tool):
         """Returns a figure and a table of each system."""
         if study.factors is None:
             return [Gap("No factors", "This corpus names none.")]
-        items = []
+        items = [_dependence_table(study.factors)]
         for system, layers in found.items():
             one = next(iter(layers.values()))["encoder"]
             names, counts = ", ".join(one["factors"]), one["examples"]
@@ -187,6 +199,25 @@ class FactorsTool(Tool):
             )
             items += [figure, _table(layers, system, caption)]
         return items
+
+
+def _dependence_table(factors):
+    """How dependent the factors are; a gap where there are too few values."""
+    title = "How independent the factors are"
+    try:
+        known = dependence(factors.values())
+    except Unmeasurable as error:
+        return Gap(title, str(error))
+    rows = [
+        {"": name} | {n: number(max(x, 0)) for n, x in shares.items()}
+        for name, shares in known.items()
+    ]
+    caption = (
+        "How much of a row's factor a column's determines, over the recordings "
+        "of both parts: mutual information over entropy, both less what chance "
+        "gives. Factors that are 0 to each other can be told apart by a code."
+    )
+    return Table.of(title, caption, rows)
 
 
 def _table(layers, system, caption):

@@ -7,6 +7,8 @@ the output of an aligner. Needs the extra `speechbrain-sim[synthetic]`.
 import _ctypes  # dlclose has no public name
 import ctypes
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 from scipy.signal import resample_poly
@@ -99,6 +101,21 @@ WHO HANDLED a QUALITY THING"""
 
 TEMPLATES = TRAIN.splitlines(), TEST.splitlines()
 
+#: on which side of its centre a style has the cues of `CUES`; over the four,
+#: any two cues are independent, so that none stands for another
+STYLES = {
+    "flat": (-1, -1, 1),
+    "lively": (1, 1, 1),
+    "hurried": (-1, 1, -1),
+    "subdued": (1, -1, -1),
+}
+
+#: centre and reach: times the voice's own, words per minute, dB of full scale
+CUES = {"pitch_range": (0.7, 0.4), "rate": (190, 60), "loudness": (-30, 6)}
+
+#: height of a melody's middle: the median over vowels, measured in 12 voices
+MIDDLE = 30
+
 
 def draw_voice(index, seed):
     """Draws the voice of a speaker, whatever the number of speakers.
@@ -137,6 +154,73 @@ def draw_voice(index, seed):
         "rate": round(rng.uniform(160, 195) * 441 / warp),
         "warp": warp,
     }
+
+
+def draw_delivery(rng):
+    """Draws how a sentence is spoken, whoever speaks it.
+
+    Arguments
+    ---------
+    rng : numpy.random.Generator
+        Draws the style, and independent of it the pitch, within 3 semitones;
+        then, independent of each other, the cues: on the style's side of their
+        centre, or up to a fifth of their reach on the other.
+
+    Returns
+    -------
+    dict
+        `style`; `pitch`, semitones above the voice's own; `pitch_range`, times
+        the voice's own; `rate`, words per minute; `loudness`, root mean square
+        of the speech, in dB of full scale.
+    """
+    style = str(rng.choice(list(STYLES)))
+    pitch = rng.uniform(-3, 3)
+    places = 0.4 * np.array(STYLES[style]) + rng.uniform(-0.6, 0.6, size=3)
+    pairs = zip(CUES.items(), places, strict=True)
+    cues = {n: round(at + reach * x, 2) for (n, (at, reach)), x in pairs}
+    return {"style": style, "pitch": round(pitch, 2), **cues}
+
+
+def deliver(voice, delivery):
+    """Returns a voice that speaks as drawn.
+
+    espeak-ng's pitch is p b - 18 s (r - 1) + m s r, if `pitch` makes the factor
+    p (an octave in 50), `pitch_range` the factor r, and the variant's file names
+    b and s; m is the height of the melody (wavegen.c and voices.c of 1.52, in
+    Hz). Here p and r move pitch and range alike, for the middle of the melody.
+
+    Arguments
+    ---------
+    voice, delivery : dict
+        See `draw_voice` (its pitch, range and rate are not used), and
+        `draw_delivery`.
+
+    Returns
+    -------
+    dict
+        The voice with `pitch`, `pitch_range` and `rate` as espeak-ng's
+        parameters, `loudness`, and `pitch_hz`: the median pitch of its vowels.
+    """
+    base, step = _own_pitch(voice["variant"])
+    slower, higher = 441 / voice["warp"], 2 ** (delivery["pitch"] / 12)
+    hertz = higher * (base + MIDDLE * step)
+    spread = higher * slower * delivery["pitch_range"]
+    raised = hertz * slower - step * (MIDDLE * spread - 18 * (spread - 1))
+    return voice | {
+        "pitch": round(50 + 50 * np.log2(raised / base)),
+        "pitch_range": round(50 * spread),
+        "rate": round(delivery["rate"] * slower),
+        "loudness": delivery["loudness"],
+        "pitch_hz": round(hertz, 1),
+    }
+
+
+def _own_pitch(variant):
+    """Lowest pitch of a variant, and a step of its melody, in Hz."""
+    path = Path(import_loader().get_data_path(), "voices/!v", variant)
+    line = re.search(r"^pitch\s+(\d+)\s+(\d+)", path.read_text(), re.M)
+    low, high = map(int, line.groups() if line else (82, 118))  # its default
+    return low - 9, (high - low) * 108 / 4096
 
 
 def draw_sentence(side, rng):
@@ -192,7 +276,7 @@ def speak(text, voice):
     return speech, phones, _start_at_closures(speech, phones, starts)
 
 
-def record(speech, warp, rng):
+def record(speech, warp, rng, loudness=None):
     """Puts speech into a quiet room.
 
     Arguments
@@ -201,6 +285,8 @@ def record(speech, warp, rng):
         Samples at 50 * `warp` Hz, as `speak` returns them.
     rng : numpy.random.Generator
         Draws the pauses, the level and the noise.
+    loudness : float, optional
+        Level in dB, instead of the one drawn.
 
     Returns
     -------
@@ -215,7 +301,8 @@ def record(speech, warp, rng):
     after = max(after, SHORTEST - before - len(speech))
     wav = np.pad(speech, (before, after))
     wav += 10 ** (-rng.uniform(45, 55) / 20) * rng.standard_normal(len(wav))
-    level = 10 ** (rng.uniform(-28, -22) / 20)
+    drawn = rng.uniform(-28, -22)
+    level = 10 ** ((drawn if loudness is None else loudness) / 20)
     return wav * min(level, 0.99 / np.abs(wav).max()), before
 
 

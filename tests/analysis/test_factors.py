@@ -12,6 +12,7 @@ from speechbrain_sim.analysis.factor_scores import (
     completeness,
     controls,
     dci,
+    dependence,
     disentanglement,
     effective_dimensions,
     entropy,
@@ -28,6 +29,7 @@ from speechbrain_sim.analysis.factors import (
 from speechbrain_sim.analysis.lasso import Part, importances
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.logmel import LogMel
+from tests.conftest import deliveries
 
 TRAIN, TEST, NOISE = 900, 600, 6
 
@@ -208,6 +210,102 @@ def test_a_permutation_is_disentangled_and_a_uniform_matrix_is_not():
     assert disentanglement(uniform) == pytest.approx(0, abs=1e-12)
     assert completeness(uniform) == pytest.approx(np.zeros(6), abs=1e-12)
     assert effective_dimensions(uniform) == pytest.approx(np.full(6, 6))
+
+
+def table_of(examples=1):
+    """The factors of a real corpus: 20 speakers, 40 sentences, 20 to test."""
+    table = deliveries(20, 60)
+    table = {n: np.repeat(v, examples) for n, v in table.items()}
+    test = np.tile(np.arange(60 * examples) >= 40 * examples, 20)
+    order = np.argsort(test, kind="stable")  # the training part first
+    return {n: values[order] for n, values in table.items()}, order // examples
+
+
+def scored(code, factors, groups):
+    """Scores of a code of `table_of`, without the style."""
+    known = {n: v for n, v in factors.items() if n != "style"}
+    ends = slice(len(code) * 2 // 3), slice(len(code) * 2 // 3, None)
+    pairs = [
+        Part(code[at], {n: v[at] for n, v in known.items()}, groups[at])
+        for at in ends
+    ]
+    return factor_scores(*pairs), pairs
+
+
+def test_codes_of_the_factors_of_the_synthetic_corpus():
+    """Five dimensions, one for each factor; rotated; shuffled; noise."""
+    factors, groups = table_of()
+    rng = np.random.default_rng(0)
+    order = np.unique(factors["speaker"], return_inverse=True)[1]
+    names = "pitch", "pitch_range", "rate", "loudness"
+    columns = [order, *(factors[n] * (-1) ** len(n) for n in names)]
+    noise = rng.normal(size=(len(order), 8))
+    code = np.hstack([np.stack(columns, 1), noise])
+    perfect, parted = scored(code, factors, groups)
+    assert perfect["disentanglement"] > 0.98
+    for i, (name, score) in enumerate(perfect["factors"].items()):
+        assert score["dimension"] == i and score["mig"] > 0.95, name
+        assert score["sap_share"] > 0.97, name
+        # linear models do not read 20 speakers from their numbers
+        for key in "completeness", "informativeness":
+            assert (score[key] > 0.98) == (name != "speaker"), (name, key)
+    codes = controls(*(part.code for part in parted))["rotation"]
+    rotated = factor_scores(*with_code(parted, codes))
+    shuffled, _ = scored(rng.permutation(code), factors, groups)
+    empty, _ = scored(rng.normal(size=code.shape), factors, groups)
+    assert rotated["disentanglement"] < 0.4 and rotated["mig"] < 0.1
+    assert rotated["sap_share"] < 0.2 and rotated["completeness"] < 0.3
+    assert rotated["informativeness"] > perfect["informativeness"] - 0.05
+    for scores in shuffled, empty:
+        assert scores["disentanglement"] == pytest.approx(0, abs=0.05)
+        assert scores["informativeness"] == pytest.approx(0, abs=0.02)
+        assert scores["mig"] < 0.03 and scores["sap"] < 0.03
+
+
+def test_frames_of_a_recording_are_no_evidence_of_its_factors():
+    """What is constant in a recording tells it, but none of its factors."""
+    factors, groups = table_of(examples=10)
+    code = np.random.default_rng(0).normal(size=(len(groups), 2))
+    code[:, 1] = code[groups, 0]
+    scores, _ = scored(code, factors, groups)
+    assert all(score["mig"] < 0.06 for score in scores["factors"].values())
+
+
+def test_the_factors_of_the_synthetic_corpus_are_independent():
+    factors, _ = table_of()
+    shares = dependence(factors)
+    cues = {"pitch_range", "rate", "loudness"}
+    for one, row in shares.items():
+        for other, share in row.items():
+            if one == other:
+                assert share == pytest.approx(1)
+            elif one == "style" and other in cues:
+                # 2/3 of the values allow two styles, the others four
+                assert share == pytest.approx(1 / 3, abs=0.06)
+            elif other != "style" or one not in cues:
+                assert share == pytest.approx(0, abs=0.03), (one, other)
+
+
+def test_values_fewer_than_bins_have_a_bin_each():
+    speaker = np.repeat(np.arange(15), np.arange(11, 26))
+    code = np.stack([speaker, np.zeros(len(speaker))], 1)
+    scores = mig(Part(code, {"speaker": speaker}))
+    assert scores["mig"] == pytest.approx(1)
+
+
+def test_a_line_that_fits_worse_than_the_mean_scores_zero():
+    rng = np.random.default_rng(0)
+    pitch = rng.normal(size=60)
+    code = np.stack([pitch, -pitch], 1)
+    moved = np.stack([pitch, pitch], 1)
+    parted = Part(code, {"pitch": pitch}), Part(moved, {"pitch": pitch})
+    assert sap(*parted)["sap"] == pytest.approx(1)
+
+
+def test_values_of_both_parts_are_tabled(corpus):
+    parts = corpus.train, corpus.valid, corpus.folder
+    known = Factors(pitch_of, *parts, "phones").values()
+    assert known["pitch"].tolist() == ["low", "high"] * 12
 
 
 def slow_entropy(weights):

@@ -1,10 +1,13 @@
 """The synthesiser: voices, phones, sentences."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from speechbrain_sim.data import espeak
 from speechbrain_sim.data.espeak import PHONES
+from tests.conftest import deliveries
 
 pytest.importorskip("espeakng_loader")
 
@@ -63,6 +66,39 @@ def test_voices_are_distinct_and_balanced():
     assert sum(voice["sex"] == "F" for voice in voices) in (125, 126)
     for voice in voices:
         assert voice["variant"] in espeak.VARIANTS[voice["sex"]]
+
+
+def test_a_style_takes_more_than_one_cue():
+    """Nearest neighbours read what the intervals allow: 42, 69 and 86 %."""
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    table, possible = deliveries(), {1: 5 / 12, 2: 25 / 36, 3: 31 / 36}
+    assert set(table["style"]) == set(espeak.STYLES)
+    known = np.arange(len(table["style"])) % 3 > 0
+    for names in itertools.chain.from_iterable(
+        itertools.combinations(espeak.CUES, count) for count in possible
+    ):
+        x = np.stack([table[n] / espeak.CUES[n][1] for n in names], 1)
+        model = neighbors.KNeighborsClassifier(25)
+        model.fit(x[known], table["style"][known])
+        read = model.score(x[~known], table["style"][~known])
+        assert read == pytest.approx(possible[len(names)], abs=0.06), names
+
+
+def test_deliveries_stay_within_reach():
+    table = deliveries()
+    assert abs(table["pitch"]).max() <= 3 < abs(table["pitch"]).max() + 0.1
+    for name, (centre, reach) in espeak.CUES.items():
+        assert abs(table[name] - centre).max() <= reach + 0.006
+    variants = itertools.chain(*espeak.VARIANTS.values())
+    ends = [(at - reach, at + reach) for at, reach in espeak.CUES.values()]
+    for variant, warp, *values in itertools.product(
+        variants, (401, 481), (-3, 3), *ends
+    ):
+        delivery = dict(zip(("pitch", *espeak.CUES), values, strict=True))
+        voice = {"variant": variant, "warp": warp}
+        spoken = espeak.deliver(voice, delivery)
+        assert 0 < spoken["pitch"] < 99 and 0 < spoken["pitch_range"] < 99
+        assert 80 < spoken["rate"] < 300
 
 
 def test_pitch_and_pace_make_up_for_the_warp():

@@ -38,6 +38,8 @@ def study_argv(yaml, corpora, folder):
     if yaml.parent.name == "Synthetic":
         argv += ["--speakers", "3", "--sentences", "9"]
         argv += ["--test_sentences", "3"]
+    if yaml.stem == "study_factors":  # its own variant of the corpus
+        argv += ["--data_folder", str(corpora / "Factors")]
     if yaml.parent.name == "ArtificialSpeech":
         argv += ["--walk", "null"]
     if yaml.stem == "study_held_out":
@@ -314,10 +316,16 @@ def test_every_study(recipes, corpora, tmp_path, yaml, capsys):
     asked, _ = load_experiment(argv)
     inside = asked["inside"][-1:]  # GIM, which is never silent
     argv += ["--inside", str(inside), "--layers", "[module3]"]
-    recipes["study"].main([*argv, "--tools", "[delta, trade-off]"])
+    known = ", factors" * (yaml.stem == "study_factors")
+    recipes["study"].main([*argv, "--tools", f"[delta, trade-off{known}]"])
     report = json.loads((tmp_path / "report.json").read_text())
     assert sorted(report["probes"]) == sorted(asked["labels"])
     assert list(report.get("delta", {})) == inside
+    if known:
+        codes = report["factors"]["GIM"]["module3"]
+        names = "speaker pitch pitch_range rate loudness".split()
+        assert list(codes["encoder"]["factors"]) == names
+        assert "How independent" in (tmp_path / "report.md").read_text()
     baseline = asked["baseline"]
     for task, systems in report["probes"].items():
         assert sorted(systems) == sorted(asked["systems"])

@@ -13,7 +13,7 @@ from speechbrain_sim.data.download import fetch_archive
 from speechbrain_sim.data.manifests import Problem, hash_split
 from speechbrain_sim.data.phones import read_phones, write_names
 from speechbrain_sim.data.search import list_files
-from speechbrain_sim.data.tables import in_threads, read_text
+from speechbrain_sim.data.tables import in_threads, read_csv, read_text
 from speechbrain_sim.files import text_hash
 
 logger = get_logger(__name__)
@@ -51,6 +51,7 @@ class _Files(NamedTuple):
     own_lists: bool
     phones: Path | None
     own_phones: bool
+    columns: Path | None
 
 
 def prepare_librispeech(
@@ -67,12 +68,12 @@ def prepare_librispeech(
     download_from=ARCHIVES,
     checksum=None,
     seed=1234,
+    columns=None,
 ):
     """Writes `train.csv`, `valid.csv` and `test.csv` of one subset.
 
-    Columns: `speaker` (the same in all), `sex` (F or M), `transcript`, and
-    `phones`, a number per 10 ms; each empty where unknown. Raises ValueError
-    for what `problems.csv` lists.
+    Columns: `speaker` (in all), `sex` (F or M), `transcript`, and `phones`, one
+    per 10 ms; empty if unknown. Raises ValueError for what `problems.csv` lists.
 
     Arguments
     ---------
@@ -80,7 +81,7 @@ def prepare_librispeech(
         Holds `LibriSpeech/<subset>`, or is itself that `LibriSpeech`.
     subset : str
         Such as "train-clean-100".
-    labels_folder, phones : str or Path, optional; see `_find`
+    labels_folder, phones, columns : str or Path, optional; see `_find`
     valid_share : float
         Share of each speaker's training utterances in `valid.csv`.
     min_samples : int
@@ -99,7 +100,7 @@ def prepare_librispeech(
         url = f"{download_from.rstrip('/')}/{subset}.tar.gz"
         checksum = checksum or CHECKSUMS.get(subset)
         fetch_archive(url, folder.parents[1], checksum)
-    files = _find(folder, labels_folder, phones)
+    files = _find(folder, labels_folder, phones, columns)
     made_of["inputs"] = _fingerprint(files)
     if manifests.is_prepared(save_folder, made_of):
         manifests.refuse([], save_folder)
@@ -123,7 +124,7 @@ def _find_root(data_folder, subset):
     return folder if root else folder / "LibriSpeech"
 
 
-def _find(folder, labels_folder, phones):
+def _find(folder, labels_folder, phones, columns):
     """What there is of a subset; FileNotFoundError if it has to be there.
 
     `labels_folder` holds `train_split.txt` and `test_split.txt` (an ID per
@@ -131,6 +132,7 @@ def _find(folder, labels_folder, phones):
     `converted_aligned_phones.txt`; by default `LibriSpeech100_labels_split`
     beside `LibriSpeech`, if its lists have any utterance of the subset.
     `phones` are a source of `read_phones`; by default that list.
+    `columns` is a csv of `ID` and further labels.
     """
     root, subset = folder.parent, folder.name
     if not root.parent.is_dir():
@@ -152,13 +154,14 @@ def _find(folder, labels_folder, phones):
     own_lists, own_phones = labels_folder is not None, phones is not None
     if not own_phones and (lists / PHONES).is_file():
         phones = lists / PHONES
-    labels = lists, own_lists, phones, own_phones
+    labels = lists, own_lists, phones, own_phones, columns
     return _Files(folder, wavs, root / "SPEAKERS.TXT", *labels)
 
 
 def _fingerprint(files):
     """Hash of the paths and contents of all that manifests are made of."""
     paths = [files.speakers, *files.lists.glob("*_split.txt")]
+    paths += [Path(files.columns)] if files.columns else []
     paths += [*files.folder.glob("*/*"), *files.folder.glob("*/*/*")]
     if files.phones is not None:
         paths += [Path(files.phones), *Path(files.phones).rglob("*.TextGrid")]
@@ -204,7 +207,7 @@ def _speaker(name):
 def _fill(splits, files, listed, sides, min_samples, incomplete):
     """Appends the rows of every split; returns the problems of the corpus."""
     transcripts, repeated = _read_transcripts(files.folder)
-    sexes = _read_sexes(files)
+    sexes, more = _read_sexes(files), _read_columns(files)
     gaps = list(_find_gaps(files, listed, transcripts, sexes))
     paths = [files.wavs[name] for name in sides]
     lengths = in_threads(_length, paths)
@@ -218,6 +221,7 @@ def _fill(splits, files, listed, sides, min_samples, incomplete):
         row["sex"] = sexes.get(row["speaker"], ("",))[0]
         row["transcript"] = transcripts.get(name, "")
         row["phones"] = labels.get(name, "")
+        row |= more.get(name, {})
         splits[sides[name]].append(row)
     for split in (name for name, rows in splits.items() if not rows):
         problem = f"No utterance is left for {split}.csv."
@@ -259,6 +263,17 @@ def _read_sexes(files):
     rows = [line.split("|") for line in lines if not line.startswith(";")]
     rows = [[field.strip() for field in row] for row in rows if len(row) > 2]
     return {row[0]: (row[1], row[2] == files.folder.name) for row in rows}
+
+
+def _read_columns(files):
+    """ID to further labels; {} without a csv of them."""
+    if not files.columns:
+        return {}
+    rows = {row.pop("ID"): row for _, row in read_csv(files.columns, ["ID"])}
+    if missing := sorted(files.wavs.keys() - rows.keys()):
+        lacks = f"no row of {len(missing)} utterances, such as {missing[0]}"
+        raise ValueError(f"{files.columns} has {lacks}: add them.")
+    return rows
 
 
 def _check_folders(folder):

@@ -25,6 +25,7 @@ from speechbrain_sim.data.corpora.librispeech import LABELS, prepare_librispeech
 from speechbrain_sim.data.espeak import PHONES
 from speechbrain_sim.data.labels import HOP, WINDOW, num_labels
 from speechbrain_sim.data.phones import NAMES
+from speechbrain_sim.data.tables import write_csv
 from speechbrain_sim.files import read_json, write_json, write_text
 
 SUBSET = "train-clean-100"
@@ -32,6 +33,9 @@ RECORD = "synthetic.json"
 UNFINISHED = "synthetic.partial.json"
 #: other packages that the corpus depends on
 PACKAGES = "espeakng-loader", "numpy", "scipy"
+#: what pitch, range, rate and loudness belong to
+FACTORS = "speaker", "independent"
+COLUMNS = "factors.csv"
 SPEAKERS_HEADER = """\
 ; The speakers of a synthetic corpus, in the format of LibriSpeech.
 ;
@@ -42,7 +46,13 @@ SPEAKERS_HEADER = """\
 
 
 def make_synthetic_corpus(
-    folder, speakers=20, sentences=15, test_sentences=5, seed=0, workers=2
+    folder,
+    speakers=20,
+    sentences=15,
+    test_sentences=5,
+    seed=0,
+    workers=2,
+    factors="speaker",
 ):
     """Writes a LibriSpeech-shaped corpus of synthetic speech.
 
@@ -66,6 +76,10 @@ def make_synthetic_corpus(
         Seed of the voices, the sentences, the levels and the noise.
     workers : int
         Number of processes.
+    factors : str
+        "speaker": pitch, its range and the rate are the voice's. Or
+        "independent": each utterance draws them, loudness and a style, see
+        `espeak.draw_delivery`; `factors.csv` has them. Texts are the same.
 
     Returns
     -------
@@ -84,18 +98,11 @@ def make_synthetic_corpus(
     folder = Path(folder)
     sizes = {"speakers": speakers, "sentences": sentences}
     sizes |= {"test_sentences": test_sentences, "seed": seed}
-    _check_sizes(**sizes, workers=workers)
+    _check_sizes(factors, **sizes, workers=workers)
+    if factors != FACTORS[0]:  # older records do not name it
+        sizes["factors"] = factors
     if not _is_finished(folder, sizes):
-        espeak.import_loader()
-        voices = [espeak.draw_voice(index, seed) for index in range(speakers)]
-        versions = {"speechbrain-sim": __version__}
-        versions |= {name: version(name) for name in PACKAGES}
-        record = {"arguments": sizes, "versions": versions, "speakers": voices}
-        write_json(folder / UNFINISHED, record)
-        made = _make_speakers(voices, folder, sizes, workers)
-        _write_labels(made, folder)
-        _write_speakers(voices, made, folder / "LibriSpeech" / "SPEAKERS.TXT")
-        os.replace(folder / UNFINISHED, folder / RECORD)
+        _make_corpus(folder, sizes, workers)
     return folder
 
 
@@ -114,14 +121,16 @@ def prepare_synthetic(
         See `make_synthetic_corpus`.
     """
     make_synthetic_corpus(data_folder, **corpus)
-    limits = {"min_samples": min_samples, "on_bad_audio": on_bad_audio}
-    prepare_librispeech(data_folder, save_folder, SUBSET, **limits)
+    options = {"min_samples": min_samples, "on_bad_audio": on_bad_audio}
+    if (columns := Path(data_folder, COLUMNS)).exists():
+        options["columns"] = columns
+    prepare_librispeech(data_folder, save_folder, SUBSET, **options)
     # a list's numbers have no names, but these are this corpus' own
     shutil.copyfile(Path(data_folder, NAMES), Path(save_folder, NAMES))
 
 
 def voice_factors(row, data_folder):
-    """Returns what a voice is made of, for `speechbrain_sim.analysis.factors`.
+    """Returns what a recording is made of, for `speechbrain_sim.analysis.factors`.
 
     Arguments
     ---------
@@ -135,8 +144,14 @@ def voice_factors(row, data_folder):
     dict
         `speaker`, `pitch` (octaves above that of espeak-ng's variant) and
         `rate` (words per minute), the shift of the formants taken back. Pitch
-        and rate belong to the speaker, and do not vary within one.
+        and rate belong to the speaker, and do not vary within one. Of a corpus
+        with independent factors `speaker`, `pitch`, `pitch_range`, `rate` and
+        `loudness`, see `espeak.draw_delivery`; sex and style are not
+        independent of them.
     """
+    if "style" in row:
+        names = "pitch", *espeak.CUES
+        return {"speaker": row["speaker"]} | {n: float(row[n]) for n in names}
     voice = _voices(str(data_folder))[row["speaker"]]
     pitch = (voice["pitch"] - 50) / 70 + np.log2(voice["warp"] / 441)
     rate = voice["rate"] * voice["warp"] / 441
@@ -149,8 +164,10 @@ def _voices(data_folder):
     return {str(voice["id"]): voice for voice in record["speakers"]}
 
 
-def _check_sizes(**sizes):
+def _check_sizes(factors, **sizes):
     """Raises a ValueError for a size that is no integer, or too small."""
+    if factors not in FACTORS:
+        raise ValueError(f"factors is {factors!r}, not one of {FACTORS}")
     lowest = {"sentences": 2, "seed": 0}
     for name, value in sizes.items():
         least = lowest.get(name, 1)
@@ -177,6 +194,26 @@ def _is_finished(folder, sizes):
     return False
 
 
+def _make_corpus(folder, sizes, workers):
+    """Makes the voices, their utterances, and the lists; last, the record."""
+    espeak.import_loader()
+    indices = range(sizes["speakers"])
+    voices = [espeak.draw_voice(index, sizes["seed"]) for index in indices]
+    if "factors" in sizes:
+        drawn = "pitch", "pitch_range", "rate"
+        voices = [{k: x[k] for k in x if k not in drawn} for x in voices]
+    versions = {"speechbrain-sim": __version__}
+    versions |= {name: version(name) for name in PACKAGES}
+    record = {"arguments": sizes, "versions": versions, "speakers": voices}
+    write_json(folder / UNFINISHED, record)
+    made = _make_speakers(voices, folder, sizes, workers)
+    _write_labels(made, folder)
+    if rows := [row for *_, rows in made for row in rows]:
+        write_csv(folder / COLUMNS, rows[0], [r.values() for r in rows])
+    _write_speakers(voices, made, folder / "LibriSpeech" / "SPEAKERS.TXT")
+    os.replace(folder / UNFINISHED, folder / RECORD)
+
+
 def _make_speakers(voices, folder, sizes, workers):
     """Makes the utterances of all speakers; returns their lines of labels."""
     audio_folder = folder / "LibriSpeech" / SUBSET
@@ -200,12 +237,13 @@ def _make_speakers(voices, folder, sizes, workers):
 def _make_speaker(voice, audio_folder, sizes):
     """Writes the utterances of a speaker, keeping files that exist.
 
-    Returns the lines of labels of the training and of the test side.
+    Returns the lines of labels of the training and of the test side, and the
+    rows of `COLUMNS`.
     """
     chapter = f"{voice['id']}-{voice['chapter']}"
     folder = audio_folder / chapter.replace("-", "/")
     folder.mkdir(parents=True, exist_ok=True)
-    texts, sides = {}, ([], [])
+    texts, sides, rows = {}, ([], []), []
     train = sizes["sentences"] - sizes["test_sentences"]
     for number in range(sizes["sentences"]):
         rng = np.random.default_rng([sizes["seed"], 2, voice["id"], number])
@@ -215,6 +253,11 @@ def _make_speaker(voice, audio_folder, sizes):
             text = espeak.draw_sentence(side, rng)
         name = f"{chapter}-{number:04d}"
         texts[name] = text
+        if "factors" in sizes:
+            key = [sizes["seed"], 3, voice["id"], number]
+            drawn = espeak.draw_delivery(np.random.default_rng(key))
+            voice = espeak.deliver(voice, drawn)
+            rows.append({"ID": name, **drawn, "pitch_hz": voice["pitch_hz"]})
         wav, labels = _make_utterance(text, voice, rng)
         sides[side].append(f"{name} {' '.join(map(str, labels))}")
         path = folder / f"{name}.flac"
@@ -224,13 +267,14 @@ def _make_speaker(voice, audio_folder, sizes):
             os.replace(cut, path)
     lines = [f"{i} {t.replace(',', '').upper()}" for i, t in texts.items()]
     _write_lines(folder / f"{chapter}.trans.txt", lines)
-    return sides
+    return *sides, rows
 
 
 def _make_utterance(text, voice, rng):
     """Waveform of a sentence, and the phone at the centre of every window."""
     speech, phones, starts = espeak.speak(text, voice)
-    wav, offset = espeak.record(speech, voice["warp"], rng)
+    level = voice.get("loudness")
+    wav, offset = espeak.record(speech, voice["warp"], rng, level)
     scale = SAMPLE_RATE / (50 * voice["warp"])
     starts = [0, *(offset + scale * start for start in starts)]
     centres = HOP * np.arange(num_labels(len(wav))) + WINDOW // 2
@@ -243,7 +287,7 @@ def _write_labels(made, folder):
     for side, name in enumerate(("train", "test")):
         ids = [line.split(" ", 1)[0] for sides in made for line in sides[side]]
         _write_lines(folder / LABELS / f"{name}_split.txt", ids)
-    lines = [line for sides in made for lines in sides for line in lines]
+    lines = [line for train, test, _ in made for line in train + test]
     _write_lines(folder / LABELS / "converted_aligned_phones.txt", lines)
     _write_lines(folder / NAMES, [f"{i} {p}" for i, p in enumerate(PHONES)])
 
@@ -251,7 +295,7 @@ def _write_labels(made, folder):
 def _write_speakers(voices, made, path):
     """Writes SPEAKERS.TXT."""
     rows = [SPEAKERS_HEADER]
-    for voice, (train, test) in zip(voices, made, strict=True):
+    for voice, (train, test, _) in zip(voices, made, strict=True):
         minutes = sum(line.count(" ") for line in train + test) / 6000
         start = f"{voice['id']:<5}| {voice['sex']} | {SUBSET:<17}"
         name = f"{voice['accent']} {voice['variant']}"

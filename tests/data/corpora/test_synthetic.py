@@ -1,18 +1,31 @@
 """The synthetic corpus: its layout, its labels and its reproducibility."""
 
+import csv
 import hashlib
 import json
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_sim.data.corpora.synthetic import PHONES, make_synthetic_corpus
+from speechbrain_sim.data.corpora.synthetic import (
+    PHONES,
+    make_synthetic_corpus,
+    prepare_synthetic,
+    voice_factors,
+)
 
 pytest.importorskip("espeakng_loader")
 
 SIZES = {"speakers": 3, "sentences": 5, "test_sentences": 2}
+#: of a corpus that version 0.1 made: its labels, and its samples with these
+MADE = {"speakers": 2, "sentences": 3, "test_sentences": 1, "workers": 1}
+LABELS_HASH = "19e36d92afb3"
+SAMPLES_HASH = "d7a0dcd0e039"
+TWO = {"speakers": 2, "sentences": 18, "test_sentences": 3, "workers": 1}
+VERSIONS = {"espeakng-loader": "0.2.4", "numpy": "2.4.6", "scipy": "1.17.1"}
 VOWELS = "AA AE AH AO AW AX AY EH ER EY IH IY OW OY UH UW".split()
 
 
@@ -20,6 +33,25 @@ VOWELS = "AA AE AH AO AW AX AY EH ER EY IH IY OW OY UH UW".split()
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synthetic")
     return make_synthetic_corpus(folder, **SIZES, workers=2)
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory):
+    """Two speakers, a woman and a man, whose utterances vary on their own."""
+    folder = tmp_path_factory.mktemp("varied")
+    return make_synthetic_corpus(folder, **TWO, factors="independent")
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    """The same two with a pitch and a rate each."""
+    return make_synthetic_corpus(tmp_path_factory.mktemp("tied"), **TWO)
+
+
+def stated(folder):
+    """ID to row of factors.csv."""
+    with open(folder / "factors.csv", newline="") as file:
+        return {row.pop("ID"): row for row in csv.DictReader(file)}
 
 
 def hashes(folder):
@@ -152,6 +184,98 @@ def test_same_seed_same_files_whatever_the_workers(corpus, tmp_path):
     assert hashes(again) == hashes(corpus)
 
 
+def test_the_default_corpus_is_that_of_before(tmp_path):
+    make_synthetic_corpus(tmp_path, **MADE)
+    path = "LibriSpeech100_labels_split/converted_aligned_phones.txt"
+    assert hashes(tmp_path)[path].startswith(LABELS_HASH)
+    record = json.loads((tmp_path / "synthetic.json").read_text())
+    assert "factors" not in record["arguments"]  # as in older records
+    assert not (tmp_path / "factors.csv").exists()
+    if any(version(name) != VERSIONS[name] for name in VERSIONS):
+        pytest.skip("other versions may round other samples")
+    digest = hashlib.sha256()
+    for path in sorted(tmp_path.rglob("*.flac")):
+        digest.update(soundfile.read(path, dtype="int16")[0].tobytes())
+    assert digest.hexdigest().startswith(SAMPLES_HASH)
+
+
+def test_independent_factors_leave_the_texts(varied, tied):
+    assert transcripts(tied) == transcripts(varied)
+    assert split(tied, "test") == split(varied, "test")
+    assert list(stated(varied)) == list(labels(varied))
+    with pytest.raises(FileExistsError, match="'factors': 'independent'"):
+        make_synthetic_corpus(tied, **TWO, factors="independent")
+    with pytest.raises(FileExistsError, match="'factors': 'independent'"):
+        make_synthetic_corpus(varied, **TWO)
+
+
+def slow_pitch(wav, centre):
+    """Pitch in Hz by the largest correlation of a window with a later one."""
+    best, lag = 0.0, 1
+    for shift in range(40, 270):
+        one = wav[centre - 400 : centre + 400 - shift]
+        other = wav[centre - 400 + shift : centre + 400]
+        size = np.sqrt(one @ one * (other @ other))
+        if one @ other > (best + 0.02) * size:  # not a multiple of it
+            best, lag = one @ other / size, shift
+    return 16000 / lag
+
+
+def test_stated_factors_are_in_the_sound(varied, tied):
+    rows, wavs, ids = stated(varied), audio(varied), labels(varied)
+    same_words = labels(tied)
+    vowels = [PHONES.index(phone) for phone in VOWELS]
+    for speaker in {name.split("-")[0] for name in rows}:
+        said = [name for name in rows if name.startswith(speaker)]
+        measured = {"pitch": [], "pitch_range": [], "rate": []}
+        for name in said:
+            wav, phones, row = wavs[name], ids[name], rows[name]
+            centres = 160 * np.flatnonzero(np.isin(phones, vowels)) + 200
+            melody = [slow_pitch(wav, centre) for centre in centres[::3]]
+            melody = 12 * np.log2(melody)
+            measured["pitch"].append(np.median(melody))
+            tuned = 12 * np.log2(float(row["pitch_hz"]))
+            assert np.median(melody) == pytest.approx(tuned, abs=1.3), name
+            low, high = np.percentile(melody, [10, 90])
+            measured["pitch_range"].append(high - low)
+            quicker = np.count_nonzero(same_words[name])
+            measured["rate"].append(quicker / np.count_nonzero(phones))
+            speech = wav[160 * np.flatnonzero(phones)[0] :]
+            speech = speech[: 160 * np.flatnonzero(phones)[-1]]
+            level = 20 * np.log10(np.sqrt(np.mean(speech**2)))
+            assert level == pytest.approx(float(row["loudness"]), abs=1), name
+            assert np.abs(wav).max() < 0.95
+        least = {"pitch": 0.97, "pitch_range": 0.6, "rate": 0.95}
+        for factor, values in measured.items():
+            known = [float(rows[name][factor]) for name in said]
+            r = np.corrcoef(known, values)[0, 1]
+            assert r > least[factor], (speaker, factor)
+
+
+def test_factors_are_columns_of_the_manifests(varied, tmp_path):
+    folders = {"data_folder": varied, "save_folder": tmp_path}
+    more = {"min_samples": 16000, "factors": "independent"}
+    prepare_synthetic(**folders, **TWO, **more)
+    rows = stated(varied)
+    for part in "train", "valid", "test":
+        with open(tmp_path / f"{part}.csv", newline="") as file:
+            for row in csv.DictReader(file):
+                own = rows[row["ID"]]
+                assert {name: row[name] for name in own} == own
+                known = voice_factors(row, varied)
+                assert known.pop("speaker") == row["speaker"]
+                assert known == {name: float(own[name]) for name in known}
+                assert list(known) == "pitch pitch_range rate loudness".split()
+    path = varied / "factors.csv"
+    text = path.read_text()
+    path.write_text(text[: text.rindex("1008-")])
+    try:
+        with pytest.raises(ValueError, match="no row of 1 utterances, such as"):
+            prepare_synthetic(**folders, **TWO, **more)
+    finally:
+        path.write_text(text)
+
+
 def test_another_seed_makes_another_corpus(corpus, tmp_path):
     other = make_synthetic_corpus(
         tmp_path, 1, sentences=2, test_sentences=1, seed=1, workers=1
@@ -169,8 +293,9 @@ def test_finished_corpus_is_left_alone(corpus, monkeypatch):
     assert hashes(corpus) == before
 
 
-def test_interrupted_corpus_is_continued(tmp_path):
-    sizes = {"speakers": 2, "sentences": 3, "test_sentences": 1, "workers": 1}
+@pytest.mark.parametrize("factors", ["speaker", "independent"])
+def test_interrupted_corpus_is_continued(tmp_path, factors):
+    sizes = {**MADE, "factors": factors}
     make_synthetic_corpus(tmp_path, **sizes)
     whole = hashes(tmp_path)
     lost, kept, *_ = sorted(tmp_path.rglob("*.flac"))
@@ -208,6 +333,7 @@ def test_real_librispeech_is_not_touched(tmp_path):
         {"seed": -1},
         {"speakers": 2.5},
         {"workers": 0},
+        {"factors": "style"},
     ],
 )
 def test_arguments_are_checked(tmp_path, wrong):
