@@ -4,6 +4,7 @@ import csv
 from collections import Counter
 from itertools import product
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -90,6 +91,14 @@ def test_the_real_recordings(tmp_path):
     seconds = sorted(float(row["duration"]) for row in rows)
     assert round(seconds[0], 2) == 0.14 and round(seconds[-1], 1) == 2.3
     assert round(seconds[1500], 2) == 0.42
+    level = {}  # in dB, of ten recordings of each
+    for man in SPEAKERS:
+        wavs = [REAL / f"recordings/{d}_{man}_10.wav" for d in range(10)]
+        power = [np.square(soundfile.read(wav)[0]).mean() for wav in wavs]
+        level[man] = 10 * np.log10(power).mean()
+    quiet = sorted(SPEAKERS, key=level.get)
+    assert quiet[:2] == ["theo", "yweweler"]
+    assert level[quiet[2]] - level["yweweler"] > 10
     parts = prepare(REAL, tmp_path / "held_out", "yweweler")
     sizes = {part: len(rows) for part, rows in parts.items()}
     assert sizes == {"train": 2000, "valid": 500, "test": 500}
