@@ -53,7 +53,9 @@ def check(settings):
     kind = kind_of(label, settings["label_kinds"])
     check_controls(settings["controls"], 3, kind == FRAMES)  # at least
     if settings["hidden"] and not settings["bias"]:
-        raise ValueError("--hidden 0: a probe without bias has no hidden layer.")
+        raise ValueError(
+            "--hidden 0: a probe without bias has no hidden layer."
+        )
     if kind == SEQUENCE:
         raise ValueError(f"No linear probe reads a sequence: {label}")
     if not re.fullmatch(r"[^/\\\x00-\x1f]+", name) or len(name) > 99:
@@ -143,11 +145,15 @@ def train(hparams, run_opts, known, valid, both, test, classes, folder):
     return chosen, tested, seeds, brain.trained(seeds), notes
 
 
-def solve(hparams, run_opts, known, valid, both, test, classes, folder, moments):
+def solve(
+    hparams, run_opts, known, valid, both, test, classes, folder, moments
+):
     """Solves probes: see `train`; strength and units chosen beforehand."""
     options = {key: hparams[key] for key in ("bias", "hidden")}
     device = run_opts["device"] or distributed.infer_device()
-    options |= {"limit": hparams["max_passes"], "device": device}
+    steps = run_opts["optimizer_step_limit"] or 2 * bool(run_opts["debug"])
+    limit = min(hparams["max_passes"], steps or hparams["max_passes"])
+    options |= {"limit": limit, "device": device}
     solver = ProbeSolver(classes, folder=folder, **options)
     units = {
         layer: {
