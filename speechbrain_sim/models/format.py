@@ -45,7 +45,7 @@ MODEL_TYPE, FORMAT = "smooth_infomax", 2
 #: (LogMel takes memory as soon as it is made) and by argument
 LARGEST_FILE, LONGEST_LIST = 1 << 24, 1000
 LARGEST = {None: 1_000_000, "LogMel": 10_000}
-LEAST = {"context_channels": 0, "paddings": 0, "refinements": 0}
+LEAST = {"context_channels": 0, "paddings": 0, "refinements": 0, "hidden": 0}
 LEAST["initial_log_var"] = -LARGEST[None]
 MOST = {"refinements": LONGEST_LIST, "probes": LONGEST_LIST}
 #: the classes that a config.json may name, and where they are

@@ -457,7 +457,7 @@ def test_e5_what_has_not_converged_is_stated(
     study = Study(tmp_path, probed=probed)
     table, _ = Probing().items(Results(), study)
     assert f"log-mel: {remark}" in table.caption
-    assert ("raw" in table.caption) == (options is PASSES)
+    assert ("Strength of L2" in table.caption) == (options is PASSES)
     assert "(bootstrap), for this encoder" in table.caption
     assert "points more would have been seen" in table.caption
     assert "±" not in table.rows[0][1]
