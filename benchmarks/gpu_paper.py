@@ -57,13 +57,16 @@ def layers_of(chosen):
 
 
 def systems_of(chosen):
-    """Returns the study's systems: each, and its probes of raw features."""
+    """Returns the study's systems: each, and its probes as the paper's."""
     systems = {}
     for name in NAMES:
         options = {"model": name.lower()}
         systems[name] = {"yaml": "pretrain.yaml", "options": options}
-    for name in () if chosen.toy else NAMES:
-        systems[f"{name}-raw"] = {"of": name, "probe": {"standardize": False}}
+    epochs, _, probe = epochs_of(chosen)
+    paper = {"protocol": "paper"}
+    paper |= {} if epochs == EPOCHS else {"number_of_epochs": probe}
+    for name in NAMES:
+        systems[f"{name}-paper"] = {"of": name, "probe": paper}
     return systems
 
 
@@ -76,34 +79,32 @@ def epochs_of(chosen):
 
 def command_line(chosen, folder, precision):
     """Returns the study's command line, the same for all of its steps."""
-    epochs, decoder, probe = epochs_of(chosen)
+    epochs, decoder, _ = epochs_of(chosen)
     pretrain = {"batch_size": chosen.batch_size, "number_of_epochs": epochs}
     pretrain["precision"] = precision.replace("tf32", "fp32")
     # the process itself loads clips, which are in memory
     pretrain |= {"epochs_per_save": max(1, epochs // SAVES), "num_workers": 0}
     decode = {"epochs_per_save": max(1, decoder // 2), "num_workers": 0}
-    probes = {}
     if epochs != EPOCHS:
-        decode["number_of_epochs"], probes["number_of_epochs"] = decoder, probe
+        decode["number_of_epochs"] = decoder
     more = []
     if chosen.toy:
         small = {"channels": 8, "context_channels": 8, "batch_size": 4}
         pretrain |= small
         decode["batch_size"] = 4
-        labels = {"vowel": {"probe": {"controls": 5, "batch_size": 16}}}
+        labels = {"vowel": {"probe": {"controls": 5}}}
         more = ["--labels", json.dumps(labels), "--clips", "4", "--pairs", "6"]
         more += ["--walk", "null", "--layers", json.dumps(layers_of(chosen))]
     note = f"Encoders: {epochs} epochs, batch {chosen.batch_size}. "
     if epochs != EPOCHS or chosen.toy:
         note += f"Reduced: the paper's have {EPOCHS} epochs. "
-    note += "Probes read means; rows named -raw read features as they are."
+    note += "Probes read means; rows named -paper follow its protocol."
     return [
         str(STUDY),
         *("--data_folder", str(chosen.data), "--output_folder", str(folder)),
         *("--systems", json.dumps(systems_of(chosen)), "--baseline", "null"),
         *("--pretrain_options", json.dumps(pretrain)),
         *("--decode_options", json.dumps(decode)),
-        *("--probe_options", json.dumps(probes)),
         *("--weights_label", "null", "--tools", '["delta"]', "--note", note),
         *("--encoding_batch_size", "64"),
         *("--device", chosen.device, "--noprogressbar", *more),
@@ -115,7 +116,7 @@ def plan(chosen):
     train = {name: ("train", name, "") for name in NAMES}
     steps = {step: [] for step in train.values()}
     for probed in systems_of(chosen):
-        steps["probe", probed, ""] = [train[probed.removesuffix("-raw")]]
+        steps["probe", probed, ""] = [train[probed.removesuffix("-paper")]]
     decoders = {
         name: [("decode", name, layer) for layer in layers_of(chosen)]
         for name in NAMES
@@ -144,7 +145,7 @@ def run_step(kind, name, layer, precision, argv):
         with mock.patch.object(config, "lock_folder"):
             hparams, run_opts = config.load_experiment(argv)
         runs = study.open_runs(STUDY.parent, hparams, run_opts)
-        folder = f"{hparams['output_folder']}/{name.removesuffix('-raw')}_1"
+        folder = f"{hparams['output_folder']}/{name.removesuffix('-paper')}_1"
         if kind == "train":
             hparams["systems"] = {name: hparams["systems"][name]}
             hparams["labels"] = {}
@@ -386,7 +387,7 @@ def tables_of(results, chosen, precision):
                 if layer == "context":
                     row["paper, %"] = paper.get(system.split("-")[0], "")
                 rows.append(row)
-    yield f"Probes, {probe} epochs (encoders: {of})", rows
+    yield f"Probes; -paper: {probe} epochs (encoders: {of})", rows
     shares, every = [], []
     for name in NAMES:
         path = folder / f"{name}_1/delta.json"

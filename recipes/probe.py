@@ -151,7 +151,9 @@ def solve(
     """Solves probes: see `train`; strength and units chosen beforehand."""
     options = {key: hparams[key] for key in ("bias", "hidden")}
     device = run_opts["device"] or distributed.infer_device()
-    options |= {"limit": hparams["max_passes"], "device": device}
+    steps = run_opts["optimizer_step_limit"] or 2 * bool(run_opts["debug"])
+    limit = min(hparams["max_passes"], steps or hparams["max_passes"])
+    options |= {"limit": limit, "device": device}
     solver = ProbeSolver(classes, folder=folder, **options)
     units = {
         layer: {

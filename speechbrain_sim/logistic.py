@@ -4,7 +4,8 @@ Of N examples x of class y, each probe minimizes
 
     1/N Σ -log softmax(x W + b)[y] + λ/2 |W|²
 
-which has one solution: no learning rate, batch, epochs or seed. scikit-learn's
+which has one solution: no learning rate, batch, epochs or seed. λ is a strength
+times the mean square of x, so that it means the same in any unit; scikit-learn's
 C is 1 / (λ N). Many probes, of several λ or labels, share each pass over the
 examples, which may lie on a disk.
 """
@@ -18,8 +19,6 @@ from torch.nn.functional import cross_entropy
 
 from speechbrain_sim.randomness import keyed_generator
 
-#: L2 strengths λ to choose from, for features of variance 1
-STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 #: share of its loss by which a solved probe is above the minimum (estimated)
 TOLERANCE = 1e-5
 #: rows for the correlations of channels, and the fewest to begin with
@@ -207,16 +206,20 @@ class _Loss:
         return values[:, None].float(), points.grad
 
 
-def _curvature(x, shares, strengths, bias):
+def _squares(x, device):
+    """Returns the mean products of channels, (channels, channels), double."""
+    rows = x[torch.arange(0, len(x), 1 + (len(x) - 1) // SAMPLE)].to(device)
+    return (rows.T @ rows / len(rows)).double()
+
+
+def _curvature(squares, shares, strengths, bias):
     """Returns a preconditioner: the inverse Hessian where W = 0.
 
     There, in the basis of the channels' correlations, it is diagonal but for
     the classes' sum: 1 / (variance p (1 - p) + λ), with p the `shares` of the
     classes, (probes, classes).
     """
-    rows = x[torch.arange(0, len(x), 1 + (len(x) - 1) // SAMPLE)]
-    rows = rows.to(shares.device)
-    variances, basis = torch.linalg.eigh((rows.T @ rows / len(rows)).double())
+    variances, basis = torch.linalg.eigh(squares)
     basis, spread = basis.float(), (shares * (1 - shares))[:, None]
     scale = variances.float().clamp(min=0)[:, None] * spread
     scale = 1 / (
@@ -243,13 +246,13 @@ def solve_logistic(
     Arguments
     ---------
     x : torch.Tensor or Rows
-        Features, (examples, channels), of variances around 1, see `units_of`.
+        Features, (examples, channels), best of mean 0.
     y : torch.Tensor
         Classes, (examples,), or of each probe, (probes, examples).
     classes : int
         How many.
     strengths : float or list of float
-        λ; of a list, one probe each.
+        λ, relative to the mean square of x; of a list, one probe each.
     bias : bool
         Whether probes have one.
     hidden : int
@@ -278,7 +281,9 @@ def solve_logistic(
         torch.tensor(strengths),
     )
     probes = max(len(y), strengths.numel())
-    strengths = strengths.expand(probes).to(device)
+    squares = _squares(x, device)
+    square = squares.diagonal().mean().clamp(min=1e-30).float()
+    strengths = strengths.expand(probes).to(device) * square
     counts = [torch.bincount(row, minlength=classes) for row in y]
     shares = (torch.stack(counts) / y.shape[1]).clamp(min=1e-6)
     shares = shares.expand(probes, -1).to(device)
@@ -290,7 +295,7 @@ def solve_logistic(
     loss = _Loss(x, y, shapes[: len(shapes) - (not bias)], strengths)
     start = [torch.zeros(probes, rows * columns) for rows, columns in shapes]
     start[-1] = shares.log().cpu()
-    precondition = _curvature(x, shares, strengths, bias)
+    precondition = _curvature(squares, shares, strengths, bias)
     if hidden:
         for part, (rows, _) in zip(start[::2], shapes[::2], strict=True):
             draws = keyed_generator("probe", rows)

@@ -133,19 +133,13 @@ def shuffled_labels(y, controls):
 
 
 def units_of(mean, std, standardize, bias=True):
-    """Returns the mean and scale by which features of a layer are solved.
+    """Returns the mean and deviation by which features of a layer are solved.
 
-    Each channel's own; or, not standardized, one scale for all, so that
-    strengths of L2 mean the same whatever the units. What has no bias is not
-    centred.
+    Not standardized, they are centred, which a bias makes no difference.
     """
     if standardize:
         return mean, std
-    mean = mean if bias else torch.zeros_like(mean)
-    squares = std.where(std != 1, 0).square()  # 1 stands for a constant
-    squares = squares + (0 if bias else mean.square())
-    scale = squares.mean().sqrt()
-    return mean, (scale if scale > 0 else 1) * torch.ones_like(std)
+    return mean if bias else torch.zeros_like(mean), torch.ones_like(std)
 
 
 class Choice(NamedTuple):
@@ -252,22 +246,19 @@ class ProbeSolver(NamedTuple):
             x = test[layer].x.scaled(*unit)
             predictions[layer] = solved[layer].predict(x)
         used = {n: units[n][c.standardize] for n, c in choices.items()}
-        raw = [n for n, c in choices.items() if not c.standardize]
         converged = {n: bool(s.converged[0]) for n, s in solved.items()}
-        return self._saved(solved, used, raw), predictions, converged
+        return self._saved(solved, used), predictions, converged
 
-    def _saved(self, solved, units, raw):
+    def _saved(self, solved, units):
         """Returns the LayerProbes of what was solved, without controls."""
         state, widths = {}, {}
         for layer, (weights, *_) in solved.items():
             mean, std = units[layer]
-            first, *others = (part[:1].cpu() for part in weights)
-            if layer in raw:
-                first, std = first / std[0], torch.ones_like(std)
+            weights = [part[:1].cpu() for part in weights]
             parts = [f"probes.{layer}.weight", f"probes.{layer}.bias"]
             if self.hidden:
                 parts[:0] = [f"hidden.{layer}.weight", f"hidden.{layer}.bias"]
-            state |= dict(zip(parts, [first, *others], strict=False))
+            state |= dict(zip(parts, weights, strict=False))
             state |= {f"{layer}_mean": mean, f"{layer}_std": std}
             widths[layer] = len(mean)
         probes = LayerProbes(widths, self.classes, self.bias, 1, self.hidden)

@@ -192,7 +192,7 @@ def test_phones_have_the_names_of_their_corpus(
     recipes["probe"].main(
         [str(yaml), "--encoder", str(tmp_path / "run"), "--label=phones"]
         + ["--output_folder", str(tmp_path / "probe"), "--layers=[module3]"]
-        + ["--number_of_epochs", "1", "--device", "cpu", "--controls", "10"]
+        + ["--device", "cpu", "--controls", "10"]
         + options_for(yaml, corpora)
     )
     export_model(tmp_path / "run", tmp_path / "model", [tmp_path / "probe"])

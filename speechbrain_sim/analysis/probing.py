@@ -128,6 +128,14 @@ def _table(label, systems, study):
     passed, below = (sum(c[key] for c in every) for key in ("passed", "below"))
     visible = 100 * max(control["visible"] for control in every)
     remarks = [f"{n}: {r}" for n, s in systems.items() for r in s["remarks"]]
+    chosen = [
+        f"{n} {' or '.join(choices)}"
+        for n, s in systems.items()
+        if (choices := s["layers"][s["best_layer"]]["choices"])
+    ]
+    if chosen:
+        text = "; ".join(chosen)
+        remarks += [f"Strength of L2 and units, chosen alike: {text}."]
     note = " ".join(
         [*remarks, *([study.published["note"]] if published else [])]
     )
@@ -137,7 +145,7 @@ def _table(label, systems, study):
         f"of the training part, or any at random) {chance:.1f} %, "
         f"{system['examples']} test examples from {system['recordings']} "
         "recordings. Test accuracy in percent: mean ± deviation over seeds of "
-        f"probes (and encoders, if several), 95 % interval {_over(systems)}. "
+        f"encoders (or of the paper's probes), if several, 95 % interval {_over(systems)}. "
         "The best layer is chosen on the validation part; difference of the "
         "best layers: paired interval. Features are means of posteriors. "
         f"Shuffled labels: mean over layers; at chance: {passed} of "

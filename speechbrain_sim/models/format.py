@@ -46,7 +46,7 @@ MODEL_TYPE, FORMAT = "smooth_infomax", 2
 LARGEST_FILE, LONGEST_LIST = 1 << 24, 1000
 SPECTRAL = ("LogMel", "StackedLogMel", "Mfcc")
 LARGEST = {None: 1_000_000, **dict.fromkeys(SPECTRAL, 10_000)}
-LEAST = {"context_channels": 0, "paddings": 0, "refinements": 0}
+LEAST = {"context_channels": 0, "paddings": 0, "refinements": 0, "hidden": 0}
 LEAST["initial_log_var"] = -LARGEST[None]
 MOST = {"refinements": LONGEST_LIST, "probes": LONGEST_LIST}
 #: the classes that a config.json may name, and where they are

@@ -14,7 +14,7 @@ MARKUP = re.compile(
 def percent(score):
     """Formats an accuracy as `mean ± deviation [interval]`, in percent.
 
-    A single seed has no deviation: a dash.
+    A single seed, or a solved probe, has no deviation.
 
     Example
     -------
@@ -24,8 +24,8 @@ def percent(score):
     found = score["accuracy"], *score["interval"]
     mean, low, high = (f"{100 * n:.1f}" for n in found)
     deviation = score["deviation"]
-    deviation = "–" if deviation is None else f"{100 * deviation:.1f}"
-    return f"{mean} ± {deviation} [{low}, {high}]"
+    deviation = "" if deviation is None else f" ± {100 * deviation:.1f}"
+    return f"{mean}{deviation} [{low}, {high}]"
 
 
 def with_interval(score, scale=1.0, digits=2, sign="", key="value"):

@@ -135,6 +135,7 @@ def test_killed_probes_end_the_same(corpora, tmp_path):
     """Killed while it reads, while it encodes, and twice while it trains."""
     argv = ["probe.py", HPARAMS / "LibriSpeech/probe.yaml"]
     argv += ["--data_folder", corpora / "LibriSpeech", "--encoder", "logmel"]
+    argv += ["--protocol", "paper"]
     argv += ["--number_of_epochs", "40", "--batch_size", "64"]
     argv += ["--controls", "10", "--output_folder"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

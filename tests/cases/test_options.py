@@ -270,7 +270,7 @@ def test_f4_run_options_of_a_yaml_and_of_a_study(runs, tmp_path):
 def test_f4_probes_with_other_run_options_are_trained_anew(runs, tmp_path):
     results = []
     for options in ["--precision", "bf16"], [], []:
-        runs.run("probe", tmp_path, *options, "--number_of_epochs", 1)
+        runs.run("probe", tmp_path, *options)
         result = tmp_path / "probe_pitch.json"
         results.append((result.stat().st_mtime_ns, read_json(result)))
     assert results[0][0] < results[1][0] == results[2][0]
@@ -376,7 +376,8 @@ RANGES = {
         max_grad_norm -1|max_grad_norm .nan|grad_accumulation_factor 0
         nonfinite_patience -1|optimizer_step_limit 0|test_only True""",
     "probe": """seeds [1,1]|seeds []|layers []|layers [a,a]|alignment x
-        encoding_seconds 0|lr 0|batch_size -1|number_of_epochs 0
+        encoding_seconds 0|lr 0|batch_size -1|number_of_epochs 0|hidden -1
+        strengths []|strengths [0]|standardize []|max_passes 0|protocol x
         max_grad_norm 1|grad_accumulation_factor 2""",
     "decode": "label_kinds {a: b}|mse -1|stft -1|mel .inf|lr 0|number_of_epochs -1",
     "study": """systems {}|layers []|tools [delta,delta]|clips 1|pairs 0
@@ -488,7 +489,8 @@ def test_h17_systems_are_checked_before_any_is_trained(runs, systems, tmp_path):
     [
         ("labels", "{pitch: {prob: {}}}", "no key prob in --labels: pitch"),
         ("labels", "{pitch: 3}", "--labels: pitch is 3, not a mapping"),
-        ("probe_options", "{seeds: []}", "--seeds is .*not empty"),
+        ("probe_options", "{strengths: []}", "--strengths is .*not empty"),
+        ("probe_options", "{seeds: [1]}", "--seeds has no use with"),
         ("tools", "[x]", "no tool x"),
         ("inside", "[x]", "no encoder of x"),
         ("decode_options", "{lr: -1}", "--lr is -1"),

@@ -4,7 +4,8 @@ import csv
 import json
 import math
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from speechbrain_sim.brains.probe import (
 from speechbrain_sim.encoders.base import Latent
 from speechbrain_sim.family import build_model
 from speechbrain_sim.files import read_json
+from speechbrain_sim.probes import Choice
 from speechbrain_sim.report.style import error_bars
 from speechbrain_sim.report.tables import percent
 from speechbrain_sim.rows import Examples
@@ -216,42 +218,56 @@ def check_compare(results, tmp_path):
     assert not found["apart"]
 
 
-class Planted(SimpleNamespace):
+class Planted(NamedTuple):
     """Probes that answer right on the validation part of as many examples."""
 
-    def predict(self, x):
+    classes: int
+    bias: bool
+    hidden: int
+    limit: int
+    device: str
+    folder: Path
+
+    def answers(self, x):
         """Right answers for 4 examples, else "high" for each."""
-        count = len(x["logmel"])
-        y = torch.tensor([1, 0] * 2) if count == 4 else torch.zeros(count)
+        y = torch.tensor([1, 0] * 2) if len(x) == 4 else torch.zeros(len(x))
         return {"logmel": y.long().expand(13, -1)}
 
-    def trained(self, seeds, units):
-        """Copies nothing: no model is saved here."""
+    def choose(self, known, valid, units, strengths):
+        """Notes what is chosen by."""
+        Planted.calls.append((known["logmel"].x, units["logmel"]))
+        self.folder.mkdir(parents=True)
+        choice = Choice(0.1, True, 1.0, [])
+        return {"logmel": choice}, self.answers(valid["logmel"].x)
+
+    def test(self, known, test, units, choices, controls):
+        """Notes what is tested."""
+        Planted.calls.append((known["logmel"].x, controls))
+        answers = self.answers(test["logmel"].x)
+        return None, answers, {"logmel": True}
 
 
 def check_recipe(recipe, tmp_path):
-    """What recipes/probe.py trains on, scales by, and chooses on."""
-    calls, saved = [], []
-
-    def train(examples, classes, hparams, run_opts, controls, folder):
-        Path(folder).mkdir(parents=True)
-        calls.append((examples["logmel"].x[:], controls))
-        nothing = SimpleNamespace(still_falling=lambda: [])
-        return Planted(watch=nothing)
-
-    recipe.train_probes = train
+    """What recipes/probe.py solves on, scales by, and chooses on."""
+    saved, Planted.calls = [], []
+    recipe.ProbeSolver = Planted
     recipe.save = lambda hparams, encoder, probes, scores, *_: saved.append(
         scores
     )
     recipe.main(recipe.argv)
-    (chosen_on, none), (tested_on, ten) = calls
-    assert (none, ten) == (0, 10)
+    (chosen_on, units), (tested_on, ten) = Planted.calls
+    assert ten == 10
     assert len(chosen_on) == 12 and len(tested_on) == 16
-    assert chosen_on.mean(0).abs().max() < 1e-4
-    assert (chosen_on.std(0) - 1).abs().max() < 1e-3
+    scaled = chosen_on.scaled(*units[True])[:]
+    assert scaled.mean(0).abs().max() < 1e-4
+    assert (scaled.std(0) - 1).abs().max() < 1e-3
+    scaled = chosen_on.scaled(*units[False])[:]
+    assert scaled.mean(0).abs().max() < 1e-4
+    torch.testing.assert_close(scaled.std(0), chosen_on[:].std(0))
     ((layers, _),) = saved
     assert layers["logmel"]["valid_accuracy"] == 1
     assert layers["logmel"]["accuracy"] == 0.5
+    assert layers["logmel"]["strength"] == 0.1
 
 
 MUTANTS = {
@@ -260,22 +276,22 @@ MUTANTS = {
         "stores[0].statistics",
         "stores[2].statistics",
     ),
-    "layer chosen on train + valid": (
+    "chosen on train + valid": (
         "recipe",
-        "features_of(valid)), valid",
-        "features_of(both)), both",
+        "choose(known, valid,",
+        "choose(known, both,",
     ),
-    "chooser trained on train + valid": (
+    "chooser solved on train + valid": (
         "recipe",
-        "train_probes(known,",
-        "train_probes(both,",
+        "choose(known, valid,",
+        "choose(both, valid,",
     ),
     "tested without the validation part": (
         "recipe",
-        "train_probes(both,",
-        "train_probes(known,",
+        "testing = both,",
+        "testing = known,",
     ),
-    "no controls": ("recipe", "*options, controls,", "*options, 0,"),
+    "no controls": ("recipe", 'choices, hparams["controls"]', "choices, 0"),
     "controls are the real probes": (
         "scores",
         "predicted[seeds:], y,",
@@ -384,20 +400,22 @@ def test_f7_every_mutant_is_caught(mutant, corpus, parts, tmp_path):
 # a run of the recipe --------------------------------------------------------
 
 
+@pytest.mark.parametrize("protocol", ["converged", "paper"])
 def test_f1_a_leak_makes_the_recipe_fail(
-    corpus, parts, tmp_path, recipes, monkeypatch
+    protocol, corpus, parts, tmp_path, recipes, monkeypatch
 ):
     """And what it wrote is not taken for done."""
 
-    class Leaking(ProbeBatches):
-        def __init__(self, x, y, *args):
-            super().__init__(x, y, *args)
-            self.y[:] = y
+    def leaking(y, controls):
+        return y.int().expand(controls, -1)
 
-    options = {"lr": 0.01, "number_of_epochs": 20, "controls": 10}
+    options = {"protocol": protocol, "controls": 10}
+    if protocol == "paper":
+        options |= {"lr": 0.01, "number_of_epochs": 20}
     argv = probe_argv(corpus, parts, tmp_path, **options)
+    module = "brains.probe" if protocol == "paper" else "probes"
     with monkeypatch.context() as patch:
-        patch.setattr("speechbrain_sim.brains.probe.ProbeBatches", Leaking)
+        patch.setattr(f"speechbrain_sim.{module}.shuffled_labels", leaking)
         with pytest.raises(RuntimeError, match="not at chance for logmel"):
             recipes["probe"].main(argv)
     folder = tmp_path / "out"
@@ -405,32 +423,44 @@ def test_f1_a_leak_makes_the_recipe_fail(
     recipes["probe"].main(argv)
     score = read_json(folder / "probe_pitch.json")["layers"]["logmel"]
     assert score["control"]["passed"] and score["control"]["below"]
-    assert not score["still_falling"] or score["accuracy"] == 1
+    if protocol == "paper":
+        assert not score["still_falling"] or score["accuracy"] == 1
 
 
-def test_e5_a_loss_that_still_falls_is_stated(
-    corpus, parts, tmp_path, recipes, capsys
+PASSES = {"max_passes": 2}
+EPOCH = {"protocol": "paper", "number_of_epochs": 1, "seeds": "[1]"}
+
+
+@pytest.mark.parametrize(
+    "options, remark",
+    [
+        (EPOCH, "The training loss still falls,"),
+        (PASSES, "Not converged within --max_passes: logmel."),
+    ],
+)
+def test_e5_what_has_not_converged_is_stated(
+    options, remark, corpus, parts, tmp_path, recipes, capsys
 ):
-    argv = probe_argv(corpus, parts, tmp_path, number_of_epochs=1, seeds="[1]")
-    recipes["probe"].main(argv)
+    recipes["probe"].main(probe_argv(corpus, parts, tmp_path, **options))
     printed = capsys.readouterr().out
     folder = tmp_path / "out"
     result = read_json(folder / "probe_pitch.json")
-    assert result["layers"]["logmel"]["still_falling"]
-    falls, few = "The training loss still falls,", "Intervals of fewer than 20"
+    score = result["layers"]["logmel"]
+    assert score.get("still_falling") or not score["converged"]
     text = (folder / "probe_pitch.md").read_text()
-    for remark in (falls, few):
-        assert any(line.startswith(remark) for line in result["remarks"])
-        assert remark in text and remark in printed
+    for line in (remark, "Intervals of fewer than 20"):
+        assert any(found.startswith(line) for found in result["remarks"])
+        assert line in text and line in printed
     # and in the report, where one encoder is called one
-    assert result["layers"]["logmel"]["deviation"] is None
+    assert score["deviation"] is None
     probed = read_probed({"pitch": {"log-mel": [folder]}}, None)
     study = Study(tmp_path, probed=probed)
     table, _ = Probing().items(Results(), study)
-    assert "log-mel: The training loss still falls" in table.caption
+    assert f"log-mel: {remark}" in table.caption
+    assert ("Strength of L2" in table.caption) == (options is PASSES)
     assert "(bootstrap), for this encoder" in table.caption
     assert "points more would have been seen" in table.caption
-    assert " ± – [" in table.rows[0][1]
+    assert "±" not in table.rows[0][1]
 
 
 @pytest.mark.parametrize(
@@ -632,7 +662,7 @@ def test_f9_a_value_that_rounding_puts_outside_its_interval(tmp_path):
         systems = {"SIM": {"layers": layers}}
         plot_probes(systems, "vowel", tmp_path / "figure")
     assert (tmp_path / "figure.svg").exists()
-    assert percent({**score, "deviation": None}).startswith("100.0 ± – [")
+    assert percent({**score, "deviation": None}).startswith("100.0 [")
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])

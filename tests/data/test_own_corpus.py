@@ -78,7 +78,12 @@ def test_a_layout_like_timit_trains_and_is_probed(tmp_path):
         (hparams / f"Mine/{name}.yaml").write_text(yaml)
     tiny = [text for k, v in TINY.items() for text in (f"--{k}", str(v))]
     for recipe, options in {
-        "pretrain": [*tiny, "--batch_size", "2", "--num_workers", "0"],
+        "pretrain": [
+            *tiny,
+            "--batch_size=2",
+            "--num_workers=0",
+            "--number_of_epochs=1",
+        ],
         "probe": ["--encoder", tmp_path / "pretrain", "--label=phones"],
     }.items():
         command = ["env", f"PYTHONPATH={ROOT}:{tmp_path}"]
@@ -86,7 +91,7 @@ def test_a_layout_like_timit_trains_and_is_probed(tmp_path):
         command += [hparams / f"Mine/{recipe}.yaml", *options]
         command += ["--data_folder", tmp_path / "TIMIT"]
         command += ["--output_folder", tmp_path / recipe]
-        finish(start_process([*command, "--number_of_epochs", "1"]))
+        finish(start_process(command))
     rows = rows_of(tmp_path / "pretrain/save/train.csv")
     lengths = [row["num_samples"] for row in rows]
     assert sorted(lengths) == 2 * ["15000"] + 2 * ["21160"]  # below a crop

@@ -267,7 +267,7 @@ def test_the_probe_recipe_reads_hidden_states(
     )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     options = ["--encoder", folder, "--output_folder", tmp_path / "out"]
-    finish(start_recipe("probe.py", yaml, *options, "--number_of_epochs", "1"))
+    finish(start_recipe("probe.py", yaml, *options))
     result = json.loads((tmp_path / "out/probe_pitch.json").read_text())
     assert list(result["layers"]) == ["hidden0", "hidden1", "hidden2"]
     assert result["encoder"]["model"] == "hubert"

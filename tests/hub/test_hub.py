@@ -223,7 +223,8 @@ def test_any_recipe_s_output_is_exported(tmp_path, corpus, tiny_yaml):
     def run(name, script, *options):
         folder = tmp_path / name
         yaml = tiny_yaml if name == "sim" else tmp_path / f"{name}.yaml"
-        out = ["--output_folder", folder, "--number_of_epochs", 1, *options]
+        out = ["--output_folder", folder, *options]
+        out += ["--number_of_epochs", 1] if name != "probe" else []
         finish(start_recipe(script, yaml, *out))
         return folder
 
@@ -266,7 +267,7 @@ def test_any_recipe_s_output_is_exported(tmp_path, corpus, tiny_yaml):
     probes = config["parts"]["probe_pitch"]
     assert probes["classes"] == ["high", "low"]
     assert probes["kind"] == "utterance"
-    assert probes["arguments"]["probes"] == len(probes["settings"]["seeds"])
+    assert probes["arguments"]["probes"] == 1
     assert len(list(check_model(folder))) == 4
     wavs, lens = torch.randn(2, 4000), torch.tensor([4000, 3000])
     prober, decoder = (

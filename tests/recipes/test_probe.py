@@ -34,14 +34,15 @@ def test_all_seeds_of_all_labels_are_kept(options, recipes, monkeypatch):
     recipes["probe"].main([*options, "--controls", "10"])
     recipes["probe"].main([*options, "--label", "phones", "--controls", "10"])
     stores = [path.stat() for path in folder.glob("activations/*/*/store.json")]
-    recipes["probe"].main([*options, "--lr", "0.1", "--seeds", "[4, 5]"])
+    paper = ["--protocol", "paper", "--lr", "0.1", "--seeds", "[4, 5]"]
+    recipes["probe"].main([*options, *paper])
     assert stores == [
         path.stat() for path in folder.glob("activations/*/*/store.json")
     ]
     parts, model = load_parts(folder)
     assert set(parts) == {"encoder", "probe_pitch", "probe_phones"}
     assert parts["probe_pitch"].probes["logmel"].weight.shape == (2, 80, 2)
-    assert parts["probe_phones"].probes["logmel"].weight.shape == (3, 80, 5)
+    assert parts["probe_phones"].probes["logmel"].weight.shape == (1, 80, 5)
     assert model["parts"]["probe_phones"]["kind"] == "frames"
     assert model["parts"]["probe_pitch"]["classes"] == ["high", "low"]
     for label, kind in ("pitch", "utterance"), ("phones", "frames"):
@@ -94,6 +95,7 @@ def test_what_cannot_be_probed_is_refused_at_the_start(options, recipes):
         ("controls", "1", "at least 5"),
         ("controls", "9", "2 classes, at least 10"),
         ("layers", "logmel", "a list"),
+        ("lr", "0.1", "no use with --protocol converged: leave it out"),
         ("label_kinds", "{pitch: sequence}", "No linear probe reads"),
         (
             "label_kinds",

@@ -34,7 +34,6 @@ def study_argv(yaml, corpora, folder):
     argv += ["--smooth_pairs", "4", "--smooth_steps", "3", "--directions", "2"]
     argv += ["--pretrain_options", f"{{{TINY}}}", "--decoder_epochs", "{}"]
     argv += ["--decode_options", f"{{{EPOCH}, num_workers: 0}}"]
-    argv += ["--probe_options", f"{{{EPOCH}}}"]
     if yaml.parent.name == "Synthetic":
         argv += ["--speakers", "3", "--sentences", "9"]
         argv += ["--test_sentences", "3"]
@@ -336,7 +335,7 @@ def test_every_study(recipes, corpora, tmp_path, yaml, capsys):
             assert len(found["encoders"]) == encoders
             if "of" in system:
                 assert found["encoders"] == systems[system["of"]]["encoders"]
-                assert not found["settings"]["standardize"]
+                assert found["settings"]["protocol"] == "paper"
             if "yaml" in system:
                 layers = asked["labels"][task].get("probe", {}).get("layers")
                 chosen = bool(asked["folds"])  # a row of their best layers
