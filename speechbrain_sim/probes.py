@@ -1,5 +1,9 @@
 """Linear probes: what a linear layer can read from a latent."""
 
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -37,11 +41,10 @@ class LinearProbe(nn.Module):
         bound = channels**-0.5
 
         def uniform(*shape):
-            draws = [
-                torch.empty(shape).uniform_(-bound, bound, generator=generator)
-                for generator in generators
-            ]
-            return nn.Parameter(torch.stack(draws))
+            draws = torch.empty(len(generators), *shape)
+            for draw, generator in zip(draws, generators, strict=True):
+                draw.uniform_(-bound, bound, generator=generator)
+            return nn.Parameter(draws)
 
         self.weight = uniform(channels, classes)
         self.bias = uniform(1, classes) if bias else None
@@ -99,3 +102,71 @@ class LayerProbes(nn.Module):
         logits = x @ self.probes[layer].weight[0]
         bias = self.probes[layer].bias
         return logits if bias is None else logits + bias[0]
+
+
+class Classification(NamedTuple):
+    """Predictions of a probe.
+
+    `probabilities` (batch, time, classes), one frame for labels of whole
+    utterances; `lengths`, the valid frames (batch,); `classes`, their names.
+    """
+
+    probabilities: torch.Tensor
+    lengths: torch.Tensor
+    classes: list
+
+    def names(self):
+        """Names the likeliest classes: list of list of str, per utterance."""
+        best = self.probabilities.argmax(-1)
+        return [
+            [self.classes[i] for i in row[:frames].tolist()]
+            for row, frames in zip(best, self.lengths, strict=True)
+        ]
+
+    def sequences(self, change=6.0):
+        """Names the classes that follow each other: list of list of str.
+
+        They are those of `likeliest_path`: frame by frame, predictions flicker.
+        """
+        p, found = self.probabilities.double().cpu().numpy(), []
+        for row, frames in zip(p, self.lengths, strict=True):
+            path = likeliest_path(np.log(row[:frames] + 1e-30), change)
+            found.append([self.classes[i] for i, _ in groupby(path)])
+        return found
+
+
+def likeliest_path(log_p, change):
+    """Finds the classes c that maximise sum_t log p(c_t) - change * changes.
+
+    Dynamic programming (Viterbi), where every change of class costs the same.
+
+    Arguments
+    ---------
+    log_p : numpy.ndarray
+        (time, classes).
+    change : float
+        What a change costs, in nats.
+
+    Returns
+    -------
+    list of int
+        The class of each frame.
+
+    Example
+    -------
+    >>> p = np.array([[0.9, 0.1], [0.4, 0.6], [0.9, 0.1]])
+    >>> likeliest_path(np.log(p), 1.0), likeliest_path(np.log(p), 0.0)
+    ([0, 0, 0], [0, 1, 0])
+    """
+    if not len(log_p):
+        return []
+    score, before = log_p[0], []
+    for frame in log_p[1:]:
+        best = score.argmax()
+        stays = score >= score[best] - change
+        before.append(np.where(stays, np.arange(len(score)), best))
+        score = np.where(stays, score, score[best] - change) + frame
+    path = [int(score.argmax())]
+    for at in reversed(before):
+        path.append(int(at[path[-1]]))
+    return path[::-1]
