@@ -177,6 +177,8 @@ def _read_examples(examples):
 
     Maps the names that they will have to their samples and texts.
     """
+    if isinstance(examples, (str, os.PathLike)):
+        examples = [examples]
     if not isinstance(examples, dict):
         examples = dict.fromkeys(examples, "")
     if examples:
