@@ -73,10 +73,12 @@ def table(config):
         layer, count = probe["best_layer"], len(probe["classes"])
         score = with_interval(probe["layers"][layer], 100, 1, key="accuracy")
         rows.append([f"{label}, {count} classes: accuracy", layer, score])
-    for layer, decoder in parts_of(config["parts"], DECODER).items():
-        if "explained" in (valid := decoder.get("valid") or {}):
-            share = str(round(100 * valid["explained"]))
-            rows.append(["decoder: energy it gives back", layer, share])
+    decoders = parts_of(config["parts"], DECODER)
+    heard = all(x["class"] == "SpectrogramDecoder" for x in decoders.values())
+    what = "variance of log-mel" if heard else "energy"
+    shares = [100 * x["valid"]["explained"] for x in decoders.values()]
+    shares = " / ".join(str(round(share)) for share in shares)
+    rows.append([f"decoders: {what} given back", " / ".join(decoders), shares])
     return markdown_table(["sim-small", "layer", "%"], rows)
 
 
@@ -95,7 +97,9 @@ def main(argv):
     hparams = study.main(argv)
     name, out = hparams["inside"][0], Path(hparams["output_folder"])
     run = out / f"{name}_1"
-    parts = [run / "probe"], sorted(run.glob("decoder_*")), examples(hparams)
+    # those that can be heard, where there are any
+    decoders = list(run.glob("spectrogram_*")) or run.glob("decoder_*")
+    parts = [run / "probe"], sorted(decoders), examples(hparams)
     full, half = out / "full" / name, out / "half" / name
     export_model(run, full, *parts)
     export_model(run, half, *parts, half=True)

@@ -26,22 +26,12 @@ def make_parser():
         "a run, a model, sim-small, or user/model",
     )
     option = verb("export", "turn a run into a model", run=run, folder="new")
+    many = {"action": "append", "default": []}
     for kind in ("--probe", "--decoder"):
-        option(kind, action="append", default=[], metavar="RUN", help=run)
-    option(
-        "--onnx",
-        action="append",
-        default=[],
-        metavar="LAYER",
-        help="as ONNX, too",
-    )
-    option(
-        "--example",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="audio that may be given away",
-    )
+        option(kind, metavar="RUN", help=run, **many)
+    option("--onnx", metavar="LAYER", help="as ONNX, too", **many)
+    given = "audio that may be given away"
+    option("--example", metavar="FILE", help=given, **many)
     option("--half", action="store_true", help="weights in half precision")
     option("--data", help="training data, if not those of the run")
     option("--licence", help="of the data and so of the weights: cc-by-4.0")

@@ -62,14 +62,13 @@ def export_model(
         Where to: a new folder, or one that an export made.
     probes, decoders : list of str
         Output folders of recipes/probe.py and recipes/decode.py to take along.
-    examples : dict of str or Path to str, or list of str or Path
-        Recordings that may be given away, of which the first minute is taken,
-        and what is said in each; by default some tones.
+    examples : list of str or Path, or dict
+        Recordings that may be given away, and what is said in each; the first
+        minute is taken. By default some tones.
     data, licence : str, optional
         Of the training, if not those of the run: see `corpus_of`.
     half : bool
-        Round weights to half precision, which halves the files: see
-        `speechbrain_sim.models.format.halve`.
+        Round weights to half precision: see `speechbrain_sim.models.format`.
 
     Raises
     ------
@@ -86,9 +85,7 @@ def export_model(
             raise ValueError(
                 f"{folder} is not empty, and no model that was exported."
             )
-    parts, config = _gather(run, probes, decoders)
-    for part in parts.values() if half else ():
-        halve(part)
+    parts, config = _gather(run, probes, decoders, half)
     spoken = _read_examples(examples)
     # written beside it: a full disk or a kill leaves an older model as it was
     folder = folder.resolve()
@@ -98,17 +95,23 @@ def export_model(
     partial.mkdir(parents=True)
     try:
         config = _write(partial, parts, config, spoken, data, licence)
-        folder.mkdir(exist_ok=True)
-        old = read_config(path) if path.exists() else {"parts": {}}
-        for file in sorted(partial.iterdir(), key=lambda f: f.name == CONFIG):
-            os.replace(file, folder / file.name)  # config.json comes last
-        for name in set(_files_of(old)) - set(_files_of(config)):
-            (folder / name).unlink(missing_ok=True)
-        for former in folder.glob("*.onnx"):
-            former.unlink()
+        _replace(folder, partial, config)
     finally:
         shutil.rmtree(beside)
     return config
+
+
+def _replace(folder, partial, config):
+    """Moves the files of a model to their folder, and removes former ones."""
+    folder.mkdir(exist_ok=True)
+    path = folder / CONFIG
+    former = _files_of(read_config(path)) if path.exists() else []
+    for file in sorted(partial.iterdir(), key=lambda f: f.name == CONFIG):
+        os.replace(file, folder / file.name)  # config.json comes last
+    for name in set(former) - set(_files_of(config)):
+        (folder / name).unlink(missing_ok=True)
+    for onnx in folder.glob("*.onnx"):
+        onnx.unlink()
 
 
 def _files_of(config):
@@ -143,8 +146,8 @@ def _write(folder, parts, config, spoken, data, licence):
     return config
 
 
-def _gather(run, probes, decoders):
-    """Loads the parts of a run, and the probes and decoders of other runs."""
+def _gather(run, probes, decoders, half):
+    """Loads, and rounds, the parts of a run and of its probes and decoders."""
     parts, config = load_parts(fetch.LocalFolder(run))
     if config["parts"].get(ENCODER, {}).get("class") != "GreedyEncoder":
         raise FileNotFoundError(
@@ -169,6 +172,8 @@ def _gather(run, probes, decoders):
                 )
             parts[name] = found[name]
             config["parts"][name] = described["parts"][name]
+    for part in parts.values() if half else ():
+        halve(part)
     return parts, config
 
 
@@ -177,18 +182,13 @@ def _read_examples(examples):
 
     Maps the names that they will have to their samples and texts.
     """
-    if isinstance(examples, (str, os.PathLike)):
-        examples = [examples]
     if not isinstance(examples, dict):
         examples = dict.fromkeys(examples, "")
     if examples:
-        return {
-            f"example_{i}.wav" if i > 1 else EXAMPLE: (
-                read_audio(path, 0, LONGEST_EXAMPLE).numpy(),
-                text,
-            )
-            for i, (path, text) in enumerate(examples.items(), 1)
-        }
+        names = [f"example_{i + 1}.wav" for i in range(len(examples))]
+        read = [read_audio(x, 0, LONGEST_EXAMPLE).numpy() for x in examples]
+        spoken = zip(read, examples.values(), strict=True)
+        return dict(zip([EXAMPLE, *names[1:]], spoken, strict=True))
     time = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
     tones = [np.sin(2 * np.pi * f * time) for f in (220, 330, 440)]
     wav = 0.3 * np.concatenate(tones)

@@ -15,9 +15,10 @@ from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-#: where the models are that come with this package, and their names
+#: where the models are that come with this package, their names, for messages
 BOX = Path(__file__).parents[1] / "box"
 BUILT_IN = sorted(path.name for path in BOX.iterdir() if path.is_dir())
+THERE = f"built in: {', '.join(BUILT_IN)}"
 #: begins a name that is meant for the Hub, whatever folders there are
 HUB = "hf://"
 LOGIN = "log in with `hf auth login`"
@@ -97,12 +98,11 @@ def open_source(
     Arguments
     ---------
     source : str, Path, FetchSource, LocalFolder or HubRepository
-        A name in `BUILT_IN`; a folder (of such a name: `./sim-small`, a Path);
-        or, where there is none, `user/model` on the Hub, with a warning.
-        `hf://user/model` is the Hub in any case.
+        A name in `BUILT_IN`; a folder; or, where there is none, `user/model` on
+        the Hub, with a warning. In any case, `./sim-small` and a Path are a
+        folder, and `hf://user/model` is on the Hub.
     revision, token, cache_dir : str, optional
-        On the Hub: branch, tag or commit (which cannot change), default `main`;
-        see `huggingface_hub.hf_hub_download`.
+        Of the Hub: branch, tag or commit; see `huggingface_hub.hf_hub_download`.
     allow_network, local_files_only : bool
         Whether the Hub may be used; whether only its cache is.
 
@@ -122,8 +122,7 @@ def open_source(
     if source in BUILT_IN:
         return _open_built_in(source, revision)
     place, text = source if isinstance(source, FetchSource) else (None, source)
-    # os.path's never raises, unlike Path's
-    folder, text = Path(os.path.expanduser(text)), str(text)
+    folder, text = Path(os.path.expanduser(text)), str(text)  # never raises
     if text.startswith(HUB):
         place, text = FetchFrom.HUGGING_FACE, text.removeprefix(HUB)
     hint = f"write {HUB}{text} for the model of this name on the Hub"
@@ -136,8 +135,7 @@ def open_source(
     if (folder.parent / "config.json").is_file():
         missing += f", a model is {folder.parent} itself."
     elif place == FetchFrom.LOCAL or not names_a_repository(text):
-        missing += ", it is no 'user/model' on the Hub, and none of the models "
-        missing += f"that are built in ({', '.join(BUILT_IN)}): check the path."
+        missing += f", and it is no 'user/model' on the Hub; {THERE}."
     elif place is None and near.exists():
         missing += f", though there is {near}: check the path, or {hint}."
     else:

@@ -204,13 +204,13 @@ def read_config(path):
 
 def _problems(config):
     """Lists what is wrong with the layout of a config.json."""
-    keys = {"parts": None, "training": {}, ENCODER: {}, EXAMPLES: {}}
-    for key, absent in keys.items():
+    for key in "parts", "training", ENCODER, EXAMPLES:
+        absent = None if key == "parts" else {}
         if not isinstance(there := config.get(key, absent), dict):
             yield f"states {key} as {type(there).__name__}, not dict"
     for name in config.get(EXAMPLES, {}):
-        if not re.fullmatch(FILE, name) or name.startswith("."):
-            yield f"names an example {name!r:.80}: it is no file beside it"
+        if not re.fullmatch(FILE + "[.]wav", name):
+            yield f"names an example {name!r:.80}: it is no wav file beside it"
     if (rate := config.get("sample_rate")) != SAMPLE_RATE:
         yield f"states the sample_rate {rate!r:.40}, not {SAMPLE_RATE}"
     for name, part in config["parts"].items():
@@ -295,9 +295,8 @@ def _serialise(name, part):
                 f"{tensor} of {name} holds NaN or infinity, and is not saved: "
                 f"lower the learning rate, or clip gradients."
             )
-        half = value.half()
-        single = value.ndim > 1 and value.dtype == torch.float32
-        if single and torch.equal(half.float(), value):
+        half, single = value.half(), value.dtype == torch.float32
+        if single and value.ndim > 1 and torch.equal(half.float(), value):
             state[tensor] = half
     return save(state, {"format": "pt"})
 
@@ -345,8 +344,7 @@ def read_weights(model, path, digest):
     Returns
     -------
     dict of str to torch.Tensor
-        Half precision made single. A ValueError if the file has another hash,
-        is cut, or does not fit.
+        A ValueError if the file has another hash, is cut, or does not fit.
 
     Example
     -------
@@ -371,9 +369,8 @@ def read_weights(model, path, digest):
             f"run goes on or was killed. Start that run again, or copy both."
         )
     try:
-        half = torch.float16
-        state = load(content).items()
-        state = {n: x.float() if x.dtype == half else x for n, x in state}
+        kinds, state = {torch.float16: torch.float32}, load(content)
+        state = {n: x.to(kinds.get(x.dtype, x.dtype)) for n, x in state.items()}
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file: {error}.") from error
     here, there = (

@@ -444,7 +444,7 @@ ODD = {
     ),
     "an example elsewhere": (
         lambda c: c.update(examples={"../example.wav": ""}),
-        "names an example '../example.wav': it is no file beside it",
+        "names an example '../example.wav': it is no wav file beside",
     ),
     "examples a list": (
         lambda c: c.update(examples=["example.wav"]),

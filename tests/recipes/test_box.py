@@ -17,6 +17,7 @@ def test_the_model_in_the_box_is_made_anew(
     readme.write_text(f"Before.\n{box.BEGIN}old\n{box.END}After.\n")
     monkeypatch.setattr(box, "README", readme)
     monkeypatch.setattr(box, "BOX", tmp_path / "box")
+    monkeypatch.setattr(box, "UNCHANGED", 0.0)  # of a hardly trained model
     (tmp_path / "box").mkdir()
     argv = study_argv(HPARAMS / "Synthetic/box.yaml", corpora, tmp_path / "out")
     box.main([*argv, "--layers", "[module3]"])
