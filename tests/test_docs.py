@@ -120,7 +120,12 @@ def test_the_readme_prints_what_it_states(place, capsys, monkeypatch):
 
 
 def test_models_are_used_as_the_page_shows(place, capsys):
-    names, printed = printed_by("docs/use-anywhere.md", capsys)
+    names, (frames, phones, *printed) = printed_by(
+        "docs/use-anywhere.md", capsys
+    )
+    frames, phones = map(ast.literal_eval, (frames, phones))
+    assert len(frames) == 30 and {*frames, *phones} <= set(PHONES)
+    assert names["walk"].shape[0] == 5
     assert printed[:2] == ["torch.Size([1, 1500, 6])", "[64, 51] True"]
     assert re.fullmatch(r"\[(\['(ann|bob)'\](, )?){2}\]", printed[2])
     # ten seconds, less the frame that still waits for its last samples

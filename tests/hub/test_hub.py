@@ -131,7 +131,7 @@ def test_what_comes_along_is_chosen(tmp_path, trained):
     tone = tmp_path / "tone.flac"
     soundfile.write(tone, torch.rand(22050).numpy(), 22050)
     config = export_model(
-        trained.run, tmp_path / "bare", examples=tone, licence="cc0-1.0"
+        trained.run, tmp_path / "bare", examples=[tone], licence="cc0-1.0"
     )
     assert set(config["parts"]) == {"encoder"}
     assert soundfile.info(tmp_path / "bare/example.wav").frames == 16000

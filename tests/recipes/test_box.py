@@ -6,7 +6,8 @@ import pytest
 import soundfile
 
 from speechbrain_sim.inference import SmoothInfoMax
-from tests.conftest import HPARAMS
+from speechbrain_sim.models.load import load_decoder, load_encoder
+from tests.conftest import HPARAMS, options_for
 from tests.recipes.test_study import study_argv
 
 
@@ -41,3 +42,23 @@ def test_the_model_in_the_box_is_made_anew(
     with pytest.raises(ValueError, match="more than 1000: give fewer channels"):
         box.main([*argv, "--layers", "[module3]"])
     assert (folder / "README.md").read_text() == "kept"
+
+
+def test_recipes_take_it_by_its_name(recipes, corpora, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sim-small").mkdir()  # is not looked at
+    more = ["--encoder", "sim-small", "--number_of_epochs", "1"]
+    more += ["--device", "cpu"]
+    for recipe, own in {
+        "decode": ["--layer", "module3", "--num_workers", "0"],
+        "probe": ["--label", "speaker", "--layers", "[module3]"],
+    }.items():
+        yaml = HPARAMS / f"Synthetic/{recipe}.yaml"
+        out = ["--output_folder", str(tmp_path / recipe)]
+        argv = [str(yaml), *out, *options_for(yaml, corpora), *more, *own]
+        recipes[recipe].main(argv)
+    digest = load_encoder("sim-small")[1]["sha256"]
+    decoder, _ = load_decoder(tmp_path / "decode", "module3", digest)
+    assert decoder.shapes
+    config = json.loads((tmp_path / "probe/config.json").read_text())
+    assert config["parts"]["probe_speaker"]["encoder"] == digest
