@@ -1,4 +1,5 @@
 # make demo    SIM and GIM learn from speech and are analysed: 11 to 20 minutes
+# make box     trains sim-small, the model in the package, and writes its numbers
 # make check   style, unit tests, doctests, sizes: two minutes
 # make test    everything that CI runs: recipes, Hub, browser, processes, docs
 # make slow    tests that take longer still
@@ -14,10 +15,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo check test slow bench gpu gpu-bundle docs lint counts chromium clean
+.PHONY: demo box check test slow bench gpu gpu-bundle docs lint counts chromium clean
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/study.py hparams/Synthetic/study.yaml
+
+box: $(VENV)/installed
+	$(BIN)/python recipes/box.py hparams/Synthetic/box.yaml $(BOX)
 
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \

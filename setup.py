@@ -51,6 +51,8 @@ setup(
     package_data={
         "speechbrain_sim": [
             "version.txt",
+            "box/*.sha256",
+            "box/*/*",
             "hub/*.md",
             "hub/*.yaml",
             "report/*.html",

@@ -410,7 +410,7 @@ def look_inside(hparams, runs, study, chosen, encoders):
 
 
 def main(argv):
-    """Runs the study with a command line."""
+    """Runs the study with a command line; returns its hyper-parameters."""
     hparams, run_opts = config.load_experiment(argv, None, check)
     chosen = tools.choose_tools(hparams["tools"], bool(hparams["inside"]))
     yamls = Path(argv[0]).resolve().parent
@@ -443,6 +443,7 @@ def main(argv):
             table = markdown_table(item.header, item.rows)
             print(f"\n{item.title}: {item.caption}\n\n{table}")
     print(f"\nWritten to {study.folder}/report.html, report.md and report.json")
+    return hparams
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 import traceback
+from pathlib import Path
 
 
 def make_parser():
@@ -20,18 +21,18 @@ def make_parser():
             command.add_argument(argument, nargs=many, help=about)
         return command.add_argument
 
-    run, source = "output folder of a recipe", "a run, a model, or user/model"
-    option = verb("export", "turn a run into a model", run=run, folder="new")
-    for kind in ("--probe", "--decoder"):
-        option(kind, action="append", default=[], metavar="RUN", help=run)
-    option(
-        "--onnx",
-        action="append",
-        default=[],
-        metavar="LAYER",
-        help="as ONNX, too",
+    run, source = (
+        "output folder of a recipe",
+        "a run, a model, sim-small, or user/model",
     )
-    option("--example", metavar="FILE", help="audio that may be given away")
+    option = verb("export", "turn a run into a model", run=run, folder="new")
+    many = {"action": "append", "default": []}
+    for kind in ("--probe", "--decoder"):
+        option(kind, metavar="RUN", help=run, **many)
+    option("--onnx", metavar="LAYER", help="as ONNX, too", **many)
+    given = "audio that may be given away"
+    option("--example", metavar="FILE", help=given, **many)
+    option("--half", action="store_true", help="weights in half precision")
     option("--data", help="training data, if not those of the run")
     option("--licence", help="of the data and so of the weights: cc-by-4.0")
 
@@ -83,20 +84,20 @@ def run(given):
             f"{record['hop']} samples at 16 kHz."
         )
     elif given.verb == "export":
-        options = (given.example, given.data, given.licence)
+        options = (given.example, given.data, given.licence, given.half)
         places = (given.run, given.folder, given.probe, given.decoder)
         if given.onnx:  # what cannot be exported is refused first
             from speechbrain_sim.integrations.onnx import export_onnx
             from speechbrain_sim.models.load import load_encoder
 
-            encoder, _ = load_encoder(given.run)
+            encoder, _ = load_encoder(Path(given.run))
             for layer in given.onnx:
                 encoder.check_layer(layer)
         publish.export_model(*places, *options)
         yield f"Exported to {given.folder}."
         for layer in given.onnx:
             path = f"{given.folder}/{layer}.onnx"
-            export_onnx(load_encoder(given.folder)[0], layer, path)
+            export_onnx(load_encoder(Path(given.folder))[0], layer, path)
             yield f"Exported to {path}."
     elif given.verb == "publish":
         options = (given.private, given.dry_run)

@@ -1,6 +1,10 @@
-"""Optional libraries, imported only where they are used."""
+"""Optional and slow libraries, imported only where they are used."""
 
+import sys
+from functools import wraps
 from importlib import import_module
+
+import torch
 
 
 def import_extra(module, extra):
@@ -12,3 +16,18 @@ def import_extra(module, extra):
         raise ImportError(
             f"{module} is missing: pip install {package}"
         ) from error
+
+
+def not_compiled(function):
+    """Leaves a function out of torch.compile, as torch.compiler.disable does.
+
+    That one imports the compiler, for more than a second, when it decorates.
+    """
+
+    @wraps(function)
+    def call(*args, **kwargs):
+        if "torch._dynamo" not in sys.modules:  # nothing is compiled
+            return function(*args, **kwargs)
+        return torch.compiler.disable(function)(*args, **kwargs)
+
+    return call

@@ -2,7 +2,7 @@
 
     from speechbrain_sim import SmoothInfoMax
 
-    model = SmoothInfoMax.from_pretrained("user/model")
+    model = SmoothInfoMax.from_pretrained("sim-small")
     latent = model.encode_file("speech.wav", "module3")
 
 `from_hparams`, SpeechBrain's, reads a yaml, which may run any code: it is for
@@ -11,7 +11,6 @@ models that you trust. `from_pretrained` reads json and numbers only.
 
 from os import PathLike
 from os.path import isdir
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,10 +29,12 @@ from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
     DECODER,
     ENCODER,
+    EXAMPLES,
     PROBE,
     load_parts,
     parts_of,
 )
+from speechbrain_sim.probes import Classification
 from speechbrain_sim.traversals import interpolate, traverse
 
 __all__ = ["Classification", "SafetensorsPretrainer", "SmoothInfoMax"]
@@ -41,26 +42,6 @@ __all__ = ["Classification", "SafetensorsPretrainer", "SmoothInfoMax"]
 SafetensorsPretrainer = pretrainer.SafetensorsPretrainer
 #: the yaml of `from_hparams`, which `speechbrain-sim export` writes
 HPARAMS = "hyperparams.yaml"
-
-
-class Classification(NamedTuple):
-    """Predictions of a probe.
-
-    `probabilities` (batch, time, classes), one frame for labels of whole
-    utterances; `lengths`, the valid frames (batch,); `classes`, their names.
-    """
-
-    probabilities: torch.Tensor
-    lengths: torch.Tensor
-    classes: list
-
-    def names(self):
-        """Names the likeliest classes: list of list of str, per utterance."""
-        best = self.probabilities.argmax(-1)
-        return [
-            [self.classes[i] for i in row[:frames].tolist()]
-            for row, frames in zip(best, self.lengths, strict=True)
-        ]
 
 
 class SmoothInfoMax(Pretrained):
@@ -89,6 +70,8 @@ class SmoothInfoMax(Pretrained):
 
     MODULES_NEEDED = [ENCODER]
     HPARAMS_NEEDED = ["sample_rate"]
+    #: what `from_pretrained` opened
+    source = None
 
     def __init__(
         self, modules, hparams, config=None, freeze_params=True, run_opts=None
@@ -143,20 +126,30 @@ class SmoothInfoMax(Pretrained):
         Arguments
         ---------
         source : str, Path or FetchSource
-            The output folder of a recipe, a folder that `speechbrain-sim
-            export` wrote (neither touches the network), or `user/model`.
+            "sim-small", which is built in; the output folder of a recipe, a
+            folder that `speechbrain-sim export` wrote (none of these touches
+            the network); or `user/model`.
         run_opts, freeze_params, revision, **options :
             See the class; `speechbrain_sim.models.fetch.open_source`.
         """
-        parts, config = load_parts(open_source(source, revision, **options))
+        source = open_source(source, revision, **options)
+        parts, config = load_parts(source)
         # only this of a stranger's config.json: other keys are run_opts, too
         hparams = {"sample_rate": config["sample_rate"]}
-        return cls(parts, hparams, config, freeze_params, run_opts)
+        model = cls(parts, hparams, config, freeze_params, run_opts)
+        model.source = source
+        return model
 
     @staticmethod
     def fetch(source, filename, **options):
         """Returns the path of a file beside a model: see `open_source`."""
         return open_source(source, **options).fetch(filename)
+
+    @property
+    def examples(self):
+        """Paths of the recordings beside a model that `from_pretrained` opened."""
+        names = (self.config or {}).get(EXAMPLES, {}) if self.source else {}
+        return [self.source.fetch(name) for name in names]
 
     @property
     def encoder(self):
@@ -342,6 +335,15 @@ class SmoothInfoMax(Pretrained):
         """Decodes the latents of `traversals.interpolate`: (steps, samples)."""
         return self.decode(interpolate(start, target, steps), layer)
 
+    def interpolate_files(self, start, target, layer, steps=9):
+        """Decodes what lies between two files: (steps, samples).
+
+        The longer one is cut. For files and errors see `encode_file`.
+        """
+        ends = [self.encode_file(p, layer).mean[0] for p in (start, target)]
+        ends = [z[: min(map(len, ends))] for z in ends]
+        return self.interpolate(*ends, layer, steps)
+
     def traverse(self, z, dimension, values, layer):
         """Decodes the latents of `traversals.traverse`: (values, samples)."""
         return self.decode(traverse(z, dimension, values), layer)
@@ -358,6 +360,25 @@ class SmoothInfoMax(Pretrained):
             Which probe, a ValueError names them; its layer, by default the one
             that was chosen on validation data. Returns a `Classification`.
         """
+        chosen, layer = self._choose_probe(label, layer)
+        latent = self.encode_batch(wavs, wav_lens, layer)
+        return self._classify(latent, *chosen, layer)
+
+    @torch.no_grad()
+    def classify_file(self, path, label=None, layer=None):
+        """Classifies a file of any length; see `classify` and `encode_file`.
+
+        Example
+        -------
+        >>> model = SmoothInfoMax.from_pretrained("sim-small")
+        >>> model.classify_file(model.examples[0], "phones").names()[0][0]
+        'SIL'
+        """
+        chosen, layer = self._choose_probe(label, layer)
+        return self._classify(self.encode_file(path, layer), *chosen, layer)
+
+    def _choose_probe(self, label, layer):
+        """Returns the probe that is meant with its entry, and its layer."""
         if self.config is None:
             raise ValueError(
                 "The model came without its config.json, which names labels "
@@ -371,8 +392,10 @@ class SmoothInfoMax(Pretrained):
             label = labels[0]
         probes = self._part(PROBE, label)
         entry = parts_of(self.config["parts"], PROBE)[label]
-        layer = layer or entry["best_layer"]
-        latent = self.encode_batch(wavs, wav_lens, layer)
+        return (probes, entry), layer or entry["best_layer"]
+
+    def _classify(self, latent, probes, entry, layer):
+        """Returns the `Classification` of a layer's latents."""
         x, lengths = latent.mean, latent.lengths
         if entry["kind"] == UTTERANCE:
             # in half precision, a sum over all frames would be too large

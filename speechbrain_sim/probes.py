@@ -1,8 +1,10 @@
 """Linear probes: what a linear layer can read from a latent."""
 
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -44,11 +46,10 @@ class LinearProbe(nn.Module):
         bound = channels**-0.5
 
         def uniform(*shape):
-            draws = [
-                torch.empty(shape).uniform_(-bound, bound, generator=generator)
-                for generator in generators
-            ]
-            return nn.Parameter(torch.stack(draws))
+            draws = torch.empty(len(generators), *shape)
+            for draw, generator in zip(draws, generators, strict=True):
+                draw.uniform_(-bound, bound, generator=generator)
+            return nn.Parameter(draws)
 
         self.weight = uniform(channels, classes)
         self.bias = uniform(1, classes) if bias else None
@@ -264,3 +265,71 @@ class ProbeSolver(NamedTuple):
         probes = LayerProbes(widths, self.classes, self.bias, 1, self.hidden)
         probes.load_state_dict(state)
         return probes.eval()
+
+
+class Classification(NamedTuple):
+    """Predictions of a probe.
+
+    `probabilities` (batch, time, classes), one frame for labels of whole
+    utterances; `lengths`, the valid frames (batch,); `classes`, their names.
+    """
+
+    probabilities: torch.Tensor
+    lengths: torch.Tensor
+    classes: list
+
+    def names(self):
+        """Names the likeliest classes: list of list of str, per utterance."""
+        best = self.probabilities.argmax(-1)
+        return [
+            [self.classes[i] for i in row[:frames].tolist()]
+            for row, frames in zip(best, self.lengths, strict=True)
+        ]
+
+    def sequences(self, change=6.0):
+        """Names the classes that follow each other: list of list of str.
+
+        They are those of `likeliest_path`: frame by frame, predictions flicker.
+        """
+        p, found = self.probabilities.double().cpu().numpy(), []
+        for row, frames in zip(p, self.lengths, strict=True):
+            path = likeliest_path(np.log(row[:frames] + 1e-30), change)
+            found.append([self.classes[i] for i, _ in groupby(path)])
+        return found
+
+
+def likeliest_path(log_p, change):
+    """Finds the classes c that maximise sum_t log p(c_t) - change * changes.
+
+    Dynamic programming (Viterbi), where every change of class costs the same.
+
+    Arguments
+    ---------
+    log_p : numpy.ndarray
+        (time, classes).
+    change : float
+        What a change costs, in nats.
+
+    Returns
+    -------
+    list of int
+        The class of each frame.
+
+    Example
+    -------
+    >>> p = np.array([[0.9, 0.1], [0.4, 0.6], [0.9, 0.1]])
+    >>> likeliest_path(np.log(p), 1.0), likeliest_path(np.log(p), 0.0)
+    ([0, 0, 0], [0, 1, 0])
+    """
+    if not len(log_p):
+        return []
+    score, before = log_p[0], []
+    for frame in log_p[1:]:
+        best = score.argmax()
+        stays = score >= score[best] - change
+        before.append(np.where(stays, np.arange(len(score)), best))
+        score = np.where(stays, score, score[best] - change) + frame
+    path = [int(score.argmax())]
+    for at in reversed(before):
+        path.append(int(at[path[-1]]))
+    return path[::-1]

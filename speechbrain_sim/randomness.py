@@ -9,6 +9,8 @@ import hashlib
 
 import torch
 
+from speechbrain_sim.extras import not_compiled
+
 
 def key_seed(*key):
     """Hashes a key, e.g. (seed, rank, module, epoch, step): below 2 ** 63."""
@@ -18,7 +20,7 @@ def key_seed(*key):
     return int.from_bytes(digest, "little") >> 1
 
 
-@torch.compiler.disable  # a generator is made, not computed
+@not_compiled  # a generator is made, not computed
 def keyed_generator(*key, device="cpu"):
     """Makes a torch.Generator on a device, seeded by a key.
 

@@ -5,6 +5,7 @@ import importlib
 import re
 import shlex
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_sim import config
 from speechbrain_sim.cli import make_parser
+from speechbrain_sim.data.espeak import PHONES
 from tests.conftest import HPARAMS, ROOT
 
 PAGES = {
@@ -95,17 +97,35 @@ def printed_by(page, capsys):
     return names, capsys.readouterr().out.splitlines()
 
 
-def test_the_readme_prints_what_it_states(place, capsys):
-    (snippet,) = blocks("README.md", "python")
-    assert len(snippet.strip().splitlines()) <= 9
-    assert len(PAGES["README.md"].splitlines()) <= 110
+def test_the_readme_prints_what_it_states(place, capsys, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("there is no network")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    first, second = blocks("README.md", "python")
+    assert BLOCK.search(PAGES["README.md"])[2] == first
+    assert len(first.strip().splitlines()) == 6
+    assert len(second.strip().splitlines()) <= 9
+    assert len(PAGES["README.md"].splitlines()) <= 132
     _, printed = printed_by("README.md", capsys)
+    (phones,) = ast.literal_eval(printed[0])
+    assert len(phones) > 5 and set(phones) <= set(PHONES)
+    walk, rate = soundfile.read("walk.wav")
+    assert rate == 16000 and len(walk) > 9 * 16000
+    assert walk.std() > 1e-3  # it can be heard
     shape = "torch.Size([2, 64, 512])"
-    assert printed == [f"{shape} {shape}", "[64, 51] False"]
+    assert printed[1:] == [f"{shape} {shape}", "[64, 51] False"]
 
 
 def test_models_are_used_as_the_page_shows(place, capsys):
-    names, printed = printed_by("docs/use-anywhere.md", capsys)
+    names, (frames, phones, *printed) = printed_by(
+        "docs/use-anywhere.md", capsys
+    )
+    frames, phones = map(ast.literal_eval, (frames, phones))
+    assert len(frames) == 30 and {*frames, *phones} <= set(PHONES)
+    assert names["walk"].shape[0] == 5
     assert printed[:2] == ["torch.Size([1, 1500, 6])", "[64, 51] True"]
     assert re.fullmatch(r"\[(\['(ann|bob)'\](, )?){2}\]", printed[2])
     # ten seconds, less the frame that still waits for its last samples

@@ -1,5 +1,7 @@
 """Probes side by side, features on disk, and how sure a score is."""
 
+import itertools
+
 import numpy as np
 import pytest
 import speechbrain as sb
@@ -14,7 +16,11 @@ from speechbrain_sim.analysis.intervals import (
 from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
 from speechbrain_sim.data.labels import frames_of_labels
-from speechbrain_sim.probes import LinearProbe
+from speechbrain_sim.probes import (
+    Classification,
+    LinearProbe,
+    likeliest_path,
+)
 from speechbrain_sim.randomness import keyed_generator
 
 
@@ -235,3 +241,32 @@ def test_controls_that_answer_alike_for_a_class_pass_as_often_as_said():
         named = np.stack([rng.permutation(20) for _ in range(5)])
         passed += control_interval(named[:, labels], labels)["passed"]
     assert passed >= 198
+
+
+@pytest.mark.parametrize("change", [0.0, 0.7, 3.0, 50.0])
+def test_the_likeliest_path_is_the_best_of_all(change):
+    rng = np.random.default_rng(0)
+    for frames in (1, 2, 5, 6):
+        log_p = np.log(rng.dirichlet([0.3] * 3, frames) + 1e-30)
+
+        def score(path, log_p=log_p):
+            changes = sum(a != b for a, b in zip(path, path[1:], strict=False))
+            total = sum(row[c] for row, c in zip(log_p, path, strict=True))
+            return total - change * changes
+
+        found = likeliest_path(log_p, change)
+        best = max(itertools.product(range(3), repeat=frames), key=score)
+        assert score(found) == pytest.approx(score(best))
+
+
+def test_sequences_follow_frames_that_are_sure():
+    p = torch.full((2, 6, 3), 0.05)
+    for at, c in enumerate([0, 0, 2, 0, 1, 1]):
+        p[:, at, c] = 0.9
+    p[:, 2] = torch.tensor([0.3, 0.3, 0.4])  # one frame, hardly more likely
+    found = Classification(p, torch.tensor([6, 3]), ["a", "b", "c"])
+    assert found.names()[0] == ["a", "a", "c", "a", "b", "b"]
+    assert found.sequences(change=1.0) == [["a", "b"], ["a"]]
+    assert found.sequences(change=0.0)[0] == ["a", "c", "a", "b"]
+    empty = Classification(p, torch.tensor([0, 0]), ["a", "b", "c"])
+    assert empty.sequences() == [[], []]

@@ -18,6 +18,7 @@ from speechbrain_sim.encoders.base import (
     zero_padding,
 )
 from speechbrain_sim.encoders.block_conv import BlockConv1d
+from speechbrain_sim.extras import not_compiled
 
 #: numbers in the widest tensor of an encoding without gradients
 PART = 1 << 22
@@ -120,7 +121,7 @@ class ConvModule(nn.Module):
             x = torch.cat([self._convolve(*part) for part in parts])
         return self._posterior(x, frames, sample, generator)
 
-    @torch.compiler.disable  # cannot trace the batch norms' context
+    @not_compiled  # cannot trace the batch norms' context
     def _convolve_again_in_backward(self, x, lengths):
         """Convolutions that store their input only."""
         contexts = nullcontext(), _keep_statistics(self.norms)

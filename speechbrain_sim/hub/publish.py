@@ -21,9 +21,11 @@ from speechbrain_sim.models.format import (
     CONFIG,
     DECODER,
     ENCODER,
+    EXAMPLES,
     PROBE,
     WEIGHTS,
     encoder_of,
+    halve,
     load_parts,
     read_config,
     save_parts,
@@ -38,11 +40,18 @@ LONGEST_EXAMPLE = 60 * SAMPLE_RATE
 
 
 def export_model(
-    run, folder, probes=(), decoders=(), example=None, data=None, licence=None
+    run,
+    folder,
+    probes=(),
+    decoders=(),
+    examples=(),
+    data=None,
+    licence=None,
+    half=False,
 ):
     """Turns the output of a recipe into a model folder; returns config.json.
 
-    Copies the parts, and adds a card, an example and the yaml of
+    Copies the parts, and adds a card, examples and the yaml of
     `SmoothInfoMax.from_hparams`.
 
     Arguments
@@ -53,11 +62,13 @@ def export_model(
         Where to: a new folder, or one that an export made.
     probes, decoders : list of str
         Output folders of recipes/probe.py and recipes/decode.py to take along.
-    example : str or Path, optional
-        A recording that may be given away, of which the first minute is
-        taken; by default some tones.
+    examples : list of str or Path, or dict
+        Recordings that may be given away, and what is said in each; the first
+        minute is taken. By default some tones.
     data, licence : str, optional
         Of the training, if not those of the run: see `corpus_of`.
+    half : bool
+        Round weights to half precision: see `speechbrain_sim.models.format`.
 
     Raises
     ------
@@ -74,8 +85,8 @@ def export_model(
             raise ValueError(
                 f"{folder} is not empty, and no model that was exported."
             )
-    parts, config = _gather(run, probes, decoders)
-    wav = _read_example(example)
+    parts, config = _gather(run, probes, decoders, half)
+    spoken = _read_examples(examples)
     # written beside it: a full disk or a kill leaves an older model as it was
     folder = folder.resolve()
     beside = folder.with_name(f"{short_name(folder.name)}.part")
@@ -83,25 +94,38 @@ def export_model(
     partial = beside / folder.name  # the title of its card
     partial.mkdir(parents=True)
     try:
-        config = _write(partial, parts, config, wav, data, licence)
-        folder.mkdir(exist_ok=True)
-        old = read_config(path)["parts"] if path.exists() else {}
-        for file in sorted(partial.iterdir(), key=lambda f: f.name == CONFIG):
-            os.replace(file, folder / file.name)  # config.json comes last
-        for name in set(old) - set(config["parts"]):
-            (folder / (name + WEIGHTS)).unlink(missing_ok=True)
-        for former in folder.glob("*.onnx"):
-            former.unlink()
+        config = _write(partial, parts, config, spoken, data, licence)
+        _replace(folder, partial, config)
     finally:
         shutil.rmtree(beside)
     return config
 
 
-def _write(folder, parts, config, wav, data, licence):
+def _replace(folder, partial, config):
+    """Moves the files of a model to their folder, and removes former ones."""
+    folder.mkdir(exist_ok=True)
+    path = folder / CONFIG
+    former = _files_of(read_config(path)) if path.exists() else []
+    for file in sorted(partial.iterdir(), key=lambda f: f.name == CONFIG):
+        os.replace(file, folder / file.name)  # config.json comes last
+    for name in set(former) - set(_files_of(config)):
+        (folder / name).unlink(missing_ok=True)
+    for onnx in folder.glob("*.onnx"):
+        onnx.unlink()
+
+
+def _files_of(config):
+    """Lists the files that a config.json names."""
+    weights = [name + WEIGHTS for name in config["parts"]]
+    return [*weights, *config.get(EXAMPLES, {})]
+
+
+def _write(folder, parts, config, spoken, data, licence):
     """Writes a model folder; returns config.json."""
-    example = io.BytesIO()
-    soundfile.write(example, wav, SAMPLE_RATE, format="WAV")
-    write_bytes(folder / EXAMPLE, example.getvalue())
+    for name, (wav, _) in spoken.items():
+        example = io.BytesIO()
+        soundfile.write(example, wav, SAMPLE_RATE, format="WAV")
+        write_bytes(folder / name, example.getvalue())
     hparams = {"sample_rate": config["sample_rate"]}
     model = SmoothInfoMax(parts, hparams, config, run_opts={"device": "cpu"})
     more = {
@@ -109,6 +133,7 @@ def _write(folder, parts, config, wav, data, licence):
         "training": config["training"],
         "data": corpus_of(config["training"], data, licence)._asdict(),
         "example": fingerprint(model, folder / EXAMPLE),
+        EXAMPLES: {name: text for name, (_, text) in spoken.items()},
     }
     if more["data"]["name"] == UNNAMED and data is None:
         logger.warning(
@@ -121,8 +146,8 @@ def _write(folder, parts, config, wav, data, licence):
     return config
 
 
-def _gather(run, probes, decoders):
-    """Loads the parts of a run, and the probes and decoders of other runs."""
+def _gather(run, probes, decoders, half):
+    """Loads, and rounds, the parts of a run and of its probes and decoders."""
     parts, config = load_parts(fetch.LocalFolder(run))
     if config["parts"].get(ENCODER, {}).get("class") != "GreedyEncoder":
         raise FileNotFoundError(
@@ -147,17 +172,28 @@ def _gather(run, probes, decoders):
                 )
             parts[name] = found[name]
             config["parts"][name] = described["parts"][name]
+    for part in parts.values() if half else ():
+        halve(part)
     return parts, config
 
 
-def _read_example(example):
-    """Reads a recording at 16 kHz, or makes three tones in a little noise."""
-    if example is not None:
-        return read_audio(example, 0, LONGEST_EXAMPLE).numpy()
+def _read_examples(examples):
+    """Reads recordings at 16 kHz, or makes three tones in a little noise.
+
+    Maps the names that they will have to their samples and texts.
+    """
+    if not isinstance(examples, dict):
+        examples = dict.fromkeys(examples, "")
+    if examples:
+        names = [f"example_{i + 1}.wav" for i in range(len(examples))]
+        read = [read_audio(x, 0, LONGEST_EXAMPLE).numpy() for x in examples]
+        spoken = zip(read, examples.values(), strict=True)
+        return dict(zip([EXAMPLE, *names[1:]], spoken, strict=True))
     time = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
     tones = [np.sin(2 * np.pi * f * time) for f in (220, 330, 440)]
     wav = 0.3 * np.concatenate(tones)
-    return wav + 0.01 * np.random.default_rng(0).standard_normal(len(wav))
+    wav += 0.01 * np.random.default_rng(0).standard_normal(len(wav))
+    return {EXAMPLE: (wav, "three tones")}
 
 
 def fingerprint(model, path):
@@ -309,8 +345,7 @@ def publish_model(folder, repo, private=False, dry_run=False, say=print):
 def _plan(folder, repo, private, say):
     """Prints what will be uploaded; returns the names of the files."""
     config = read_config(folder / CONFIG)
-    files = [name + WEIGHTS for name in config["parts"]]
-    files += [CONFIG, HPARAMS, CARD, EXAMPLE]
+    files = [*_files_of(config), CONFIG, HPARAMS, CARD]
     files += sorted(path.name for path in folder.glob("*.onnx"))
     size = sum((folder / name).stat().st_size for name in files) / 1e6
     seen = "private" if private else "public"

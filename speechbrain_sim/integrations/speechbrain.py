@@ -17,6 +17,7 @@ from speechbrain.utils.logger import get_logger
 from torch import nn
 
 from speechbrain_sim.encoders.base import all_hidden_states, zero_padding
+from speechbrain_sim.extras import not_compiled
 from speechbrain_sim.files import text_hash
 from speechbrain_sim.models.load import load_encoder
 
@@ -134,7 +135,7 @@ class LatentFeatures(nn.Module):
             self._watch(features)
         return features
 
-    @torch.compiler.disable
+    @not_compiled
     def _watch(self, features):
         """Warns if what learns got no gradient so far, or was not changed."""
         learns = [x for x in self.named_parameters() if x[1].requires_grad]

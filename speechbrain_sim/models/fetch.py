@@ -1,6 +1,6 @@
-"""Where a model comes from: a folder here, or a repository on the Hub.
+"""Where a model comes from: this package, a folder, or a repository on the Hub.
 
-A folder never touches the network. What is fetched from the Hub comes from one
+The first two never touch the network. What is fetched from the Hub comes from one
 commit, and every error names the model and what to do.
 """
 
@@ -15,6 +15,10 @@ from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
+#: where the models are that come with this package, their names, for messages
+BOX = Path(__file__).parents[1] / "box"
+BUILT_IN = sorted(path.name for path in BOX.iterdir() if path.is_dir())
+THERE = f"built in: {', '.join(BUILT_IN)}"
 #: begins a name that is meant for the Hub, whatever folders there are
 HUB = "hf://"
 LOGIN = "log in with `hf auth login`"
@@ -89,17 +93,16 @@ def open_source(
     cache_dir=None,
     local_files_only=False,
 ):
-    """Opens a folder, or a repository of the Hub.
+    """Opens a built-in model, a folder, or a repository of the Hub.
 
     Arguments
     ---------
     source : str, Path, FetchSource, LocalFolder or HubRepository
-        A folder; or, where there is none, `user/model` on the Hub, with a
-        warning. `hf://user/model` is the Hub in any case.
-    revision : str, optional
-        On the Hub: branch, tag or commit (which cannot change); default `main`.
-    token, cache_dir : str, optional
-        See `huggingface_hub.hf_hub_download`.
+        A name in `BUILT_IN`; a folder; or, where there is none, `user/model` on
+        the Hub, with a warning. In any case, `./sim-small` and a Path are a
+        folder, and `hf://user/model` is on the Hub.
+    revision, token, cache_dir : str, optional
+        Of the Hub: branch, tag or commit; see `huggingface_hub.hf_hub_download`.
     allow_network, local_files_only : bool
         Whether the Hub may be used; whether only its cache is.
 
@@ -107,7 +110,7 @@ def open_source(
     -------
     LocalFolder or HubRepository
         A FileNotFoundError if it looks like a path, and is no folder; a
-        ValueError if a folder has a revision.
+        ValueError if there is a revision, and it is not on the Hub.
 
     Example
     -------
@@ -116,9 +119,10 @@ def open_source(
     """
     if isinstance(source, (LocalFolder, HubRepository)):
         return source
+    if source in BUILT_IN:
+        return _open_built_in(source, revision)
     place, text = source if isinstance(source, FetchSource) else (None, source)
-    # os.path's never raises, unlike Path's
-    folder, text = Path(os.path.expanduser(text)), str(text)
+    folder, text = Path(os.path.expanduser(text)), str(text)  # never raises
     if text.startswith(HUB):
         place, text = FetchFrom.HUGGING_FACE, text.removeprefix(HUB)
     hint = f"write {HUB}{text} for the model of this name on the Hub"
@@ -131,7 +135,7 @@ def open_source(
     if (folder.parent / "config.json").is_file():
         missing += f", a model is {folder.parent} itself."
     elif place == FetchFrom.LOCAL or not names_a_repository(text):
-        missing += ", and it is no 'user/model' on the Hub: check the path."
+        missing += f", and it is no 'user/model' on the Hub; {THERE}."
     elif place is None and near.exists():
         missing += f", though there is {near}: check the path, or {hint}."
     else:
@@ -141,6 +145,16 @@ def open_source(
         options["local_files_only"] = local_files_only or not allow_network
         return HubRepository(text, **options)
     raise FileNotFoundError(missing)
+
+
+def _open_built_in(name, revision):
+    """Opens a model of this package; warns of a folder with its name."""
+    folder = f"the folder of this name is ./{name}"
+    if revision:
+        raise ValueError(f"{name} is built in, without revisions; {folder}.")
+    if os.path.isdir(name):
+        logger.warning(f"{name} is the model that is built in; {folder}.")
+    return LocalFolder(BOX / name)
 
 
 def names_a_repository(text):

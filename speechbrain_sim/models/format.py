@@ -7,7 +7,8 @@ A folder holds `config.json`
      "training": {...}, "versions": {...}}
 
 and `NAME.safetensors` for every part: `encoder`, `decoder_<layer>`,
-`probe_<label>`. An encoder is identified by the sha256 of its weights; every
+`probe_<label>`. Weights are float32, or float16 if they were rounded to it
+before (see `halve`). An encoder is identified by the sha256 of this file; every
 other part carries that of its encoder as `encoder`. Where the encoder itself is
 not saved (a transformer), config.json holds its `source` and `sha256` under
 `encoder`. The output folder of a recipe is such a folder.
@@ -39,6 +40,10 @@ ENCODER, DECODER, PROBE = "encoder", "decoder", "probe"
 #: kinds of parts that a layer or a label is appended to
 PREFIXES = (DECODER, PROBE)
 CONFIG, WEIGHTS = "config.json", ".safetensors"
+#: of config.json: recordings beside the model, and what is said in each
+EXAMPLES = "examples"
+#: a file's name in this folder: no separator, no control character
+FILE = r"[^/\\\x00-\x1f]+"
 #: `model_type` and `format` of every config.json
 MODEL_TYPE, FORMAT = "smooth_infomax", 2
 #: bounds of a config.json: its bytes, numbers in a list, and numbers, by class
@@ -202,14 +207,17 @@ def read_config(path):
 
 def _problems(config):
     """Lists what is wrong with the layout of a config.json."""
-    for key, absent in {"parts": None, "training": {}, ENCODER: {}}.items():
+    for key in "parts", "training", ENCODER, EXAMPLES:
+        absent = None if key == "parts" else {}
         if not isinstance(there := config.get(key, absent), dict):
             yield f"states {key} as {type(there).__name__}, not dict"
+    for name in config.get(EXAMPLES, {}):
+        if not re.fullmatch(FILE + "[.]wav", name):
+            yield f"names an example {name!r:.80}: it is no wav file beside it"
     if (rate := config.get("sample_rate")) != SAMPLE_RATE:
         yield f"states the sample_rate {rate!r:.40}, not {SAMPLE_RATE}"
     for name, part in config["parts"].items():
-        # a file's name below this folder: no separator, no control character
-        pattern = rf"{ENCODER}|({'|'.join(PREFIXES)})_[^/\\\x00-\x1f]+"
+        pattern = rf"{ENCODER}|({'|'.join(PREFIXES)})_{FILE}"
         if not re.fullmatch(pattern, name):
             yield f"names a part '{name}': none of this package"
         part = part if isinstance(part, dict) else {}
@@ -266,8 +274,23 @@ def _make(name, entry, device=None):
         ) from error
 
 
+@torch.no_grad()
+def halve(part):
+    """Rounds the matrices of a part to half precision, as which it is saved.
+
+    Its vectors are as they were: statistics may be far smaller than their means.
+    """
+    for value in part.state_dict().values():
+        if value.ndim > 1 and value.is_floating_point():
+            value.copy_(value.half())
+
+
 def _serialise(name, part):
-    """Returns the weights of a part as the content of a safetensors file."""
+    """Returns the weights of a part as the content of a safetensors file.
+
+    Matrices that half precision holds exactly are in half precision, so that an
+    encoder that was saved so keeps its identity.
+    """
     state = {n: t.cpu().contiguous() for n, t in part.state_dict().items()}
     for tensor, value in state.items():
         if not value.isfinite().all():
@@ -275,6 +298,9 @@ def _serialise(name, part):
                 f"{tensor} of {name} holds NaN or infinity, and is not saved: "
                 f"lower the learning rate, or clip gradients."
             )
+        half, single = value.half(), value.dtype == torch.float32
+        if single and value.ndim > 1 and torch.equal(half.float(), value):
+            state[tensor] = half
     return save(state, {"format": "pt"})
 
 
@@ -346,7 +372,8 @@ def read_weights(model, path, digest):
             f"run goes on or was killed. Start that run again, or copy both."
         )
     try:
-        state = load(content)
+        kinds, state = {torch.float16: torch.float32}, load(content)
+        state = {n: x.to(kinds.get(x.dtype, x.dtype)) for n, x in state.items()}
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file: {error}.") from error
     here, there = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from speechbrain_sim.encoders import huggingface
 from speechbrain_sim.encoders.logmel import SPECTRAL
-from speechbrain_sim.models.fetch import open_source
+from speechbrain_sim.models.fetch import BUILT_IN, open_source
 from speechbrain_sim.models.format import (
     CLASSES,
     CONFIG,
@@ -29,10 +29,10 @@ def load_encoder(source, **options):
     Arguments
     ---------
     source : str or Path
-        The output folder of a recipe, a folder that `speechbrain-sim export`
-        wrote, `user/model` or `hf://user/model` on the Hub; the folder of a
-        Hugging Face transformer, see `load_hidden_states`; or "logmel",
-        "logmel_stacked" or "mfcc".
+        "sim-small", which is built in; the output folder of a recipe, a folder
+        that `speechbrain-sim export` wrote, `user/model` or `hf://user/model`
+        on the Hub; the folder of a Hugging Face transformer, see
+        `load_hidden_states`; or "logmel", "logmel_stacked" or "mfcc".
     **options :
         Of the Hub: see `speechbrain_sim.models.fetch.open_source`.
 
@@ -53,7 +53,9 @@ def load_encoder(source, **options):
     >>> description["layers"]
     ['logmel']
     """
-    kind = huggingface.model_type(os.path.expanduser(str(source)))
+    kind = MODEL_TYPE  # as all that are built in
+    if source not in BUILT_IN:
+        kind = huggingface.model_type(os.path.expanduser(str(source)))
     if (name := str(source)) in SPECTRAL:
         encoder, description = SPECTRAL[name](), {"model": name, "sha256": name}
         description["arguments"] = encoder.arguments

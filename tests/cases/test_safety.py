@@ -745,7 +745,7 @@ def test_g5_an_example_of_hours_is_not_encoded(model_folder, tmp_path, trained):
     soundfile.write(model_folder / "example.wav", wav, 16000)
     with pytest.raises(ValueError, match="lasts 70 s, more than the 60 s"):
         list(check_model(model_folder))
-    export_model(trained.run, tmp_path / "new", example=hours)
+    export_model(trained.run, tmp_path / "new", examples=[hours])
     assert soundfile.info(tmp_path / "new/example.wav").duration == 60
 
 

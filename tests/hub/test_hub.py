@@ -105,7 +105,9 @@ def test_a_card_says_what_the_hub_reads(trained):
         "**This is a reduced run:** 6 channels and 2 epochs, where the paper's "
         "encoders have 512 channels, on other data.",
         "validation recordings that the decoders return: `module3` 25 %.",
-        "no recording of a person. Licence of the data: apache-2.0; the weights",
+        "no recording of a person. espeak-ng is",
+        "none of it is in this model. Licence of the data: apache-2.0; the w",
+        "- It is for trying the software out, for teaching and for tests",
         "bootstrapped over test recordings",
         "## Limits",
         "@misc{denoodt2025smooth",
@@ -129,10 +131,20 @@ def test_what_comes_along_is_chosen(tmp_path, trained):
     tone = tmp_path / "tone.flac"
     soundfile.write(tone, torch.rand(22050).numpy(), 22050)
     config = export_model(
-        trained.run, tmp_path / "bare", example=tone, licence="cc0-1.0"
+        trained.run, tmp_path / "bare", examples=[tone], licence="cc0-1.0"
     )
     assert set(config["parts"]) == {"encoder"}
     assert soundfile.info(tmp_path / "bare/example.wav").frames == 16000
+    spoken = {tone: "high", trained.model / "example.wav": "<low>"}
+    export_model(trained.run, tmp_path / "bare", examples=spoken)
+    two = SmoothInfoMax.from_pretrained(tmp_path / "bare").examples
+    assert [soundfile.info(path).frames for path in two] == [16000, 24000]
+    card = (tmp_path / "bare/README.md").read_text()
+    assert "- `example_2.wav`: &lt;low>\n" in card
+    argv = ["export", str(trained.run), str(tmp_path / "bare"), "--half"]
+    cli.main([*argv, "--example", str(tone)])
+    assert not two[1].exists()
+    assert len(SmoothInfoMax.from_pretrained(tmp_path / "bare").examples) == 1
     assert "nothing was measured" in (tmp_path / "bare/README.md").read_text()
     assert config["data"]["licence"] == "cc0-1.0"
     assert len(list(check_model(tmp_path / "bare"))) == 4
@@ -198,7 +210,7 @@ def test_a_failed_export_leaves_the_model_before(tmp_path, trained):
     for run, options in (
         (tmp_path / "nowhere", {}),
         (trained.run, {"probes": ["nowhere"]}),
-        (trained.run, {"example": "nowhere.wav"}),
+        (trained.run, {"examples": ["nowhere.wav"]}),
     ):
         with pytest.raises((OSError, ValueError), match="nowhere"):
             export_model(run, folder, **options)
@@ -430,6 +442,14 @@ ODD = {
     "example a number": (
         lambda c: c["example"].update(module3=1),
         "module3 of .* is not in .*'module3': 1, .*: this machine",
+    ),
+    "an example elsewhere": (
+        lambda c: c.update(examples={"../example.wav": ""}),
+        "names an example '../example.wav': it is no wav file beside",
+    ),
+    "examples a list": (
+        lambda c: c.update(examples=["example.wav"]),
+        "states examples as list, not dict",
     ),
     "size 0": (
         lambda c: c["example"]["module3"].__setitem__(1, 0.0),

@@ -20,12 +20,15 @@ class Corpus(NamedTuple):
         What it holds, and who published it.
     paper_epochs : int, optional
         How long the paper trains on it; shorter runs are called reduced.
+    use : str, optional
+        What models of it are for, and what not.
     """
 
     name: str
     licence: str
     sentence: str
     paper_epochs: int | None = None
+    use: str | None = None
 
 
 UNKNOWN = (
@@ -66,7 +69,11 @@ CORPORA = {
         "apache-2.0",
         "Sentences made up by speechbrain-sim and read by the synthesiser "
         "espeak-ng in some of its voices: audio of our own, no recording of a "
-        "person",
+        "person. espeak-ng is free software under GPL-3.0-or-later, which does "
+        "not cover what it speaks, and none of it is in this model",
+        use="It is for trying the software out, for teaching and for tests: "
+        "its phones are those of English sentences in espeak-ng's voices. For "
+        "people's speech, train on people's speech",
     ),
 }
 
