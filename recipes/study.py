@@ -25,6 +25,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim import config
 from speechbrain_sim.analysis import tools
+from speechbrain_sim.analysis.abx import ABX, measure_abx
 from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.factors import Factors
 from speechbrain_sim.analysis.latents import encode_clips, read_clips
@@ -34,8 +35,15 @@ from speechbrain_sim.analysis.study import Probes, Study, System
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.labels import FRAMES, kind_of
 from speechbrain_sim.data.manifests import DATA_COLUMNS
-from speechbrain_sim.data.tables import row_hashes
-from speechbrain_sim.files import machine, read_json, sha256, text_hash
+from speechbrain_sim.data.tables import manifest_hash, row_hashes
+from speechbrain_sim.files import (
+    cached_result,
+    machine,
+    read_json,
+    sha256,
+    text_hash,
+    versions,
+)
 from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
 from speechbrain_sim.options import check_ranges, dump_yaml, typed
@@ -190,6 +198,9 @@ def check(hparams):
             f"{hparams['factor_label']} is no label of frames: give "
             f"--factor_label one of label_kinds, or --factor_segments."
         )
+    label = hparams["abx_label"]
+    if label and kind_of(label, hparams["label_kinds"]) != FRAMES:
+        raise ValueError(f"--abx_label {label} is no label of frames.")
 
 
 def train(hparams, runs, name, seed, label=None):
@@ -239,8 +250,9 @@ def check_labels(hparams, runs, chosen):
 def train_and_probe(hparams, runs):
     """Trains every system, and probes it for every label.
 
-    Returns the encoder of each system's first seed, the folders of the probes,
-    label -> system -> list, and the training logs by system.
+    Returns folder and encoder of each system's first seed (where it is trained
+    per label, that of `abx_label`), the folders of the probes, label -> system
+    -> list, and the training logs by system.
     """
     encoders, logs, labels = {}, {}, hparams["labels"]
     probed = {label: {} for label in labels}
@@ -256,6 +268,8 @@ def train_and_probe(hparams, runs):
             for label in labels:
                 if per_label:
                     folder, encoder = train(hparams, runs, name, seed, label)
+                    if label == hparams["abx_label"]:
+                        encoders.setdefault(name, (folder, encoder))
                 place = f"{folder}/probe"
                 run_probe(hparams, runs, name, label, place, encoder)
                 probed[label].setdefault(name, []).append(place)
@@ -378,9 +392,41 @@ def make_study(hparams):
     )
 
 
+def compare_phones(hparams, runs, encoders):
+    """Measures ABX of all systems, or reads what was measured before."""
+    label, results = hparams["abx_label"], {}
+    if label is None:
+        return results
+    run_on_main(hparams["prepare"])
+    places = hparams["abx_csv"], hparams["data_folder"]
+    made_of = {"manifest": manifest_hash(*places), "versions": versions()}
+    limits = {"seed": hparams["seed"], "label": label}
+    for key in ("context", "recordings", "group", "speakers"):
+        limits[key] = hparams[f"abx_{key}"]
+    for name, (folder, source) in encoders.items():
+        if "of" in hparams["systems"][name]:
+            continue
+        print(f"\n=== {name}: {ABX.key}", flush=True)
+        encoder, about = load_encoder(source)
+        device = runs.run_opts["device"] or infer_device()
+        places = *places[:2], f"{folder}/activations/abx"
+        results[name] = cached_result(
+            f"{folder}/abx.json",
+            {
+                **made_of,
+                **limits,
+                "encoder": [about["sha256"], about["arguments"]],
+            },
+            partial(
+                measure_abx, encoder, about, *places, device=device, **limits
+            ),
+        )
+    return results
+
+
 def look_inside(hparams, runs, study, chosen, encoders):
     """Opens and measures the systems `inside`; returns the study with both."""
-    systems, results = [], {}
+    systems, results = [], study.results
     for name in hparams["inside"]:
         folder, source = encoders[name]
         check_clips(hparams, source)
@@ -404,7 +450,9 @@ def main(argv):
     study = make_study(hparams)
     encoders, folders, logs = train_and_probe(hparams, runs)
     probed = read_probed(folders, hparams["baseline"])
-    study = study._replace(probed=probed, logs=logs)
+    phones = compare_phones(hparams, runs, encoders)
+    results = {ABX.key: phones} if phones else {}
+    study = study._replace(probed=probed, logs=logs, results=results)
     study = look_inside(hparams, runs, study, chosen, encoders)
     at = machine()
     note = (

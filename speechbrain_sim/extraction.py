@@ -45,6 +45,7 @@ def encode_manifest(
     alignment="centre",
     max_seconds=120.0,
     device="cpu",
+    only=None,
 ):
     """Encodes a manifest once, or what is missing of it.
 
@@ -71,6 +72,8 @@ def encode_manifest(
         Audio encoded at once, with padding; longer utterances come in pieces.
     device : str
         Of the encoder.
+    only : list of str, optional
+        IDs of the utterances that are encoded; all by default.
     """
     if rows not in activations.KEPT:
         raise ValueError(f"rows must be in {activations.KEPT}, got {rows!r}")
@@ -82,12 +85,14 @@ def encode_manifest(
         "rows": rows,
         "alignment": alignment if rows == LABELS else None,
         "sampled": False,
+        "only": only and sorted(only),
     }
     layers = list(layers or encoder.layer_names)
     posteriors = filter(encoder.has_posterior, layers if log_var else ())
     arrays = layers + [layer + LOG_VAR for layer in posteriors]
     dataset = make_dataset(manifest, data_folder)
-    dataset = dataset.filtered_sorted(sort_key="duration")
+    some = {} if only is None else {"id": set(only).__contains__}
+    dataset = dataset.filtered_sorted(key_test=some, sort_key="duration")
     job = _Encoding(encoder.to(device), arrays, dataset, made_of, device)
     job.longest *= max_seconds
     sampler = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **ORDER)
