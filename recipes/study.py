@@ -28,10 +28,12 @@ from speechbrain_sim.analysis import tools
 from speechbrain_sim.analysis.abx import ABX, measure_abx
 from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.factors import Factors
+from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.latents import encode_clips, read_clips
 from speechbrain_sim.analysis.probes import read_examples
 from speechbrain_sim.analysis.probing import Probing, read_probed
 from speechbrain_sim.analysis.study import Probes, Study, System
+from speechbrain_sim.analysis.tokens import read_tokens
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.labels import FRAMES, kind_of
 from speechbrain_sim.data.manifests import DATA_COLUMNS
@@ -398,28 +400,26 @@ def compare_phones(hparams, runs, encoders):
     if label is None:
         return results
     run_on_main(hparams["prepare"])
-    places = hparams["abx_csv"], hparams["data_folder"]
-    made_of = {"manifest": manifest_hash(*places), "versions": versions()}
-    limits = {"seed": hparams["seed"], "label": label}
-    for key in ("context", "recordings", "group", "speakers"):
-        limits[key] = hparams[f"abx_{key}"]
+    manifest, data, seed = map(hparams.get, ["abx_csv", "data_folder", "seed"])
+    asked = label, hparams["abx_context"], hparams["abx_recordings"], seed
+    limits = hparams["abx_group"], hparams["abx_speakers"]
+    try:
+        tokens = read_tokens(manifest, *asked)
+    except Unmeasurable as error:
+        return {"ABX": {"of phones": {"gap": str(error)}}}
+    made_of = {"manifest": manifest_hash(manifest, data), "asked": asked}
+    made_of |= {"limits": limits, "versions": versions()}
     for name, (folder, source) in encoders.items():
         if "of" in hparams["systems"][name]:
             continue
         print(f"\n=== {name}: {ABX.key}", flush=True)
         encoder, about = load_encoder(source)
+        made_of["encoder"] = about["sha256"], about["arguments"]
+        places = manifest, data, f"{folder}/activations/abx"
         device = runs.run_opts["device"] or infer_device()
-        places = *places[:2], f"{folder}/activations/abx"
+        measured = encoder, about, tokens, places, limits, seed, device
         results[name] = cached_result(
-            f"{folder}/abx.json",
-            {
-                **made_of,
-                **limits,
-                "encoder": [about["sha256"], about["arguments"]],
-            },
-            partial(
-                measure_abx, encoder, about, *places, device=device, **limits
-            ),
+            f"{folder}/abx.json", made_of, partial(measure_abx, *measured)
         )
     return results
 

@@ -58,22 +58,18 @@ def encode_manifest(
         From `load_encoder`.
     manifest, data_folder, folder : str or Path
         See `read_manifest`; of the store: that of anything else is replaced.
-    layers : list of str, optional
-        All by default.
+    layers, only : list of str, optional
+        All layers, and all utterances (of these IDs), by default.
     rows : str
         "mean": one row per utterance, the mean of its frames, in float32.
         "labels": the frame of each 10 ms label; "all": every frame; both in
         half precision.
-    log_var : bool
-        Whether to keep the log-variances of posteriors, too.
-    alignment : str
-        See `frames_of_labels`.
+    log_var, alignment : bool, str
+        Whether to keep the log-variances, too; see `frames_of_labels`.
     max_seconds : float
         Audio encoded at once, with padding; longer utterances come in pieces.
     device : str
         Of the encoder.
-    only : list of str, optional
-        IDs of the utterances that are encoded; all by default.
     """
     if rows not in activations.KEPT:
         raise ValueError(f"rows must be in {activations.KEPT}, got {rows!r}")
@@ -85,14 +81,14 @@ def encode_manifest(
         "rows": rows,
         "alignment": alignment if rows == LABELS else None,
         "sampled": False,
-        "only": only and sorted(only),
+        "only": only,
     }
     layers = list(layers or encoder.layer_names)
     posteriors = filter(encoder.has_posterior, layers if log_var else ())
     arrays = layers + [layer + LOG_VAR for layer in posteriors]
     dataset = make_dataset(manifest, data_folder)
-    some = {} if only is None else {"id": set(only).__contains__}
-    dataset = dataset.filtered_sorted(key_test=some, sort_key="duration")
+    dataset.data_ids = only or dataset.data_ids
+    dataset = dataset.filtered_sorted(sort_key="duration")
     job = _Encoding(encoder.to(device), arrays, dataset, made_of, device)
     job.longest *= max_seconds
     sampler = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **ORDER)
