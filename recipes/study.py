@@ -417,10 +417,9 @@ def compare_phones(hparams, runs, encoders):
         made_of["encoder"] = about["sha256"], about["arguments"]
         places = manifest, data, f"{folder}/activations/abx"
         device = runs.run_opts["device"] or infer_device()
-        measured = encoder, about, tokens, places, limits, seed, device
-        results[name] = cached_result(
-            f"{folder}/abx.json", made_of, partial(measure_abx, *measured)
-        )
+        what = encoder, about, tokens, places, limits, seed
+        measure = partial(measure_abx, *what, device=device)
+        results[name] = cached_result(f"{folder}/abx.json", made_of, measure)
     return results
 
 

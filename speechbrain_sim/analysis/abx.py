@@ -316,10 +316,8 @@ def abx(features, tokens, group=10, speakers=5, seed=0):
     return results
 
 
-def measure_abx(
-    encoder, description, tokens, places, limits, seed=0, device="cpu"
-):
-    """Measures every layer of an encoder, by means and by samples.
+def encode_tokens(encoder, description, tokens, places, seed=0, device="cpu"):
+    """Encodes the utterances of tokens: means, and samples where there are any.
 
     Arguments
     ---------
@@ -329,21 +327,18 @@ def measure_abx(
         From `read_tokens`.
     places : (str, str, str)
         Of the manifest, what is its `$data_root`, and of a folder that holds
-        the activations until all is measured.
-    limits, seed : (int, int), int
-        `group` and `speakers` of `draw_blocks`; of all draws.
-    device : str
-        Of the encoder.
+        the activations until all are used.
+    seed, device : int, str
+        Of the samples; of the encoder.
 
-    Returns
-    -------
-    dict
-        Layer -> "means" and, where it has a posterior, "samples" of it ->
-        what `abx` returns.
+    Yields
+    ------
+    layer, codes, features : (str, str, dict of str to torch.Tensor)
+        "means", or "samples" of the posteriors; see `abx`.
     """
     only = sorted({token.utterance for token in tokens})
     how = {"rows": LABELS, "log_var": True, "device": device, "only": only}
-    store, results = encode_manifest(encoder, description, *places, **how), {}
+    store = encode_manifest(encoder, description, *places, **how)
     for layer in store.layers:
         codes = {"means": store[layer][:].to(device)}
         if layer + LOG_VAR in store.arrays:
@@ -352,11 +347,25 @@ def measure_abx(
             latent = Latent(codes["means"], log_var, None, None)
             codes["samples"] = latent.draw(noise)
         counts = np.bincount(store[layer].utterance).tolist()
-        found = results[layer] = {}
         for name, x in codes.items():
-            features = dict(zip(store.ids, x.split(counts), strict=True))
-            found[name] = abx(features, tokens, *limits, seed)
+            yield (
+                layer,
+                name,
+                dict(zip(store.ids, x.split(counts), strict=True)),
+            )
     shutil.rmtree(store.folder)
+
+
+def measure_abx(encoder, description, tokens, places, limits, seed=0, **device):
+    """Measures every layer of an encoder; see `encode_tokens`.
+
+    `limits` are `group` and `speakers` of `draw_blocks`. Returns layer ->
+    "means", and "samples" of a posterior -> what `abx` returns.
+    """
+    results, how = {}, (encoder, description, tokens, places, seed)
+    for layer, codes, features in encode_tokens(*how, **device):
+        found = abx(features, tokens, *limits, seed)
+        results.setdefault(layer, {})[codes] = found
     return results
 
 
