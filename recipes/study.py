@@ -425,7 +425,7 @@ def compare_phones(hparams, runs, encoders):
 
 def look_inside(hparams, runs, study, chosen, encoders):
     """Opens and measures the systems `inside`; returns the study with both."""
-    systems, results = [], study.results
+    systems, results = [], dict(study.results)
     for name in hparams["inside"]:
         folder, source = encoders[name]
         check_clips(hparams, source)

@@ -405,3 +405,9 @@ class ABX(Tool):
         )
         table = Table.of("ABX error", caption, rows)
         return [table] * bool(rows) + [*gaps.values()]
+
+    def section(self, results, study):
+        """Returns the section, which belongs to no single system."""
+        section = super().section(results, study)
+        items = [item._replace(system=None) for item in section.items]
+        return section._replace(items=items)
