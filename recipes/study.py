@@ -25,27 +25,18 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim import config
 from speechbrain_sim.analysis import tools
-from speechbrain_sim.analysis.abx import ABX, measure_abx
+from speechbrain_sim.analysis.abx import ABX
 from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.factors import Factors
-from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.latents import encode_clips, read_clips
 from speechbrain_sim.analysis.probes import read_examples
 from speechbrain_sim.analysis.probing import Probing, read_probed
 from speechbrain_sim.analysis.study import Probes, Study, System
-from speechbrain_sim.analysis.tokens import read_tokens
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.labels import FRAMES, kind_of
 from speechbrain_sim.data.manifests import DATA_COLUMNS
-from speechbrain_sim.data.tables import manifest_hash, row_hashes
-from speechbrain_sim.files import (
-    cached_result,
-    machine,
-    read_json,
-    sha256,
-    text_hash,
-    versions,
-)
+from speechbrain_sim.data.tables import row_hashes
+from speechbrain_sim.files import machine, read_json, sha256, text_hash
 from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
 from speechbrain_sim.options import check_ranges, dump_yaml, typed
@@ -252,9 +243,9 @@ def check_labels(hparams, runs, chosen):
 def train_and_probe(hparams, runs):
     """Trains every system, and probes it for every label.
 
-    Returns folder and encoder of each system's first seed (where it is trained
-    per label, that of `abx_label`), the folders of the probes, label -> system
-    -> list, and the training logs by system.
+    Returns folder and encoder of each system's first seed (of `abx_label`, if it
+    is trained per label), the folders of the probes, label -> system -> list,
+    and the training logs by system.
     """
     encoders, logs, labels = {}, {}, hparams["labels"]
     probed = {label: {} for label in labels}
@@ -395,32 +386,14 @@ def make_study(hparams):
 
 
 def compare_phones(hparams, runs, encoders):
-    """Measures ABX of all systems, or reads what was measured before."""
-    label, results = hparams["abx_label"], {}
-    if label is None:
-        return results
+    """Measures ABX of all systems; returns the results of the tool."""
+    if hparams["abx_label"] is None:
+        return {}
     run_on_main(hparams["prepare"])
-    manifest, data, seed = map(hparams.get, ["abx_csv", "data_folder", "seed"])
-    asked = label, hparams["abx_context"], hparams["abx_recordings"], seed
-    limits = hparams["abx_group"], hparams["abx_speakers"]
-    try:
-        tokens = read_tokens(manifest, *asked)
-    except Unmeasurable as error:
-        return {"ABX": {"of phones": {"gap": str(error)}}}
-    made_of = {"manifest": manifest_hash(manifest, data), "asked": asked}
-    made_of |= {"limits": limits, "versions": versions()}
-    for name, (folder, source) in encoders.items():
-        if "of" in hparams["systems"][name]:
-            continue
-        print(f"\n=== {name}: {ABX.key}", flush=True)
-        encoder, about = load_encoder(source)
-        made_of["encoder"] = about["sha256"], about["arguments"]
-        places = manifest, data, f"{folder}/activations/abx"
-        device = runs.run_opts["device"] or infer_device()
-        what = encoder, about, tokens, places, limits, seed
-        measure = partial(measure_abx, *what, device=device)
-        results[name] = cached_result(f"{folder}/abx.json", made_of, measure)
-    return results
+    of = hparams["systems"]
+    own = {name: e for name, e in encoders.items() if "of" not in of[name]}
+    device = runs.run_opts["device"] or infer_device()
+    return {ABX.key: hparams["abx"](own, device=device)}
 
 
 def look_inside(hparams, runs, study, chosen, encoders):
@@ -449,8 +422,7 @@ def main(argv):
     study = make_study(hparams)
     encoders, folders, logs = train_and_probe(hparams, runs)
     probed = read_probed(folders, hparams["baseline"])
-    phones = compare_phones(hparams, runs, encoders)
-    results = {ABX.key: phones} if phones else {}
+    results = compare_phones(hparams, runs, encoders)
     study = study._replace(probed=probed, logs=logs, results=results)
     study = look_inside(hparams, runs, study, chosen, encoders)
     at = machine()

@@ -59,11 +59,10 @@ def encode_manifest(
     manifest, data_folder, folder : str or Path
         See `read_manifest`; of the store: that of anything else is replaced.
     layers, only : list of str, optional
-        All layers, and all utterances (of these IDs), by default.
+        All layers, and utterances of all IDs, by default.
     rows : str
         "mean": one row per utterance, the mean of its frames, in float32.
-        "labels": the frame of each 10 ms label; "all": every frame; both in
-        half precision.
+        "labels": the frame of each 10 ms; "all": every frame (float16).
     log_var, alignment : bool, str
         Whether to keep the log-variances, too; see `frames_of_labels`.
     max_seconds : float

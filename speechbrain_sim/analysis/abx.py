@@ -14,8 +14,8 @@ and the ZeroSpeech challenge, whose conditions and averages are used here.
 
 import math
 import shutil
+from functools import partial
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,14 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from speechbrain_sim.activations import LABELS, LOG_VAR
-from speechbrain_sim.analysis.intervals import middle
+from speechbrain_sim.analysis.intervals import Unmeasurable, middle
 from speechbrain_sim.analysis.study import Tool
+from speechbrain_sim.analysis.tokens import draw_blocks, read_tokens
+from speechbrain_sim.data.tables import manifest_hash
 from speechbrain_sim.encoders.base import Latent
 from speechbrain_sim.extraction import encode_manifest
+from speechbrain_sim.files import cached_result, versions
+from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report.page import Gap, Table
 from speechbrain_sim.report.tables import NOT_MEASURED, with_interval
@@ -35,72 +39,6 @@ from speechbrain_sim.report.tables import NOT_MEASURED, with_interval
 KINDS = {"within": 2, "across": 3}
 #: draws of a bootstrap; values of frames that are compared at once
 RESAMPLES, CHUNK = 1000, 2**23
-
-
-class Block(NamedTuple):
-    """Triplets of all x with all a and b: indices of tokens.
-
-    x and a are of one `phone`, each b of one of the `phones`; a and b are of a
-    `speaker`, x is of the `other`, who may be the same.
-    """
-
-    phone: str
-    speaker: str
-    other: str
-    x: np.ndarray
-    a: np.ndarray
-    b: np.ndarray
-    phones: np.ndarray
-
-
-def _draw(items, count, *key):
-    """Draws some of a list; all of a short one."""
-    order = torch.randperm(len(items), generator=keyed_generator(*key))
-    chosen = sorted(order[:count].tolist())
-    return [items[i] for i in chosen]
-
-
-def draw_blocks(tokens, across, group=10, speakers=5, seed=0):
-    """Chooses what is compared.
-
-    Arguments
-    ---------
-    tokens : list of Token
-        From `read_tokens`.
-    across : bool
-        Whether x is of another speaker; else of the same, and another token.
-    group, speakers, seed : int
-        How many tokens of each phone, context and speaker count, and how many
-        speakers of x for each phone, context and speaker of a and b; they are
-        drawn by the seed.
-
-    Returns
-    -------
-    list of Block
-    """
-    groups, people, blocks = {}, {}, []
-    for index, token in enumerate(tokens):
-        same = groups.setdefault((token.context, token.speaker), {})
-        same.setdefault(token.phone, []).append(index)
-    for key, phones in groups.items():
-        for phone, found in phones.items():
-            found = _draw(found, group, seed, "abx tokens", *key, phone)
-            phones[phone] = np.array(found)
-            people.setdefault((key[0], phone), []).append(key[1])
-    for (context, speaker), phones in groups.items():
-        every = np.concatenate([*phones.values()])
-        of = np.repeat([*phones], [*map(len, phones.values())])
-        for phone, a in phones.items():
-            others = [speaker] if len(a) > 1 else []
-            if across:
-                others = [n for n in people[context, phone] if n != speaker]
-                key = seed, "abx speakers", context, speaker, phone
-                others = _draw(others, speakers, *key)
-            b = every[of != phone], of[of != phone]
-            for other in others if len(phones) > 1 else ():
-                x = groups[context, other][phone]
-                blocks.append(Block(phone, speaker, other, x, a, *b))
-    return blocks
 
 
 def dtw(distances, rows, columns):
@@ -183,13 +121,13 @@ def measure_distances(frames, first, length, pairs):
     return result
 
 
-def score_blocks(blocks, distance):
+def score_blocks(tokens, blocks, distance):
     """Scores the triplets of each two phones, two speakers and a context.
 
     Arguments
     ---------
-    blocks : list of Block
-        From `draw_blocks`.
+    tokens, blocks : list of Token, list of Block
+        From `read_tokens` and `draw_blocks`.
     distance : callable
         Indices of tokens, (pairs, 2) -> distances, (pairs,).
 
@@ -203,16 +141,17 @@ def score_blocks(blocks, distance):
     pairs = [np.stack(grid, -1).reshape(-1, 2) for grid in grids]
     far = distance(np.concatenate(pairs))
     ends, cells, errors = np.cumsum([*map(len, pairs)])[:-1], [], []
-    for block, values in zip(blocks, np.split(far, ends), strict=True):
-        values = values.reshape(len(block.x), -1)
-        to_a, to_b = np.split(values, [len(block.a)], axis=1)
-        to_a, to_b = to_a[:, :, None], to_b[:, None]
+    for (x, a, b), values in zip(blocks, np.split(far, ends), strict=True):
+        values = values.reshape(len(x), -1)
+        to_a, to_b = values[:, : len(a), None], values[:, None, len(a) :]
         wrong = (to_a > to_b) + (to_a == to_b) / 2  # (x, a, b)
-        wrong = wrong[block.x[:, None] != block.a].mean(0)
-        phones, of = np.unique(block.phones, return_inverse=True)
+        wrong = wrong[x[:, None] != a].mean(0)
+        names = [tokens[i].phone for i in b]
+        names, of = np.unique(names, return_inverse=True)
         errors.append(np.bincount(of, wrong) / np.bincount(of))
-        people = block.speaker, block.other
-        cells += [(block.phone, phone, *people) for phone in phones]
+        phone, _, speaker, *_ = tokens[a[0]]
+        other = tokens[x[0]].speaker
+        cells += [(phone, name, speaker, other) for name in names]
     return np.array(cells), np.concatenate(errors)
 
 
@@ -222,7 +161,8 @@ def average(cells, errors, resamples=RESAMPLES, seed=0):
     The mean over contexts and speakers of x, then over speakers of a and b,
     then over ordered pairs of phones. The interval is a percentile bootstrap
     that draws speakers; a cell counts as often as both of its speakers were
-    drawn together. Phones and sentences stay the same in it.
+    drawn together. In simulations, 91 to 99 % of the intervals of 20 speakers
+    cover the truth, 83 % of those of six. Phones and sentences are fixed in it.
 
     Arguments
     ---------
@@ -259,6 +199,23 @@ def average(cells, errors, resamples=RESAMPLES, seed=0):
     return float(mean(np.ones(n))), (float(low), float(high))
 
 
+def _frames_of(features, tokens):
+    """Joins frames; returns them, and first frame and length of each token."""
+    frames, places, total = torch.cat([*features.values()]).float(), {}, 0
+    for name, x in features.items():
+        places[name], total = total, total + len(x)
+    for name, _, stop in (token[3:] for token in tokens):
+        if stop > len(features[name]):
+            raise ValueError(
+                f"{name} has {len(features[name])} frames, and a phone up to "
+                f"label {stop}: features need a frame for each 10 ms."
+            )
+    if not frames.isfinite().all():
+        raise ValueError("Features are not finite: no angle, no ABX.")
+    spans = [(places[t.utterance] + t.start, t.stop - t.start) for t in tokens]
+    return frames, *torch.tensor(spans).to(frames.device).T
+
+
 def abx(features, tokens, group=10, speakers=5, seed=0):
     """Measures the ABX error of phones, within and across speakers.
 
@@ -278,8 +235,14 @@ def abx(features, tokens, group=10, speakers=5, seed=0):
         numbers of `cells`, `tokens` and `speakers`; or a `gap`, the reason why
         there is no number.
 
+    Raises
+    ------
+    ValueError
+        If an utterance has fewer frames than labels, or one is not finite.
+
     Example
     -------
+    >>> from speechbrain_sim.analysis.tokens import find_tokens
     >>> said = {"1": "A B A B".split(), "2": "B A B A".split()}
     >>> tokens = [t for n in said for t in find_tokens(said[n], n, n, "any")]
     >>> code = dict(zip("AB", torch.eye(2)))
@@ -288,31 +251,25 @@ def abx(features, tokens, group=10, speakers=5, seed=0):
     >>> found["within"]["value"], found["across"]["gap"]
     (0.0, '2 speakers are too few for an interval; it needs 3.')
     """
-    lengths = [0, *map(len, features.values())]
-    begin = dict(zip(features, np.cumsum(lengths).tolist(), strict=False))
-    frames = torch.cat([*features.values()]).float()
-    spans = [(begin[t.utterance] + t.start, t.stop - t.start) for t in tokens]
-    first, length = torch.tensor(spans, device=frames.device).T
+    frames, first, length = _frames_of(features, tokens)
 
     def distance(pairs):
         pairs = torch.from_numpy(pairs).to(frames.device)
-        far = measure_distances(frames, first, length, pairs)
-        return far.cpu().numpy()
+        return measure_distances(frames, first, length, pairs).cpu().numpy()
 
     results = {}
     for kind, needed in KINDS.items():
         blocks = draw_blocks(tokens, kind == "across", group, speakers, seed)
-        people = len({n for b in blocks for n in (b.speaker, b.other)})
+        used = {i for block in blocks for part in block for i in part}
+        people = len({tokens[i].speaker for i in used})
         if people < needed:
             few = f"{people} speakers are too few for an interval; it needs"
             results[kind] = {"gap": f"{few} {needed}."}
             continue
-        cells, errors = score_blocks(blocks, distance)
+        cells, errors = score_blocks(tokens, blocks, distance)
         value, interval = average(cells, errors)
-        used = {i for b in blocks for i in [*b.x, *b.a, *b.b]}
-        results[kind] = {"value": value, "interval": interval}
         counts = {"cells": len(errors), "tokens": len(used), "speakers": people}
-        results[kind] |= counts
+        results[kind] = {"value": value, "interval": interval, **counts}
     return results
 
 
@@ -356,16 +313,59 @@ def encode_tokens(encoder, description, tokens, places, seed=0, device="cpu"):
     shutil.rmtree(store.folder)
 
 
-def measure_abx(encoder, description, tokens, places, limits, seed=0, **device):
+def measure_abx(
+    encoder, description, tokens, places, limits, seed=0, device="cpu"
+):
     """Measures every layer of an encoder; see `encode_tokens`.
 
     `limits` are `group` and `speakers` of `draw_blocks`. Returns layer ->
     "means", and "samples" of a posterior -> what `abx` returns.
     """
     results, how = {}, (encoder, description, tokens, places, seed)
-    for layer, codes, features in encode_tokens(*how, **device):
+    for layer, codes, features in encode_tokens(*how, device):
         found = abx(features, tokens, *limits, seed)
         results.setdefault(layer, {})[codes] = found
+    return results
+
+
+def measure_systems(
+    systems, manifest, data_folder, asked, limits, seed=0, device="cpu"
+):
+    """Measures the first encoder of each system, or reads what was measured.
+
+    Arguments
+    ---------
+    systems : dict of str to (str, str)
+        Folder of its results, and encoder.
+    manifest, data_folder : str
+        Of the recordings.
+    asked, limits : tuple of str, str, int, and of int, int
+        `label`, `context` and `count` of `read_tokens`; `group` and `speakers`
+        of `draw_blocks`.
+    seed, device : int, str
+        Of all draws; of the encoders.
+
+    Returns
+    -------
+    dict
+        System -> what `measure_abx` returns; or one gap, if the corpus has no
+        phones or no speakers.
+    """
+    try:
+        tokens, results = read_tokens(manifest, *asked, seed), {}
+    except Unmeasurable as error:
+        return {"ABX": {"of phones": {"gap": str(error)}}}
+    made_of = {"manifest": manifest_hash(manifest, data_folder)}
+    made_of |= {"asked": [*asked, seed], "limits": limits}
+    made_of["versions"] = versions()
+    for name, (folder, source) in systems.items():
+        print(f"\n=== {name}: {ABX.key}", flush=True)
+        encoder, about = load_encoder(source)
+        made_of["encoder"] = about["sha256"], about["arguments"]
+        places = manifest, data_folder, f"{folder}/activations/abx"
+        what = encoder, about, tokens, places, limits, seed
+        measure = partial(measure_abx, *what, device=device)
+        results[name] = cached_result(f"{folder}/abx.json", made_of, measure)
     return results
 
 

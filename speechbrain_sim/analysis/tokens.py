@@ -1,9 +1,10 @@
-"""Phones of recordings, each spoken once: what ABX compares."""
+"""Phones, each spoken once, and which of them ABX compares."""
 
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from speechbrain_sim.analysis.intervals import Unmeasurable
@@ -31,6 +32,18 @@ class Token(NamedTuple):
     stop: int
 
 
+class Block(NamedTuple):
+    """Triplets of all x with all a and b: indices of tokens.
+
+    x and a are of one phone, b of all others of the same context; a and b are
+    of one speaker, x of the same or of another.
+    """
+
+    x: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+
+
 def find_tokens(labels, speaker, utterance, context=WITHIN):
     """Finds the phones of an utterance.
 
@@ -53,8 +66,8 @@ def find_tokens(labels, speaker, utterance, context=WITHIN):
     Example
     -------
     >>> labels = "SIL K K AE T T SIL".split()
-    >>> find_tokens(labels, "7", "7-1")[0][:2], find_tokens(labels, "7", "7-1")[0][4:]
-    (('AE', 'K T'), (1, 6))
+    >>> [(*t[:2], *t[4:]) for t in find_tokens(labels, "7", "7-1")]
+    [('AE', 'K T', 1, 6)]
     >>> [token.phone for token in find_tokens(labels, "7", "7-1", "any")]
     ['K', 'AE', 'T']
     """
@@ -114,3 +127,49 @@ def read_tokens(manifest, label="phones", context=WITHIN, count=200, seed=0):
         phones = [names[number] for number in labels[name]]
         tokens += find_tokens(phones, speaker, name, context)
     return tokens
+
+
+def _draw(items, count, *key):
+    """Draws some of a list; all of a short one."""
+    order = torch.randperm(len(items), generator=keyed_generator(*key))
+    return [items[i] for i in sorted(order[:count].tolist())]
+
+
+def draw_blocks(tokens, across, group=10, speakers=5, seed=0):
+    """Chooses what is compared.
+
+    Arguments
+    ---------
+    tokens : list of Token
+        From `read_tokens`.
+    across : bool
+        Whether x is of another speaker; else of the same, and another token.
+    group, speakers, seed : int
+        How many tokens of each phone, context and speaker count, and how many
+        speakers of x for each phone, context and speaker of a and b; they are
+        drawn by the seed.
+
+    Returns
+    -------
+    list of Block
+    """
+    groups, people, blocks = {}, {}, []
+    for index, token in enumerate(tokens):
+        same = groups.setdefault((token.context, token.speaker), {})
+        same.setdefault(token.phone, []).append(index)
+    for (context, speaker), phones in groups.items():
+        for phone, found in phones.items():
+            key = seed, "abx tokens", context, speaker, phone
+            phones[phone] = np.array(_draw(found, group, *key))
+            people.setdefault((context, phone), []).append(speaker)
+    for (context, speaker), phones in groups.items():
+        for phone, a in phones.items() if len(phones) > 1 else ():
+            b = np.concatenate([phones[n] for n in phones if n != phone])
+            others = [speaker] * (len(a) > 1)
+            if across:
+                others = [n for n in people[context, phone] if n != speaker]
+                key = seed, "abx speakers", context, speaker, phone
+                others = _draw(others, speakers, *key)
+            found = (groups[context, other][phone] for other in others)
+            blocks += [Block(x, a, b) for x in found]
+    return blocks

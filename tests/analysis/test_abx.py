@@ -14,13 +14,17 @@ from speechbrain_sim.analysis.abx import (
     KINDS,
     abx,
     average,
-    draw_blocks,
     dtw,
     measure_distances,
     score_blocks,
 )
 from speechbrain_sim.analysis.intervals import Unmeasurable
-from speechbrain_sim.analysis.tokens import Token, find_tokens, read_tokens
+from speechbrain_sim.analysis.tokens import (
+    Token,
+    draw_blocks,
+    find_tokens,
+    read_tokens,
+)
 
 PHONES, PEOPLE = "ABC", ["p", "q", "r", "s"]
 
@@ -135,7 +139,7 @@ def test_draws_weigh_speakers(drawn, kind):
     def distance(pairs):
         return np.array([align(cut[i], cut[j]) for i, j in pairs])
 
-    cells, errors = score_blocks(blocks, distance)
+    cells, errors = score_blocks(tokens, blocks, distance)
     value, (low, high) = average(cells, errors, resamples=2, seed=3)
     often = np.random.default_rng(3).multinomial(4, [0.25] * 4, 2)
     expected = sorted(
@@ -163,14 +167,13 @@ def test_limits_draw_by_name_alone():
         for block in blocks:
             assert len(block.x) == len(block.a) == 2
             assert len(block.b) == 2 * (len(PHONES) - 1)
-            assert {tokens[i].phone for i in (*block.x, *block.a)} == {
-                block.phone
-            }
-            assert [tokens[i].phone for i in block.b] == [*block.phones]
-            assert block.phone not in block.phones
-            contexts = {tokens[i].context for i in (*block.x, *block.b)}
-            assert len(contexts) == 1
-            assert (block.other != block.speaker) == across
+            x, a, b = ([tokens[i] for i in part] for part in block)
+            (phone,) = {token.phone for token in x + a}
+            assert phone not in {token.phone for token in b}
+            assert len({token.context for token in x + a + b}) == 1
+            (speaker,) = {token.speaker for token in a + b}
+            (other,) = {token.speaker for token in x}
+            assert (other != speaker) == across
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +250,16 @@ def test_few_speakers_are_a_gap(drawn):
     assert "value" in found["within"]
     assert found["across"]["gap"].startswith("2 speakers are too few")
     assert abx(features, two[:1])["within"]["gap"].startswith("0 speakers")
+
+
+def test_features_that_do_not_fit_are_refused(drawn):
+    features, tokens, _ = drawn
+    short = {**features, "p": features["p"][:3]}
+    with pytest.raises(ValueError, match="p has 3 frames, and a phone up to"):
+        abx(short, tokens)
+    broken = {**features, "p": features["p"] * math.nan}
+    with pytest.raises(ValueError, match="not finite"):
+        abx(broken, tokens)
 
 
 def write(path, rows):
