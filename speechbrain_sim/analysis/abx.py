@@ -231,9 +231,9 @@ def abx(features, tokens, group=10, speakers=5, seed=0):
     Returns
     -------
     dict
-        "within" and "across": `value` and `interval` (see `average`), and the
-        numbers of `cells`, `tokens` and `speakers`; or a `gap`, the reason why
-        there is no number.
+        "within" and "across": `value` and `interval` (see `average`), the
+        numbers of `cells`, `tokens` and `speakers`, and whether tokens are
+        `triphones`; or a `gap`, the reason why there is no number.
 
     Raises
     ------
@@ -269,6 +269,7 @@ def abx(features, tokens, group=10, speakers=5, seed=0):
         cells, errors = score_blocks(tokens, blocks, distance)
         value, interval = average(cells, errors)
         counts = {"cells": len(errors), "tokens": len(used), "speakers": people}
+        counts["triphones"] = bool(tokens[0].context)
         results[kind] = {"value": value, "interval": interval, **counts}
     return results
 
@@ -391,6 +392,7 @@ class ABX(Tool):
                 else:
                     rows[-1][cell] = with_interval(score, 100, 1)
                     counted[kind] = score or counted[kind]
+        whole = any(n["triphones"] for n in counted.values())
         of = "; ".join(
             f"{kind} speakers {n['cells']} cells, {n['tokens']} tokens of "
             f"{n['speakers']} speakers"
@@ -398,8 +400,10 @@ class ABX(Tool):
         )
         caption = (
             "How often, in percent, a token is nearer to one of another phone "
-            "than to one of its own: frames each 10 ms, as they are, by angle, "
-            "along the best alignment. Of all systems alike: "
+            "than to one of its own: "
+            f"{'triphones in the same' if whole else 'phones in any'} context, "
+            "frames each 10 ms, as they are, by angle, along the best "
+            "alignment. Of all systems alike: "
             f"{of}. Means of posteriors, and samples of the layer itself. 95 % "
             "intervals over speakers, for this encoder and these sentences."
         )
