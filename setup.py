@@ -4,6 +4,7 @@
 recipes/study.py, `.[spectral]` and `.[huggingface]` for some of its options,
 `.[onnx]` for encoders as ONNX files,
 `.[textgrid]` for phones of the Montreal Forced Aligner,
+`.[abx]` for benchmarks/abx.py,
 `.[docs]` for `make docs`, `.[test]` for everything that `make test` runs.
 """
 
@@ -15,6 +16,10 @@ HERE = Path(__file__).parent
 VERSION = (HERE / "speechbrain_sim/version.txt").read_text().strip()
 
 EXTRAS = {
+    "abx": [
+        "fastabx>=0.9; python_version >= '3.12'",
+        "discophon>=0.2; python_version >= '3.12'",
+    ],
     "analysis": ["captum>=0.7", "scikit-learn>=1.3"],
     "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2"],
     "huggingface": ["transformers>=4.57"],

@@ -26,6 +26,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim import config
 from speechbrain_sim.analysis import tools
+from speechbrain_sim.analysis.abx import ABX
 from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.factors import Factors
 from speechbrain_sim.analysis.folds import check_apart, check_folds
@@ -198,6 +199,9 @@ def check(hparams):
             f"{hparams['factor_label']} is no label of frames: give "
             f"--factor_label one of label_kinds, or --factor_segments."
         )
+    label = hparams["abx_label"]
+    if label and kind_of(label, hparams["label_kinds"]) != FRAMES:
+        raise ValueError(f"--abx_label {label} is no label of frames.")
 
 
 def train(hparams, runs, name, seed, label=None):
@@ -256,8 +260,9 @@ def check_labels(hparams, runs, chosen):
 def train_and_probe(hparams, runs):
     """Trains every system, and probes it for every label.
 
-    Returns the encoder of each system's first seed, the folders of the probes,
-    label -> system -> list, and the training logs by system.
+    Returns folder and encoder of each system's first seed (of `abx_label`, if it
+    is trained per label), the folders of the probes, label -> system -> list,
+    and the training logs by system.
     """
     encoders, logs, labels = {}, {}, hparams["labels"]
     probed = {label: {} for label in labels}
@@ -273,6 +278,8 @@ def train_and_probe(hparams, runs):
             for label in labels:
                 if per_label:
                     folder, encoder = train(hparams, runs, name, seed, label)
+                    if label == hparams["abx_label"]:
+                        encoders.setdefault(name, (folder, encoder))
                 place = f"{folder}/probe"
                 run_probe(hparams, runs, name, label, place, encoder)
                 probed[label].setdefault(name, []).append(place)
@@ -395,9 +402,20 @@ def make_study(hparams):
     )
 
 
+def compare_phones(hparams, runs, encoders):
+    """Measures ABX of all systems; returns the results of the tool."""
+    if hparams["abx_label"] is None:
+        return {}
+    run_on_main(hparams["prepare"])
+    of = hparams["systems"]
+    own = {name: e for name, e in encoders.items() if "of" not in of[name]}
+    device = runs.run_opts["device"] or infer_device()
+    return {ABX.key: hparams["abx"](own, device=device)}
+
+
 def look_inside(hparams, runs, study, chosen, encoders):
     """Opens and measures the systems `inside`; returns the study with both."""
-    systems, results = [], {}
+    systems, results = [], dict(study.results)
     for name in hparams["inside"]:
         folder, source = encoders[name]
         check_clips(hparams, source)
@@ -425,7 +443,8 @@ def main(argv):
     trained = {n: train_and_probe(*fold) for n, fold in folds.items()}
     encoders, folders, logs = by_fold(trained)
     probed = read_probed(folders, hparams["baseline"])
-    study = study._replace(probed=probed, logs=logs)
+    results = compare_phones(hparams, runs, encoders)
+    study = study._replace(probed=probed, logs=logs, results=results)
     study = look_inside(hparams, runs, study, chosen, encoders)
     at = machine()
     note = (

@@ -45,6 +45,7 @@ def encode_manifest(
     alignment="centre",
     max_seconds=120.0,
     device="cpu",
+    only=None,
 ):
     """Encodes a manifest once, or what is missing of it.
 
@@ -57,16 +58,13 @@ def encode_manifest(
         From `load_encoder`.
     manifest, data_folder, folder : str or Path
         See `read_manifest`; of the store: that of anything else is replaced.
-    layers : list of str, optional
-        All by default.
+    layers, only : list of str, optional
+        All layers, and utterances of all IDs, by default.
     rows : str
         "mean": one row per utterance, the mean of its frames, in float32.
-        "labels": the frame of each 10 ms label; "all": every frame; both in
-        half precision.
-    log_var : bool
-        Whether to keep the log-variances of posteriors, too.
-    alignment : str
-        See `frames_of_labels`.
+        "labels": the frame of each 10 ms; "all": every frame (float16).
+    log_var, alignment : bool, str
+        Whether to keep the log-variances, too; see `frames_of_labels`.
     max_seconds : float
         Audio encoded at once, with padding; longer utterances come in pieces.
     device : str
@@ -82,11 +80,13 @@ def encode_manifest(
         "rows": rows,
         "alignment": alignment if rows == LABELS else None,
         "sampled": False,
+        "only": only,
     }
     layers = list(layers or encoder.layer_names)
     posteriors = filter(encoder.has_posterior, layers if log_var else ())
     arrays = layers + [layer + LOG_VAR for layer in posteriors]
     dataset = make_dataset(manifest, data_folder)
+    dataset.data_ids = only or dataset.data_ids
     dataset = dataset.filtered_sorted(sort_key="duration")
     job = _Encoding(encoder.to(device), arrays, dataset, made_of, device)
     job.longest *= max_seconds

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from speechbrain_sim.analysis.abx import ABX
 from speechbrain_sim.analysis.attribution import AttributionTool
 from speechbrain_sim.analysis.delta import Delta
 from speechbrain_sim.analysis.factors import FactorsTool
@@ -20,6 +21,7 @@ from speechbrain_sim.report.tables import NOT_MEASURED, percent
 
 TOOLS = [
     Probing(),
+    ABX(),
     Training(),
     Listening(),
     Delta(),
@@ -35,7 +37,7 @@ TOOLS = [
 def choose_tools(keys=None, inside=True):
     """Returns the tools of these keys; all by default.
 
-    Those of the probes and of training are always there, and are all there are
+    Those of the probes, ABX and training are always there, and are all there are
     if there is nothing `inside`. Raises a ValueError for an unknown key.
     """
     names = [tool.key for tool in TOOLS]

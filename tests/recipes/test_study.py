@@ -34,6 +34,7 @@ def study_argv(yaml, corpora, folder):
     argv += ["--smooth_pairs", "4", "--smooth_steps", "3", "--directions", "2"]
     argv += ["--pretrain_options", f"{{{TINY}}}", "--decoder_epochs", "{}"]
     argv += ["--decode_options", f"{{{EPOCH}, num_workers: 0}}"]
+    argv += ["--abx_recordings", "9"]
     if yaml.parent.name == "Synthetic":
         argv += ["--speakers", "3", "--sentences", "9"]
         argv += ["--test_sentences", "3"]
@@ -89,6 +90,25 @@ def numbers(tree):
         yield tree
 
 
+def check_abx(found, corpus, text):
+    """Means of every layer, samples of posteriors; or the reason of a gap."""
+    if corpus == "ArtificialSpeech":
+        gap = "test.csv has no column 'phones'."
+        assert found == {"ABX": {"of phones": {"gap": gap}}} and gap in text
+        return
+    assert list(found) == SYSTEMS
+    for system, layers in found.items():
+        assert list(layers) == ["module1", "module2", "module3", "context"]
+        for layer, codes in layers.items():
+            posterior = system == "SIM" and layer != "context"
+            assert list(codes) == ["means", "samples"][: 1 + posterior]
+            for numbers in codes.values():
+                for kind in ("within", "across"):
+                    low, high = numbers[kind]["interval"]
+                    assert 0 <= low <= numbers[kind]["value"] <= high <= 1
+    assert "| SIM context |" in text and "| across speakers, samples |" in text
+
+
 @pytest.mark.parametrize("corpus", LABELS)
 def test_report_has_every_tool_for_every_system(studied, corpus):
     folder = studied[corpus]
@@ -124,6 +144,7 @@ def test_report_has_every_tool_for_every_system(studied, corpus):
     assert list(layers) == ["module1", "module2", "module3", "context"]
     assert all(0 <= x["control"]["accuracy"] <= 1 for x in layers.values())
     assert "above_GIM" in probed["SIM"] and "above_GIM" not in probed["GIM"]
+    check_abx(report["abx"], corpus, text)
     differences = report["differences"]["delta"]["SIM"]
     for layer, found in differences.items():
         ours, theirs = (
@@ -248,8 +269,9 @@ def test_systems_that_are_missing_are_named(recipes, corpora, tmp_path):
     for name in ("CPC", "supervised"):
         with pytest.raises(ValueError, match=f"encoder of {name} to look"):
             recipes["study"].main([*argv, "--inside", f"[{name}]"])
-    with pytest.raises(ValueError, match="speaker is no label of frames"):
-        recipes["study"].main([*argv, "--factor_label", "speaker"])
+    for option in ("--factor_label", "--abx_label"):
+        with pytest.raises(ValueError, match="speaker is no label of frames"):
+            recipes["study"].main([*argv, option, "speaker"])
 
 
 def test_folds_that_are_none_are_refused(recipes, corpora, tmp_path):
