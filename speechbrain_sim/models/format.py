@@ -53,6 +53,7 @@ CLASSES = {
     "GreedyEncoder": "speechbrain_sim.encoders.greedy",
     "LogMel": "speechbrain_sim.encoders.logmel",
     "ConvDecoder": "speechbrain_sim.decoders",
+    "SpectrogramDecoder": "speechbrain_sim.decoders",
     "LayerProbes": "speechbrain_sim.probes",
 }
 

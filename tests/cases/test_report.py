@@ -20,6 +20,7 @@ from speechbrain_sim.analysis.latents import Clips, read_clips
 from speechbrain_sim.analysis.listening import explore
 from speechbrain_sim.analysis.study import Results, Study, System
 from speechbrain_sim.analysis.tools import TOOLS, summarise, write_report
+from speechbrain_sim.decoders import WAVEFORM
 from speechbrain_sim.hub.card import write_card
 from speechbrain_sim.models.format import load_parts, save_parts
 from speechbrain_sim.report import style
@@ -285,8 +286,9 @@ def test_i3_the_report_shows_what_is_said_and_by_whom(tmp_path):
     clips = read_clips(str(manifest), str(tmp_path), 1600, 3)
     latent = SimpleNamespace(mean=torch.randn(3, 10, 4), log_var=None)
     system = System("SIM", None, clips.wavs, {"top": latent}, {}, None, {})
-    decoder = {"top": lambda z, samples: z.mean(2).repeat(1, 160)}
-    first, *walks = explore(system._replace(decoders=decoder), "top", clips)
+    decoders = {"top": lambda z, samples: z.mean(2).repeat(1, 160)}
+    system = system._replace(decoders={WAVEFORM: decoders})
+    first, *walks = explore(system, "top", clips)
     assert first.stops[0].label == "“good morning” (speaker 7, F), recorded"
     assert first.caption.endswith(
         "the first 0.1 s are used. 7-0: “good morning” (speaker 7, F) and "

@@ -19,6 +19,7 @@ from speechbrain_sim.brains.probe import (
     Watch,
     make_probes,
 )
+from speechbrain_sim.decoders import WAVEFORM
 from speechbrain_sim.encoders.base import Latent
 from speechbrain_sim.family import build_model
 from speechbrain_sim.files import read_json
@@ -536,7 +537,7 @@ def linear_system(gain, clips=6):
     wavs = torch.randn(clips, 40, generator=generator)
     z = wavs.clone().unflatten(1, (10, 4))
     latent = Latent(z, None, z, torch.full((clips,), 10))
-    decoders = {"low": lambda z, samples: gain * z.flatten(1)}
+    decoders = {WAVEFORM: {"low": lambda z, samples: gain * z.flatten(1)}}
     return System("SIM", None, wavs, {"low": latent}, decoders, None, {})
 
 
@@ -571,7 +572,7 @@ def test_f8_left_out_pairs_are_in_no_comparison(tmp_path):
         return (z * z[:, :1, :1].sign()).flatten(1)
 
     system.wavs[:] = decode(z, 40)
-    system = system._replace(decoders={"low": decode})
+    system = system._replace(decoders={WAVEFORM: {"low": decode}})
     pairs = torch.tensor([[0, 1], [0, 2], [2, 3], [0, 3]])
     study = Study(tmp_path, walk_pairs=pairs, steps=4)
     found = smoothness.Smoothness().measure(system, study)["low"]
