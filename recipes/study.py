@@ -265,10 +265,11 @@ def train_and_probe(hparams, runs):
 
 def train_decoder(hparams, runs, folder, encoder, layer, kind=WAVEFORM):
     """Trains the decoder of a layer; returns its folder."""
-    name = "decoder" if kind == WAVEFORM else kind
-    epochs = hparams[f"{name}_epochs"]
-    options = {"number_of_epochs": epochs[layer]} if layer in epochs else {}
-    options |= hparams["decode_options"]
+    name, options = kind, hparams["spectrogram_options"]
+    if kind == WAVEFORM:
+        name, epochs = "decoder", hparams["decoder_epochs"]
+        options = {"number_of_epochs": epochs[layer]} if layer in epochs else {}
+    options = {**options, **hparams["decode_options"]}
     own = {"output_folder": f"{folder}/{name}_{layer}"}
     own |= {"encoder": encoder, "layer": layer, "decoder": kind}
     runs.run(decode.decode, "decode.yaml", decode.RULES, options, **own)

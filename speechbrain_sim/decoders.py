@@ -30,7 +30,9 @@ LONG = 480000
 #: kinds of decoders, see `make_decoder`
 DECODERS = WAVEFORM, SPECTROGRAM = "waveform", "spectrogram"
 #: of the spectrogram decoder: residual convolutions, kernels, channels
-BLOCKS, KERNEL, CHANNELS = 2, 5, 256
+BLOCKS, KERNEL, CHANNELS = 2, 5, 128
+#: deviation and mean of the log-power of speech, about: no step is spent on them
+SCALE, LEVEL = 4.0, -8.0
 
 
 class Decoder(nn.Module, ABC):
@@ -219,7 +221,8 @@ class SpectrogramDecoder(Decoder):
         for block, norm in zip(self.blocks, self.norms[1:], strict=True):
             y = zero_padding(torch.relu(x), valid).transpose(1, 2)
             x = norm(x + block(y).transpose(1, 2))
-        return zero_padding(self.last(torch.relu(x)), valid)
+        x = SCALE * self.last(torch.relu(x)) + LEVEL
+        return zero_padding(x, valid)
 
     def around(self, z, frames):
         """Lays the latents around each frame side by side."""

@@ -80,7 +80,9 @@ def griffin_lim(spectrogram, samples, lengths):
     tensor(True)
     """
     size = frames_of(samples + WINDOW // 2)  # all windows that reach the end
-    power = (torch.exp(spectrogram) - FLOOR).clamp(min=0)
+    # Fourier transforms of half precision are not everywhere
+    wide = torch.promote_types(spectrogram.dtype, torch.float32)
+    power = (torch.exp(spectrogram.to(wide)) - FLOOR).clamp(min=0)
     power = zero_padding(power, frames_of(lengths))
     short = size - power.shape[1]
     magnitude = torch.nn.functional.pad(power.sqrt(), (0, 0, 0, short)).mT
@@ -98,7 +100,7 @@ def griffin_lim(spectrogram, samples, lengths):
         here = fourier(sound(phases)).mT
         phases = here - MOMENTUM * last
         phases, last = phases / (phases.abs() + 1e-16), here
-    return sound(phases)[:, :samples]
+    return sound(phases)[:, :samples].to(spectrogram)
 
 
 def log_mel(spectrogram, filters):

@@ -120,11 +120,11 @@ def share_explained(decode, z, recorded, batch_size, kind=WAVEFORM):
     lost = (decoded - recorded).square().sum() / recorded.square().sum()
     explained = float(1 - lost)
     if not explained >= DECODED:
-        option = "decoder" if kind == WAVEFORM else kind
+        option = "decoder_epochs" if kind == WAVEFORM else f"{kind}_options"
         raise Unmeasurable(
             f"The decoder gives back {100 * explained:.0f} % of "
             f"{RECORDED[kind]}; a number takes {100 * DECODED:.0f} % or more: "
-            f"train it longer (--{option}_epochs)."
+            f"train it longer (--{option})."
         )
     return explained
 

@@ -230,22 +230,18 @@ class Smoothness(Tool):
     def __init__(self, kind=WAVEFORM):
         self.kind, self.needs = kind, (kind,)
         self.key, self.title = "smoothness", "Smoothness as a number"
-        title, meaning = (
-            "path / distance",
-            (
-                "Path / distance: length of the decoded way from one recording to "
-                "another, over their distance (1: straight)."
-            ),
-        )
+        self.columns = {
+            f"path / distance\n{LOWER}": "Path / distance: length of the decoded "
+            "way from one recording to another, over their distance (1: straight)."
+        }
         if kind != WAVEFORM:
             self.key, self.title = "smoothness-mel", f"{self.title}, by log-mel"
-            title += " (log-mel)"
-            meaning = "Path / distance (log-mel): that of log-mel spectrograms."
-        self.columns = {f"{title}\n{LOWER}": meaning}
+            self.columns = {}  # the summary is wide enough
 
     def cells(self, numbers):
         """Returns the cells of `columns`."""
-        return [with_interval(numbers["walks"]["path_ratio"])]
+        cells = [with_interval(numbers["walks"]["path_ratio"])]
+        return cells[: len(self.columns)]
 
     def settings(self, study):
         """Returns pairs, steps, directions, and what a decoder has to reach."""

@@ -14,7 +14,7 @@ from speechbrain_sim.spectrograms import (
 )
 
 #: of mel bands, in the loss of spectrograms
-MEL_WEIGHT = 2.0
+MEL_WEIGHT = 4.0
 
 
 def mean_squared_error(decoded, wavs, lengths):
