@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from speechbrain_sim.analysis.intervals import Unmeasurable, bootstrap_pairs
 from speechbrain_sim.analysis.study import (
+    COMPARED,
     LOWER,
     RECORDED,
     Results,
@@ -38,13 +39,9 @@ logger = get_logger(__name__)
 
 #: of the dimensions, at which delta is compared: the paper's 64 of 512
 SHARE = Fraction(1, 8)
-#: of the two tools, by kind of decoder: their keys; delta in short; what it is of
+#: of the two tools, by kind of decoder: their keys; delta in short
 KEYS = {WAVEFORM: "delta", SPECTROGRAM: "delta-mel"}
 SYMBOLS = {WAVEFORM: "δ", SPECTROGRAM: "δ (log-mel)"}
-COMPARED = {
-    WAVEFORM: "decoded waveforms",
-    SPECTROGRAM: "the log-mel of decoded spectrograms",
-}
 #: least share of the recordings' energy that a decoder gives back, if anything
 #: is to be concluded from what it decodes
 DECODED = 0.25
@@ -105,15 +102,16 @@ def decode_clips(decode, latents, batch_size):
 
 
 @torch.no_grad()
-def share_explained(decode, z, recorded, batch_size, kind=WAVEFORM):
+def share_explained(compared, z, batch_size, kind=WAVEFORM):
     """Returns the share of the clips' energy that a decoder gives back.
 
-    1 - |decoded - recorded|^2 / |recorded|^2 over all clips, where `decode` and
-    `recorded` are from `System.compared`: of a spectrogram decoder, the share
-    of the variance of log-mel. Raises an Unmeasurable if what is decoded is not
+    1 - |decoded - recorded|^2 / |recorded|^2 over all clips, by what
+    `System.compared` returns: of a spectrogram decoder, the share of the
+    variance of log-mel. Raises an Unmeasurable if what is decoded is not
     finite, or if the share is less than `DECODED`: such sounds show the
     decoder's failure, not the latents.
     """
+    decode, recorded = compared
     decoded = decode_clips(decode, z, batch_size)
     if not recorded.any():
         raise Unmeasurable("All clips are silent.")
@@ -339,9 +337,9 @@ class Delta(Tool):
         pairs, size = study.pairs, study.batch_size
 
         def measure(layer, latent):
-            decode, recorded = system.compared(layer, self.kind)
-            z, kind = latent.mean, self.kind
-            explained = share_explained(decode, z, recorded, size, kind)
+            z, how = latent.mean, system.compared(layer, self.kind)
+            explained = share_explained(how, z, size, self.kind)
+            decode, _ = how
             n = dimensions_at_share(z.shape[-1])
             counts = sorted({*powers_of_two(z.shape[-1]), n})
             distances = measure_distances(decode, z, pairs, counts, size)

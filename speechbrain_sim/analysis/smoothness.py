@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_sim.analysis import delta, intervals
-from speechbrain_sim.analysis.study import LOWER, RECORDED, Tool
+from speechbrain_sim.analysis.study import COMPARED, LOWER, RECORDED, Tool
 from speechbrain_sim.decoders import WAVEFORM
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report import style
@@ -258,9 +258,9 @@ class Smoothness(Tool):
         pairs, size = study.walk_pairs, study.batch_size
 
         def measure(layer, latent):
-            decode, recorded = system.compared(layer, self.kind)
-            z = latent.mean
-            delta.share_explained(decode, z, recorded, size, self.kind)
+            z, how = latent.mean, system.compared(layer, self.kind)
+            delta.share_explained(how, z, size, self.kind)
+            decode, _ = how
             walks = measure_walks(decode, z, pairs, study.steps, size)
             moves = measure_moves(decode, z, study.directions, size, study.seed)
             paths = walks.steps.sum(1) * (walks.distances > 0)
@@ -295,7 +295,7 @@ class Smoothness(Tool):
         return [
             Figure(
                 "Decoded walks and moves",
-                f"Of {delta.COMPARED[self.kind]}. Left: length of the path over "
+                f"Of {COMPARED[self.kind]}. Left: length of the path over "
                 "the distance of its ends. Middle: largest over mean step. "
                 "Right: change for each deviation that one frame moves in a "
                 f"random direction (by {MOVE}), over what a frame carries: its "

@@ -19,7 +19,11 @@ from speechbrain_sim.spectrograms import log_mel, log_power, mel_filters
 
 #: which way is better: the second line of a column's title
 LOWER, HIGHER = "↓ lower is better", "↑ higher is better"
-#: of what a decoder has to give back a share, by kind, and what is compared
+#: by kind of decoder, what is compared, and of what it has to give back a share
+COMPARED = {
+    WAVEFORM: "decoded waveforms",
+    SPECTROGRAM: "the log-mel of decoded spectrograms",
+}
 RECORDED = {
     WAVEFORM: "the recordings' energy",
     SPECTROGRAM: "the variance of the recordings' log-mel",

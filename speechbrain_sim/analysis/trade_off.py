@@ -1,12 +1,7 @@
 """What few dimensions cost: accuracy of the probes against delta."""
 
-from speechbrain_sim.analysis.delta import (
-    COMPARED,
-    SHARE,
-    best_delta,
-    delta_at_share,
-)
-from speechbrain_sim.analysis.study import Tool
+from speechbrain_sim.analysis.delta import SHARE, best_delta, delta_at_share
+from speechbrain_sim.analysis.study import COMPARED, Tool
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Gap
 

@@ -22,8 +22,7 @@ class DecoderBrain(ResumableBrain):
     beside those of `ResumableBrain`: `frozen_encoder`, `layer`, `sampled`
     (decode draws from the posteriors, or means), `reconstruction` (the loss),
     `lr_decay` (see `rate`), `audio_folder`, `output_folder` (which holds the
-    `audio_folder`, `output_folder` (which holds the encoder, or a reference to
-    it).
+    encoder, or a reference to it).
     """
 
     def __init__(self, *args, **kwargs):

@@ -20,7 +20,7 @@ from speechbrain_sim.analysis.latents import Clips, read_clips
 from speechbrain_sim.analysis.listening import explore
 from speechbrain_sim.analysis.study import Results, Study, System
 from speechbrain_sim.analysis.tools import TOOLS, summarise, write_report
-from speechbrain_sim.decoders import WAVEFORM
+from speechbrain_sim.decoders import SPECTROGRAM, WAVEFORM
 from speechbrain_sim.hub.card import write_card
 from speechbrain_sim.models.format import load_parts, save_parts
 from speechbrain_sim.report import style
@@ -295,6 +295,16 @@ def test_i3_the_report_shows_what_is_said_and_by_whom(tmp_path):
         "7-1: “good night” (speaker 7, F)."
     )
     assert "From “good morning” (speaker 7, F) to “good nig" in walks[0].caption
+    assert walks[0].caption.endswith("Sounds of the waveform decoder.")
+
+    loud = {"top": lambda z, samples: 1 + z.mean(2).repeat(1, 160)}
+    both = {WAVEFORM: decoders, SPECTROGRAM: loud}
+    first, *walks = explore(system._replace(decoders=both), "top", clips)
+    kinds = ["recorded", "decoded, spectrogram", "decoded, waveform"] * 2
+    assert [s.label.split("), ")[1] for s in first.stops] == kinds
+    np.testing.assert_allclose(first.stops[1].wav, first.stops[2].wav + 1)
+    np.testing.assert_allclose(walks[0].stops[0].wav, first.stops[1].wav)
+    assert all(w.caption.endswith("the spectrogram decoder.") for w in walks)
 
 
 # I4 -------------------------------------------------------------------------
