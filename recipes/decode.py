@@ -1,11 +1,12 @@
 """Trains a decoder for one layer of a frozen encoder: latents -> waveform.
 
     python recipes/decode.py hparams/Synthetic/decode.yaml \
-        --encoder results/Synthetic/sim_1 --layer module3
+        --encoder results/Synthetic/sim_1 --layer module3 --decoder spectrogram
 
-The decoder mirrors the encoder's own convolutions. The run's folder gets
-checkpoints, a log, the decoder and, after each epoch, what it makes of a few
-validation recordings. Started again, a run is resumed.
+By default the decoder is the paper's, the encoder's own convolutions mirrored;
+--decoder spectrogram trains one that is heard where that one is silent. The
+run's folder gets checkpoints, a log, the decoder and, after each epoch, what it
+makes of a few validation recordings. Started again, a run is resumed.
 """
 
 import sys
@@ -16,12 +17,13 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain_sim import config
 from speechbrain_sim.brains.decoder import DecoderBrain
 from speechbrain_sim.cli import run_command
-from speechbrain_sim.decoders import mirror
+from speechbrain_sim.decoders import SPECTROGRAM, make_decoder
 from speechbrain_sim.models.load import (
     check_folder,
     load_encoder,
     save_encoder,
 )
+from speechbrain_sim.objectives.reconstruction import SpectrogramLoss
 
 #: of runs: what may change when they are resumed, and what is refused
 RULES = ([*config.MAY_CHANGE, "encoder"], None)
@@ -39,7 +41,10 @@ def decode(hparams, run_opts):
     source = hparams["encoder"]
     encoder, description = load_encoder(source)
     kept = [hparams["output_folder"], encoder, description, source]
-    decoder = mirror(encoder, hparams["layer"])
+    kind = hparams["decoder"]
+    decoder = make_decoder(encoder, hparams["layer"], kind)
+    if kind == SPECTROGRAM:
+        hparams["reconstruction"] = SpectrogramLoss()
     run_on_main(keep_encoder, args=kept)
     hparams["frozen_encoder"] = encoder
     brain = DecoderBrain(

@@ -38,6 +38,7 @@ from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.labels import FRAMES, kind_of
 from speechbrain_sim.data.manifests import DATA_COLUMNS
 from speechbrain_sim.data.tables import row_hashes
+from speechbrain_sim.decoders import DECODERS, WAVEFORM
 from speechbrain_sim.files import machine, read_json, sha256, text_hash
 from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
@@ -286,13 +287,15 @@ def train_and_probe(hparams, runs):
     return encoders, probed, logs
 
 
-def train_decoder(hparams, runs, folder, encoder, layer):
+def train_decoder(hparams, runs, folder, encoder, layer, kind=WAVEFORM):
     """Trains the decoder of a layer; returns its folder."""
-    epochs = hparams["decoder_epochs"]
-    options = {"number_of_epochs": epochs[layer]} if layer in epochs else {}
-    options |= hparams["decode_options"]
-    own = {"output_folder": f"{folder}/decoder_{layer}"}
-    own |= {"encoder": encoder, "layer": layer}
+    name, options = kind, hparams["spectrogram_options"]
+    if kind == WAVEFORM:
+        name, epochs = "decoder", hparams["decoder_epochs"]
+        options = {"number_of_epochs": epochs[layer]} if layer in epochs else {}
+    options = {**options, **hparams["decode_options"]}
+    own = {"output_folder": f"{folder}/{name}_{layer}"}
+    own |= {"encoder": encoder, "layer": layer, "decoder": kind}
     runs.run(decode.decode, "decode.yaml", decode.RULES, options, **own)
     return own["output_folder"]
 
@@ -324,6 +327,12 @@ def layers_of(hparams, encoder):
     return hparams["layers"] or names
 
 
+def kinds_of_decoders(hparams, chosen):
+    """Lists the kinds of decoders that are chosen and needed by tools."""
+    needed = {need for tool in chosen for need in tool.needs}
+    return [k for k in DECODERS if k in needed and k in hparams["decoders"]]
+
+
 def open_system(hparams, runs, study, chosen, name, folder, source):
     """Loads an encoder, trains what the tools need of it, encodes the clips."""
     encoder, description = load_encoder(source)
@@ -333,17 +342,17 @@ def open_system(hparams, runs, study, chosen, name, folder, source):
     latents = encode_clips(encoder, wavs, layers, study.batch_size)
     decoders, probes = {}, None
     made_of = {"encoder": [description["sha256"], description["arguments"]]}
-    needs = {need for tool in chosen for need in tool.needs}
-    if "decoders" in needs:
-        hashes = made_of["decoders"] = {}
+    for kind in kinds_of_decoders(hparams, chosen):
+        hashes, made = {}, {}
+        made_of[kind], decoders[kind] = hashes, made
         for layer in layers:
-            run = train_decoder(hparams, runs, folder, source, layer)
+            run = train_decoder(hparams, runs, folder, source, layer, kind)
             digest = description["sha256"]
             check_clips(hparams, run)
             decoder, about = load_decoder(run, layer, digest)
             hashes[layer] = about["sha256"]
-            decoders[layer] = decoder.to(device)
-    if "probes" in needs:
+            made[layer] = decoder.to(device)
+    if any("probes" in tool.needs for tool in chosen):
         probes, made_of["probes"] = train_bias_free(
             hparams, runs, name, folder, source, layers
         )
@@ -366,8 +375,8 @@ def check_runs(hparams, runs, chosen):
         folder, source = encoders[name]
         for layer in layers_of(hparams, encoder_of(source)):
             encoder_of(source).check_layer(layer)
-            if any("decoders" in tool.needs for tool in chosen):
-                train_decoder(hparams, dry, folder, source, layer)
+            for kind in kinds_of_decoders(hparams, chosen):
+                train_decoder(hparams, dry, folder, source, layer, kind)
     for settings in dry.dry.values():
         if isinstance(settings["encoder"], str):  # of a probe, or decoder
             encoder = encoder_of(settings["encoder"])
@@ -430,7 +439,8 @@ def look_inside(hparams, runs, study, chosen, encoders):
 def main(argv):
     """Runs the study with a command line; returns its hyper-parameters."""
     hparams, run_opts = config.load_experiment(argv, None, check)
-    chosen = tools.choose_tools(hparams["tools"], bool(hparams["inside"]))
+    inside, decoders = bool(hparams["inside"]), hparams["decoders"]
+    chosen = tools.choose_tools(hparams["tools"], inside, decoders)
     yamls = Path(argv[0]).resolve().parent
     runs = open_runs(yamls, hparams, run_opts)
     folds = folds_of(hparams, runs)

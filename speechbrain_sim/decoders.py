@@ -1,66 +1,70 @@
 """Decoders: latents of a layer -> waveform.
 
+Two kinds: the paper's, by squared error of waveforms, and one to listen to, by
+spectrograms and Griffin-Lim.
+
 Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 4.1.3,
 https://arxiv.org/abs/2408.12936
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
 
 from speechbrain_sim.arguments import records_arguments
+from speechbrain_sim.data.labels import HOP
 from speechbrain_sim.encoders.base import absolute_lengths, zero_padding
-from speechbrain_sim.encoders.block_conv import conv_lengths
+from speechbrain_sim.encoders.block_conv import conv_geometry, conv_lengths
+from speechbrain_sim.spectrograms import (
+    BINS,
+    PERIOD,
+    REACH,
+    frames_of,
+    griffin_lim,
+)
 
 #: samples (30 s) beyond which a waveform is decoded in pieces, and of a piece
 LONG = 480000
+#: kinds of decoders, see `make_decoder`
+DECODERS = WAVEFORM, SPECTROGRAM = "waveform", "spectrogram"
+#: of the spectrogram decoder: residual convolutions, kernels, channels
+BLOCKS, KERNEL, CHANNELS = 2, 5, 128
+#: deviation and mean of the log-power of speech, about: no step is spent on them
+SCALE, LEVEL = 4.0, -8.0
 
 
-@records_arguments
-class ConvDecoder(nn.Module):
-    """The convolutions of an encoder, mirrored: latents -> waveform.
+class Decoder(nn.Module, ABC):
+    """Latents of one layer -> waveform, whatever lies between.
 
-    One transposed convolution for each convolution below the latents, topmost
-    first, with ReLU between. Lengths are retraced exactly.
+    Lengths are those of the encoder's convolutions, retraced exactly.
 
     Arguments
     ---------
-    in_channels : int
-        Channels of the latents.
-    channels : int
-        Channels inside.
     kernel_sizes, strides, paddings : list of int
         Of the encoder's convolutions, waveform first.
-    refinements : int
-        Further transposed convolutions (kernel 3, stride 1) after each one.
     """
 
-    def __init__(
-        self,
-        in_channels,
-        channels,
-        kernel_sizes,
-        strides,
-        paddings,
-        refinements=0,
-    ):
+    def __init__(self, kernel_sizes, strides, paddings):
         super().__init__()
         #: (kernel size, stride, padding), waveform first
         self.shapes = list(zip(kernel_sizes, strides, paddings, strict=True))
-        self.hop, self.reach = math.prod(strides), 0
-        for kernel_size, stride, _ in self.shapes:
-            taps = self.reach + kernel_size + refinements
-            #: frames beside those of a piece that it depends on
-            self.reach = -(-taps // stride)
-        self.stages = nn.ModuleList()
-        width = in_channels
-        for i, shape in reversed(list(enumerate(self.shapes))):
-            convs = []
-            for out in [channels] * refinements + [channels if i else 1]:
-                convs.append(nn.ConvTranspose1d(width, out, *shape))
-                width, shape = out, (3, 1, 1)
-            self.stages.append(nn.ModuleList(convs))
+        #: samples per frame; frames beside a piece that it depends on; where
+        #: pieces may begin, multiples of so many frames
+        self.hop, self.reach, self.unit = math.prod(strides), 0, 1
+
+    @abstractmethod
+    def predict(self, z, samples, lengths):
+        """Predicts what is learned, zero beyond each utterance.
+
+        For `z` and `samples` see `forward`; `lengths` are samples, (batch,),
+        on the CPU: utterances of `lengths` <= 0 are padding.
+        """
+
+    def sound(self, predicted, samples, lengths):
+        """Makes waveforms, (batch, samples), of what `predict` returned."""
+        return predicted
 
     def frames(self, samples):
         """Lists the lengths from the waveform up to the latents."""
@@ -69,12 +73,13 @@ class ConvDecoder(nn.Module):
             lengths.append(conv_lengths(lengths[-1], *shape))
         return lengths
 
-    def forward(self, z, samples, wav_lens=None):
+    def forward(self, z, samples, wav_lens=None, as_sound=True):
         """Decodes latents, (batch, time, in_channels), to (batch, samples).
 
         For `wav_lens` see `absolute_lengths`; zero beyond each utterance. A
         ValueError if `samples` do not encode to so many latents. Long ones are
-        decoded in pieces, unless gradients are wanted.
+        decoded in pieces, unless gradients are wanted. Without `as_sound`, what
+        `predict` returns is returned: training needs no more.
         """
         frames, time = self.frames(samples)[-1], z.shape[1]
         if time != frames:
@@ -83,9 +88,12 @@ class ConvDecoder(nn.Module):
             )
         wavs = z.new_empty(1).expand(len(z), samples)
         lengths = absolute_lengths(wavs, wav_lens)
+        if not as_sound:
+            return self.predict(z, samples, lengths)
         if torch.is_grad_enabled() or samples <= LONG:
             return self._decode(z, samples, lengths)
-        starts, pieces = range(0, time, max(1, LONG // self.hop)), []
+        step = self.unit * max(1, LONG // self.hop // self.unit)
+        starts, pieces = range(0, time, step), []
         ends = [*starts[1:], time]
         for start, end in zip(starts, ends, strict=True):
             # a piece has `reach` more frames on both sides, cut off again
@@ -100,7 +108,54 @@ class ConvDecoder(nn.Module):
         return torch.cat(pieces, dim=1)
 
     def _decode(self, z, samples, lengths):
-        """Decodes at once; utterances of `lengths` <= 0 are padding."""
+        """Decodes at once."""
+        predicted = self.predict(z, samples, lengths)
+        return self.sound(predicted, samples, lengths)
+
+
+@records_arguments
+class ConvDecoder(Decoder):
+    """The convolutions of an encoder, mirrored: latents -> waveform.
+
+    One transposed convolution for each convolution below the latents, topmost
+    first, with ReLU between.
+
+    Arguments
+    ---------
+    in_channels : int
+        Channels of the latents.
+    channels : int
+        Channels inside.
+    kernel_sizes, strides, paddings : list of int
+        See `Decoder`.
+    refinements : int
+        Further transposed convolutions (kernel 3, stride 1) after each one.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        channels,
+        kernel_sizes,
+        strides,
+        paddings,
+        refinements=0,
+    ):
+        super().__init__(kernel_sizes, strides, paddings)
+        for kernel_size, stride, _ in self.shapes:
+            taps = self.reach + kernel_size + refinements
+            self.reach = -(-taps // stride)
+        self.stages = nn.ModuleList()
+        width = in_channels
+        for i, shape in reversed(list(enumerate(self.shapes))):
+            convs = []
+            for out in [channels] * refinements + [channels if i else 1]:
+                convs.append(nn.ConvTranspose1d(width, out, *shape))
+                width, shape = out, (3, 1, 1)
+            self.stages.append(nn.ModuleList(convs))
+
+    def predict(self, z, samples, lengths):
+        """Returns the waveforms, (batch, samples): see `Decoder`."""
         padded, valid = self.frames(samples), self.frames(lengths)
         x = zero_padding(z, valid[-1])
         for depth, stage in enumerate(self.stages, start=2):
@@ -110,6 +165,78 @@ class ConvDecoder(nn.Module):
                 x = conv(x.transpose(1, 2), output_size=size).transpose(1, 2)
                 x = zero_padding(x, valid[-depth])
         return x[..., 0]
+
+
+@records_arguments
+class SpectrogramDecoder(Decoder):
+    """A few convolutions, latents -> log-power spectrogram, and Griffin-Lim.
+
+    The latents around each 10 ms, side by side, pass a linear layer and two
+    residual convolutions over time; what they predict has a bin per 40 Hz. Its
+    phases are found by `griffin_lim`, which nothing is trained through.
+
+    Arguments
+    ---------
+    in_channels : int
+        Channels of the latents.
+    channels : int
+        Channels inside.
+    kernel_sizes, strides, paddings : list of int
+        See `Decoder`.
+
+    Example
+    -------
+    >>> decoder = SpectrogramDecoder(8, 16, [10], [5], [2])
+    >>> decoder(torch.randn(2, 639, 8), 3200).shape
+    torch.Size([2, 3200])
+    >>> decoder(torch.randn(2, 639, 8), 3200, as_sound=False).shape
+    torch.Size([2, 21, 201])
+    """
+
+    def __init__(self, in_channels, channels, kernel_sizes, strides, paddings):
+        super().__init__(kernel_sizes, strides, paddings)
+        #: latents on either side of a frame that it is made of
+        self.beside = -(-HOP // self.hop)
+        taps = 2 * self.beside + 1
+        self.first = nn.Linear(taps * in_channels, channels)
+        self.blocks = nn.ModuleList(
+            nn.Conv1d(channels, channels, KERNEL, padding="same")
+            for _ in range(BLOCKS)
+        )
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(channels) for _ in range(BLOCKS + 1)
+        )
+        self.last = nn.Linear(channels, BINS)
+        frames = REACH + BLOCKS * (KERNEL // 2) + 1
+        self.unit = math.lcm(self.hop, PERIOD * HOP) // self.hop
+        reach = frames * HOP // self.hop + self.beside + 1
+        self.reach = -(-reach // self.unit) * self.unit
+
+    def predict(self, z, samples, lengths):
+        """Returns log-power spectrograms, (batch, frames, bins)."""
+        valid = frames_of(lengths)
+        z = zero_padding(z, self.frames(lengths)[-1])
+        x = self.around(z, frames_of(samples))
+        x = self.norms[0](self.first(x))
+        for block, norm in zip(self.blocks, self.norms[1:], strict=True):
+            y = zero_padding(torch.relu(x), valid).transpose(1, 2)
+            x = norm(x + block(y).transpose(1, 2))
+        x = SCALE * self.last(torch.relu(x)) + LEVEL
+        return zero_padding(x, valid)
+
+    def around(self, z, frames):
+        """Lays the latents around each frame side by side."""
+        hop, center = conv_geometry(self.shapes)
+        at = HOP * torch.arange(frames, dtype=torch.float64) - center
+        at = (at / hop).round().long()[:, None]
+        at = at + torch.arange(-self.beside, self.beside + 1)
+        before, after = -int(at.min()), int(at.max()) + 1 - z.shape[1]
+        z = nn.functional.pad(z, (0, 0, max(before, 0), max(after, 0)))
+        return z[:, (at + max(before, 0)).to(z.device)].flatten(2)
+
+    def sound(self, predicted, samples, lengths):
+        """See `Decoder`; nothing is trained through it."""
+        return griffin_lim(predicted, samples, lengths)
 
 
 def shortest(shapes, frames):
@@ -137,3 +264,18 @@ def mirror(encoder, layer):
     lowest = layer == encoder.layer_names[0] and len(shapes) == 2
     channels = encoder.channels_of(layer), encoder.conv_channels
     return ConvDecoder(*channels, *zip(*shapes, strict=True), 2 * lowest)
+
+
+def make_decoder(encoder, layer, kind=WAVEFORM):
+    """Makes the decoder of a layer: `WAVEFORM` is `mirror`'s.
+
+    Example
+    -------
+    >>> from speechbrain_sim.encoders.logmel import LogMel
+    >>> type(make_decoder(LogMel(), "logmel", SPECTROGRAM)).__name__
+    'SpectrogramDecoder'
+    """
+    if kind == WAVEFORM:
+        return mirror(encoder, layer)
+    shapes = zip(*encoder.convolutions(layer), strict=True)
+    return SpectrogramDecoder(encoder.channels_of(layer), CHANNELS, *shapes)

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench
+from benchmarks import bench, decoded
 from benchmarks.floor import step_flops
 from benchmarks.measure import (
     SavedTensors,
@@ -18,6 +19,7 @@ from benchmarks.measure import (
 )
 from benchmarks.reference import train_step
 from benchmarks.systems import TRAIN, Ours, Plain, make_batch, must_agree
+from tests.conftest import tone
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"channels": 16, "context_channels": 8}
@@ -188,3 +190,32 @@ def test_the_docs_show_the_last_published_bench():
             "target",
             "met",
         }
+
+
+def test_decoded_speech_is_between_silence_and_the_recordings():
+    rng, recordings = np.random.default_rng(0), []
+    for _ in range(6):
+        wav = np.concatenate([tone(label, 1600, rng) for label in (0, 1)])
+        target = torch.arange(18) // 9  # of frames
+        recordings.append((torch.from_numpy(wav), target))
+    probe = decoded.fit_probe(recordings)
+
+    class Encoder:
+        """The recordings themselves, as latents."""
+
+        def __call__(self, wavs, lengths, layers):
+            return {"low": type("", (), {"mean": wavs[..., None]})}
+
+    decoders = [
+        ("same", "low", lambda z, samples: z[..., 0]),
+        ("silent", "low", lambda z, samples: 0 * z[..., 0]),
+    ]
+    rows = decoded.measure(Encoder(), decoders, recordings, probe)
+    assert [row.pop("") for row in rows] == [
+        *("recordings", "Griffin-Lim", "same", "silent")
+    ]
+    numbers = np.array([[float(x) for x in row.values()] for row in rows])
+    assert numbers[0].tolist() == numbers[2].tolist()
+    assert numbers[0, :3].tolist() == [100, 100, 0] and numbers[0, 4] == 100
+    assert numbers[3, 0] == 0 and numbers[3, 2] > 5 > numbers[1, 2]
+    assert numbers[3, 3] < 60 < 90 < numbers[1, 3]

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from speechbrain_sim.decoders import mirror
+from speechbrain_sim.decoders import SPECTROGRAM, make_decoder, mirror
 from speechbrain_sim.encoders.greedy import GreedyEncoder
+from speechbrain_sim.objectives.reconstruction import SpectrogramLoss
+from speechbrain_sim.spectrograms import log_power
 
 
 @pytest.fixture
@@ -74,3 +76,77 @@ def test_frames_that_do_not_fit_are_refused(encoder):
     z = encoder(torch.randn(1, 3000).double())["module2"].mean
     with pytest.raises(ValueError, match="3500 samples encode to"):
         mirror(encoder, "module2").double()(z, 3500)
+
+
+# the audible kind ------------------------------------------------------------
+
+
+def audible(encoder, layer):
+    torch.manual_seed(0)
+    return make_decoder(encoder, layer, SPECTROGRAM).double().eval()
+
+
+@pytest.mark.parametrize("layer", ["module1", "module2", "module3"])
+def test_an_audible_decoder_has_any_length_alone_as_in_a_batch(encoder, layer):
+    torch.manual_seed(1)
+    decoder, lengths = audible(encoder, layer), torch.tensor([3000, 2001])
+    wavs = torch.randn(2, 3000).double()
+    wavs[1, 2001:] = 1e3
+    with torch.no_grad():
+        batch = decoder(encoder(wavs, lengths)[layer].mean, 3000, lengths)
+        alone = decoder(encoder(wavs[1:, :2001])[layer].mean, 2001)
+    assert batch.shape == (2, 3000) and alone.any()
+    torch.testing.assert_close(batch[1:, :2001], alone, atol=1e-8, rtol=0)
+    assert (batch[1, 2001:] == 0).all()
+
+
+@pytest.mark.parametrize("layer", ["module1", "module3"])
+def test_pieces_of_a_long_sound_are_those_of_the_whole(
+    encoder, layer, monkeypatch
+):
+    decoder, lengths = audible(encoder, layer), torch.tensor([40163, 21000])
+    z = encoder(torch.randn(2, 40163).double(), lengths)[layer].mean
+    with torch.no_grad():
+        whole = decoder(z, 40163, lengths)
+        monkeypatch.setattr("speechbrain_sim.decoders.LONG", 5000)
+        pieces = decoder(z, 40163, lengths)
+    torch.testing.assert_close(pieces, whole, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("layer", ["module1", "module3"])
+def test_a_frame_is_made_of_the_latents_around_it(encoder, layer):
+    """Against loops over the samples that frames are centred at."""
+    decoder = audible(encoder, layer)
+    frames = encoder.output_lengths(3200, layer)
+    z = torch.arange(frames, dtype=torch.float64)[None, :, None] + 1
+    found = decoder.around(z, 21)[0].tolist()
+    hop, center = encoder.frame_geometry(layer)
+    for frame, row in enumerate(found):
+        nearest = round((160 * frame - center) / hop)
+        reach = range(nearest - 160 // hop, nearest + 160 // hop + 1)
+        assert row == [i + 1 if 0 <= i < frames else 0 for i in reach]
+
+
+def test_it_learns_more_than_the_mean_spectrogram():
+    torch.manual_seed(0)
+    encoder = GreedyEncoder(channels=32, context_channels=4).eval()
+    pitches = torch.tensor([[0.1], [0.3], [0.5], [0.8]])
+    wavs = torch.sin(torch.arange(3200) * pitches)
+    z = encoder(wavs)["module1"].mean.detach()
+    z = (z - z.mean()) / z.std()  # an untrained layer is almost silent
+    decoder = make_decoder(encoder, "module1", SPECTROGRAM)
+    loss, lengths = SpectrogramLoss(), torch.full((4,), 3200)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=2e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        predicted = decoder(z, 3200, lengths, as_sound=False)
+        loss(predicted, wavs, lengths).backward()
+        optimizer.step()
+    error, power = loss.squares(predicted, wavs, lengths)
+    assert error < 0.5 * power
+    with torch.no_grad():
+        heard = log_power(decoder(z, 3200), lengths)
+    loudest = heard[:, 10].argmax(-1) * 40
+    torch.testing.assert_close(
+        loudest.float(), pitches[:, 0] * 8000 / torch.pi, atol=41, rtol=0
+    )

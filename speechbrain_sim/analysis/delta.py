@@ -20,7 +20,15 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from speechbrain_sim.analysis.intervals import Unmeasurable, bootstrap_pairs
-from speechbrain_sim.analysis.study import LOWER, Results, Tool, powers_of_two
+from speechbrain_sim.analysis.study import (
+    COMPARED,
+    LOWER,
+    RECORDED,
+    Results,
+    Tool,
+    powers_of_two,
+)
+from speechbrain_sim.decoders import SPECTROGRAM, WAVEFORM
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
@@ -31,6 +39,9 @@ logger = get_logger(__name__)
 
 #: of the dimensions, at which delta is compared: the paper's 64 of 512
 SHARE = Fraction(1, 8)
+#: of the two tools, by kind of decoder: their keys; delta in short
+KEYS = {WAVEFORM: "delta", SPECTROGRAM: "delta-mel"}
+SYMBOLS = {WAVEFORM: "δ", SPECTROGRAM: "δ (log-mel)"}
 #: least share of the recordings' energy that a decoder gives back, if anything
 #: is to be concluded from what it decodes
 DECODED = 0.25
@@ -91,23 +102,27 @@ def decode_clips(decode, latents, batch_size):
 
 
 @torch.no_grad()
-def share_explained(decode, z, wavs, batch_size):
+def share_explained(compared, z, batch_size, kind=WAVEFORM):
     """Returns the share of the clips' energy that a decoder gives back.
 
-    Raises an Unmeasurable if a waveform is not finite, or if less than
-    `DECODED` of the clips' energy is explained: such waveforms show the
+    1 - |decoded - recorded|^2 / |recorded|^2 over all clips, by what
+    `System.compared` returns: of a spectrogram decoder, the share of the
+    variance of log-mel. Raises an Unmeasurable if what is decoded is not
+    finite, or if the share is less than `DECODED`: such sounds show the
     decoder's failure, not the latents.
     """
+    decode, recorded = compared
     decoded = decode_clips(decode, z, batch_size)
-    if not wavs.any():
+    if not recorded.any():
         raise Unmeasurable("All clips are silent.")
-    lost = (decoded - wavs).square().sum() / wavs.square().sum()
+    lost = (decoded - recorded).square().sum() / recorded.square().sum()
     explained = float(1 - lost)
     if not explained >= DECODED:
+        option = "decoder_epochs" if kind == WAVEFORM else f"{kind}_options"
         raise Unmeasurable(
-            f"The decoder gives back {100 * explained:.0f} % of the recordings' "
-            f"energy; a number takes {100 * DECODED:.0f} % or more: train it "
-            f"longer (--decoder_epochs)."
+            f"The decoder gives back {100 * explained:.0f} % of "
+            f"{RECORDED[kind]}; a number takes {100 * DECODED:.0f} % or more: "
+            f"train it longer (--{option})."
         )
     return explained
 
@@ -246,6 +261,20 @@ def delta_at_share(numbers, distance="mae"):
     return delta_of(numbers[distance], n)
 
 
+def best_delta(study):
+    """Returns which deltas of a study are shown first, and these, `Results`.
+
+    The kind is `WAVEFORM`, as in the paper, unless more layers have a delta of
+    `SPECTROGRAM`.
+    """
+    found = {
+        kind: Results(study.results.get(key, {})).split()[0]
+        for kind, key in KEYS.items()
+    }
+    best = max(found, key=lambda kind: len([*found[kind].rows()]))
+    return best, found[best]
+
+
 def plot_delta(systems, path, published):
     """Plots delta in each layer over N / D; `published` results dashed."""
     with style.layer_drawing(path, systems.layers()) as panels:
@@ -267,18 +296,27 @@ def plot_delta(systems, path, published):
 
 
 class Delta(Tool):
-    """Section of the relative error delta."""
+    """Section of the relative error delta, by decoders of one kind.
 
-    key = "delta"
-    title = "How few dimensions carry the sound"
+    The paper's is of waveforms; of spectrograms, it is of their log-mel.
+    """
+
     sentence = "Lower is better: where δ falls early, few dimensions suffice."
-    needs = ("decoders",)
-    columns = {
-        f"δ at N/D = {SHARE} (%)\n{LOWER}": f"δ: {SHARE} of the dimensions, "
-        "those in which two recordings differ most, are copied from one to the "
-        "other; δ is how far the sound still is from the other's, from 0 % "
-        "(these few carry all of it) to 100 % (they change nothing)."
-    }
+
+    def __init__(self, kind=WAVEFORM):
+        self.kind, self.needs, self.key = kind, (kind,), KEYS[kind]
+        self.title = "How few dimensions carry the sound"
+        meaning = (
+            f"δ: {SHARE} of the dimensions, those in which two recordings "
+            "differ most, are copied from one to the other; δ is how far the "
+            "sound still is from the other's, from 0 % (these few carry all of "
+            "it) to 100 % (they change nothing)."
+        )
+        if kind != WAVEFORM:
+            self.title += ", by log-mel"
+            meaning = f"{SYMBOLS[kind]}: δ of log-mel spectrograms."
+        title = f"{SYMBOLS[kind]} at N/D = {SHARE} (%)\n{LOWER}"
+        self.columns = {title: meaning}
 
     def cells(self, numbers):
         """Returns the cells of `columns`."""
@@ -293,14 +331,15 @@ class Delta(Tool):
 
         See `delta` and `share_explained`.
 
-        Also `dimensions`; `explained`, the share of the recorded energy in the
-        decoded means; `per_pair`, the mean absolute errors at `SHARE`.
+        Also `dimensions`; `explained`, the share that decoded means give back;
+        `per_pair`, the mean absolute errors at `SHARE`.
         """
         pairs, size = study.pairs, study.batch_size
 
         def measure(layer, latent):
-            decode, z = system.decode(layer), latent.mean
-            explained = share_explained(decode, z, system.wavs, size)
+            z, how = latent.mean, system.compared(layer, self.kind)
+            explained = share_explained(how, z, size, self.kind)
+            decode, _ = how
             n = dimensions_at_share(z.shape[-1])
             counts = sorted({*powers_of_two(z.shape[-1]), n})
             distances = measure_distances(decode, z, pairs, counts, size)
@@ -322,21 +361,25 @@ class Delta(Tool):
 
     def items(self, found, study):
         """Returns tables of delta and its curves, ours and published."""
-        note, published = study.published.get("note"), _published(found, study)
+        note, published = study.published.get("note"), Results()
+        if self.kind == WAVEFORM:  # the paper's decoders
+            published = _published(found, study)
         curves = found.map(lambda numbers: {**numbers, **numbers["mae"]})
-        plot_delta(curves, study.folder / "figures/delta", published)
-        caption = "Mean absolute error; bands: 95 % intervals over clips."
+        figure = f"figures/{self.key}"
+        plot_delta(curves, study.folder / figure, published)
+        caption = f"Mean absolute error of {COMPARED[self.kind]}; bands: 95 % "
+        caption += "intervals over clips."
         caption += f" Dashed: the paper's. {note}" if published else ""
         items = [
-            _share_table(found, published, self.compare(found, study)),
+            self.share_table(found, published, self.compare(found, study)),
             Figure(
                 "Relative error δ over the share of swapped dimensions",
                 caption,
-                "figures/delta",
+                figure,
                 "Lines of δ over the share of dimensions, a panel per layer.",
             ),
-            _table(found, "mae", "absolute"),
-            _table(found, "mse", "squared"),
+            self.table(found, "mae", "absolute"),
+            self.table(found, "mse", "squared"),
         ]
         rows = []
         for name, _, _, of in published.rows():
@@ -345,6 +388,54 @@ class Delta(Tool):
             rows.append({"": name, **cells})
         table = Table.of("δ(N) in percent, as published", note, rows)
         return [*items, table] if rows else items
+
+    def share_table(self, found, published, differences):
+        """Delta at `SHARE`, beside the paper's."""
+        rows, paper = [], ""
+        for name, system, layer, numbers in found.rows():
+            mae, mse = delta_at_share(numbers), delta_at_share(numbers, "mse")
+            scores = {"δ, absolute": mae, "δ, squared": mse}
+            scores["difference"] = differences.get(system, {}).get(layer)
+            row = {"": name, "N": f"{mae['n']} of {numbers['dimensions']}"}
+            row |= {key: with_interval(x, 100, 1) for key, x in scores.items()}
+            theirs = published.get(system, {}).get(layer)
+            if theirs:
+                n = dimensions_at_share(theirs["dimensions"])
+                at = theirs["counts"].index(n)
+                row["paper"] = number(100 * theirs["delta"][at])
+                paper = f" Paper: N = {n} of {theirs['dimensions']}."
+            rows.append(row)
+        return Table.of(
+            f"δ in percent where {SHARE} of the dimensions are swapped",
+            f"By mean absolute and mean squared error of {COMPARED[self.kind]}; "
+            "difference to the last system by the first, on the same pairs. "
+            f"95 % intervals over clips.{paper}",
+            rows,
+        )
+
+    def table(self, found, distance, name):
+        """Delta of every N; blank where a layer has not so many dimensions."""
+        every = found.map(lambda numbers: numbers[distance])
+        counts = {n for *_, scores in every.rows() for n in scores["counts"]}
+        rows = []
+        for row, system, layer, scores in every.rows():
+            explained = found[system][layer]["explained"]
+            cells = {"": row, "decoded (%)": number(100 * explained, 0)}
+            for n in sorted(counts):
+                cells[f"N = {n}"] = with_interval(delta_of(scores, n), 100, 1)
+            rows.append(cells)
+        of = every.first()
+        all_pairs = of["pairs"] == of["clips"] * (of["clips"] - 1)
+        every_pair = " (there are no more)" * all_pairs
+        return Table.of(
+            f"δ(N) in percent, mean {name} error",
+            f"Of {COMPARED[self.kind]}. "
+            f"{of['pairs']} ordered pairs{every_pair} of {of['clips']} clips, "
+            "means of posteriors; a ratio of means over pairs. Decoded: share "
+            f"of {RECORDED[self.kind]} that the decoder gives back, of which "
+            f"{100 * DECODED:.0f} % are needed.",
+            rows,
+        )
 
 
 def _published(found, study):
@@ -357,51 +448,3 @@ def _published(found, study):
         return {"counts": counts, "dimensions": counts[-1], "delta": values}
 
     return Results(shown).map(scores)
-
-
-def _share_table(found, published, differences):
-    """Delta at `SHARE`, beside the paper's."""
-    rows, paper = [], ""
-    for name, system, layer, numbers in found.rows():
-        mae, mse = delta_at_share(numbers), delta_at_share(numbers, "mse")
-        scores = {"δ, absolute": mae, "δ, squared": mse}
-        scores["difference"] = differences.get(system, {}).get(layer)
-        row = {"": name, "N": f"{mae['n']} of {numbers['dimensions']}"}
-        row |= {key: with_interval(x, 100, 1) for key, x in scores.items()}
-        theirs = published.get(system, {}).get(layer)
-        if theirs:
-            n, of = dimensions_at_share(theirs["dimensions"]), theirs["counts"]
-            row["paper"] = number(100 * theirs["delta"][of.index(n)])
-            paper = f" Paper: N = {n} of {theirs['dimensions']}."
-        rows.append(row)
-    return Table.of(
-        f"δ in percent where {SHARE} of the dimensions are swapped",
-        "By mean absolute and mean squared error; difference to the last "
-        "system by the first, on the same pairs. 95 % intervals over clips."
-        f"{paper}",
-        rows,
-    )
-
-
-def _table(found, distance, name):
-    """Delta of every N; blank where a layer has not so many dimensions."""
-    every = found.map(lambda numbers: numbers[distance])
-    counts = {n for *_, scores in every.rows() for n in scores["counts"]}
-    rows = []
-    for row, system, layer, scores in every.rows():
-        explained = found[system][layer]["explained"]
-        cells = {"": row, "decoded (%)": number(100 * explained, 0)}
-        for n in sorted(counts):
-            cells[f"N = {n}"] = with_interval(delta_of(scores, n), 100, 1)
-        rows.append(cells)
-    of = every.first()
-    all_pairs = of["pairs"] == of["clips"] * (of["clips"] - 1)
-    every_pair = " (there are no more)" * all_pairs
-    return Table.of(
-        f"δ(N) in percent, mean {name} error",
-        f"{of['pairs']} ordered pairs{every_pair} of {of['clips']} clips, means of "
-        "posteriors; a ratio of means over pairs. Decoded: share of the "
-        "recordings' energy that the decoder gives back, of which "
-        f"{100 * DECODED:.0f} % are needed.",
-        rows,
-    )

@@ -1,6 +1,12 @@
 """What a report begins with: the aim, and how far this study reaches it."""
 
-from speechbrain_sim.analysis.delta import SHARE, delta_at_share
+from speechbrain_sim.analysis.delta import (
+    KEYS,
+    SHARE,
+    SYMBOLS,
+    best_delta,
+    delta_at_share,
+)
 from speechbrain_sim.analysis.study import Results
 from speechbrain_sim.report.page import template
 
@@ -25,9 +31,11 @@ def headline(study, differences):
         first, *others = next(iter(study.probed.values()))
         ends = [first, *others, study.baseline or first]
     ends = list(dict.fromkeys(ends[:1] + ends[-1:]))
-    found, gaps = Results(study.results.get("delta", {})).split()
+    kind, found = best_delta(study)
+    key = KEYS[kind]
+    gaps = Results(study.results.get(key, {})).split()[1]
     rows = [found.get(end, {}) for end in ends]
-    known = differences.get("delta", {}).get(ends[0], {}) if ends else {}
+    known = differences.get(key, {}).get(ends[0], {}) if ends else {}
     delta, probes = [], []
     for layer in found.layers():
         if all(layer in row for row in rows):
@@ -40,6 +48,7 @@ def headline(study, differences):
             scores = [x["layers"][x["best_layer"]] for x in each]
             probes.append((label, scores, better(ends, scores)))
     filled = {"ends": ends, "share": SHARE, "delta": delta, "probes": probes}
+    filled["symbol"] = SYMBOLS[kind]
     text = template("headline.md").render(filled, gaps=gaps, found=found)
     return " ".join(text.split()).replace(" .", ".")
 

@@ -4,6 +4,7 @@ import torch
 
 from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.decoders import DECODERS
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report.page import Explorer, Stop
 from speechbrain_sim.traversals import (
@@ -28,7 +29,7 @@ def explore(system, layer, clips, seed=0):
     Arguments
     ---------
     system : System
-        The encoder, with decoders.
+        The encoder, with decoders; the spectrogram's is played, if any.
     layer : str
         The layer.
     clips : Clips
@@ -40,15 +41,17 @@ def explore(system, layer, clips, seed=0):
     -------
     list of Explorer
     """
-    latent, decode = system.latents[layer], system.decode(layer)
-    at = list(clips.walk)
+    latent, at = system.latents[layer], list(clips.walk)
     names, ends = [clips.name(i) for i in at], latent.mean[at]
-    kinds = ("recorded", "decoded")
+    *others, kind = system.decoders  # the audible one is last
+    decode = system.decode(layer, kind)
+    kinds = ["recorded", *(f"decoded, {k}" for k in [kind, *others])]
     labels = [f"{name}, {kind}" for name in names for kind in kinds]
     whole = " and ".join(f"{clips.ids[i]}: {clips.name(i, 200)}" for i in at)
     seconds = clips.wavs.shape[1] / SAMPLE_RATE
-    both = torch.stack([system.wavs[at], decode(ends)], dim=1).flatten(0, 1)
-    caption = "What the decoder keeps of two recordings, of which the first "
+    every = [system.decode(layer, k)(ends) for k in [kind, *others]]
+    both = torch.stack([system.wavs[at], *every], dim=1).flatten(0, 1)
+    caption = "What decoders keep of two recordings, of which the first "
     caption += f"{seconds:g} s are used. {whole}."
     sounds = [("Recorded and decoded", caption, labels, both)]
     walks = [
@@ -57,7 +60,11 @@ def explore(system, layer, clips, seed=0):
         *traversals(latent, ends[0]),
         prior_noise(latent, seed, layer),
     ]
-    sounds += [(*texts, decode(z)) for *texts, z in walks]
+    by = f"Sounds of the {kind} decoder."
+    sounds += [
+        (title, f"{caption} {by}", labels, decode(z))
+        for title, caption, labels, z in walks
+    ]
     explorers = []
     for title, caption, labels, wavs in sounds:
         stops = map(Stop, labels, wavs.cpu().numpy())
@@ -146,7 +153,7 @@ class Listening(Tool):
     key = "listen"
     title = "Listen"
     sentence = "Move the sliders: a smooth space changes evenly, as speech."
-    needs = ("decoders",)
+    needs = DECODERS
 
     def items(self, found, study):
         """Returns the explorers of all systems and layers."""

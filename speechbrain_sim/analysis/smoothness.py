@@ -2,7 +2,8 @@
 
 The paper shows waveforms along a straight walk between two clips. Measured
 here: whether the decoded walk is straight and even, and how far a small step
-in the latents carries. Distances are Euclidean, over the waveform. Which clips,
+in the latents carries. Distances are Euclidean, over the waveform, or over the
+log-mel of a decoded spectrogram. Which clips,
 how many pairs, and whether the latents are means or samples is to be stated
 beside each number.
 
@@ -17,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_sim.analysis import delta, intervals
-from speechbrain_sim.analysis.study import LOWER, Tool
+from speechbrain_sim.analysis.study import COMPARED, LOWER, RECORDED, Tool
+from speechbrain_sim.decoders import WAVEFORM
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
@@ -223,18 +225,23 @@ def plot_smoothness(systems, path):
 class Smoothness(Tool):
     """Section of smoothness as a number."""
 
-    key = "smoothness"
-    title = "Smoothness as a number"
     sentence = "Smoother: nearer to 1 (left, middle). Gentler: lower (right)."
-    needs = ("decoders",)
-    columns = {
-        f"path / distance\n{LOWER}": "Path / distance: length of the decoded "
-        "way from one recording to another, over their distance (1: straight)."
-    }
+
+    def __init__(self, kind=WAVEFORM):
+        self.kind, self.needs = kind, (kind,)
+        self.key, self.title = "smoothness", "Smoothness as a number"
+        self.columns = {
+            f"path / distance\n{LOWER}": "Path / distance: length of the decoded "
+            "way from one recording to another, over their distance (1: straight)."
+        }
+        if kind != WAVEFORM:
+            self.key, self.title = "smoothness-mel", f"{self.title}, by log-mel"
+            self.columns = {}  # the summary is wide enough
 
     def cells(self, numbers):
         """Returns the cells of `columns`."""
-        return [with_interval(numbers["walks"]["path_ratio"])]
+        cells = [with_interval(numbers["walks"]["path_ratio"])]
+        return cells[: len(self.columns)]
 
     def settings(self, study):
         """Returns pairs, steps, directions, and what a decoder has to reach."""
@@ -251,8 +258,9 @@ class Smoothness(Tool):
         pairs, size = study.walk_pairs, study.batch_size
 
         def measure(layer, latent):
-            decode, z = system.decode(layer), latent.mean
-            delta.share_explained(decode, z, system.wavs, size)
+            z, how = latent.mean, system.compared(layer, self.kind)
+            delta.share_explained(how, z, size, self.kind)
+            decode, _ = how
             walks = measure_walks(decode, z, pairs, study.steps, size)
             moves = measure_moves(decode, z, study.directions, size, study.seed)
             paths = walks.steps.sum(1) * (walks.distances > 0)
@@ -270,7 +278,8 @@ class Smoothness(Tool):
 
     def items(self, found, study):
         """Returns the figure and the table of walks and moves."""
-        plot_smoothness(found, study.folder / "figures/smoothness")
+        figure = f"figures/{self.key}"
+        plot_smoothness(found, study.folder / figure)
         differences, rows = self.compare(found, study), []
         for name, system, layer, numbers in found.rows():
             walks, moves = numbers["walks"], numbers["moves"]
@@ -286,11 +295,12 @@ class Smoothness(Tool):
         return [
             Figure(
                 "Decoded walks and moves",
-                "Left: length of the decoded path over the distance of its "
-                "ends. Middle: largest over mean step. Right: change of the "
-                "waveform for each deviation that one frame moves in a random "
-                f"direction (by {MOVE}), over a frame's loudness (Lipschitz).",
-                "figures/smoothness",
+                f"Of {COMPARED[self.kind]}. Left: length of the path over "
+                "the distance of its ends. Middle: largest over mean step. "
+                "Right: change for each deviation that one frame moves in a "
+                f"random direction (by {MOVE}), over what a frame carries: its "
+                "loudness, or deviation in log-mel (Lipschitz).",
+                figure,
                 "Three panels of points with intervals, by layer and system.",
             ),
             Table.of(
@@ -299,7 +309,7 @@ class Smoothness(Tool):
                 "means over pairs. Difference to the last system: of mean "
                 "length / mean distance, on the same pairs. Left out: pairs "
                 "that decode to the same sound, in no number. Decoders give "
-                f"back {100 * delta.DECODED:.0f} % of the recordings' energy or "
+                f"back {100 * delta.DECODED:.0f} % of {RECORDED[self.kind]} or "
                 "more. 95 % intervals over clips.",
                 rows,
             ),

@@ -12,11 +12,22 @@ from torch import nn
 
 from speechbrain_sim.analysis import intervals
 from speechbrain_sim.analysis.latents import Clips
+from speechbrain_sim.decoders import SPECTROGRAM, WAVEFORM
 from speechbrain_sim.report.page import Gap, Section
 from speechbrain_sim.report.style import look
+from speechbrain_sim.spectrograms import log_mel, log_power, mel_filters
 
 #: which way is better: the second line of a column's title
 LOWER, HIGHER = "↓ lower is better", "↑ higher is better"
+#: by kind of decoder, what is compared, and of what it has to give back a share
+COMPARED = {
+    WAVEFORM: "decoded waveforms",
+    SPECTROGRAM: "the log-mel of decoded spectrograms",
+}
+RECORDED = {
+    WAVEFORM: "the recordings' energy",
+    SPECTROGRAM: "the variance of the recordings' log-mel",
+}
 
 
 class Results(dict):
@@ -97,8 +108,10 @@ class System(NamedTuple):
         Its name in the report; in eval mode.
     wavs : torch.Tensor
         The clips, (clips, samples).
-    latents, decoders : dict
-        `Latent` of the clips, and `ConvDecoder`, of each layer.
+    latents : dict
+        `Latent` of the clips, of each layer.
+    decoders : dict
+        Kind of decoder, `WAVEFORM` or `SPECTROGRAM` -> layer -> `Decoder`.
     probes : Probes or None
         None without a label to probe for.
     made_of : dict
@@ -113,10 +126,35 @@ class System(NamedTuple):
     probes: Probes | None
     made_of: dict
 
-    def decode(self, layer):
+    def decode(self, layer, kind=WAVEFORM):
         """Returns a layer's decoder, (batch, time, channel) -> waveforms."""
         samples = self.wavs.shape[1]
-        return lambda z: self.decoders[layer](z, samples)
+        return lambda z: self.decoders[kind][layer](z, samples)
+
+    def compared(self, layer, kind):
+        """Returns how decoded sounds are compared, and the clips likewise.
+
+        By their samples, or else by the log-mel of predicted spectrograms, from
+        which the clips' mean is subtracted.
+
+        Returns
+        -------
+        decode, recorded : (callable, torch.Tensor)
+            Latents -> (batch, values); (clips, values). Zero is what a decoder
+            without any information would give back.
+        """
+        if kind == WAVEFORM:
+            return self.decode(layer), self.wavs
+        samples, filters = self.wavs.shape[1], mel_filters().to(self.wavs)
+        lengths = torch.full((len(self.wavs),), samples)
+        recorded = log_mel(log_power(self.wavs, lengths), filters)
+        mean = recorded.mean((0, 1))
+
+        def decode(z):
+            predicted = self.decoders[kind][layer](z, samples, as_sound=False)
+            return (log_mel(predicted, filters) - mean).flatten(1)
+
+        return decode, (recorded - mean).flatten(1)
 
     def each_layer(self, measure):
         """Calls (layer, latent) -> numbers for every layer.
@@ -218,7 +256,8 @@ class Tool(ABC):
     """One tool: measures each system, and writes one section of the report.
 
     Attributes: `key`, `title` and `sentence` of the section; `needs`, which
-    parts of a system it reads besides the encoder ("decoders", "probes");
+    parts of a system it reads besides the encoder ("probes", kinds of decoders:
+    those that there are);
     `columns` of the summary, title and `LOWER` or `HIGHER` in two lines -> a
     sentence that explains it; `inside`, whether it looks into systems.
     """

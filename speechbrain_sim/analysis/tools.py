@@ -15,6 +15,7 @@ from speechbrain_sim.analysis.study import HIGHER, Results, Tool
 from speechbrain_sim.analysis.trade_off import TradeOff
 from speechbrain_sim.analysis.training import Training
 from speechbrain_sim.analysis.weights import Weights
+from speechbrain_sim.decoders import DECODERS, SPECTROGRAM
 from speechbrain_sim.files import cached_result, machine, versions, write_json
 from speechbrain_sim.report.page import Section, Table, write_page
 from speechbrain_sim.report.tables import NOT_MEASURED, percent
@@ -25,20 +26,23 @@ TOOLS = [
     Training(),
     Listening(),
     Delta(),
+    Delta(SPECTROGRAM),
     TradeOff(),
     Weights(),
     Shape(),
     Smoothness(),
+    Smoothness(SPECTROGRAM),
     FactorsTool(),
     AttributionTool(),
 ]
 
 
-def choose_tools(keys=None, inside=True):
+def choose_tools(keys=None, inside=True, decoders=DECODERS):
     """Returns the tools of these keys; all by default.
 
     Those of the probes, ABX and training are always there, and are all there are
-    if there is nothing `inside`. Raises a ValueError for an unknown key.
+    if there is nothing `inside`; those that need other kinds of `decoders` only
+    are left out. Raises a ValueError for an unknown key.
     """
     names = [tool.key for tool in TOOLS]
     asked = set(names if keys is None else keys)
@@ -46,7 +50,9 @@ def choose_tools(keys=None, inside=True):
     if unknown:
         there = f"there are {', '.join(names)}"
         raise ValueError(f"There is no tool {unknown} (--tools); {there}.")
-    return [t for t in TOOLS if not t.inside or inside and t.key in asked]
+    chosen = [t for t in TOOLS if not t.inside or inside and t.key in asked]
+    missing = set(DECODERS) - set(decoders)
+    return [t for t in chosen if not t.needs or set(t.needs) - missing]
 
 
 def measure_system(system, study, tools, folder):

@@ -1,7 +1,7 @@
 """What few dimensions cost: accuracy of the probes against delta."""
 
-from speechbrain_sim.analysis.delta import SHARE, delta_at_share
-from speechbrain_sim.analysis.study import Results, Tool
+from speechbrain_sim.analysis.delta import SHARE, best_delta, delta_at_share
+from speechbrain_sim.analysis.study import COMPARED, Tool
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Gap
 
@@ -29,7 +29,7 @@ class TradeOff(Tool):
 
     def items(self, found, study):
         """Returns the figure, or the reason why there is none."""
-        found, _ = Results(study.results.get("delta", {})).split()
+        kind, found = best_delta(study)
         scores = study.probed.get(study.label, {})
         points = {layer: {} for layer in found.layers()}
         for _, system, layer, numbers in found.rows():
@@ -43,7 +43,7 @@ class TradeOff(Tool):
             Figure(
                 "Accuracy against δ",
                 f"Probes for {study.label} in each layer, and δ at N/D = "
-                f"{SHARE} by mean absolute error. 95 % intervals.",
+                f"{SHARE} by mean absolute error of {COMPARED[kind]}. 95 % intervals.",
                 "figures/trade_off",
                 "Accuracy over δ, a panel per layer, a point per system.",
             )

@@ -1,4 +1,4 @@
-"""Training of a decoder: latents of a frozen layer -> waveform."""
+"""Training of a decoder on a frozen layer."""
 
 import soundfile
 import speechbrain as sb
@@ -9,7 +9,6 @@ from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.encoders.base import absolute_lengths, to_device
 from speechbrain_sim.files import file_of
 from speechbrain_sim.models.format import DECODER, save_parts
-from speechbrain_sim.objectives.reconstruction import mean_squared_error
 from speechbrain_sim.randomness import keyed_generator
 
 #: validation recordings that are kept as audio, every epoch
@@ -19,21 +18,22 @@ AUDIO_SAMPLES = 3
 class DecoderBrain(ResumableBrain):
     """Trains a decoder on the latents of one layer of a frozen encoder.
 
-    `modules` is {"decoder": ConvDecoder}. Hyper-parameters read from `hparams`
+    `modules` is {"decoder": Decoder}. Hyper-parameters read from `hparams`
     beside those of `ResumableBrain`: `frozen_encoder`, `layer`, `sampled`
     (decode draws from the posteriors, or means), `reconstruction` (the loss),
-    `audio_folder`, `output_folder` (which holds the encoder, or a reference to
-    it).
+    `lr_decay` (see `rate`), `audio_folder`, `output_folder` (which holds the
+    encoder, or a reference to it).
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.frozen_encoder = self.hparams.frozen_encoder.to(self.device)
         self.reconstruction = self.hparams.reconstruction.to(self.device)
+        self.decay = getattr(self.hparams, "lr_decay", 0.0)
         self.examples = {}
 
     def compute_forward(self, batch, stage):
-        """Encodes and decodes a batch: waveforms, (batch, samples)."""
+        """Encodes and decodes a batch: what the decoder predicts."""
         wavs, lengths = self.recorded(batch)
         layer, sampled = self.hparams.layer, self.hparams.sampled
         noise = keyed_generator(*self.key("noise", stage), device=self.device)
@@ -42,15 +42,28 @@ class DecoderBrain(ResumableBrain):
                 wavs, lengths, [layer], sampled, noise
             )
         z, samples = latents[layer].sample, wavs.shape[1]
-        return self.modules["decoder"](z, samples, lengths)
+        return self.modules["decoder"](z, samples, lengths, as_sound=False)
 
     def learn(self, batch, should_step):
         """See `ResumableBrain`."""
+        (optimizer,) = self.optimizers_dict.values()
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * self.rate()
         with self.training_ctx:
             decoded = self.compute_forward(batch, sb.Stage.TRAIN)
             loss, stats = self.score(decoded, *self.recorded(batch))
         self.backward("decoder", loss, should_step)
         return loss.detach(), stats
+
+    def rate(self):
+        """Returns the share of the learning rate in this step.
+
+        1, and down to 0 over the last `lr_decay` of the run, a share of it.
+        """
+        epochs = self.hparams.epoch_counter
+        done = epochs.current - 1 + (self.step - 1) / self.steps_per_epoch
+        left, decay = 1 - done / epochs.limit, self.decay
+        return min(1.0, left / decay) if decay else 1.0
 
     def recorded(self, batch):
         """Returns the waveforms of a batch, and their lengths."""
@@ -58,29 +71,34 @@ class DecoderBrain(ResumableBrain):
         return to_device(batch.sig.data, self.device), lengths
 
     def score(self, predictions, wavs, lengths):
-        """Scores the decoded waveforms: loss, dict of stats."""
+        """Scores what was predicted: loss, dict of stats."""
         loss = self.reconstruction(predictions, wavs, lengths)
         with torch.no_grad():
-            error = mean_squared_error(predictions, wavs, lengths)
-            power = mean_squared_error(torch.zeros_like(wavs), wavs, lengths)
+            squares = self.reconstruction.squares(predictions, wavs, lengths)
+        error, power = squares
         stats = {"loss": loss.detach(), "mse": error, "power": power}
         return loss, stats
 
     def compute_objectives(self, predictions, batch, stage):
-        """Scores the decoded waveforms; keeps the first validation clips."""
+        """Scores what was predicted; keeps the first validation clips."""
         wavs, lengths = self.recorded(batch)
         loss, stats = self.score(predictions, wavs, lengths)
         self.record(stats, stage)
         if stage == sb.Stage.VALID and self.step == 1:
-            kept = zip(batch.id, wavs, predictions, lengths, strict=True)
+            few = slice(AUDIO_SAMPLES)
+            pair, ends = (predictions[few].detach().float(), wavs), lengths[few]
+            decoder, samples = self.unwrapped["decoder"], wavs.shape[1]
+            pair = decoder.sound(pair[0], samples, ends).cpu(), wavs[few].cpu()
             self.examples = {
-                name: (wav[:end].cpu(), decoded[:end].detach().float().cpu())
-                for name, wav, decoded, end in list(kept)[:AUDIO_SAMPLES]
+                name: (wav[:end], decoded[:end])
+                for name, decoded, wav, end in zip(
+                    batch.id[few], *pair, ends, strict=True
+                )
             }
         return loss
 
     def means(self, stage):
-        """Adds `explained`, the share of the energy of all recordings."""
+        """Adds `explained`: of the energy, or the variance of log-mel."""
         means = super().means(stage)
         power = means.pop("power", 0.0)
         if power:  # not all are silent

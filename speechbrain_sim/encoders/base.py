@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from speechbrain_sim.encoders.block_conv import conv_lengths
+from speechbrain_sim.encoders.block_conv import conv_geometry, conv_lengths
 
 
 class Latent(NamedTuple):
@@ -348,11 +348,7 @@ class Encoder(nn.Module, ABC):
         >>> [encoder.frame_geometry(name) for name in encoder.layer_names]
         [(20, 10.0), (80, -20.0), (160, 20.0), (160, 20.0)]
         """
-        hop, center = 1, 0.0
-        for kernel_size, stride, padding in self.convolutions(layer):
-            center += hop * ((kernel_size - 1) / 2 - padding)
-            hop *= stride
-        return hop, center
+        return conv_geometry(self.convolutions(layer))
 
     def layers_up_to(self, layers=None):
         """Maps each layer up to the highest of `layers` to whether it is one."""

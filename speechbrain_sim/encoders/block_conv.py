@@ -28,6 +28,23 @@ def conv_lengths(lengths, kernel_size, stride, padding):
     return (lengths + 2 * padding - kernel_size) // stride + 1
 
 
+def conv_geometry(shapes):
+    """Returns hop and center of convolutions: frame i is at center + hop * i.
+
+    `shapes` are (kernel size, stride, padding), waveform first.
+
+    Example
+    -------
+    >>> conv_geometry([(10, 5, 2), (8, 4, 2)])
+    (20, 10.0)
+    """
+    hop, center = 1, 0.0
+    for kernel_size, stride, padding in shapes:
+        center += hop * ((kernel_size - 1) / 2 - padding)
+        hop *= stride
+    return hop, center
+
+
 class BlockConv1d(nn.Conv1d):
     """A convolution over (batch, time, channel), with zeros as padding.
 

@@ -45,6 +45,8 @@ def write_card(folder, config):
         probes=probes,
         explained=[
             f"`{layer}` {100 * decoder['valid']['explained']:.0f} %"
+            + " (of the variance of log-mel)"
+            * (decoder["class"] == "SpectrogramDecoder")
             for layer, decoder in decoders.items()
             if "explained" in (decoder.get("valid") or {})
         ],

@@ -61,6 +61,7 @@ CLASSES = {
     "StackedLogMel": "speechbrain_sim.encoders.logmel",
     "Mfcc": "speechbrain_sim.encoders.logmel",
     "ConvDecoder": "speechbrain_sim.decoders",
+    "SpectrogramDecoder": "speechbrain_sim.decoders",
     "LayerProbes": "speechbrain_sim.probes",
 }
 

@@ -1,10 +1,20 @@
-"""Distances between decoded and recorded waveforms: the decoders' loss."""
+"""Distances between what is decoded and recorded: the decoders' losses."""
 
+import torch
 from torch import nn
 
 from speechbrain_sim.encoders.base import zero_padding
 from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
 from speechbrain_sim.extras import import_extra
+from speechbrain_sim.spectrograms import (
+    frames_of,
+    log_mel,
+    log_power,
+    mel_filters,
+)
+
+#: of mel bands, in the loss of spectrograms
+MEL_WEIGHT = 4.0
 
 
 def mean_squared_error(decoded, wavs, lengths):
@@ -66,3 +76,55 @@ class ReconstructionLoss(nn.Module):
         if self.mel is not None:
             terms["mel"] = mel_distance(self.mel, *pair, lengths)
         return sum(self.weights[name] * term for name, term in terms.items())
+
+    def squares(self, decoded, wavs, lengths):
+        """Returns the mean squared error, and that of silence."""
+        silence = torch.zeros_like(wavs)
+        pairs = (decoded, wavs), (silence, wavs)
+        return tuple(mean_squared_error(*pair, lengths) for pair in pairs)
+
+
+class SpectrogramLoss(nn.Module):
+    """Distance of predicted spectrograms, in the bins and in mel bands.
+
+    loss = mean |S - S'| + mel * mean |M - M'|, with S the log-power spectrogram
+    and M the log-mel one, of the valid frames of a batch.
+
+    Example
+    -------
+    >>> wavs, lengths = torch.randn(2, 4000), torch.tensor([4000, 3000])
+    >>> SpectrogramLoss()(log_power(wavs, lengths), wavs, lengths).item()
+    0.0
+    """
+
+    def __init__(self, mel=MEL_WEIGHT):
+        super().__init__()
+        self.weights = {"bins": 1.0, "mel": mel}
+        self.register_buffer("filters", mel_filters(), persistent=False)
+
+    def forward(self, predicted, wavs, lengths):
+        """Scores a batch.
+
+        `predicted` is (batch, frames, bins), the rest as for
+        `mean_squared_error`.
+        """
+        pair, loss = (predicted, log_power(wavs, lengths)), 0.0
+        mels = [log_mel(x, self.filters) for x in pair]
+        for weight, (ours, theirs) in zip(
+            self.weights.values(), (pair, mels), strict=True
+        ):
+            valid = frames_of(lengths).sum() * theirs.shape[-1]
+            loss = loss + weight * (ours - theirs).abs().sum() / valid
+        return loss
+
+    def squares(self, predicted, wavs, lengths):
+        """Returns the mean squared error in log-mel, and that of the mean."""
+        pair, frames = (predicted, log_power(wavs, lengths)), frames_of(lengths)
+        ours, theirs = (log_mel(x, self.filters) for x in pair)
+        theirs, count = zero_padding(theirs, frames), frames.sum()
+        mean = theirs.sum((0, 1)) / count
+        errors = [
+            zero_padding(theirs - x, frames).square().sum() / count
+            for x in (ours, mean)
+        ]
+        return tuple(error / theirs.shape[-1] for error in errors)

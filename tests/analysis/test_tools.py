@@ -65,6 +65,12 @@ def test_keys_are_unique_and_chosen():
     always = ["probes", "abx", "training"]
     assert [t.key for t in choose_tools(["delta"])] == [*always, "delta"]
     assert [t.key for t in choose_tools(None, inside=False)] == always
+    few = [t.key for t in choose_tools(decoders=["waveform"])]
+    assert set(keys) - set(few) == {"delta-mel", "smoothness-mel"}
+    few = [t.key for t in choose_tools(decoders=[])]
+    assert set(keys) - set(few) == {
+        *("delta", "delta-mel", "smoothness", "smoothness-mel", "listen")
+    }
 
 
 def test_numbers_are_measured_once(study, tmp_path):

@@ -20,6 +20,7 @@ from speechbrain_sim.analysis.latents import Clips, read_clips
 from speechbrain_sim.analysis.listening import explore
 from speechbrain_sim.analysis.study import Results, Study, System
 from speechbrain_sim.analysis.tools import TOOLS, summarise, write_report
+from speechbrain_sim.decoders import SPECTROGRAM, WAVEFORM
 from speechbrain_sim.hub.card import write_card
 from speechbrain_sim.models.format import load_parts, save_parts
 from speechbrain_sim.report import style
@@ -285,14 +286,25 @@ def test_i3_the_report_shows_what_is_said_and_by_whom(tmp_path):
     clips = read_clips(str(manifest), str(tmp_path), 1600, 3)
     latent = SimpleNamespace(mean=torch.randn(3, 10, 4), log_var=None)
     system = System("SIM", None, clips.wavs, {"top": latent}, {}, None, {})
-    decoder = {"top": lambda z, samples: z.mean(2).repeat(1, 160)}
-    first, *walks = explore(system._replace(decoders=decoder), "top", clips)
+    decoders = {"top": lambda z, samples: z.mean(2).repeat(1, 160)}
+    system = system._replace(decoders={WAVEFORM: decoders})
+    first, *walks = explore(system, "top", clips)
     assert first.stops[0].label == "“good morning” (speaker 7, F), recorded"
     assert first.caption.endswith(
         "the first 0.1 s are used. 7-0: “good morning” (speaker 7, F) and "
         "7-1: “good night” (speaker 7, F)."
     )
     assert "From “good morning” (speaker 7, F) to “good nig" in walks[0].caption
+    assert walks[0].caption.endswith("Sounds of the waveform decoder.")
+
+    loud = {"top": lambda z, samples: 1 + z.mean(2).repeat(1, 160)}
+    both = {WAVEFORM: decoders, SPECTROGRAM: loud}
+    first, *walks = explore(system._replace(decoders=both), "top", clips)
+    kinds = ["recorded", "decoded, spectrogram", "decoded, waveform"] * 2
+    assert [s.label.split("), ")[1] for s in first.stops] == kinds
+    np.testing.assert_allclose(first.stops[1].wav, first.stops[2].wav + 1)
+    np.testing.assert_allclose(walks[0].stops[0].wav, first.stops[1].wav)
+    assert all(w.caption.endswith("the spectrogram decoder.") for w in walks)
 
 
 # I4 -------------------------------------------------------------------------

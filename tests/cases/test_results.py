@@ -20,6 +20,7 @@ from speechbrain_sim.brains.probe import (
     Watch,
     make_probes,
 )
+from speechbrain_sim.decoders import SPECTROGRAM, WAVEFORM
 from speechbrain_sim.encoders.base import Latent
 from speechbrain_sim.family import build_model
 from speechbrain_sim.files import read_json
@@ -27,6 +28,8 @@ from speechbrain_sim.probes import Choice
 from speechbrain_sim.report.style import error_bars
 from speechbrain_sim.report.tables import percent
 from speechbrain_sim.rows import Examples
+from speechbrain_sim.spectrograms import log_mel, log_power, mel_filters
+from speechbrain_sim.traversals import most_different, swap
 from tests.conftest import HPARAMS, ROOT, make_brain
 from tests.recipes.test_study import study_argv
 
@@ -566,7 +569,7 @@ def linear_system(gain, clips=6):
     wavs = torch.randn(clips, 40, generator=generator)
     z = wavs.clone().unflatten(1, (10, 4))
     latent = Latent(z, None, z, torch.full((clips,), 10))
-    decoders = {"low": lambda z, samples: gain * z.flatten(1)}
+    decoders = {WAVEFORM: {"low": lambda z, samples: gain * z.flatten(1)}}
     return System("SIM", None, wavs, {"low": latent}, decoders, None, {})
 
 
@@ -590,6 +593,40 @@ def test_e7_no_number_without_a_decoder_that_works(tool, gain, works, tmp_path):
     assert delta.DECODED in tool.settings(study).values()  # measured anew
 
 
+def test_delta_and_smoothness_by_log_mel_equal_those_of_its_values(tmp_path):
+    """A decoder that predicts the recordings' own spectrograms, times a gain."""
+    torch.manual_seed(0)
+    wavs = torch.randn(4, 3200) * torch.rand(4, 1) / 9
+    lengths = torch.full((4,), 3200)
+    z = log_power(wavs, lengths)
+    latent = Latent(z, None, z, torch.full((4,), 21))
+    pairs = delta.draw_pairs(4, 12)
+    study = Study(tmp_path, pairs=pairs, walk_pairs=pairs, steps=2)
+
+    def measured(tool, gain):
+        decoders = {"low": lambda z, samples, as_sound: gain * z}
+        every = {SPECTROGRAM: decoders}
+        system = System("SIM", None, wavs, {"low": latent}, every, None, {})
+        found = tool.measure(system, study._replace(systems=[system]))
+        return found["low"], tool.section(Results(SIM=found), study)
+
+    found, section = measured(delta.Delta(SPECTROGRAM), 1.0)
+    assert found["explained"] == pytest.approx(1, abs=1e-4)
+    mels = log_mel(z, mel_filters()).double()
+    at, n = found["mae"]["counts"].index(64), 64
+    start, target = z[pairs.T]
+    mixed = swap(start, target, most_different(start, target)[:, :n])
+    mixed = log_mel(mixed, mel_filters()).double()
+    start, target = mels[pairs.T]
+    expected = (mixed - target).abs().mean() / (start - target).abs().mean()
+    assert found["mae"]["delta"][at] == pytest.approx(expected, rel=1e-4)
+    assert "variance of the recordings' log-mel" in str(section)
+    found, _ = measured(smoothness.Smoothness(SPECTROGRAM), 1.0)
+    assert found["walks"]["path_ratio"]["value"] >= 1
+    found, section = measured(delta.Delta(SPECTROGRAM), 0.0)
+    assert "--spectrogram_options" in found["gap"] and section.key[-3:] == "mel"
+
+
 def test_f8_left_out_pairs_are_in_no_comparison(tmp_path):
     """Two clips sound alike, but the way between them does not."""
     system = linear_system(1.0, clips=4)
@@ -601,7 +638,7 @@ def test_f8_left_out_pairs_are_in_no_comparison(tmp_path):
         return (z * z[:, :1, :1].sign()).flatten(1)
 
     system.wavs[:] = decode(z, 40)
-    system = system._replace(decoders={"low": decode})
+    system = system._replace(decoders={WAVEFORM: {"low": decode}})
     pairs = torch.tensor([[0, 1], [0, 2], [2, 3], [0, 3]])
     study = Study(tmp_path, walk_pairs=pairs, steps=4)
     found = smoothness.Smoothness().measure(system, study)["low"]

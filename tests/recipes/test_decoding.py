@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,12 +10,24 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+from speechbrain_sim.brains.decoder import DecoderBrain
 from speechbrain_sim.decoders import mirror
+from speechbrain_sim.encoders.base import zero_padding
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.logmel import LogMel
+from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.format import example_folder
 from speechbrain_sim.models.load import load_decoder, load_encoder
-from speechbrain_sim.objectives.reconstruction import ReconstructionLoss
+from speechbrain_sim.objectives.reconstruction import (
+    ReconstructionLoss,
+    SpectrogramLoss,
+)
+from speechbrain_sim.spectrograms import (
+    frames_of,
+    log_mel,
+    log_power,
+    mel_filters,
+)
 from tests.brains.test_resume import kill_at
 from tests.conftest import ROOT, TINY, finish, same, start_recipe
 
@@ -168,6 +181,74 @@ def test_killed_decoder_training_ends_the_same(decode_yaml, tmp_path):
     assert same(*states)
     logs = [(f / "train_log.txt").read_text() for f in (whole, killed)]
     assert logs[0] == logs[1] and logs[0].count("epoch: ") == 5
+
+
+def test_an_audible_decoder_learns_is_saved_and_sounds(
+    recipes, decode_yaml, encoder_folder, tmp_path
+):
+    argv = [str(decode_yaml), "--output_folder", str(tmp_path)]
+    argv += ["--decoder", "spectrogram", "--layer", "module1", "--lr", "0.004"]
+    argv += ["--lr_decay", "0.6"]
+    argv += ["--sampled", "False", "--num_workers", "0", "--device", "cpu"]
+    recipes["decode"].main([*argv, "--number_of_epochs", "4"])
+    log = (tmp_path / "train_log.txt").read_text().splitlines()
+    explained = [float(row.split("valid explained: ")[1]) for row in log]
+    assert explained[-1] > max(0.25, explained[0])
+    clips = sorted((tmp_path / "audio").glob("*/epoch_0004.wav"))
+    assert len(clips) == 2 and all(soundfile.read(f)[0].any() for f in clips)
+
+    model = SmoothInfoMax.from_pretrained(tmp_path)
+    assert model.config["parts"]["decoder_module1"]["valid"]["explained"]
+    wavs, lengths = torch.randn(2, 4000) / 9, torch.tensor([4000, 2000])
+    z = model.encode_batch(wavs, lengths, "module1").mean
+    heard = model.decode(z, "module1", 4000, lengths)
+    assert heard[0].any() and not heard[1, 2000:].any()
+    _, description = load_encoder(encoder_folder)
+    decoder, _ = load_decoder(tmp_path, "module1", description["sha256"])
+    assert torch.equal(decoder(z, 4000, lengths), heard)
+    low = SmoothInfoMax.from_pretrained(tmp_path).to(torch.bfloat16)
+    assert low.decode(z, "module1", 4000).isfinite().all()
+
+
+def test_the_learning_rate_falls_at_the_end():
+    brain = DecoderBrain.__new__(DecoderBrain)
+    counter = SimpleNamespace(current=1, limit=4)
+    brain.hparams = SimpleNamespace(epoch_counter=counter)
+    brain.steps_per_epoch, rates = 5, []
+    for decay in (0.0, 0.5):
+        brain.decay = decay
+        for counter.current in range(1, 5):
+            for brain.step in range(1, 6):
+                rates.append(brain.rate())
+    assert rates[:31] == [1.0] * 31
+    np.testing.assert_allclose(rates[30:], np.arange(10, 0, -1) / 10)
+
+
+def test_the_loss_of_spectrograms_equals_loops():
+    torch.manual_seed(0)
+    wavs, loss = torch.randn(2, 4000) / 9, SpectrogramLoss(mel=3.0)
+    predicted = torch.randn(2, 26, 201)
+    sums, cells = np.zeros(4), np.zeros(2)
+    mels, filters = [], mel_filters()
+    for ours, wav, end in zip(predicted, wavs, LENGTHS, strict=True):
+        theirs = log_power(wav[None, :end], end[None])[0]
+        pair = ours[: len(theirs)], theirs
+        mels.append([log_mel(x, filters) for x in pair])
+        sums[0] += float((pair[0] - pair[1]).abs().sum())
+        sums[1] += float((mels[-1][0] - mels[-1][1]).abs().sum())
+        cells += theirs.numel(), mels[-1][0].numel()
+    slow = sums[0] / cells[0] + 3 * sums[1] / cells[1]
+    predicted = zero_padding(predicted, frames_of(LENGTHS))
+    found = loss(predicted, wavs, LENGTHS)
+    assert found.item() == pytest.approx(slow, rel=1e-4)
+    ours, theirs = (torch.cat(x) for x in zip(*mels, strict=True))
+    error, power = loss.squares(predicted, wavs, LENGTHS)
+    expected = (ours - theirs).square().mean().item()
+    assert error.item() == pytest.approx(expected, rel=1e-4)
+    expected = (theirs - theirs.mean(0)).square().mean().item()
+    assert power.item() == pytest.approx(expected, rel=1e-4)
+    true = log_power(wavs, LENGTHS)
+    assert loss(true, wavs, LENGTHS) == 0 < found
 
 
 def test_a_spectrogram_is_decoded_too(decode_yaml, tmp_path):

@@ -20,6 +20,7 @@ from tests.encoders.test_huggingface import save_model
 
 SILENT = "All clips decode to the same waveform"
 MEASURED = "delta weights shape smoothness factors attribution".split()
+MEASURED += ["delta-mel", "smoothness-mel"]
 SYSTEMS = ["SIM", "GIM"]
 LABELS = {"Synthetic": "speaker", "ArtificialSpeech": "vowel"}
 EPOCH = "number_of_epochs: 1"
@@ -156,6 +157,9 @@ def test_report_has_every_tool_for_every_system(studied, corpus):
     drawn = {path.stem for path in (folder / "figures").glob("*.svg")}
     assert drawn == {path.stem for path in (folder / "figures").glob("*.png")}
     expected = {"delta", "trade_off", "weights", "top_n", "smoothness"}
+    expected |= {"delta-mel", "smoothness-mel"}
+    assert ", decoded, spectrogram" in html and ", decoded, waveform" in html
+    assert "Sounds of the spectrogram decoder." in text
     assert {*expected, "training", f"probe_{LABELS[corpus]}"} < drawn
 
 
