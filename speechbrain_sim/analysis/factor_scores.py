@@ -327,7 +327,9 @@ def _bins(code):
     """
     bins = np.empty(code.shape, int)
     for column, cut in zip(code.T, bins.T, strict=True):
-        _, index, counts = np.unique(column, False, True, True)
+        _, index, counts = np.unique(
+            column, return_inverse=True, return_counts=True
+        )
         ranks = BINS * (np.cumsum(counts) - counts / 2) / len(column)
         cut[:] = index if len(counts) <= BINS else ranks.astype(int)[index]
     return bins

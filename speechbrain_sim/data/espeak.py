@@ -184,10 +184,11 @@ def draw_delivery(rng):
 def deliver(voice, delivery):
     """Returns a voice that speaks as drawn.
 
-    espeak-ng's pitch is p b - 18 s (r - 1) + m s r, if `pitch` makes the factor
-    p (an octave in 50), `pitch_range` the factor r, and the variant's file names
-    b and s; m is the height of the melody (wavegen.c and voices.c of 1.52, in
-    Hz). Here p and r move pitch and range alike, for the middle of the melody.
+    The pitch in Hz is p b - 18 s (r - 1) + m s r in espeak-ng 1.52 (wavegen.c,
+    voices.c): p and r are factors, of which the parameter `pitch` sets the one
+    (50 an octave) and `pitch_range` the other, b and s are the variant's, and m
+    is the height of the melody. Here p and r are such that the middle of the
+    melody and its range in semitones are as drawn.
 
     Arguments
     ---------

@@ -22,6 +22,7 @@ SILENT = "All clips decode to the same waveform"
 MEASURED = "delta weights shape smoothness factors attribution".split()
 MEASURED += ["delta-mel", "smoothness-mel"]
 SYSTEMS = ["SIM", "GIM"]
+GIM = "{yaml: pretrain.yaml, options: {model: gim}}"
 LABELS = {"Synthetic": "speaker", "ArtificialSpeech": "vowel"}
 EPOCH = "number_of_epochs: 1"
 TINY = f"{EPOCH}, channels: 8, context_channels: 8, num_workers: 0"
@@ -43,6 +44,8 @@ def study_argv(yaml, corpora, folder):
         argv += ["--data_folder", str(corpora / "Factors")]
     if yaml.parent.name == "ArtificialSpeech":
         argv += ["--walk", "null"]
+    if yaml.parent.name == "FSDD":  # the other systems run elsewhere
+        argv += ["--systems", f"{{GIM: {GIM}, log-mel: {{encoder: logmel}}}}"]
     if yaml.stem == "study_held_out":
         folds = "{option: held_out, values: [george, theo]}"
         argv += ["--folds", folds]
@@ -286,14 +289,14 @@ def test_folds_that_are_none_are_refused(recipes, corpora, tmp_path):
         ("folds", "{option: speaker, values: [a, b]}", "no key speaker"),
         ("folds", "{option: held_out, values: [a, theo]}", "held_out is a,"),
         ("folds", "{options: held_out}", "no key options"),
-        ("inside", "[SIM]", "--inside .., no system"),
+        ("inside", "[GIM]", "--inside .., no system"),
         ("probe_options", "{held_out: theo}", "the study gives it"),
         # which leaves all tests as they are
         ("folds", "{option: min_samples, values: [400, 800]}", "both test"),
     ):
         with pytest.raises((KeyError, ValueError), match=message):
             recipes["study"].main([*argv, f"--{option}", value])
-    assert not list(tmp_path.glob("*/SIM_1/save"))
+    assert not list(tmp_path.glob("*/GIM_1/save"))
 
 
 def test_too_few_and_too_short_clips(corpus, caplog):
