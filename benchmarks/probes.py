@@ -34,7 +34,9 @@ def by_scikit_learn(x, y, test, strength):
 def compare(folder, label):
     """Yields a row of the table for each layer."""
     found = read_json(f"{folder}/probe_{label}.json")
-    parts = [read_examples(folder, label, p) for p in ("train", "valid", "test")]
+    parts = [
+        read_examples(folder, label, p) for p in ("train", "valid", "test")
+    ]
     for layer, score in found["layers"].items():
         known, valid, test = (part[layer] for part in parts)
         known = known.join(valid)
@@ -44,9 +46,9 @@ def compare(folder, label):
         y = torch.from_numpy(known.y)
         accuracy, seconds = [], []
         for solve in (
-            lambda: solve_logistic(
-                x, y, found["classes"], score["strength"]
-            ).predict(held_out)[0].numpy(),
+            lambda: solve_logistic(x, y, found["classes"], score["strength"])
+            .predict(held_out)[0]
+            .numpy(),
             lambda: by_scikit_learn(
                 x[:].numpy(), known.y, held_out[:].numpy(), score["strength"]
             ),
