@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from speechbrain_sim.randomness import keyed_generator
 
 #: share of its loss by which a solved probe is above the minimum (estimated)
-TOLERANCE = 1e-5
+TOLERANCE = 3e-6
 #: rows for the correlations of channels, and the fewest to begin with
 SAMPLE, FEWEST = 2**16, 2**12
 #: logits that are computed at once, on a CPU and on a GPU
@@ -249,7 +249,7 @@ class _Probes:
 
 @torch.no_grad()
 def solve_logistic(
-    x, y, classes, strengths=1e-3, bias=True, hidden=0, limit=500, device="cpu"
+    x, y, classes, strengths=1e-3, bias=True, hidden=0, limit=1000, device="cpu"
 ):
     """Solves logistic regressions side by side.
 
