@@ -21,51 +21,42 @@ from speechbrain_sim.report.tables import markdown_table
 from speechbrain_sim.rows import moments
 
 
+def by_us(x, y, test, strength):
+    """Returns the predicted classes of a test part, from Rows."""
+    solved = solve_logistic(x, torch.from_numpy(y), int(y.max()) + 1, strength)
+    return solved.predict(test)[0].numpy()
+
+
 def by_scikit_learn(x, y, test, strength):
-    """Returns the predicted classes of a test part."""
+    """Returns the predicted classes of a test part, held in memory."""
+    x, test = x[:].numpy(), test[:].numpy()
     # in units of the mean square, as `solve_logistic`
     scale = np.sqrt(np.mean(np.square(x)))
-    model = LogisticRegression(
-        C=1 / (strength * len(y)), tol=1e-5, max_iter=5000
-    )
+    c = 1 / (strength * len(y))
+    model = LogisticRegression(C=c, tol=1e-5, max_iter=5000)
     return model.fit(x / scale, y).predict(test / scale)
 
 
 def compare(folder, label):
     """Yields a row of the table for each layer."""
     found = read_json(f"{folder}/probe_{label}.json")
-    parts = [
-        read_examples(folder, label, p) for p in ("train", "valid", "test")
-    ]
+    names = ("train", "valid", "test")
+    parts = [read_examples(folder, label, name) for name in names]
     for layer, score in found["layers"].items():
         known, valid, test = (part[layer] for part in parts)
-        known = known.join(valid)
         units = moments(known.x.split(65536))
         units = units_of(*units, score["standardize"])
+        known = known.join(valid)
         x, held_out = (part.x.scaled(*units) for part in (known, test))
-        y = torch.from_numpy(known.y)
-        accuracy, seconds = [], []
-        for solve in (
-            lambda: solve_logistic(x, y, found["classes"], score["strength"])
-            .predict(held_out)[0]
-            .numpy(),
-            lambda: by_scikit_learn(
-                x[:].numpy(), known.y, held_out[:].numpy(), score["strength"]
-            ),
-        ):
+        row = {"label": label, "layer": layer, "examples": str(len(x))}
+        row["strength"] = f"{score['strength']:g}"
+        for name, solve in {"ours": by_us, "theirs": by_scikit_learn}.items():
             begun = time.process_time()
-            accuracy.append(100 * np.mean(solve() == test.y))
-            seconds.append(time.process_time() - begun)
-        yield {
-            "label": label,
-            "layer": layer,
-            "examples": str(len(y)),
-            "λ": f"{score['strength']:g}",
-            "ours, %": f"{accuracy[0]:.2f}",
-            "scikit-learn, %": f"{accuracy[1]:.2f}",
-            "ours, CPU s": f"{seconds[0]:.2f}",
-            "scikit-learn, CPU s": f"{seconds[1]:.2f}",
-        }
+            answers = solve(x, known.y, held_out, score["strength"])
+            seconds = time.process_time() - begun
+            row[f"{name}, %"] = f"{100 * np.mean(answers == test.y):.2f}"
+            row[f"{name}, CPU s"] = f"{seconds:.2f}"
+        yield row
 
 
 if __name__ == "__main__":

@@ -236,8 +236,8 @@ def run_probe(hparams, runs, name, label, folder, encoder, **others):
         **options,
         **others,
     }
-    if paper:
-        options.pop("standardize", None)  # nor does the paper
+    for key in ("standardize", "hidden") if paper else ():
+        options.pop(key, None)  # the paper's are like this
     own = {"output_folder": folder, "label_name": label, "encoder": encoder}
     runs.run(probe.probe, "probe.yaml", probe.RULES, options, **own)
 
@@ -306,7 +306,8 @@ def train_bias_free(hparams, runs, name, folder, encoder, layers):
     if label is None:
         return None, None
     out = f"{folder}/probe_without_bias"
-    others = {"layers": layers, "bias": False, "standardize": [False]}
+    others = {"layers": layers, "bias": False}
+    others |= {"standardize": [False], "hidden": 0}
     run_probe(hparams, runs, name, label, out, encoder, **others)
     part = f"probe_{label}"
     scores = Path(out, f"{part}.json")

@@ -31,6 +31,7 @@ from speechbrain_sim.files import lock_folder, naming, write_text
 from speechbrain_sim.options import (
     check_kinds,
     check_ranges,
+    check_used,
     dump_yaml,
     kind_of,
     parse_yaml,
@@ -351,14 +352,7 @@ def read_settings(hparams_file, options, run_opts, check=None, apart=False):
         of_files = [content.get(notes, {}) for content in contents]
         settings[notes] = {k: v for notes in of_files for k, v in notes.items()}
     check_ranges(settings, settings["__must_be"])
-    for protocol, keys in settings.get("protocols", {}).items():
-        unused = sorted(options.keys() & {*keys})
-        if unused and protocol != settings["protocol"]:
-            raise ValueError(
-                f"--{unused[0]} has no use with --protocol "
-                f"{settings['protocol']}: leave it out, or give --protocol "
-                f"{protocol}."
-            )
+    check_used(settings, options)
     if check is not None:
         check(settings)
     return settings, {**defaults, "processes": processes}

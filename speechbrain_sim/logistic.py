@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from speechbrain_sim.randomness import keyed_generator
 
 #: share of its loss by which a solved probe is above the minimum (estimated)
-TOLERANCE = 1e-5
+TOLERANCE = 3e-6
 #: rows for the correlations of channels, and the fewest to begin with
 SAMPLE, FEWEST = 2**16, 2**12
 #: logits that are computed at once, on a CPU and on a GPU
@@ -45,16 +45,13 @@ class Solved(NamedTuple):
     converged: torch.Tensor
     passes: int
 
-    def logits(self, x):
-        """(examples, channels) -> (probes, examples, classes)."""
-        return logits_of(self.weights, x)
-
     @torch.no_grad()
     def predict(self, x):
         """Returns the class of each row of a tensor or Rows, (probes, rows)."""
         device, size = self.weights[0].device, _rows_at_once(self.weights)
-        parts = (self.logits(part.to(device)) for part in x.split(size))
-        return torch.cat([part.argmax(-1).cpu() for part in parts], 1)
+        parts = (part.to(device) for part in x.split(size))
+        answers = [logits_of(self.weights, part).argmax(-1) for part in parts]
+        return torch.cat(answers, 1).cpu()
 
 
 def logits_of(weights, x):
@@ -151,30 +148,44 @@ class Lbfgs:
             allowed = value + 1e-4 * expected + 1e-7 * (1 + value.abs())
             falls = torch.zeros_like(solved)
             falls[open_] = (new <= allowed)[open_]
-            self.remember(
-                torch.where(falls, tried - x, 0),
-                torch.where(falls, turned - gradient, 0),
-            )
-            x, value = (
-                torch.where(falls, tried, x),
-                torch.where(falls, new, value),
-            )
-            gradient = torch.where(falls, turned, gradient)
+            kept = partial(torch.where, falls)
+            self.remember(kept(tried - x, 0), kept(turned - gradient, 0))
+            x, gradient = kept(tried, x), kept(turned, gradient)
             # the minimum of the parabola, where the step was too long
             best = -expected / (2 * (new - value - expected)).clamp(min=1e-30)
-            length = torch.where(falls, 1.0, length * best.clamp(0.1, 0.5))
-            step = torch.where(falls, self.direction(gradient), step)
+            length = kept(1.0, length * best.clamp(0.1, 0.5))
+            value = kept(new, value)
+            step = kept(self.direction(gradient), step)
 
 
 def _dot(one, other):
     return (one * other).sum(1, keepdim=True)
 
 
-class _Loss:
-    """Loss and gradient of probes side by side, over rows with a stride."""
+class _Probes:
+    """The loss of probes side by side, and where its minimum is looked for.
 
-    def __init__(self, x, y, shapes, strengths):
-        self.x, self.y, self.shapes, self.strengths = x, y, shapes, strengths
+    Inside, features are divided by their root mean square, `scale`.
+    """
+
+    def __init__(self, x, y, classes, strengths, bias, hidden, device):
+        probes = max(len(y), strengths.numel())
+        self.x, self.y, self.hidden = x, y.expand(probes, -1), hidden
+        self.strengths = strengths.expand(probes).to(device)
+        counts = [torch.bincount(row, minlength=classes) for row in self.y]
+        shares = torch.stack(counts) / y.shape[1]
+        self.shares = shares.clamp(min=1e-6).to(device)[:, None]
+        layers = [x.shape[1], *[hidden] * bool(hidden), classes]
+        pairs = zip(layers, layers[1:], strict=False)
+        shapes = [s for rows, n in pairs for s in ((rows, n), (1, n))]
+        self.shapes = shapes if bias else shapes[:-1]
+        rows = x[torch.arange(0, len(x), 1 + (len(x) - 1) // SAMPLE)]
+        products = (rows.T @ rows / len(rows)).double()
+        square = products.diagonal().mean().clamp(min=1e-30)
+        self.scale = float(square.sqrt())
+        variances, basis = torch.linalg.eigh(products / square)
+        self.basis = basis.float().to(device)
+        self.variances = variances.clamp(min=0)[:, None].float().to(device)
 
     def weights(self, points):
         """(probes, values) -> views, as in `Solved`."""
@@ -182,22 +193,52 @@ class _Loss:
         parts = zip(points.split(sizes, 1), self.shapes, strict=True)
         return tuple(part.unflatten(1, shape) for part, shape in parts)
 
+    def start(self):
+        """Returns points: W = 0 and b of the classes' shares, (probes, values).
+
+        Those of hidden layers are drawn.
+        """
+        parts = []
+        for rows, columns in self.shapes:
+            drawn = torch.zeros(rows, columns)
+            if self.hidden and rows > 1:
+                drawn.uniform_(-1, 1, generator=keyed_generator("probe", rows))
+            parts.append((drawn / rows**0.5).flatten().expand(len(self.y), -1))
+        if self.shapes[-1][0] == 1:
+            parts[-1] = self.shares[:, 0].log()
+        return torch.cat([part.to(self.basis.device) for part in parts], 1)
+
+    def precondition(self, gradients):
+        """Returns the inverse Hessian at the start, times gradients.
+
+        In the basis of the channels' correlations, it is diagonal but for the
+        classes' sum: 1 / (variance p (1 - p) + λ), p a class's share.
+        """
+        if self.hidden:
+            return gradients
+        weight, *bias = self.weights(gradients)
+        spread = self.shares * (1 - self.shares)  # (probes, 1, classes)
+        curvature = self.variances * spread + self.strengths[:, None, None]
+        weight = self.basis @ ((self.basis.T @ weight) / curvature)
+        parts = [weight, *(part / spread for part in bias)]
+        return torch.cat([part.flatten(1) for part in parts], 1)
+
     @torch.enable_grad()
-    def __call__(self, stride, points, which):
-        """Returns values (probes, 1) and gradients of some probes."""
+    def loss(self, stride, points, which):
+        """Returns values (probes, 1) and gradients, over every stride-th row.
+
+        Of those of the probes that an index selects.
+        """
         points = points.detach().requires_grad_()
         weights = self.weights(points)
         squares = sum(w.square().sum((1, 2)) for w in weights[::2])
         penalty = 0.5 * self.strengths[which] * squares
         penalty.sum().backward()
         values = penalty.detach().double()
-        targets = (
-            which.cpu() if len(self.y) > 1 else torch.zeros_like(which).cpu()
-        )
         rows = torch.arange(0, len(self.x), stride)
         for chosen in rows.split(_rows_at_once(weights)):
-            y = self.y[:, chosen][targets].to(points.device).long()
-            x = self.x[chosen].to(points.device)
+            y = self.y[:, chosen][which.cpu()].to(points.device).long()
+            x = self.x[chosen].to(points.device) / self.scale
             logits = logits_of(self.weights(points), x).flatten(0, 1)
             losses = cross_entropy(logits, y.flatten(), reduction="none")
             losses = losses.view_as(y).sum(1) / len(rows)
@@ -206,38 +247,9 @@ class _Loss:
         return values[:, None].float(), points.grad
 
 
-def _squares(x, device):
-    """Returns the mean products of channels, (channels, channels), double."""
-    rows = x[torch.arange(0, len(x), 1 + (len(x) - 1) // SAMPLE)].to(device)
-    return (rows.T @ rows / len(rows)).double()
-
-
-def _curvature(squares, shares, strengths, bias):
-    """Returns a preconditioner: the inverse Hessian where W = 0.
-
-    There, in the basis of the channels' correlations, it is diagonal but for
-    the classes' sum: 1 / (variance p (1 - p) + λ), with p the `shares` of the
-    classes, (probes, classes).
-    """
-    variances, basis = torch.linalg.eigh(squares)
-    basis, spread = basis.float(), (shares * (1 - shares))[:, None]
-    scale = variances.float().clamp(min=0)[:, None] * spread
-    scale = 1 / (
-        scale + strengths[:, None, None]
-    )  # (probes, channels, classes)
-
-    def precondition(gradients):
-        gradients = gradients.unflatten(1, (-1, shares.shape[1]))
-        steps = basis @ (scale * (basis.T @ gradients[:, : len(basis)]))
-        parts = [steps, gradients[:, len(basis) :] / spread]
-        return torch.cat(parts[: 1 + bias], 1).flatten(1)
-
-    return precondition
-
-
 @torch.no_grad()
 def solve_logistic(
-    x, y, classes, strengths=1e-3, bias=True, hidden=0, limit=500, device="cpu"
+    x, y, classes, strengths=1e-3, bias=True, hidden=0, limit=1000, device="cpu"
 ):
     """Solves logistic regressions side by side.
 
@@ -276,41 +288,17 @@ def solve_logistic(
     >>> bool((solved.predict(x[200:]) == y[200:]).float().mean() > 0.9)
     True
     """
-    y, strengths = (
-        y.expand(1, -1) if y.dim() == 1 else y,
-        torch.tensor(strengths),
-    )
-    probes = max(len(y), strengths.numel())
-    squares = _squares(x, device)
-    square = squares.diagonal().mean().clamp(min=1e-30).float()
-    strengths = strengths.expand(probes).to(device) * square
-    counts = [torch.bincount(row, minlength=classes) for row in y]
-    shares = (torch.stack(counts) / y.shape[1]).clamp(min=1e-6)
-    shares = shares.expand(probes, -1).to(device)
-    channels = x.shape[1]
-    layers = [(channels, hidden)] * bool(hidden) + [
-        (hidden or channels, classes)
-    ]
-    shapes = [s for layer in layers for s in (layer, (1, layer[1]))]
-    loss = _Loss(x, y, shapes[: len(shapes) - (not bias)], strengths)
-    start = [torch.zeros(probes, rows * columns) for rows, columns in shapes]
-    start[-1] = shares.log().cpu()
-    precondition = _curvature(squares, shares, strengths, bias)
-    if hidden:
-        for part, (rows, _) in zip(start[::2], shapes[::2], strict=True):
-            draws = keyed_generator("probe", rows)
-            part[:] = rows**-0.5 * (
-                2 * torch.rand(part.shape[1], generator=draws) - 1
-            )
-        precondition = torch.clone
-    points = torch.cat(start[: len(loss.shapes)], 1).to(device)
-    search, passes = Lbfgs(precondition), 0.0
+    strengths = torch.as_tensor(strengths)
+    options = classes, strengths, bias, hidden, device
+    probes = _Probes(x, torch.atleast_2d(y), *options)
+    points, search, passes = probes.start(), Lbfgs(probes.precondition), 0.0
     least = max(FEWEST, 2 * points.shape[1])
     for stride in (64, 16, 4, 1):
         last = stride == 1
         if last or len(x) // stride >= least:
-            goal = TOLERANCE if last else 100 * TOLERANCE
-            found = search.minimize(partial(loss, stride), points, goal, limit)
-            points, converged, calls = found
+            loss, goal = partial(probes.loss, stride), TOLERANCE
+            goal = goal if last else 100 * goal
+            points, done, calls = search.minimize(loss, points, goal, limit)
             passes += calls / stride
-    return Solved(loss.weights(points), converged, passes)
+    first, *others = probes.weights(points)
+    return Solved((first / probes.scale, *others), done, passes)

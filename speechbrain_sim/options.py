@@ -190,3 +190,18 @@ def check_ranges(settings, rules):
         rule = rule.removeprefix("= ")
         if not right:
             raise ValueError(f"--{key} is {value!r}, but must be {rule}.")
+
+
+def check_used(settings, given):
+    """Raises a ValueError if an option is one that the protocol does not use.
+
+    `protocols` of settings lists the keys that only one `protocol` uses.
+    """
+    for protocol, keys in settings.get("protocols", {}).items():
+        unused = sorted(given.keys() & {*keys})
+        if unused and protocol != settings["protocol"]:
+            raise ValueError(
+                f"--{unused[0]} has no use with --protocol "
+                f"{settings['protocol']}: leave it out, or give --protocol "
+                f"{protocol}."
+            )

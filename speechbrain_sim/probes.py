@@ -202,20 +202,17 @@ class ProbeSolver(NamedTuple):
         """
         choices, predictions = {}, {}
         for layer, part in tqdm(known.items(), "choosing", unit="layer"):
-            tried, answers = [], []
+            tried, y = [], torch.from_numpy(part.y)
             for standardize, unit in units[layer].items():
-                name, y = f"{layer}_{standardize}", torch.from_numpy(part.y)
-                x = part.x.scaled(*unit)
+                name, x = f"{layer}_{standardize}", part.x.scaled(*unit)
                 solved = self.solve(f"{name}_choosing", x, y, strengths)
-                answers += [*solved.predict(valid[layer].x.scaled(*unit))]
-                for strength, row in zip(
-                    strengths, answers[len(tried) :], strict=True
-                ):
-                    right = float((row.numpy() == valid[layer].y).mean())
-                    tried.append((strength, standardize, right))
-            at = max(range(len(tried)), key=lambda n: tried[n][-1])
-            choices[layer] = Choice(*tried[at], tried)
-            predictions[layer] = answers[at][None]
+                answers = solved.predict(valid[layer].x.scaled(*unit))
+                right = (answers.numpy() == valid[layer].y).mean(1).tolist()
+                alike = [standardize] * len(strengths)
+                tried += zip(strengths, alike, right, answers, strict=True)
+            best = max(tried, key=lambda one: one[2])
+            choices[layer] = Choice(*best[:3], [one[:3] for one in tried])
+            predictions[layer] = best[3][None]
         return choices, predictions
 
     def test(self, known, test, units, choices, controls):

@@ -91,7 +91,7 @@ class Probing(Tool):
             plot_probes(systems, label, study.folder / stem)
             figure = Figure(
                 f"Accuracy, {label}",
-                "Means over seeds, 95 % intervals over recordings. Dotted: "
+                "95 % intervals over recordings (and encoders). Dotted: "
                 "chance.",
                 stem,
                 "Bars of each system, grouped by layer.",

@@ -213,7 +213,7 @@ class Weights(Tool):
     needs = ("probes",)
     columns = {
         f"probe (%)\n{HIGHER}": "Probe: accuracy of a linear classifier "
-        "without bias, mean ± deviation over seeds.",
+        "without bias, on features as they are.",
         f"dimensions read\n{LOWER}": "Dimensions read: how many "
         "of the layer's it effectively uses.",
     }
