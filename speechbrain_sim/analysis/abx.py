@@ -5,7 +5,7 @@
 x and a are tokens of one phone, b is one of another. Within speakers, all three
 are of one person; across speakers, a and b are, and x is of someone else. The
 distance is the mean angle between frames along the best alignment. Nothing is
-trained: 0 % is perfect, 50 % chance.
+trained: 0 % is perfect, 50 % chance; noise of unlike lengths may be above it.
 
 References: Schatz et al., Evaluating speech features with the minimal-pair ABX
 task (2013); Kahn et al., Libri-Light (2020), https://arxiv.org/abs/1912.07875,

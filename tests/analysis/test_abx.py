@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.abx import ALL, compare
 from speechbrain_sim.analysis.abx import (
     KINDS,
     abx,
@@ -20,6 +21,7 @@ from speechbrain_sim.analysis.abx import (
 )
 from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.tokens import (
+    CONTEXTS,
     Token,
     draw_blocks,
     find_tokens,
@@ -305,3 +307,21 @@ def test_spans_of_tokens():
     alone = find_tokens(labels, "", "", "any")
     assert [labels[t.start] for t in alone] == [t.phone for t in alone]
     assert sum(t.stop - t.start for t in alone) == len(labels) - 1
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_errors_equal_those_of_fastabx(drawn, context):
+    """Where Python is 3.12 or later: the extra `abx`."""
+    pytest.importorskip("fastabx")
+    features, tokens, _ = drawn
+    around = {"x": "B C", "y": "C B"} if context == "within" else {"x": ""}
+    tokens = [
+        token._replace(context=around[token.context])
+        for token in tokens
+        if token.context in around
+    ]
+    rows = compare(features, tokens, context, (ALL, ALL))
+    assert [name for name, *_ in rows] == [*KINDS]
+    for _, ours, theirs, cells in rows:
+        assert float(ours) == pytest.approx(float(theirs), abs=0.01)
+        assert int(cells) > 0
