@@ -19,10 +19,17 @@ from speechbrain_sim.analysis.abx import KINDS, abx, encode_tokens
 from speechbrain_sim.analysis.tokens import CONTEXTS, read_tokens
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.models.load import load_encoder
+from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report.tables import markdown_table
 
 ALL = sys.maxsize
 ITEMS = "#file onset offset #phone prev-phone next-phone speaker"
+
+
+def noise_like(name, x):
+    """Returns noise of the shape of the features of an utterance."""
+    generator = keyed_generator(0, "abx noise", name)
+    return torch.randn(x.shape, generator=generator)
 
 
 def write_items(features, tokens, folder):
@@ -74,14 +81,21 @@ def compare(features, tokens, context, limits):
     return rows
 
 
-def main(argv):
-    """Prints a table per layer, codes, context and limits."""
+def make_parser():
+    """Makes the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", default="logmel")
     parser.add_argument("--manifest", required=True)
     parser.add_argument("--data", required=True, help="its $data_root")
     parser.add_argument("--recordings", type=int, default=200)
-    args = parser.parse_args(argv)
+    help = "random frames in place of the features"
+    parser.add_argument("--noise", action="store_true", help=help)
+    return parser
+
+
+def main(argv):
+    """Prints a table per layer, codes, context and limits."""
+    args = make_parser().parse_args(argv)
     names = "fastabx", "discophon", "torch"
     print(*(f"{name} {version(name)}" for name in names), sep=", ")
     encoder, about = load_encoder(args.encoder)
@@ -92,6 +106,10 @@ def main(argv):
             places = args.manifest, args.data, f"{folder}/store"
             encoded = encode_tokens(encoder, about, tokens, places)
             for layer, codes, features in encoded:
+                if args.noise:
+                    features = {
+                        n: noise_like(n, x) for n, x in features.items()
+                    }
                 for limits in ((ALL, ALL), (ALL, 5), (10, 5)):
                     if context == "any" and limits != (10, 5):
                         continue  # millions of pairs

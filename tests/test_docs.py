@@ -270,6 +270,8 @@ def check_python(*words):
         imports = [n for n in tree.body if isinstance(n, ast.ImportFrom)]
         assert imports
         exec(ast.unparse(ast.Module(imports, [])), {})
+    elif words[0] == "-m":
+        importlib.import_module(words[1]).make_parser().parse_args(words[2:])
     elif words[0].startswith("recipes/"):
         check_recipe(*words)
     else:  # our scripts: they print their use

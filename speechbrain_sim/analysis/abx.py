@@ -5,7 +5,7 @@
 x and a are tokens of one phone, b is one of another. Within speakers, all three
 are of one person; across speakers, a and b are, and x is of someone else. The
 distance is the mean angle between frames along the best alignment. Nothing is
-trained: 0 % is perfect, 50 % chance.
+trained: 0 % is perfect, 50 % chance; noise of unlike lengths may be above it.
 
 References: Schatz et al., Evaluating speech features with the minimal-pair ABX
 task (2013); Kahn et al., Libri-Light (2020), https://arxiv.org/abs/1912.07875,
@@ -306,11 +306,8 @@ def encode_tokens(encoder, description, tokens, places, seed=0, device="cpu"):
             codes["samples"] = latent.draw(noise)
         counts = np.bincount(store[layer].utterance).tolist()
         for name, x in codes.items():
-            yield (
-                layer,
-                name,
-                dict(zip(store.ids, x.split(counts), strict=True)),
-            )
+            rows = zip(store.ids, x.split(counts), strict=True)
+            yield layer, name, dict(rows)
     shutil.rmtree(store.folder)
 
 
@@ -385,13 +382,13 @@ class ABX(Tool):
             rows.append({"": name})
             for codes, kind in product(("means", "samples"), KINDS):
                 score = numbers.get(codes, {}).get(kind)
-                cell = f"{kind} speakers, {codes}"
                 if score and "gap" in score:
                     gaps[kind] = Gap(f"{kind} speakers", score["gap"])
-                    rows[-1][cell] = NOT_MEASURED
+                    cell = NOT_MEASURED
                 else:
-                    rows[-1][cell] = with_interval(score, 100, 1)
-                    counted[kind] = score or counted[kind]
+                    cell = with_interval(score, 100, 1)
+                    counted |= {kind: score} if score else {}
+                rows[-1][f"{kind} speakers, {codes}"] = cell
         whole = any(n["triphones"] for n in counted.values())
         of = "; ".join(
             f"{kind} speakers {n['cells']} cells, {n['tokens']} tokens of "

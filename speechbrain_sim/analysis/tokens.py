@@ -106,7 +106,7 @@ def read_tokens(manifest, label="phones", context=WITHIN, count=200, seed=0):
     Raises
     ------
     Unmeasurable
-        If the manifest has no such column, or names no speakers.
+        If the manifest has no such column, no phones, or no speakers.
     """
     rows, speakers = read_manifest(manifest), {}
     for name, row in rows.items():
@@ -126,6 +126,8 @@ def read_tokens(manifest, label="phones", context=WITHIN, count=200, seed=0):
     for speaker, name in said:
         phones = [names[number] for number in labels[name]]
         tokens += find_tokens(phones, speaker, name, context)
+    if not tokens:
+        raise Unmeasurable(f"{Path(manifest).name} has no {label} to compare.")
     return tokens
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.abx import ALL, compare
 from speechbrain_sim.analysis.abx import (
+    ABX,
     KINDS,
     abx,
     average,
@@ -19,7 +21,9 @@ from speechbrain_sim.analysis.abx import (
     score_blocks,
 )
 from speechbrain_sim.analysis.intervals import Unmeasurable
+from speechbrain_sim.analysis.study import Results, Study
 from speechbrain_sim.analysis.tokens import (
+    CONTEXTS,
     Token,
     draw_blocks,
     find_tokens,
@@ -243,6 +247,23 @@ def test_silent_frames_are_alike():
     assert abx(features, tokens)["across"]["value"] == 0
 
 
+def test_the_section_has_what_was_measured(drawn, tmp_path):
+    features, tokens, _ = drawn
+    two = [token for token in tokens if token.speaker in "pq"]
+    layers = {"means": abx(features, two), "samples": abx(features, two)}
+    results = Results(SIM={"a": layers}, mel={"b": {"means": layers["means"]}})
+    table, gap = ABX().section(results, Study(tmp_path)).items
+    value = layers["means"]["within"]["value"]
+    assert table.rows[0][1].startswith(f"{100 * value:.1f} [")
+    assert table.rows[0][2] == table.rows[1][2] == "not measured"
+    assert table.rows[1][3:] == ["", ""] and "same context" in table.caption
+    assert gap.reason.startswith("2 speakers") and gap.system is None
+    reason = {"ABX": {"of phones": {"gap": "No phones."}}}
+    (gap,) = ABX().section(Results(reason), Study(tmp_path)).items
+    assert (gap.title, gap.reason) == ("ABX of phones", "No phones.")
+    assert not ABX().section(Results(), Study(tmp_path)).items
+
+
 def test_few_speakers_are_a_gap(drawn):
     features, tokens, _ = drawn
     two = [token for token in tokens if token.speaker in "pq"]
@@ -292,6 +313,9 @@ def test_tokens_of_a_manifest(tmp_path):
     assert [t.phone for t in named] == ["AA", "B"]
     with pytest.raises(Unmeasurable, match="test.csv has no column 'words'"):
         read_tokens(tmp_path / "test.csv", "words")
+    (tmp_path / "phones.txt").write_text("1 SIL\n2 SPN\n3 sp\n")
+    with pytest.raises(Unmeasurable, match="test.csv has no phones to compare"):
+        read_tokens(tmp_path / "test.csv")
     nobody = [{k: v for k, v in r.items() if k != "spk_id"} for r in rows]
     write(tmp_path / "valid.csv", nobody)
     with pytest.raises(Unmeasurable, match="no column 'speaker'"):
@@ -305,3 +329,21 @@ def test_spans_of_tokens():
     alone = find_tokens(labels, "", "", "any")
     assert [labels[t.start] for t in alone] == [t.phone for t in alone]
     assert sum(t.stop - t.start for t in alone) == len(labels) - 1
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_errors_equal_those_of_fastabx(drawn, context):
+    """Where Python is 3.12 or later: the extra `abx`."""
+    pytest.importorskip("fastabx")
+    features, tokens, _ = drawn
+    around = {"x": "B C", "y": "C B"} if context == "within" else {"x": ""}
+    tokens = [
+        token._replace(context=around[token.context])
+        for token in tokens
+        if token.context in around
+    ]
+    rows = compare(features, tokens, context, (ALL, ALL))
+    assert [name for name, *_ in rows] == [*KINDS]
+    for _, ours, theirs, cells in rows:
+        assert float(ours) == pytest.approx(float(theirs), abs=0.01)
+        assert int(cells) > 0
