@@ -171,8 +171,8 @@ class ConvDecoder(Decoder):
 class SpectrogramDecoder(Decoder):
     """A few convolutions, latents -> log-power spectrogram, and Griffin-Lim.
 
-    The latents around each 10 ms, side by side, pass a linear layer and two
-    residual convolutions over time; what they predict has a bin per 40 Hz. Its
+    A convolution of the latents, whose outputs around each 10 ms, side by side,
+    pass a linear layer and two residual convolutions over time; what they predict has a bin per 40 Hz. Its
     phases are found by `griffin_lim`, which nothing is trained through.
 
     Arguments
@@ -198,7 +198,9 @@ class SpectrogramDecoder(Decoder):
         #: latents on either side of a frame that it is made of
         self.beside = -(-HOP // self.hop)
         taps = 2 * self.beside + 1
-        self.first = nn.Linear(taps * in_channels, channels)
+        # of signed latents: what passes the ReLU can be summed over 10 ms
+        self.before = nn.Conv1d(in_channels, channels, KERNEL, padding="same")
+        self.first = nn.Linear(taps * channels, channels)
         self.blocks = nn.ModuleList(
             nn.Conv1d(channels, channels, KERNEL, padding="same")
             for _ in range(BLOCKS)
@@ -209,14 +211,16 @@ class SpectrogramDecoder(Decoder):
         self.last = nn.Linear(channels, BINS)
         frames = REACH + BLOCKS * (KERNEL // 2) + 1
         self.unit = math.lcm(self.hop, PERIOD * HOP) // self.hop
-        reach = frames * HOP // self.hop + self.beside + 1
+        reach = frames * HOP // self.hop + self.beside + KERNEL
         self.reach = -(-reach // self.unit) * self.unit
 
     def predict(self, z, samples, lengths):
         """Returns log-power spectrograms, (batch, frames, bins)."""
         valid = frames_of(lengths)
-        z = zero_padding(z, self.frames(lengths)[-1])
-        x = self.around(z, frames_of(samples))
+        latents = self.frames(lengths)[-1]
+        z = zero_padding(z, latents).transpose(1, 2)
+        z = torch.relu(self.before(z)).transpose(1, 2)
+        x = self.around(zero_padding(z, latents), frames_of(samples))
         x = self.norms[0](self.first(x))
         for block, norm in zip(self.blocks, self.norms[1:], strict=True):
             y = zero_padding(torch.relu(x), valid).transpose(1, 2)
