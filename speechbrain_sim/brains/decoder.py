@@ -21,7 +21,7 @@ class DecoderBrain(ResumableBrain):
     `modules` is {"decoder": Decoder}. Hyper-parameters read from `hparams`
     beside those of `ResumableBrain`: `frozen_encoder`, `layer`, `sampled`
     (decode draws from the posteriors, or means), `reconstruction` (the loss),
-    `lr_decay` (see `rate`), `audio_folder`, `output_folder` (which holds the
+    `audio_folder`, `output_folder` (which holds the
     encoder, or a reference to it).
     """
 
@@ -29,7 +29,6 @@ class DecoderBrain(ResumableBrain):
         super().__init__(*args, **kwargs)
         self.frozen_encoder = self.hparams.frozen_encoder.to(self.device)
         self.reconstruction = self.hparams.reconstruction.to(self.device)
-        self.decay = getattr(self.hparams, "lr_decay", 0.0)
         self.examples = {}
 
     def compute_forward(self, batch, stage):
@@ -46,24 +45,11 @@ class DecoderBrain(ResumableBrain):
 
     def learn(self, batch, should_step):
         """See `ResumableBrain`."""
-        (optimizer,) = self.optimizers_dict.values()
-        for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * self.rate()
         with self.training_ctx:
             decoded = self.compute_forward(batch, sb.Stage.TRAIN)
             loss, stats = self.score(decoded, *self.recorded(batch))
         self.backward("decoder", loss, should_step)
         return loss.detach(), stats
-
-    def rate(self):
-        """Returns the share of the learning rate in this step.
-
-        1, and down to 0 over the last `lr_decay` of the run, a share of it.
-        """
-        epochs = self.hparams.epoch_counter
-        done = epochs.current - 1 + (self.step - 1) / self.steps_per_epoch
-        left, decay = 1 - done / epochs.limit, self.decay
-        return min(1.0, left / decay) if decay else 1.0
 
     def recorded(self, batch):
         """Returns the waveforms of a batch, and their lengths."""

@@ -188,7 +188,7 @@ def test_an_audible_decoder_learns_is_saved_and_sounds(
 ):
     argv = [str(decode_yaml), "--output_folder", str(tmp_path)]
     argv += ["--decoder", "spectrogram", "--layer", "module1", "--lr", "0.004"]
-    argv += ["--lr_decay", "0.6"]
+    argv += ["--lr_decay_epochs", "4"]
     argv += ["--sampled", "False", "--num_workers", "0", "--device", "cpu"]
     recipes["decode"].main([*argv, "--number_of_epochs", "4"])
     log = (tmp_path / "train_log.txt").read_text().splitlines()
