@@ -203,9 +203,9 @@ class FactorsTool(Tool):
 
 def _dependence_table(factors):
     """How dependent the factors are; a gap where there are too few values."""
-    title = "How independent the factors are"
+    title, values = "How independent the factors are", factors.values()
     try:
-        known = dependence(factors.values())
+        known = dependence(values)
     except Unmeasurable as error:
         return Gap(title, str(error))
     rows = [
@@ -213,9 +213,9 @@ def _dependence_table(factors):
         for name, shares in known.items()
     ]
     caption = (
-        "How much of a row's factor a column's determines, over the recordings "
-        "of both parts: mutual information over entropy, both less what chance "
-        "gives. Factors that are 0 to each other can be told apart by a code."
+        "How much of a row's factor a column's determines: mutual information "
+        "over entropy, both less what chance gives, uncertain in less than some "
+        f"hundreds of recordings. Here, in both parts: {len(values[rows[0]['']])}."
     )
     return Table.of(title, caption, rows)
 
