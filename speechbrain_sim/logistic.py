@@ -11,6 +11,7 @@ examples, which may lie on a disk.
 """
 
 from collections import deque
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ def logits_of(weights, x):
 def _rows_at_once(weights):
     """Returns how many examples fill a chunk."""
     width = max(part.shape[-1] for part in weights) * len(weights[0])
-    return max(64, CHUNK[weights[0].device.type] // width)
+    return max(64, CHUNK.get(weights[0].device.type, CHUNK["cpu"]) // width)
 
 
 class Lbfgs:
@@ -247,6 +248,18 @@ class _Probes:
         return values[:, None].float(), points.grad
 
 
+@contextmanager
+def _full_precision():
+    """Keeps a GPU from TF32, whose gradients are too rough to converge."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@_full_precision()
 @torch.no_grad()
 def solve_logistic(
     x, y, classes, strengths=1e-3, bias=True, hidden=0, limit=1000, device="cpu"
