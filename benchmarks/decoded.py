@@ -1,8 +1,10 @@
 """Measures decoded speech: what is given back, and what a probe reads of it.
 
     python -m benchmarks.decoded results/demo/SIM_1 \
-        --decoder results/demo/SIM_1/*decoder_* results/demo/SIM_1/spectrogram_* \
-        --train manifests/train.csv --test manifests/test.csv --data_folder CORPUS
+        --decoder results/demo/SIM_1/decoder_* results/demo/SIM_1/spectrogram_* \
+        --data_folder results/demo/corpus \
+        --train results/demo/manifests/train.csv \
+        --test results/demo/manifests/test.csv
 
 Prints a table: the recordings themselves, the spectrograms of the recordings
 through Griffin-Lim, which is the most that a spectrogram decoder can reach, and

@@ -607,8 +607,9 @@ def test_delta_and_smoothness_by_log_mel_equal_those_of_its_values(tmp_path):
         decoders = {"low": lambda z, samples, as_sound: gain * z}
         every = {SPECTROGRAM: decoders}
         system = System("SIM", None, wavs, {"low": latent}, every, None, {})
-        found = tool.measure(system, study._replace(systems=[system]))
-        return found["low"], tool.section(Results(SIM=found), study)
+        whole = study._replace(systems=[system])
+        found = tool.measure(system, whole)
+        return found["low"], tool.section(Results(SIM=found), whole)
 
     found, section = measured(delta.Delta(SPECTROGRAM), 1.0)
     assert found["explained"] == pytest.approx(1, abs=1e-4)
