@@ -19,6 +19,7 @@ import decode
 import pretrain
 import probe
 import speechbrain as sb
+from entries import check
 from folds import by_fold, folds_of
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import infer_device, run_on_main
@@ -29,20 +30,19 @@ from speechbrain_sim.analysis import tools
 from speechbrain_sim.analysis.abx import ABX
 from speechbrain_sim.analysis.delta import draw_pairs
 from speechbrain_sim.analysis.factors import Factors
-from speechbrain_sim.analysis.folds import check_apart, check_folds
+from speechbrain_sim.analysis.folds import check_apart
 from speechbrain_sim.analysis.latents import encode_clips, read_clips
 from speechbrain_sim.analysis.probes import read_examples
 from speechbrain_sim.analysis.probing import Probing, read_probed
 from speechbrain_sim.analysis.study import Probes, Study, System
 from speechbrain_sim.cli import run_command
-from speechbrain_sim.data.labels import FRAMES, kind_of
 from speechbrain_sim.data.manifests import DATA_COLUMNS
 from speechbrain_sim.data.tables import row_hashes
 from speechbrain_sim.decoders import DECODERS, WAVEFORM
 from speechbrain_sim.files import machine, read_json, sha256, text_hash
 from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder
-from speechbrain_sim.options import check_ranges, dump_yaml, typed
+from speechbrain_sim.options import dump_yaml
 from speechbrain_sim.report.page import Table
 from speechbrain_sim.report.tables import markdown_table
 
@@ -50,12 +50,6 @@ logger = get_logger(__name__)
 
 #: keys of a study that `report.json` repeats
 SETTINGS = ("clips", "clip_samples", "pairs", "smooth_pairs", "weights_label")
-
-#: an entry of systems, and of labels: of which kinds their values are
-SYSTEM = {"yaml": "", "encoder": "", "of": "", "per_label": False}
-SYSTEM |= {"options": {}, "probe": {}, "seeds": [1]}
-LABEL = {"probe": {}, "paper": {}, "supervised": {}}
-FOLDS = {"option": "", "values": ["", 1]}
 
 
 class Runs(NamedTuple):
@@ -138,71 +132,6 @@ def check_clips(hparams, folder):
             f"{hparams['clips_csv']}, such as {clips[0]}: numbers of these "
             f"clips are of training data."
         )
-
-
-def check_entry(entry, value, example):
-    """Raises a KeyError or ValueError if a mapping is unlike its example."""
-    if not isinstance(value, dict):
-        raise ValueError(f"{entry} is {value!r}, not a mapping.")
-    config.check_keys(entry, example, value)
-    for key in value:
-        option = f"{entry[2:]}: {key}"
-        typed(option, value[key], [{option: example[key]}])
-
-
-def check_systems(systems):
-    """Raises a KeyError or ValueError if one cannot be trained or read."""
-    trained = {}
-    for name, system in systems.items():
-        entry = f"--systems: {name}"
-        if name != Path(str(name)).name or name in ("", ".."):
-            raise ValueError(f"{entry}: its name, of folders, is a plain word.")
-        check_entry(entry, system, SYSTEM)
-        if len({"yaml", "encoder", "of"} & system.keys()) != 1:
-            raise ValueError(f"{entry} needs one of yaml, encoder and of.")
-        seeds = system.get("seeds", [1])
-        check_ranges({"seeds": seeds}, {"seeds": "not empty, unique, >= 0"})
-        if "yaml" in system and not system.get("per_label"):
-            trained[name] = {*seeds}
-        if "of" in system and not {*seeds} <= trained.get(system["of"], set()):
-            raise ValueError(
-                f"{entry} is of {system['of']}, but no entry above it of that "
-                f"name is trained once for each of the seeds {seeds}."
-            )
-
-
-def check(hparams):
-    """Raises a ValueError if an entry names what there is not."""
-    systems = hparams["systems"]
-    check_systems(systems)
-    for label, options in hparams["labels"].items():
-        check_entry(f"--labels: {label}", options, LABEL)
-    check_entry("--folds", hparams["folds"], FOLDS)
-    check_folds(hparams["folds"], hparams["inside"])
-    tools.choose_tools(hparams["tools"])
-    names = ", ".join(systems)
-    if hparams["labels"] and hparams["baseline"] not in (None, *systems):
-        raise ValueError(
-            f"The baseline {hparams['baseline']} is not among the systems: "
-            f"give --baseline one of {names}."
-        )
-    for name in hparams["inside"]:
-        if systems.get(name, {"per_label": True}).get("per_label"):
-            raise ValueError(
-                f"There is no encoder of {name} to look inside: give --inside "
-                f"some of {names}, but none that is trained per label."
-            )
-    frames = kind_of(hparams["factor_label"], hparams["label_kinds"]) == FRAMES
-    if hparams["factors_of"] is not None and not (
-        hparams["factor_segments"] or frames
-    ):
-        raise ValueError(
-            f"{hparams['factor_label']} is no label of frames: give "
-            f"--factor_label one of label_kinds, or --factor_segments."
-        )
-    label = hparams["abx_label"]
-    if label and kind_of(label, hparams["label_kinds"]) != FRAMES:
-        raise ValueError(f"--abx_label {label} is no label of frames.")
 
 
 def train(hparams, runs, name, seed, label=None):
