@@ -212,6 +212,9 @@ def options(argv):
         "--batch_size", type=int, default=64, help="of the paper's runs"
     )
     parser.add_argument("--epochs", type=int, default=1000, help="of the same")
+    parser.add_argument(
+        "--plus", action="store_true", help="also SIM with the levers that paid"
+    )
     parser.add_argument("--publish", nargs="+", help="folders of results")
     parser.add_argument(
         "--toy", action="store_true", help="all of it at toy size"

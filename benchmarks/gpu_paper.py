@@ -21,6 +21,9 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "hparams/ArtificialSpeech/study.yaml"
 NAMES = "SIM", "GIM"
+#: what paid among the levers of docs/experiments.md: a wide context, and a rate
+#: that is higher, rises at first and falls to 0
+PLUS = {"context_channels": 512, "lr": 0.001, "lr_warmup_epochs": 20}
 LAYERS = "module1", "module2", "module3"
 #: of what is handed over
 KINDS = ".json", ".md", ".txt", ".html", ".yaml", ".svg", ".log"
@@ -56,11 +59,18 @@ def layers_of(chosen):
     return list(LAYERS[-1:] if chosen.toy else LAYERS)
 
 
+def names_of(chosen):
+    """Lists the encoders: the paper's, and the levers' winner if asked for."""
+    return (*NAMES, "SIM_plus") if chosen.plus else NAMES
+
+
 def systems_of(chosen):
     """Returns the study's systems: each, and its probes as the paper's."""
     systems = {}
-    for name in NAMES:
-        options = {"model": name.lower()}
+    for name in names_of(chosen):
+        options = {"model": name.lower().removesuffix("_plus")}
+        if name not in NAMES:
+            options |= {**PLUS, "lr_decay_epochs": chosen.epochs}
         systems[name] = {"yaml": "pretrain.yaml", "options": options}
     epochs, _, probe = epochs_of(chosen)
     paper = {"protocol": "paper"}
@@ -113,17 +123,17 @@ def command_line(chosen, folder, precision):
 
 def plan(chosen):
     """Returns the steps: {(kind, system, layer): steps that come before}."""
-    train = {name: ("train", name, "") for name in NAMES}
+    train = {name: ("train", name, "") for name in names_of(chosen)}
     steps = {step: [] for step in train.values()}
     for probed in systems_of(chosen):
         steps["probe", probed, ""] = [train[probed.removesuffix("-paper")]]
     decoders = {
         name: [("decode", name, layer) for layer in layers_of(chosen)]
-        for name in NAMES
+        for name in names_of(chosen)
     }
-    for name in NAMES:
+    for name in names_of(chosen):
         steps |= {step: [train[name]] for step in decoders[name]}
-    for name in NAMES:
+    for name in names_of(chosen):
         steps["measure", name, ""] = decoders[name]
     return steps | {("report", "", ""): list(steps)}
 
@@ -352,7 +362,7 @@ def tables_of(results, chosen, precision):
     of += ", **reduced**" if reduced else ""
     rows, logs = (
         [],
-        {name: folder / f"{name}_1/train_log.txt" for name in NAMES},
+        {name: folder / f"{name}_1/train_log.txt" for name in names_of(chosen)},
     )
     for name, log in logs.items():
         if log.exists():
@@ -389,14 +399,13 @@ def tables_of(results, chosen, precision):
                 rows.append(row)
     yield f"Probes; -paper: {probe} epochs (encoders: {of})", rows
     shares, every = [], []
-    for name in NAMES:
+    for name in names_of(chosen):
         path = folder / f"{name}_1/delta.json"
         found = read_json(path)["result"] if path.exists() else {}
         for layer, numbers in found.items():
             row, paper = {"system": name, "layer": layer}, published["delta"]
-            paper = dict(
-                zip(published["counts"], paper[name][layer], strict=True)
-            )
+            deltas = paper.get(name, {}).get(layer, ())
+            paper = dict(zip(published["counts"], deltas, strict=False))
             if "mae" not in numbers:
                 shares.append(row | {"δ, absolute, %": str(numbers)})
                 continue
@@ -447,7 +456,7 @@ def hand_over(results, chosen, precision):
                 continue
             info.size = len(data)  # a log may have grown
             tar.addfile(info, io.BytesIO(data))
-    for name in NAMES:
+    for name in names_of(chosen):
         if f"train/{name}/" in results.content["steps"]:
             halve(folder / f"{name}_1", results.output / f"{name}.safetensors")
 

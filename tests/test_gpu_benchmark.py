@@ -13,7 +13,7 @@ from speechbrain_sim.files import read_json
 def toy(tmp_path_factory):
     """The folder of a rehearsal of all three parts."""
     folder = tmp_path_factory.mktemp("gpu")
-    arguments = ["--toy", "--epochs", "1", "--output", str(folder)]
+    arguments = ["--toy", "--plus", "--epochs", "1", "--output", str(folder)]
     assert gpu.main([*arguments, "--device", "cpu"])
     return folder, arguments
 
@@ -33,7 +33,7 @@ def test_the_papers_results_are_handed_over(toy):
         names = tar.getnames()
     for name in ("report.md", "SIM_1/probe/probe_vowel.json"):
         assert f"paper/{name}" in names
-    for name in gpu_paper.NAMES:
+    for name in (*gpu_paper.NAMES, "SIM_plus"):
         assert f"paper/{name}_1/delta.json" in names
         with safe_open(toy[0] / f"{name}.safetensors", "pt") as encoder:
             dtypes = {str(encoder.get_tensor(k).dtype) for k in encoder.keys()}
