@@ -40,6 +40,12 @@ def by_scikit_learn(x, y, test, strength):
 def compare(folder, label):
     """Yields a row of the table for each layer."""
     found = read_json(f"{folder}/probe_{label}.json")
+    settings = found["settings"]
+    if not settings["bias"] or settings.get("hidden", 1):
+        raise ValueError(
+            f"{folder} has no solved linear probes with a bias: probe again, "
+            f"with --protocol converged --bias True --hidden 0."
+        )
     names = ("train", "valid", "test")
     parts = [read_examples(folder, label, name) for name in names]
     for layer, score in found["layers"].items():
@@ -52,14 +58,17 @@ def compare(folder, label):
         row["strength"] = f"{score['strength']:g}"
         for name, solve in {"ours": by_us, "theirs": by_scikit_learn}.items():
             begun = time.process_time()
-            answers = solve(x, known.y, held_out, score["strength"])
+            predicted = solve(x, known.y, held_out, score["strength"])
             seconds = time.process_time() - begun
-            row[f"{name}, %"] = f"{100 * np.mean(answers == test.y):.2f}"
+            row[f"{name}, %"] = f"{100 * np.mean(predicted == test.y):.2f}"
             row[f"{name}, CPU s"] = f"{seconds:.2f}"
         yield row
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    rows = list(compare(*sys.argv[1:]))
+    try:
+        rows = list(compare(*sys.argv[1:]))
+    except ValueError as error:
+        sys.exit(f"python -m benchmarks.probes: {error}")
     print(markdown_table([*rows[0]], [[*row.values()] for row in rows]))

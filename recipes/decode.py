@@ -4,7 +4,7 @@
         --encoder results/Synthetic/sim_1 --layer module3 --decoder spectrogram
 
 By default the decoder is the paper's, the encoder's own convolutions mirrored;
---decoder spectrogram trains one that is heard where that one is silent. The
+--decoder spectrogram trains one that is audible where that one is silent. The
 run's folder gets checkpoints, a log, the decoder and, after each epoch, what it
 makes of a few validation recordings. Started again, a run is resumed.
 """

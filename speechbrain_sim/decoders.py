@@ -172,8 +172,9 @@ class SpectrogramDecoder(Decoder):
     """A few convolutions, latents -> log-power spectrogram, and Griffin-Lim.
 
     A convolution of the latents, whose outputs around each 10 ms, side by side,
-    pass a linear layer and two residual convolutions over time; what they predict has a bin per 40 Hz. Its
-    phases are found by `griffin_lim`, which nothing is trained through.
+    pass a linear layer and two residual convolutions over time; what they
+    predict has a bin per 40 Hz. Its phases are found by `griffin_lim`, which
+    nothing is trained through.
 
     Arguments
     ---------

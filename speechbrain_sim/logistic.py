@@ -37,9 +37,10 @@ class Solved(NamedTuple):
         W (probes, channels, classes) and, unless bias-free, b (probes, 1,
         classes); before them those of a hidden layer, if there is one.
     converged : torch.Tensor
-        Whether each is solved, (probes,).
-    passes : int
-        Times that all examples were read.
+        Whether each is solved, (probes,): within `TOLERANCE`, before the limit
+        of passes, or the precision of the steps, ended the search.
+    passes : float
+        Times that all examples were read; of shares of them, in fractions.
     """
 
     weights: tuple
@@ -51,8 +52,8 @@ class Solved(NamedTuple):
         """Returns the class of each row of a tensor or Rows, (probes, rows)."""
         device, size = self.weights[0].device, _rows_at_once(self.weights)
         parts = (part.to(device) for part in x.split(size))
-        answers = [logits_of(self.weights, part).argmax(-1) for part in parts]
-        return torch.cat(answers, 1).cpu()
+        classes = [logits_of(self.weights, part).argmax(-1) for part in parts]
+        return torch.cat(classes, 1).cpu()
 
 
 def logits_of(weights, x):
@@ -88,7 +89,7 @@ class Lbfgs:
     precondition : callable
         First approximation: gradients -> steps, (functions, values) each.
     memory : int
-        Steps that are remembered, also from one `minimize` to the next.
+        Steps that are kept, also from one `minimize` to the next.
     """
 
     def __init__(self, precondition, memory=10):
@@ -107,7 +108,7 @@ class Lbfgs:
             step = step + share * moved
         return -step
 
-    def remember(self, moved, turned):
+    def add_pair(self, moved, turned):
         """Adds a step and the change of the gradient; 0 where there was none."""
         product, length = _dot(moved, turned), self.precondition(turned)
         curved = product > 0
@@ -150,7 +151,7 @@ class Lbfgs:
             falls = torch.zeros_like(solved)
             falls[open_] = (new <= allowed)[open_]
             kept = partial(torch.where, falls)
-            self.remember(kept(tried - x, 0), kept(turned - gradient, 0))
+            self.add_pair(kept(tried - x, 0), kept(turned - gradient, 0))
             x, gradient = kept(tried, x), kept(turned, gradient)
             # the minimum of the parabola, where the step was too long
             best = -expected / (2 * (new - value - expected)).clamp(min=1e-30)
@@ -283,7 +284,7 @@ def solve_logistic(
     hidden : int
         Units of a hidden layer (ReLU), if any; such a loss has several minima.
     limit : int
-        Most passes over the rows.
+        Most passes over the rows of each stage: a share of them, then more.
     device : str
         Where to compute; the rows are moved in chunks.
 

@@ -4,10 +4,10 @@ An option has the kind of the key's value in the yaml or in one of its bases;
 `__may_be: {key: example}` adds another. Text is literal.
 
 `__must_be: {key: rule}` of a yaml states its range. A rule is a list of the
-possible values (of each, in lists and mappings), or text: conditions, with commas between, and after a colon
-perhaps the reason. `>= 1` (or `>`, `=`, `<=`, `<`) is for every number in the
-value, `not empty` and `unique` are for lists. Numbers are finite, unless
-the last condition is `or inf`.
+possible values (of each, in lists and mappings), or text: conditions, with
+commas between, and after a colon perhaps the reason. `>= 1` (or `>`, `=`, `<=`,
+`<`) is for every number in the value, `not empty` and `unique` are for lists.
+Numbers are finite, unless the last condition is `or inf`.
 """
 
 import contextlib
@@ -22,6 +22,8 @@ import ruamel.yaml
 #: kinds of values; others are objects, made of these
 KINDS = {bool: "True or False", int: "a whole number", float: "a number"}
 KINDS |= {list: "a list", dict: "a mapping", str: "text", type(None): "null"}
+#: option -> its value -> the keys that no other value uses
+USED_WITH = {"decoder": {"waveform": ["mse", "stft", "mel"]}}
 _SIGNS = {">=": operator.ge, ">": operator.gt, "=": operator.eq}
 _SIGNS |= {"<=": operator.le, "<": operator.lt}
 
@@ -193,15 +195,23 @@ def check_ranges(settings, rules):
 
 
 def check_used(settings, given):
-    """Raises a ValueError if an option is one that the protocol does not use.
+    """Raises a ValueError if an option has no use with the value of another.
 
-    `protocols` of settings lists the keys that only one `protocol` uses.
+    Of `USED_WITH`, and `protocols` of settings, which lists the keys that only
+    one `protocol` uses.
+
+    Example
+    -------
+    >>> check_used({"decoder": "spectrogram"}, {"mel": 1.0})
+    Traceback (most recent call last):
+    ValueError: --mel has no use with --decoder spectrogram: leave it out, ...
     """
-    for protocol, keys in settings.get("protocols", {}).items():
+    choices = USED_WITH | {"protocol": settings.get("protocols", {})}
+    uses = [(o, v, k) for o, each in choices.items() for v, k in each.items()]
+    for option, value, keys in uses:
         unused = sorted(given.keys() & {*keys})
-        if unused and protocol != settings["protocol"]:
+        if unused and settings.get(option, value) != value:
             raise ValueError(
-                f"--{unused[0]} has no use with --protocol "
-                f"{settings['protocol']}: leave it out, or give --protocol "
-                f"{protocol}."
+                f"--{unused[0]} has no use with --{option} {settings[option]}: "
+                f"leave it out, or give --{option} {value}."
             )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench, decoded
+from benchmarks import bench, decoded, probes
 from benchmarks.floor import step_flops
 from benchmarks.measure import (
     SavedTensors,
@@ -219,3 +219,18 @@ def test_decoded_speech_is_between_silence_and_the_recordings():
     assert numbers[0, :3].tolist() == [100, 100, 0] and numbers[0, 4] == 100
     assert numbers[3, 0] == 0 and numbers[3, 2] > 5 > numbers[1, 2]
     assert numbers[3, 3] < 60 < 90 < numbers[1, 3]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bias": False, "hidden": 0},
+        {"bias": True, "hidden": 8},
+        {"bias": True, "seeds": [1]},  # the paper's protocol
+    ],
+)
+def test_only_solved_linear_probes_are_compared(settings, tmp_path):
+    text = json.dumps({"settings": settings, "layers": {}})
+    (tmp_path / "probe_x.json").write_text(text)
+    with pytest.raises(ValueError, match="no solved linear probes"):
+        next(probes.compare(tmp_path, "x"))

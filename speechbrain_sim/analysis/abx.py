@@ -23,7 +23,12 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from speechbrain_sim.activations import LABELS, LOG_VAR
-from speechbrain_sim.analysis.intervals import Unmeasurable, middle
+from speechbrain_sim.analysis.intervals import (
+    RESAMPLES,
+    Unmeasurable,
+    draw_counts,
+    middle,
+)
 from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.analysis.tokens import draw_blocks, read_tokens
 from speechbrain_sim.data.tables import manifest_hash
@@ -37,8 +42,8 @@ from speechbrain_sim.report.tables import NOT_MEASURED, with_interval
 
 #: who speaks, and how many people an interval needs
 KINDS = {"within": 2, "across": 3}
-#: draws of a bootstrap; values of frames that are compared at once
-RESAMPLES, CHUNK = 1000, 2**23
+#: values of frames that are compared at once
+CHUNK = 2**23
 
 
 def dtw(distances, rows, columns):
@@ -193,10 +198,9 @@ def average(cells, errors, resamples=RESAMPLES, seed=0):
         x = np.bincount(pair, weight * x)[below > 0] / below[below > 0]
         return x.mean() if len(x) else np.nan
 
-    n, rng = len(people), np.random.default_rng(seed)
-    often = rng.multinomial(n, np.full(n, 1 / n), resamples).astype(float)
-    low, high = middle([mean(weights) for weights in often])
-    return float(mean(np.ones(n))), (float(low), float(high))
+    draws = draw_counts(len(people), resamples, seed)
+    low, high = middle([mean(weights) for weights in draws])
+    return float(mean(np.ones(len(people)))), (float(low), float(high))
 
 
 def _frames_of(features, tokens):
@@ -243,12 +247,15 @@ def abx(features, tokens, group=10, speakers=5, seed=0):
     Example
     -------
     >>> from speechbrain_sim.analysis.tokens import find_tokens
-    >>> said = {"1": "A B A B".split(), "2": "B A B A".split()}
-    >>> tokens = [t for n in said for t in find_tokens(said[n], n, n, "any")]
+    >>> labels = {"1": "A B A B".split(), "2": "B A B A".split()}
+    >>> found = [find_tokens(x, n, n, "any") for n, x in labels.items()]
+    >>> tokens = sum(found, [])
     >>> code = dict(zip("AB", torch.eye(2)))
-    >>> features = {n: torch.stack([*map(code.get, said[n])]) for n in said}
-    >>> found = abx(features, tokens)
-    >>> found["within"]["value"], found["across"]["gap"]
+    >>> features = {
+    ...     n: torch.stack([*map(code.get, x)]) for n, x in labels.items()
+    ... }
+    >>> error = abx(features, tokens)
+    >>> error["within"]["value"], error["across"]["gap"]
     (0.0, '2 speakers are too few for an interval; it needs 3.')
     """
     frames, first, length = _frames_of(features, tokens)
@@ -327,7 +334,7 @@ def measure_abx(
 
 
 def measure_systems(
-    systems, manifest, data_folder, asked, limits, seed=0, device="cpu"
+    systems, manifest, data_folder, selection, limits, seed=0, device="cpu"
 ):
     """Measures the first encoder of each system, or reads what was measured.
 
@@ -337,7 +344,7 @@ def measure_systems(
         Folder of its results, and encoder.
     manifest, data_folder : str
         Of the recordings.
-    asked, limits : tuple of str, str, int, and of int, int
+    selection, limits : tuple of str, str, int, and of int, int
         `label`, `context` and `count` of `read_tokens`; `group` and `speakers`
         of `draw_blocks`.
     seed, device : int, str
@@ -350,11 +357,11 @@ def measure_systems(
         phones or no speakers.
     """
     try:
-        tokens, results = read_tokens(manifest, *asked, seed), {}
+        tokens, results = read_tokens(manifest, *selection, seed), {}
     except Unmeasurable as error:
         return {"ABX": {"of phones": {"gap": str(error)}}}
     made_of = {"manifest": manifest_hash(manifest, data_folder)}
-    made_of |= {"asked": [*asked, seed], "limits": limits}
+    made_of |= {"selection": [*selection, seed], "limits": limits}
     made_of["versions"] = versions()
     for name, (folder, source) in systems.items():
         print(f"\n=== {name}: {ABX.key}", flush=True)

@@ -18,6 +18,8 @@ from speechbrain_sim.analysis.intervals import middle, resample_ratio
 #: equally filled bins of a dimension, and of a continuous factor, for MIG; what
 #: has no more values than that has a bin for each
 BINS = 20
+#: counts up whenever these scores of the same code change: older ones are stale
+VERSION = 2
 #: shuffled factors, for the mutual information that chance gives
 SHUFFLES = 5
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from speechbrain_sim.analysis.factor_scores import (
+    VERSION,
     controls,
     dependence,
     factor_scores,
@@ -120,7 +121,7 @@ class FactorsTool(Tool):
         return [number(numbers["encoder"]["disentanglement"])]
 
     def settings(self, study):
-        """Returns what the codes depend on but the encoder."""
+        """Returns what the scores depend on but the encoder."""
         factors = study.factors
         if factors is None:
             return {"factors": None}
@@ -128,6 +129,7 @@ class FactorsTool(Tool):
         name = f"{whole.func.__module__}.{whole.func.__qualname__}"
         keywords = {key: str(v) for key, v in whole.keywords.items()}
         return {
+            "scores": VERSION,
             "factors": [name, keywords],
             "parts": factors.segments or factors.label,
             "manifests": [

@@ -20,6 +20,8 @@ from speechbrain_sim.report.tables import with_interval
 CHOSEN = "chosen"
 #: of a system's outcomes, beside its hits
 OUTCOMES = "total", "ids"
+#: of a layer's scores, what is kept of each fold
+SCORES = "accuracy", "interval", "choices"
 
 
 def check_folds(folds, inside):
@@ -69,7 +71,8 @@ def read_folds(folders, label):
     dict
         As `read_system`, over the recordings of all folds. It has the layer
         `CHOSEN`, of each fold its best one, and `folds` with the `best_layer`
-        of each, its `accuracy` and `interval`.
+        of each, its `accuracy`, `interval` and `choices`, and the number of its
+        `encoders`; `different_encoders` counts those of all folds.
     """
     if not isinstance(folders, dict):
         return read_system(folders, label)
@@ -79,8 +82,9 @@ def read_folds(folders, label):
         best, hits = one["best_layer"], one["outcomes"]["hits"]
         score = one["layers"][CHOSEN] = one["layers"][best]
         hits[CHOSEN] = hits[best]
-        folds[name] = {k: score[k] for k in ("accuracy", "interval")}
+        folds[name] = {k: score[k] for k in SCORES}
         folds[name]["best_layer"] = best
+        folds[name]["encoders"] = one["different_encoders"]
         remarks += [f"{name}, {remark}" for remark in one["remarks"]]
     every = list(systems.values())
     parts = [one["outcomes"] for one in every]
@@ -96,19 +100,23 @@ def read_folds(folders, label):
     joined["encoders"] = [
         encoder for one in every for encoder in one["encoders"]
     ]
+    joined["different_encoders"] = len(set(map(str, joined["encoders"])))
     joined["outcomes"] = {"hits": hits, "total": total, "ids": ids}
     return {**every[0], **joined, "best_layer": CHOSEN}
 
 
 def _pool(scores):
     """Joins what folds state of a layer, besides the accuracy."""
-    keys, pooled = ("per_seed", "chance", "valid_accuracy"), dict(scores[0])
+    keys, pooled = ("per_seed", "chance", "valid_accuracy"), {}
     for key in keys:
         pooled[key] = np.mean([score[key] for score in scores], 0).tolist()
     seeds, controls = pooled["per_seed"], [score["control"] for score in scores]
     pooled["deviation"] = (
         float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None
     )
+    pooled["converged"] = all(score["converged"] for score in scores)
+    pooled["still_falling"] = any(score["still_falling"] for score in scores)
+    pooled["choices"] = sorted({c for s in scores for c in s["choices"]})
     control = {k: all(c[k] for c in controls) for k in ("passed", "below")}
     control["accuracy"] = float(np.mean([c["accuracy"] for c in controls]))
     control["visible"] = max(c["visible"] for c in controls)

@@ -9,7 +9,7 @@ from itertools import permutations
 import numpy as np
 from scipy import stats
 
-#: draws of a bootstrap over clips
+#: draws of a bootstrap
 RESAMPLES = 2000
 #: level of the test of controls, on either side, and bins of an accuracy in it
 LEVEL, BINS = 0.001, 2000
@@ -113,14 +113,18 @@ def resample_ratio(numerator, denominator, units, resamples=RESAMPLES, seed=0):
     n, in_row = len(found), at.shape[1]
     names = {1: f"{n} utterance is", 2: f"Pairs of {n} clips are"}
     _check_units(names[in_row], n, 1 + in_row)
-    rng = np.random.default_rng(seed)
-    often = rng.multinomial(n, np.full(n, 1 / n), resamples).astype(float)
-    draws = []
+    draws, often = [], draw_counts(n, resamples, seed)
     for part in np.array_split(often, -(-resamples // 100)):
         weights = part[:, at].prod(-1)  # (draws, rows)
         below = weights @ denominator
         draws.append(weights @ numerator / np.where(below > 0, below, np.nan))
     return numerator.sum(0) / denominator.sum(0), np.concatenate(draws)
+
+
+def draw_counts(units, resamples=RESAMPLES, seed=0):
+    """Draws units with replacement: how often each, (resamples, units)."""
+    rng, shares = np.random.default_rng(seed), np.full(units, 1 / units)
+    return rng.multinomial(units, shares, resamples).astype(float)
 
 
 def middle(draws):
@@ -246,7 +250,7 @@ def chance_level(train_labels, test_labels):
     """Computes what is reached without the input.
 
     The larger of two: the share, in the test labels, of the most frequent
-    training label; and 1 / classes, the answer drawn at random.
+    training label; and 1 / classes, a class drawn at random.
 
     Example
     -------
@@ -276,19 +280,19 @@ def check_controls(controls, classes, frames=False):
         )
 
 
-def control_interval(answers, labels, classes=None):
+def control_interval(predictions, labels, classes=None):
     """Tests whether probes trained on shuffled labels are at chance.
 
     The shuffled labels are as many of each class, so that each class may as
     well have any other one's name. Hence a permutation test: the names in each
-    control's answers are permuted, and the `excess` counts: the accuracy less
-    what these answers reach in random order. It is exact, however alike the
-    answers for examples of one class or recording are. Its level, `LEVEL`, is
-    low, as every cell of a table is tested.
+    control's predictions are permuted, and the `excess` counts: the accuracy
+    less what these predictions reach in random order. It is exact, however
+    alike the predictions for examples of one class or recording are. Its level,
+    `LEVEL`, is low, as every cell of a table is tested.
 
     Arguments
     ---------
-    answers, labels : numpy.ndarray
+    predictions, labels : numpy.ndarray
         Predicted classes, (controls, examples), and true ones, (examples,).
     classes : int, optional
         All there are; by default those up to the largest that occurs.
@@ -308,17 +312,17 @@ def control_interval(answers, labels, classes=None):
     Example
     -------
     >>> labels = np.arange(300) % 3
-    >>> answers = np.random.default_rng(0).permuted([labels] * 5, axis=1)
-    >>> control_interval(answers, labels)["passed"]
+    >>> predictions = np.random.default_rng(0).permuted([labels] * 5, axis=1)
+    >>> control_interval(predictions, labels)["passed"]
     True
     >>> control_interval(np.array([labels] * 5), labels)["passed"]
     False
     """
-    classes = classes or 1 + max(answers.max(), labels.max())
-    controls, rng = len(answers), np.random.default_rng(0)
+    classes = classes or 1 + max(predictions.max(), labels.max())
+    controls, rng = len(predictions), np.random.default_rng(0)
     check_controls(controls, classes)
-    found = [_excesses(row, labels, classes, rng) for row in answers]
-    excess, accuracy = np.mean(found, 0)[0], (answers == labels).mean()
+    found = [_excesses(row, labels, classes, rng) for row in predictions]
+    excess, accuracy = np.mean(found, 0)[0], (predictions == labels).mean()
     bins = np.rint((np.array(found) + 1) * BINS).astype(int)
     shares = [np.bincount(row, minlength=2 * BINS + 1) for row in bins]
     # the distribution of a sum: the product of the spectra
@@ -337,10 +341,10 @@ def control_interval(answers, labels, classes=None):
     }
 
 
-def _excesses(answers, labels, classes, rng):
+def _excesses(predictions, labels, classes, rng):
     """Returns the excess under renamings, all or many, first under none."""
     table = np.zeros((classes, classes))
-    np.add.at(table, (labels, answers), 1 / len(labels))
+    np.add.at(table, (labels, predictions), 1 / len(labels))
     table -= table.sum(1, keepdims=True) * table.sum(0)
     order = np.arange(classes)
     if classes <= 6:

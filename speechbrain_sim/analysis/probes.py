@@ -136,7 +136,7 @@ def remarks(layers, recordings):
     found = {
         "The training loss still falls, more --number_of_epochs or a larger "
         "--lr read more": falling,
-        "Not converged within --max_passes": stopped,
+        "Not converged, as --max_passes or float32 ended the search": stopped,
         "No better than shuffled labels": weak,
         f"Intervals of fewer than {FEW} recordings are too narrow": few,
     }

@@ -91,8 +91,7 @@ class Probing(Tool):
             plot_probes(systems, label, study.folder / stem)
             figure = Figure(
                 f"Accuracy, {label}",
-                "95 % intervals over recordings (and encoders). Dotted: "
-                "chance.",
+                "95 % intervals over recordings (and encoders); chance dotted.",
                 stem,
                 "Bars of each system, grouped by layer.",
             )
@@ -128,38 +127,49 @@ def _table(label, systems, study):
     passed, below = (sum(c[key] for c in every) for key in ("passed", "below"))
     visible = 100 * max(control["visible"] for control in every)
     remarks = [f"{n}: {r}" for n, s in systems.items() for r in s["remarks"]]
-    chosen = [
-        f"{n} {' or '.join(choices)}"
-        for n, s in systems.items()
-        if (choices := s["layers"][s["best_layer"]]["choices"])
-    ]
+    chosen = [f"{n} {text}" for n, s in systems.items() if (text := _chosen(s))]
     if chosen:
         text = "; ".join(chosen)
         remarks += [f"Strength of L2 and units, chosen alike: {text}."]
-    note = " ".join(
-        [*remarks, *([study.published["note"]] if published else [])]
-    )
+    remarks += [study.published["note"]] if published else []
     return Table.of(
         label.capitalize(),
         f"{system['classes']} classes, chance (always the most frequent class "
         f"of the training part, or any at random) {chance:.1f} %, "
         f"{system['examples']} test examples from {system['recordings']} "
         "recordings. Test accuracy in percent: mean ± deviation over seeds of "
-        f"encoders (or of the paper's probes), if several, 95 % interval {_over(systems)}. "
-        "The best layer is chosen on the validation part; difference of the "
-        "best layers: paired interval. Features are means of posteriors. "
+        "encoders (or of the paper's probes), if several, 95 % interval "
+        f"{_over(systems)}. The best layer is chosen on the validation part; "
+        "difference of the best layers: paired interval. Features are means of "
+        "posteriors. "
         f"Shuffled labels: mean over layers; at chance: {passed} of "
         f"{len(every)}, where {visible:.1f} points more would have been seen; "
-        f"below the probes by as much: {below}. {note}".strip(),
+        f"below the probes by as much: {below}. {' '.join(remarks)}".strip(),
         rows,
     )
+
+
+def _chosen(system):
+    """States strength and units, and in which folds, where these differ."""
+    best = system["layers"][system["best_layer"]]
+    folds, choices = system.get("folds", {}), best["choices"]
+    if not folds or len(choices) < 2:
+        return " or ".join(choices)
+    names = {c: [n for n in folds if c in folds[n]["choices"]] for c in choices}
+    return ", ".join(f"{c} ({', '.join(names[c])})" for c in choices)
 
 
 def _over(systems):
     """States what intervals are over: one encoder is not every encoder."""
     counts = {n: s["different_encoders"] for n, s in systems.items()}
+    every = ", ".join(f"{name} {n}" for name, n in counts.items())
+    of = "this encoder"
+    for name, system in systems.items():
+        if folds := system.get("folds"):  # each has encoders of its own
+            of = f"the encoders of all folds ({every})"
+            counts[name] = max(fold["encoders"] for fold in folds.values())
     several = [f"{name} ({n})" for name, n in counts.items() if n > 1]
-    over = "over test recordings (bootstrap), for this encoder"
+    over = f"over test recordings (bootstrap), for {of}"
     if not several:
         return over
     names = ", ".join(several)

@@ -3,9 +3,8 @@
 The paper shows waveforms along a straight walk between two clips. Measured
 here: whether the decoded walk is straight and even, and how far a small step
 in the latents carries. Distances are Euclidean, over the waveform, or over the
-log-mel of a decoded spectrogram. Which clips,
-how many pairs, and whether the latents are means or samples is to be stated
-beside each number.
+log-mel of a decoded spectrogram. Which clips, how many pairs, and whether the
+latents are means or samples is to be stated beside each number.
 
 Reference: Denoodt, de Boer, Oramas: Smooth InfoMax (2025), section 4.3.1,
 https://arxiv.org/abs/2408.12936
@@ -295,8 +294,8 @@ class Smoothness(Tool):
         return [
             Figure(
                 "Decoded walks and moves",
-                f"Of {COMPARED[self.kind]}. Left: length of the path over "
-                "the distance of its ends. Middle: largest over mean step. "
+                f"Of {COMPARED[self.kind]}. Left: length of the path over the "
+                "distance of its ends. Middle: largest over mean step. "
                 "Right: change for each deviation that one frame moves in a "
                 f"random direction (by {MOVE}), over what a frame carries: its "
                 "loudness, or deviation in log-mel (Lipschitz).",

@@ -118,12 +118,12 @@ def read_tokens(manifest, label="phones", context=WITHIN, count=200, seed=0):
         raise Unmeasurable(f"{Path(manifest).name} has no column '{lacks}'.")
     generator, every = keyed_generator(seed, "abx recordings"), [*speakers]
     order = torch.randperm(len(every), generator=generator).tolist()
-    said = [(every[i], n) for i in order for n in speakers[every[i]]][:count]
-    labels = {name: rows[name][label].split() for _, name in said}
+    chosen = [(every[i], n) for i in order for n in speakers[every[i]]][:count]
+    labels = {name: rows[name][label].split() for _, name in chosen}
     classes = sorted(set().union(*labels.values()))
     names = name_phones(label, classes, Path(manifest).parent)
     names, tokens = dict(zip(classes, names, strict=True)), []
-    for speaker, name in said:
+    for speaker, name in chosen:
         phones = [names[number] for number in labels[name]]
         tokens += find_tokens(phones, speaker, name, context)
     if not tokens:

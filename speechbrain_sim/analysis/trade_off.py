@@ -43,7 +43,8 @@ class TradeOff(Tool):
             Figure(
                 "Accuracy against δ",
                 f"Probes for {study.label} in each layer, and δ at N/D = "
-                f"{SHARE} by mean absolute error of {COMPARED[kind]}. 95 % intervals.",
+                f"{SHARE} by mean absolute error of {COMPARED[kind]}. "
+                "95 % intervals.",
                 "figures/trade_off",
                 "Accuracy over δ, a panel per layer, a point per system.",
             )

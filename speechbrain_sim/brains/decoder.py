@@ -9,6 +9,7 @@ from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.encoders.base import absolute_lengths, to_device
 from speechbrain_sim.files import file_of
 from speechbrain_sim.models.format import DECODER, save_parts
+from speechbrain_sim.objectives.reconstruction import explained
 from speechbrain_sim.randomness import keyed_generator
 
 #: validation recordings that are kept as audio, every epoch
@@ -60,10 +61,8 @@ class DecoderBrain(ResumableBrain):
         """Scores what was predicted: loss, dict of stats."""
         loss = self.reconstruction(predictions, wavs, lengths)
         with torch.no_grad():
-            squares = self.reconstruction.squares(predictions, wavs, lengths)
-        error, power = squares
-        stats = {"loss": loss.detach(), "mse": error, "power": power}
-        return loss, stats
+            sums = self.reconstruction.sums(predictions, wavs, lengths)
+        return loss, {"loss": loss.detach(), **sums}
 
     def compute_objectives(self, predictions, batch, stage):
         """Scores what was predicted; keeps the first validation clips."""
@@ -84,12 +83,10 @@ class DecoderBrain(ResumableBrain):
         return loss
 
     def means(self, stage):
-        """Adds `explained`: of the energy, or the variance of log-mel."""
+        """Returns the mean loss, and `explained` of all recordings so far."""
         means = super().means(stage)
-        power = means.pop("power", 0.0)
-        if power:  # not all are silent
-            means["explained"] = 1 - means["mse"] / power
-        return means
+        loss = {key: means.pop(key) for key in ("loss",) if key in means}
+        return loss | explained(means) if means else loss
 
     def save_result(self, training):
         """Saves the decoder and a few decoded recordings."""

@@ -32,6 +32,11 @@ def write_card(folder, config):
     title = Path(folder).resolve().name
     encoder, probes = config["parts"][ENCODER], parts_of(config["parts"], PROBE)
     decoders, made = parts_of(config["parts"], DECODER), encoder["arguments"]
+    solved = [  # others are trained, with seeds
+        label
+        for label, probe in probes.items()
+        if all("strength" in score for score in probe["layers"].values())
+    ]
     strides = math.prod(stride for row in made["strides"] for stride in row)
     card = fill_in(
         "card.md",
@@ -43,6 +48,8 @@ def write_card(folder, config):
         step=1000 * strides / config["sample_rate"],
         decoders=decoders,
         probes=probes,
+        solved=solved,
+        seeds=len(probes) > len(solved),
         explained=[
             f"`{layer}` {100 * decoder['valid']['explained']:.0f} %"
             + " (of the variance of log-mel)"

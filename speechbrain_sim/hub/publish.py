@@ -63,7 +63,7 @@ def export_model(
     probes, decoders : list of str
         Output folders of recipes/probe.py and recipes/decode.py to take along.
     examples : list of str or Path, or dict
-        Recordings that may be given away, and what is said in each; the first
+        Recordings that may be given away, and the text of each; the first
         minute is taken. By default some tones.
     data, licence : str, optional
         Of the training, if not those of the run: see `corpus_of`.

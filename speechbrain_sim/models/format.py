@@ -40,7 +40,7 @@ ENCODER, DECODER, PROBE = "encoder", "decoder", "probe"
 #: kinds of parts that a layer or a label is appended to
 PREFIXES = (DECODER, PROBE)
 CONFIG, WEIGHTS = "config.json", ".safetensors"
-#: of config.json: recordings beside the model, and what is said in each
+#: of config.json: recordings beside the model, and the text of each
 EXAMPLES = "examples"
 #: a file's name in this folder: no separator, no control character
 FILE = r"[^/\\\x00-\x1f]+"

@@ -1,6 +1,5 @@
 """Distances between what is decoded and recorded: the decoders' losses."""
 
-import torch
 from torch import nn
 
 from speechbrain_sim.encoders.base import zero_padding
@@ -15,6 +14,8 @@ from speechbrain_sim.spectrograms import (
 
 #: of mel bands, in the loss of spectrograms
 MEL_WEIGHT = 4.0
+#: names of the sums of what is recorded, by mel band
+BAND = "band_"
 
 
 def mean_squared_error(decoded, wavs, lengths):
@@ -24,6 +25,38 @@ def mean_squared_error(decoded, wavs, lengths):
     """
     error = zero_padding((decoded - wavs)[..., None], lengths)
     return error.square().sum() / lengths.sum()
+
+
+def explained(sums):
+    """Returns the mean squared error, and the share that is given back.
+
+    1 - sum |S - S'|^2 / sum |S - m|^2, over all recordings at once, however
+    they were batched: m is 0 for waveforms, so that it is of their energy; for
+    log-mel it is the mean of each band in these recordings, so that it is of
+    their variance.
+
+    Arguments
+    ---------
+    sums : dict of str to float
+        From `sums` of a loss, of each batch, added up or averaged.
+
+    Returns
+    -------
+    dict
+        `mse`, and `explained` unless all recordings are silent, or constant.
+
+    Example
+    -------
+    >>> explained({"error": 1.0, "power": 12.0, "count": 4.0, "band_0": 4.0})
+    {'mse': 0.25, 'explained': 0.875}
+    """
+    bands = [x for name, x in sums.items() if name.startswith(BAND)]
+    error, power, count = (sums[name] for name in ("error", "power", "count"))
+    of_means = sum(x * x for x in bands) * len(bands) / count
+    found, variance = {"mse": error / count}, power - of_means
+    if variance > 1e-6 * of_means:  # what float32 leaves of a constant
+        found["explained"] = 1 - error / variance
+    return found
 
 
 def mel_distance(mel, decoded, wavs, lengths):
@@ -77,11 +110,12 @@ class ReconstructionLoss(nn.Module):
             terms["mel"] = mel_distance(self.mel, *pair, lengths)
         return sum(self.weights[name] * term for name, term in terms.items())
 
-    def squares(self, decoded, wavs, lengths):
-        """Returns the mean squared error, and that of silence."""
-        silence = torch.zeros_like(wavs)
-        pairs = (decoded, wavs), (silence, wavs)
-        return tuple(mean_squared_error(*pair, lengths) for pair in pairs)
+    def sums(self, decoded, wavs, lengths):
+        """Sums over a batch what `explained` is of; 0-dimensional tensors."""
+        pair = (decoded - wavs)[..., None], wavs[..., None]
+        error, power = (zero_padding(x, lengths).square().sum() for x in pair)
+        count = lengths.sum().to(power)
+        return {"error": error, "power": power, "count": count}
 
 
 class SpectrogramLoss(nn.Module):
@@ -117,14 +151,14 @@ class SpectrogramLoss(nn.Module):
             loss = loss + weight * (ours - theirs).abs().sum() / valid
         return loss
 
-    def squares(self, predicted, wavs, lengths):
-        """Returns the mean squared error in log-mel, and that of the mean."""
+    def sums(self, predicted, wavs, lengths):
+        """Sums over a batch what `explained` is of, in log-mel."""
         pair, frames = (predicted, log_power(wavs, lengths)), frames_of(lengths)
-        ours, theirs = (log_mel(x, self.filters) for x in pair)
-        theirs, count = zero_padding(theirs, frames), frames.sum()
-        mean = theirs.sum((0, 1)) / count
-        errors = [
-            zero_padding(theirs - x, frames).square().sum() / count
-            for x in (ours, mean)
-        ]
-        return tuple(error / theirs.shape[-1] for error in errors)
+        ours, theirs = (
+            zero_padding(log_mel(x, self.filters), frames) for x in pair
+        )
+        sums = {"error": (ours - theirs).square().sum()}
+        sums["power"] = theirs.square().sum()
+        sums["count"] = (frames.sum() * theirs.shape[-1]).to(theirs)
+        bands = enumerate(theirs.sum((0, 1)))
+        return sums | {f"{BAND}{number}": x for number, x in bands}

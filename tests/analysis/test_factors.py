@@ -23,10 +23,12 @@ from speechbrain_sim.analysis.factor_scores import (
 )
 from speechbrain_sim.analysis.factors import (
     Factors,
+    FactorsTool,
     plot_factors,
     untrained,
 )
 from speechbrain_sim.analysis.lasso import Part, importances
+from speechbrain_sim.analysis.study import Study
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.logmel import LogMel
 from tests.conftest import deliveries
@@ -493,3 +495,14 @@ def test_an_untrained_control_leaves_the_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_scores_of_another_version_are_stale(corpus, monkeypatch):
+    known = Factors(
+        pitch_of, corpus.train, corpus.valid, corpus.folder, "phones"
+    )
+    study = Study(".", factors=known)
+    before = FactorsTool().settings(study)
+    assert FactorsTool().settings(study) == before
+    monkeypatch.setattr("speechbrain_sim.analysis.factors.VERSION", 0)
+    assert FactorsTool().settings(study) != before

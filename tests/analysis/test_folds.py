@@ -34,6 +34,9 @@ def write_fold(folder, fold, rng, skill):
             "interval": intervals.bootstrap_interval(hits, total),
             "valid_accuracy": 0.5 + 0.1 * (number == (fold == "bob")),
             "chance": 0.5,
+            "strength": 0.1 if fold == "bob" else 0.01,
+            "standardize": False,
+            "converged": fold != "eve",
             "control": {
                 "accuracy": 0.5,
                 "visible": 0.6,
@@ -94,6 +97,11 @@ def test_recordings_of_all_folds_are_joined(made):
             )
         assert joined["best_layer"] == CHOSEN
         assert joined["encoders"] == FOLDS
+        assert joined["different_encoders"] == 3
+        assert not joined["layers"][CHOSEN]["converged"]
+        choices = ["0.01 raw", "0.1 raw"]
+        assert joined["layers"][CHOSEN]["choices"] == choices
+        assert joined["folds"]["bob"]["choices"] == choices[1:]
         for fold, hits in zip(FOLDS, layers[CHOSEN], strict=True):
             assert joined["folds"][fold]["accuracy"] == hits.sum() / 60
 
@@ -129,6 +137,12 @@ def test_the_report_shows_each_fold(made, tmp_path):
     study = Study(tmp_path, baseline="random", probed=probed)
     pooled, folds, differences, _ = Probing().items({}, study)
     assert pooled.header[1:4] == [*LAYERS, CHOSEN]
+    for text in (
+        "SIM 0.01 raw (ann, eve), 0.1 raw (bob); random 0.01",
+        "(bootstrap), for the encoders of all folds (SIM 3, random 3). The",
+        "eve, Not converged",
+    ):
+        assert text in pooled.caption
     assert folds.header == ["", "mean", *FOLDS, "layers"]
     assert [row[-1] for row in folds.rows] == ["2 × module1, 1 × module2"] * 2
     assert differences.header == ["", "− SIM", "− random"]

@@ -438,7 +438,10 @@ EPOCH = {"protocol": "paper", "number_of_epochs": 1, "seeds": "[1]"}
     "options, remark",
     [
         (EPOCH, "The training loss still falls,"),
-        (PASSES, "Not converged within --max_passes: logmel."),
+        (
+            PASSES,
+            "Not converged, as --max_passes or float32 ended the search: logmel.",
+        ),
     ],
 )
 def test_e5_what_has_not_converged_is_stated(

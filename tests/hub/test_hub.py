@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from speechbrain_sim import cli
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.files import sha256
+from speechbrain_sim.hub.card import write_card
 from speechbrain_sim.hub.publish import check_model, export_model, publish_model
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.fetch import HubError, hub_errors, open_source
@@ -117,6 +118,32 @@ def test_a_card_says_what_the_hub_reads(trained):
         "Log-mel spectrograms, or the same network untrained, can do",
     ):
         assert said in card.text
+
+
+def test_a_card_states_how_probes_were_solved(model_folder):
+    config = json.loads((model_folder / "config.json").read_text())
+    layers = config["parts"]["probe_phones"]["layers"].values()
+    for score, standardize in zip(layers, [True, False] * 2, strict=True):
+        score |= {"strength": 1e-3, "standardize": standardize}
+        score |= {"per_seed": [0.5], "deviation": None}
+    write_card(model_folder, config)
+    card = (model_folder / "README.md").read_text()
+    phones, speaker = card.split("| speaker, 2 classes")
+    assert "| test accuracy (%) | strength of L2 | units |\n" in phones
+    assert "| `module1` | 50.0 [40.0, 60.0] | 0.001 | standardized |" in phones
+    assert "| 50.0 [40.0, 60.0] | 0.001 | raw |" in phones
+    assert "seed" not in phones.split("## Results")[1]
+    assert "| 49.0 to 51.0 | 49.0 |" in speaker
+    assert "Of each probe of several seeds, the first seed's" in speaker
+    assert "phones: solved, so that there is one probe" in speaker
+    for score in config["parts"]["probe_speaker"]["layers"].values():
+        score |= {"strength": 0.1, "standardize": True}
+        score |= {"per_seed": [0.5], "deviation": None}
+    write_card(model_folder, config)
+    results = (model_folder / "README.md").read_text().split("## Results")[1]
+    results = results.split("Settings, as options")[0]
+    assert "phones and speaker: solved" in results
+    assert "±" not in results and "first seed" not in results
 
 
 def test_the_card_s_snippet_runs(trained, monkeypatch, capsys):

@@ -7,11 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import speechbrain as sb
 import torch
 from safetensors.torch import load_file
 
+from speechbrain_sim.analysis.study import System
+from speechbrain_sim.brains.checkpointer import Averages
 from speechbrain_sim.brains.decoder import DecoderBrain
-from speechbrain_sim.decoders import mirror
+from speechbrain_sim.decoders import SPECTROGRAM, WAVEFORM, mirror
 from speechbrain_sim.encoders.base import zero_padding
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.logmel import LogMel
@@ -21,6 +24,7 @@ from speechbrain_sim.models.load import load_decoder, load_encoder
 from speechbrain_sim.objectives.reconstruction import (
     ReconstructionLoss,
     SpectrogramLoss,
+    explained,
 )
 from speechbrain_sim.spectrograms import (
     frames_of,
@@ -242,13 +246,63 @@ def test_the_loss_of_spectrograms_equals_loops():
     found = loss(predicted, wavs, LENGTHS)
     assert found.item() == pytest.approx(slow, rel=1e-4)
     ours, theirs = (torch.cat(x) for x in zip(*mels, strict=True))
-    error, power = loss.squares(predicted, wavs, LENGTHS)
     expected = (ours - theirs).square().mean().item()
-    assert error.item() == pytest.approx(expected, rel=1e-4)
-    expected = (theirs - theirs.mean(0)).square().mean().item()
-    assert power.item() == pytest.approx(expected, rel=1e-4)
+    share = explained(loss.sums(predicted, wavs, LENGTHS))
+    assert share["mse"] == pytest.approx(expected, rel=1e-4)
+    expected /= (theirs - theirs.mean(0)).square().mean().item()
+    assert share["explained"] == pytest.approx(1 - expected, rel=1e-4)
     true = log_power(wavs, LENGTHS)
     assert loss(true, wavs, LENGTHS) == 0 < found
+
+
+@pytest.mark.parametrize("kind", [WAVEFORM, SPECTROGRAM])
+def test_batches_do_not_change_what_is_given_back(kind):
+    """The share of the report, whose clips are all in one batch."""
+    torch.manual_seed(0)
+    loud = torch.tensor([[0.01], [0.1], [1.0], [1.0], [0.3]])
+    wavs = loud * torch.randn(5, 1600)
+    lengths = torch.full((5,), 1600)
+    if kind == WAVEFORM:
+        loss, predicted = ReconstructionLoss(), 0.7 * wavs + 0.1
+    else:
+        loss = SpectrogramLoss()
+        predicted = log_power(wavs, lengths) + torch.randn(5, 11, 201)
+    system = SimpleNamespace(
+        wavs=wavs,
+        decode=lambda layer: lambda z: z,
+        decoders={kind: {"low": lambda z, samples, as_sound: z}},
+    )
+    decode, recorded = System.compared(system, "low", kind)
+    error = (decode(predicted).detach() - recorded).square().sum()
+    plain = 1 - (error / recorded.square().sum()).item()
+    for size in (1, 2, 5):
+        brain = DecoderBrain.__new__(DecoderBrain)
+        brain.reconstruction = loss
+        brain.averages = {sb.Stage.VALID: Averages()}
+        parts = (x.split(size) for x in (predicted, wavs, lengths))
+        for part in zip(*parts, strict=True):
+            brain.record(brain.score(*part)[1], sb.Stage.VALID)
+        means = brain.means(sb.Stage.VALID)
+        assert list(means) == ["loss", "mse", "explained"]
+        assert means["explained"] == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", [ReconstructionLoss(), SpectrogramLoss()])
+def test_of_silence_there_is_no_share(loss):
+    wavs, lengths = torch.zeros(2, 1600), torch.tensor([1600, 800])
+    decoded = wavs
+    if isinstance(loss, SpectrogramLoss):
+        decoded = torch.randn(2, 11, 201)
+    assert list(explained(loss.sums(decoded, wavs, lengths))) == ["mse"]
+
+
+def test_a_spectrogram_has_no_loss_of_waveforms(recipes, decode_yaml, tmp_path):
+    argv = [str(decode_yaml), "--output_folder", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="--mel has no use with --decoder"):
+        recipes["decode"].main(
+            [*argv, "--decoder", "spectrogram", "--mel", "1"]
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_spectrogram_is_decoded_too(decode_yaml, tmp_path):

@@ -49,14 +49,14 @@ def prepare_fsdd(
     """
     arguments = dict(locals())
     rows = _rows(Path(data_folder, "recordings"))
-    sides = {}
+    parts = {}
     if held_out is not None:
-        sides = _left_out(held_out, sorted({row["speaker"] for row in rows}))
+        parts = _left_out(held_out, sorted({row["speaker"] for row in rows}))
     splits = {"train": [], "valid": [], "test": []}
     for row in rows:
         index = int(row["ID"].rpartition("_")[2])
         published = "test" if index < 5 else "valid" if index < 10 else "train"
-        splits[sides.get(row["speaker"], published)].append(row)
+        splits[parts.get(row["speaker"], published)].append(row)
     how = min_samples, on_bad_audio, arguments
     write_manifests(splits, save_folder, data_folder, *how)
 
@@ -94,7 +94,7 @@ def digit_factors(row):
 
 
 def _left_out(speaker, speakers):
-    """The sides of all speakers, with one left out for the test part."""
+    """The parts of all speakers, with one left out for the test part."""
     if speaker not in speakers or len(speakers) < 3:
         raise ValueError(
             f"--held_out is {speaker}, but the speakers are "
