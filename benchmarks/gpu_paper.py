@@ -116,6 +116,7 @@ def command_line(chosen, folder, precision):
         *("--pretrain_options", json.dumps(pretrain)),
         *("--decode_options", json.dumps(decode)),
         *("--weights_label", "null", "--tools", '["delta"]', "--note", note),
+        *("--decoders", "[waveform]"),
         *("--encoding_batch_size", "64"),
         *("--device", chosen.device, "--noprogressbar", *more),
     ]

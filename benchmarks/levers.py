@@ -31,6 +31,7 @@ from speechbrain_sim.data.corpora.synthetic import prepare_synthetic
 from speechbrain_sim.data.labels import frames_of_labels
 from speechbrain_sim.data.tables import audio_of, read_manifest
 from speechbrain_sim.encoders import layers
+from speechbrain_sim.encoders.logmel import SPECTRAL
 from speechbrain_sim.family import build_model
 from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.objectives import kl
@@ -378,12 +379,12 @@ def trial(corpus, changes):
 
 
 def main(name, folder, *trials):
-    """Runs the trials one after the other; `logmel` scores log-mel."""
+    """Runs the trials one after the other; `logmel`, `logmel_stacked` and `mfcc` score these."""
     corpus = CORPORA[name](Path(folder))
     for changes in trials:
-        if changes == "logmel":
+        if changes in SPECTRAL:
             line = {"trial": changes}
-            line["scores"] = corpus.score(load_encoder("logmel")[0])
+            line["scores"] = corpus.score(load_encoder(changes)[0])
         else:
             line = trial(corpus, json.loads(changes))
         print(json.dumps(line), flush=True)

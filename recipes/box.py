@@ -95,6 +95,8 @@ def write_numbers(folder, config):
 def main(argv):
     """Runs the study with a command line, and makes the model of it."""
     hparams = study.main(argv)
+    if hparams["output_folder"].endswith("_debug"):
+        return  # a trial run does not replace the model
     name, out = hparams["inside"][0], Path(hparams["output_folder"])
     run = out / f"{name}_1"
     # those that can be heard, where there are any

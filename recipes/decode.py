@@ -16,6 +16,7 @@ from speechbrain.utils.distributed import run_on_main
 
 from speechbrain_sim import config
 from speechbrain_sim.brains.decoder import DecoderBrain
+from speechbrain_sim.brains.schedules import check_decay
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.decoders import SPECTROGRAM, make_decoder
 from speechbrain_sim.models.load import (
@@ -26,7 +27,7 @@ from speechbrain_sim.models.load import (
 from speechbrain_sim.objectives.reconstruction import SpectrogramLoss
 
 #: of runs: what may change when they are resumed, and what is refused
-RULES = ([*config.MAY_CHANGE, "encoder"], None)
+RULES = ([*config.MAY_CHANGE, "encoder"], check_decay)
 
 
 def keep_encoder(folder, encoder, description, source):

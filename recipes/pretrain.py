@@ -14,6 +14,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.brains.schedules import check_decay
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.config import MAY_CHANGE, load_experiment
 from speechbrain_sim.data.batches import classes_of
@@ -24,7 +25,8 @@ from speechbrain_sim.models.format import ENCODER, save_parts
 
 
 def check(settings):
-    """Raises a ValueError for labels that nothing, or not all, is set for."""
+    """Raises a ValueError for settings that do not fit together."""
+    check_decay(settings)
     supervised = settings["objective"] == "supervised"
     label, classes = settings["label"], settings["classes"]
     if supervised and (label is None or classes < 2):

@@ -222,7 +222,7 @@ def train_decoder(hparams, runs, folder, encoder, layer, kind=WAVEFORM):
     if kind == WAVEFORM:
         name, epochs = "decoder", hparams["decoder_epochs"]
         options = {"number_of_epochs": epochs[layer]} if layer in epochs else {}
-    options = {**options, **hparams["decode_options"]}
+    options = {**hparams["decode_options"], **options}
     own = {"output_folder": f"{folder}/{name}_{layer}"}
     own |= {"encoder": encoder, "layer": layer, "decoder": kind}
     runs.run(decode.decode, "decode.yaml", decode.RULES, options, **own)
@@ -342,8 +342,11 @@ def make_study(hparams):
 
 
 def compare_phones(hparams, runs, encoders):
-    """Measures ABX of all systems; returns the results of the tool."""
-    if hparams["abx_label"] is None:
+    """Measures ABX of all systems; returns the results of the tool.
+
+    None with folds: what one fold tests, the encoders of another learnt.
+    """
+    if hparams["abx_label"] is None or hparams["folds"]:
         return {}
     run_on_main(hparams["prepare"])
     of = hparams["systems"]

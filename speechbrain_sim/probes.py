@@ -11,7 +11,12 @@ from tqdm import tqdm
 
 from speechbrain_sim.arguments import records_arguments
 from speechbrain_sim.files import atomic
-from speechbrain_sim.logistic import Solved, solve_logistic
+from speechbrain_sim.logistic import (
+    LOOSE,
+    TOLERANCE,
+    Solved,
+    solve_logistic,
+)
 from speechbrain_sim.randomness import keyed_generator
 
 
@@ -173,15 +178,16 @@ class ProbeSolver(NamedTuple):
     device: str
     folder: Path
 
-    def solve(self, name, x, y, strengths):
+    def solve(self, name, x, y, strengths, tolerance=TOLERANCE):
         """Solves, unless that is kept; returns a Solved."""
         path = Path(self.folder, f"{name}.pt")
         if not path.exists():
             options = strengths, self.bias, self.hidden, self.limit, self.device
-            solved = solve_logistic(x, y, self.classes, *options)
+            solved = solve_logistic(x, y, self.classes, *options, tolerance)
             with atomic(path) as partial:
                 torch.save(tuple(solved), partial)
-        return Solved(*torch.load(path, weights_only=True))
+        kept = torch.load(path, weights_only=True, map_location=self.device)
+        return Solved(*kept)
 
     def choose(self, known, valid, units, strengths):
         """Chooses strength and units of each layer on the validation part.
@@ -205,7 +211,8 @@ class ProbeSolver(NamedTuple):
             tried, y = [], torch.from_numpy(part.y)
             for standardize, unit in units[layer].items():
                 name, x = f"{layer}_{standardize}", part.x.scaled(*unit)
-                solved = self.solve(f"{name}_choosing", x, y, strengths)
+                what = f"{name}_choosing", x, y, strengths
+                solved = self.solve(*what, LOOSE)
                 answers = solved.predict(valid[layer].x.scaled(*unit))
                 right = (answers.numpy() == valid[layer].y).mean(1).tolist()
                 alike = [standardize] * len(strengths)
@@ -235,14 +242,17 @@ class ProbeSolver(NamedTuple):
         """
         solved, predictions = {}, {}
         y = torch.from_numpy(next(iter(known.values())).y)
-        y = torch.cat([y[None].int(), shuffled_labels(y, controls)])
+        shuffled = shuffled_labels(y, controls)
         for layer, part in tqdm(known.items(), "probes", unit="layer"):
             choice = choices[layer]
             unit = units[layer][choice.standardize]
             x = part.x.scaled(*unit)
             solved[layer] = self.solve(layer, x, y, choice.strength)
+            of_controls = f"{layer}_controls", x, shuffled, choice.strength
+            every = solved[layer], self.solve(*of_controls, LOOSE)
             x = test[layer].x.scaled(*unit)
-            predictions[layer] = solved[layer].predict(x)
+            rows = [one.predict(x) for one in every]
+            predictions[layer] = torch.cat(rows)
         used = {n: units[n][c.standardize] for n, c in choices.items()}
         converged = {n: bool(s.converged[0]) for n, s in solved.items()}
         return self._saved(solved, used), predictions, converged
@@ -252,7 +262,7 @@ class ProbeSolver(NamedTuple):
         state, widths = {}, {}
         for layer, (weights, *_) in solved.items():
             mean, std = units[layer]
-            weights = [part[:1].cpu() for part in weights]
+            weights = [part.cpu() for part in weights]
             parts = [f"probes.{layer}.weight", f"probes.{layer}.bias"]
             if self.hidden:
                 parts[:0] = [f"hidden.{layer}.weight", f"hidden.{layer}.bias"]

@@ -60,3 +60,14 @@ class WarmupAndDecay:
             return rise
         done = min(1.0, epochs / self.decay)
         return rise * (1 + math.cos(math.pi * done)) / 2
+
+
+def check_decay(settings):
+    """Raises a ValueError if epochs are left when the learning rate is 0."""
+    decay, epochs = settings["lr_decay_epochs"], settings["number_of_epochs"]
+    if 0 < decay < epochs:
+        raise ValueError(
+            f"The learning rate is 0 after --lr_decay_epochs {decay}, but "
+            f"--number_of_epochs is {epochs}: give both alike. A run that has "
+            f"begun, and decays, cannot be prolonged."
+        )

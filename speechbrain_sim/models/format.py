@@ -49,8 +49,8 @@ MODEL_TYPE, FORMAT = "smooth_infomax", 2
 #: bounds of a config.json: its bytes, numbers in a list, and numbers, by class
 #: (LogMel takes memory as soon as it is made) and by argument
 LARGEST_FILE, LONGEST_LIST = 1 << 24, 1000
-SPECTRAL = ("LogMel", "StackedLogMel", "Mfcc")
-LARGEST = {None: 1_000_000, **dict.fromkeys(SPECTRAL, 10_000)}
+SPECTRAL_CLASSES = ("LogMel", "StackedLogMel", "Mfcc")
+LARGEST = {None: 1_000_000, **dict.fromkeys(SPECTRAL_CLASSES, 10_000)}
 LEAST = {"context_channels": 0, "paddings": 0, "refinements": 0, "hidden": 0}
 LEAST["initial_log_var"] = -LARGEST[None]
 MOST = {"refinements": LONGEST_LIST, "probes": LONGEST_LIST}
@@ -264,7 +264,7 @@ def _make(name, entry, device=None):
         there = f"{CONFIG} names a class '{kind}' for {name}"
         raise ValueError(f"{there}, not {', '.join(CLASSES)}.")
     make = getattr(importlib.import_module(CLASSES[kind]), kind)
-    if kind in SPECTRAL:
+    if kind in SPECTRAL_CLASSES:
         device = None  # torchaudio looks at the filters that it makes
     try:
         with torch.device(device or torch.get_default_device()):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from speechbrain_sim.brains.schedules import WarmupAndDecay
+from speechbrain_sim.brains.schedules import WarmupAndDecay, check_decay
 from tests.conftest import make_brain, make_loader
 
 
@@ -65,3 +65,10 @@ def test_weights_follow_the_rate(tmp_path):
             torch.cat([(after[k] - before[k]).flatten() for k in after])
         )
     torch.testing.assert_close(moved[0], 2 * moved[1], rtol=1e-3, atol=1e-7)
+
+
+def test_epochs_without_a_rate_are_refused():
+    check_decay({"lr_decay_epochs": 0, "number_of_epochs": 9})
+    check_decay({"lr_decay_epochs": 9, "number_of_epochs": 9})
+    with pytest.raises(ValueError, match="number_of_epochs is 9: give both"):
+        check_decay({"lr_decay_epochs": 8, "number_of_epochs": 9})

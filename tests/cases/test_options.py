@@ -380,7 +380,7 @@ RANGES = {
         strengths []|strengths [0]|standardize []|max_passes 0|protocol x
         max_grad_norm 1|grad_accumulation_factor 2""",
     "decode": """label_kinds {a: b}|mse -1|stft -1|mel .inf|lr 0|number_of_epochs -1
-        decoder x|lr_decay 2|lr_decay -1""",
+        decoder x|lr_decay_epochs -1|lr_warmup_epochs -1""",
     "study": """systems {}|layers []|tools [delta,delta]|clips 1|pairs 0
         decoder_epochs {module1: 0}|decoders [sound]|smooth_steps 0|directions -1|seed -1
         clip_samples 0|encoding_batch_size 0|factor_segments -1""",

@@ -36,7 +36,7 @@ def study_argv(yaml, corpora, folder):
     argv += ["--smooth_pairs", "4", "--smooth_steps", "3", "--directions", "2"]
     argv += ["--pretrain_options", f"{{{TINY}}}", "--decoder_epochs", "{}"]
     argv += ["--decode_options", f"{{{EPOCH}, num_workers: 0}}"]
-    argv += ["--abx_recordings", "9"]
+    argv += ["--spectrogram_options", f"{{{EPOCH}}}", "--abx_recordings", "9"]
     if yaml.parent.name == "Synthetic":
         argv += ["--speakers", "3", "--sentences", "9"]
         argv += ["--test_sentences", "3"]
