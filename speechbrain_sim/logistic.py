@@ -40,7 +40,7 @@ class Solved(NamedTuple):
         W (probes, channels, classes) and, unless bias-free, b (probes, 1,
         classes); before them those of a hidden layer, if there is one.
     converged : torch.Tensor
-        Whether each is solved, (probes,): within `TOLERANCE`, before the limit
+        Whether each is solved, (probes,): within the tolerance, before the limit
         of passes, or the precision of the steps, ended the search.
     passes : float
         Times that all examples were read; of shares of them, in fractions.

@@ -334,7 +334,7 @@ def measure_abx(
 
 
 def measure_systems(
-    systems, manifest, data_folder, selection, limits, seed=0, device="cpu"
+    systems, manifest, data_folder, asked, limits, seed=0, device="cpu"
 ):
     """Measures the first encoder of each system, or reads what was measured.
 
@@ -344,7 +344,7 @@ def measure_systems(
         Folder of its results, and encoder.
     manifest, data_folder : str
         Of the recordings.
-    selection, limits : tuple of str, str, int, and of int, int
+    asked, limits : tuple of str, str, int, and of int, int
         `label`, `context` and `count` of `read_tokens`; `group` and `speakers`
         of `draw_blocks`.
     seed, device : int, str
@@ -357,11 +357,11 @@ def measure_systems(
         phones or no speakers.
     """
     try:
-        tokens, results = read_tokens(manifest, *selection, seed), {}
+        tokens, results = read_tokens(manifest, *asked, seed), {}
     except Unmeasurable as error:
         return {"ABX": {"of phones": {"gap": str(error)}}}
     made_of = {"manifest": manifest_hash(manifest, data_folder)}
-    made_of |= {"selection": [*selection, seed], "limits": limits}
+    made_of |= {"selection": [*asked, seed], "limits": limits}
     made_of["versions"] = versions()
     for name, (folder, source) in systems.items():
         print(f"\n=== {name}: {ABX.key}", flush=True)

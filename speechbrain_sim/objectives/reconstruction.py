@@ -126,6 +126,7 @@ class SpectrogramLoss(nn.Module):
 
     Example
     -------
+    >>> import torch
     >>> wavs, lengths = torch.randn(2, 4000), torch.tensor([4000, 3000])
     >>> SpectrogramLoss()(log_power(wavs, lengths), wavs, lengths).item()
     0.0
