@@ -290,16 +290,14 @@ def solve_logistic(
         How many.
     strengths : float or list of float
         λ, relative to the mean square of x; of a list, one probe each.
-    bias : bool
-        Whether probes have one.
-    hidden : int
-        Units of a hidden layer (ReLU), if any; such a loss has several minima.
-    limit : int
-        Most passes over the rows of each stage: a share of them, then more.
+    bias, hidden : bool, int
+        Whether probes have one; units of a hidden layer (ReLU), if any: such a
+        loss has several minima.
+    limit, tolerance : int, float
+        Most passes over the rows of each stage: a share of them, then more;
+        share of its loss by which a probe may be above the minimum.
     device : str
         Where to compute; the rows are moved in chunks.
-    tolerance : float
-        Share of its loss by which a probe may be above the minimum.
 
     Returns
     -------

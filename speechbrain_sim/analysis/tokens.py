@@ -106,8 +106,10 @@ def read_tokens(manifest, label="phones", context=WITHIN, count=200, seed=0):
     Raises
     ------
     Unmeasurable
-        If the manifest has no such column, no phones, or no speakers.
+        If there is no manifest, or it has no such column, phones or speakers.
     """
+    if not Path(manifest).exists():
+        raise Unmeasurable(f"There is no {manifest}: give another --abx_csv.")
     rows, speakers = read_manifest(manifest), {}
     for name, row in rows.items():
         if row.get(label):

@@ -197,7 +197,8 @@ def test_an_audible_decoder_learns_is_saved_and_sounds(
     recipes["decode"].main([*argv, "--number_of_epochs", "4"])
     log = (tmp_path / "train_log.txt").read_text().splitlines()
     explained = [float(row.split("valid explained: ")[1]) for row in log]
-    assert explained[-1] > max(0.25, explained[0])
+    # of an untrained encoder, whose latents are almost silent
+    assert explained[-1] > explained[0] + 0.1
     clips = sorted((tmp_path / "audio").glob("*/epoch_0004.wav"))
     assert len(clips) == 2 and all(soundfile.read(f)[0].any() for f in clips)
 
@@ -212,20 +213,6 @@ def test_an_audible_decoder_learns_is_saved_and_sounds(
     assert torch.equal(decoder(z, 4000, lengths), heard)
     low = SmoothInfoMax.from_pretrained(tmp_path).to(torch.bfloat16)
     assert low.decode(z, "module1", 4000).isfinite().all()
-
-
-def test_the_learning_rate_falls_at_the_end():
-    brain = DecoderBrain.__new__(DecoderBrain)
-    counter = SimpleNamespace(current=1, limit=4)
-    brain.hparams = SimpleNamespace(epoch_counter=counter)
-    brain.steps_per_epoch, rates = 5, []
-    for decay in (0.0, 0.5):
-        brain.decay = decay
-        for counter.current in range(1, 5):
-            for brain.step in range(1, 6):
-                rates.append(brain.rate())
-    assert rates[:31] == [1.0] * 31
-    np.testing.assert_allclose(rates[30:], np.arange(10, 0, -1) / 10)
 
 
 def test_the_loss_of_spectrograms_equals_loops():
