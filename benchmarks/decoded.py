@@ -123,8 +123,8 @@ def measure(encoder, decoders, recordings, probe):
     return rows
 
 
-def main(argv=None):
-    """Prints the table."""
+def make_parser():
+    """Makes the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.decoded", description=__doc__
     )
@@ -133,7 +133,12 @@ def main(argv=None):
     for name in ("--train", "--test", "--data_folder"):
         parser.add_argument(name, required=True)
     parser.add_argument("--recordings", type=int, default=100)
-    given = parser.parse_args(argv)
+    return parser
+
+
+def main(argv=None):
+    """Prints the table."""
+    given = make_parser().parse_args(argv)
     encoder, description = load_encoder(given.encoder)
     decoders = []
     for run in given.decoder:

@@ -11,9 +11,9 @@ regressions on standardized features, and are scored on the *validation* part, s
 that nothing is chosen by the test part. A trial prints a line of json.
 """
 
+import argparse
 import json
 import math
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -378,10 +378,22 @@ def trial(corpus, changes):
     return {"trial": changes, "scores": scores, "cpu": seconds, "stats": stats}
 
 
-def main(name, folder, *trials):
-    """Runs the trials one after the other; `logmel`, `logmel_stacked` and `mfcc` score these."""
-    corpus = CORPORA[name](Path(folder))
-    for changes in trials:
+def make_parser():
+    """Makes the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.levers", description=__doc__
+    )
+    parser.add_argument("corpus", choices=CORPORA)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("trials", nargs="+", help="json, or a baseline")
+    return parser
+
+
+def main():
+    """Runs the trials one after the other."""
+    given = make_parser().parse_args()
+    corpus = CORPORA[given.corpus](given.folder)
+    for changes in given.trials:
         if changes in SPECTRAL:
             line = {"trial": changes}
             line["scores"] = corpus.score(load_encoder(changes)[0])
@@ -391,4 +403,4 @@ def main(name, folder, *trials):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

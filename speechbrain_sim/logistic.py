@@ -285,10 +285,8 @@ def solve_logistic(
     x : torch.Tensor or Rows
         Features, (examples, channels), best of mean 0.
     y : torch.Tensor
-        Classes, (examples,), or of each probe, (probes, examples).
-    classes : int
-        How many.
-    strengths : float or list of float
+        Their `classes`, (examples,), or of each probe, (probes, examples).
+    strengths : float, list of float
         λ, relative to the mean square of x; of a list, one probe each.
     bias, hidden : bool, int
         Whether probes have one; units of a hidden layer (ReLU), if any: such a
@@ -319,10 +317,9 @@ def solve_logistic(
     points, search, passes = probes.start(), Lbfgs(probes.precondition), 0.0
     least = max(FEWEST, 2 * points.shape[1])
     for stride in (64, 16, 4, 1):
-        last = stride == 1
-        if last or len(x) // stride >= least:
-            loss, goal = partial(probes.loss, stride), tolerance
-            goal = goal if last else 100 * goal
+        if stride == 1 or len(x) // stride >= least:
+            loss = partial(probes.loss, stride)
+            goal = tolerance * (1 if stride == 1 else 100)
             points, done, calls = search.minimize(loss, points, goal, limit)
             passes += calls / stride
     first, *others = probes.weights(points)

@@ -140,7 +140,7 @@ def test_models_are_used_as_the_page_shows(place, capsys):
 
 def test_paths_through_latents_are_decoded(place, capsys):
     names, printed = printed_by("docs/look-inside.md", capsys)
-    assert printed == ["torch.Size([2, 10240])", "torch.Size([9, 10240])"]
+    assert printed[-2:] == ["torch.Size([2, 10240])", "torch.Size([9, 10240])"]
     assert names["varied"].shape == (3, 64, 512)
 
 
