@@ -149,7 +149,7 @@ def solve(
     hparams, run_opts, known, valid, both, test, classes, folder, moments
 ):
     """Solves probes: see `train`; strength and units chosen beforehand."""
-    options = {key: hparams[key] for key in ("bias", "hidden")}
+    options = {"bias": hparams["bias"], "hidden": hparams["hidden"]}
     device = run_opts["device"] or distributed.infer_device()
     steps = run_opts["optimizer_step_limit"] or 2 * bool(run_opts["debug"])
     limit = min(hparams["max_passes"], steps or hparams["max_passes"])

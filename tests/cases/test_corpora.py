@@ -738,7 +738,7 @@ def test_f3_a_piece_in_the_middle_counts(tmp_path):
 
 def test_f5_supervised_encoders_train_on_train():
     yamls = list(HPARAMS.glob("[A-Z]*/supervised*.yaml"))
-    assert len(yamls) == 4
+    assert len(yamls) == 5
     for path in yamls:
         options = {"data_folder": "data", "output_folder": "out"}
         settings, _ = read_settings(path, options, {})

@@ -515,7 +515,12 @@ def test_g6_any_name_is_text_in_a_card(trained, tmp_path, name):
 
 @pytest.mark.parametrize("label", ["a/b", "a\\b", "two\nlines", "x" * 100])
 def test_g6_a_label_that_cannot_name_a_file_is_refused_first(recipes, label):
-    hparams = {"label": label, "label_name": label, "label_kinds": {}}
+    hparams = {
+        "label": label,
+        "label_name": label,
+        "label_kinds": {},
+        "hidden": 0,
+    }
     with pytest.raises(ValueError, match="without slashes and line breaks"):
         recipes["probe"].check({**hparams, "controls": 5})
 

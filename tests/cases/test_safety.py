@@ -283,7 +283,7 @@ def test_h9_a_run_is_probed_in_its_own_folder(
     yaml = yaml_of(
         tmp_path, "probe", corpus, label="pitch", test_csv=corpus.valid
     )
-    probe = options(yaml, folder, 1, "--controls", "10")
+    probe = options(yaml, folder, 1, "--controls", "10", "--protocol", "paper")
     with pytest.raises(ValueError, match="a model of another encoder"):
         recipes["probe"].main([*probe, "--encoder", "logmel"])
     recipes["probe"].main([*probe, "--encoder", str(folder)])
