@@ -345,6 +345,11 @@ def test_every_study(recipes, corpora, tmp_path, yaml, capsys):
     asked, _ = load_experiment(argv)
     inside = asked["inside"][-1:]  # GIM, which is never silent
     argv += ["--inside", str(inside), "--layers", "[module3]"]
+    systems = asked["systems"]
+    for system in systems.values():
+        if "protocol" in system.get("probe", {}):
+            system["probe"]["number_of_epochs"] = 1
+    argv += ["--systems", json.dumps(systems)]
     known = ", factors" * (yaml.stem == "study_factors")
     recipes["study"].main([*argv, "--tools", f"[delta, trade-off{known}]"])
     report = json.loads((tmp_path / "report.json").read_text())
