@@ -347,6 +347,7 @@ def test_every_study(recipes, corpora, tmp_path, yaml, capsys):
     argv += ["--inside", str(inside), "--layers", "[module3]"]
     systems = asked["systems"]
     for system in systems.values():
+        system["seeds"] = [1]
         if "protocol" in system.get("probe", {}):
             system["probe"]["number_of_epochs"] = 1
     argv += ["--systems", json.dumps(systems)]
