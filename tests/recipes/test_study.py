@@ -346,6 +346,7 @@ def test_every_study(recipes, corpora, tmp_path, yaml, capsys):
     inside = asked["inside"][-1:]  # GIM, which is never silent
     argv += ["--inside", str(inside), "--layers", "[module3]"]
     systems = asked["systems"]
+    systems.pop("log-mel-stacked", None)  # of 880 channels, slow to probe
     for system in systems.values():
         system["seeds"] = [1]
         if "protocol" in system.get("probe", {}):
