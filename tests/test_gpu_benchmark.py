@@ -1,6 +1,7 @@
 """benchmarks/gpu.py, rehearsed at toy size on a CPU."""
 
 import tarfile
+from types import SimpleNamespace
 
 import pytest
 from safetensors import safe_open
@@ -59,7 +60,7 @@ def test_files_that_vanish_are_left_out(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(gpu_paper, "tables_of", lambda *_: [])
     results.content["done"] = {}
-    gpu_paper.hand_over(results, None, "fp32")
+    gpu_paper.hand_over(results, SimpleNamespace(plus=False), "fp32")
     with tarfile.open(results.output / "paper.tar.gz") as tar:
         assert tar.getnames() == ["paper/SIM_1/log.txt"]
 

@@ -47,10 +47,9 @@ def test_the_model_in_the_box_is_made_anew(
 def test_recipes_take_it_by_its_name(recipes, corpora, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sim-small").mkdir()  # is not looked at
-    more = ["--encoder", "sim-small", "--number_of_epochs", "1"]
-    more += ["--device", "cpu"]
+    more = ["--encoder", "sim-small", "--device", "cpu"]
     for recipe, own in {
-        "decode": ["--layer", "module3", "--num_workers", "0"],
+        "decode": ["--layer", "module3", "--number_of_epochs", "1"],
         "probe": ["--label", "speaker", "--layers", "[module3]"],
     }.items():
         yaml = HPARAMS / f"Synthetic/{recipe}.yaml"
