@@ -34,7 +34,7 @@ LARGEST, UNCHANGED = 3_000_000, 0.98
 
 
 def examples(hparams):
-    """Maps two test recordings, those of `walk`, to what is said in each."""
+    """Maps two test recordings, those of `walk`, to the transcript of each."""
     places = hparams["clips_csv"], hparams["data_folder"]
     rows, paths = read_manifest(*places), audio_of(*places)
     begins = hparams["walk"] or list(rows)[:2]
@@ -51,7 +51,8 @@ def check(full, half, hparams):
     print(f"\n{half}: {size / 1e6:.2f} MB in a wheel, in half precision")
     if size > LARGEST:
         raise ValueError(
-            f"{half} has {size} bytes in a wheel, more than {LARGEST}: give fewer channels."
+            f"{half} has {size} bytes in a wheel, more than {LARGEST}: give "
+            f"fewer channels."
         )
     models = [SmoothInfoMax.from_pretrained(folder) for folder in (full, half)]
     paths = audio_of(hparams["clips_csv"], hparams["data_folder"]).values()
@@ -79,8 +80,9 @@ def table(config):
         score = with_interval(probe["layers"][layer], 100, 1, key="accuracy")
         rows.append([f"{label}, {count} classes: accuracy", layer, score])
     decoders = parts_of(config["parts"], DECODER)
-    heard = all(x["class"] == "SpectrogramDecoder" for x in decoders.values())
-    what = "variance of log-mel" if heard else "energy"
+    classes = {decoder["class"] for decoder in decoders.values()}
+    audible = classes <= {"SpectrogramDecoder"}
+    what = "variance of log-mel" if audible else "energy"
     shares = [100 * x["valid"]["explained"] for x in decoders.values()]
     shares = " / ".join(str(round(share)) for share in shares)
     rows.append([f"decoders: {what} given back", " / ".join(decoders), shares])
@@ -104,7 +106,7 @@ def main(argv):
         return  # a trial run does not replace the model
     name, out = hparams["inside"][0], Path(hparams["output_folder"])
     run = out / f"{name}_1"
-    # those that can be heard, where there are any
+    # audible ones, where there are any
     decoders = list(run.glob("spectrogram_*")) or run.glob("decoder_*")
     parts = [run / "probe"], sorted(decoders), examples(hparams)
     full, half = out / "full" / name, out / "half" / name

@@ -178,12 +178,8 @@ class SpectrogramDecoder(Decoder):
 
     Arguments
     ---------
-    in_channels : int
-        Channels of the latents.
-    channels : int
-        Channels inside.
-    kernel_sizes, strides, paddings : list of int
-        See `Decoder`.
+    in_channels, channels, kernel_sizes, strides, paddings :
+        See `ConvDecoder`.
 
     Example
     -------

@@ -15,11 +15,9 @@ import torch
 
 from speechbrain_sim.data.labels import HOP, WINDOW
 from speechbrain_sim.encoders.base import zero_padding
-from speechbrain_sim.encoders.logmel import LogMel
+from speechbrain_sim.encoders.logmel import FLOOR, LogMel
 
 BINS = WINDOW // 2 + 1
-#: added to the power of a bin, as `LogMel` does to that of a band
-FLOOR = 1e-6
 #: rounds of Griffin-Lim, and how far each goes on: 0.99 / (1 + 0.99), as in
 #: torchaudio
 ROUNDS, MOMENTUM = 32, 0.99 / 1.99
