@@ -19,18 +19,20 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim import config
 from speechbrain_sim.brains.bottleneck import (
-    ROWS,
     BottleneckBrain,
     make_bottlenecks,
     plan,
 )
+from speechbrain_sim.brains.frames import ROWS
 from speechbrain_sim.brains.schedules import check_decay
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.tables import read_manifest
+from speechbrain_sim.encoders.logmel import SPECTRAL
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
     DECODER,
+    ENCODER,
     describe,
     load_parts,
     save_parts,
@@ -113,17 +115,13 @@ def encode(hparams, run_opts, encoder, description, layers):
 
 
 def keep_model(folder, encoder, description, source):
-    """Saves the encoder, and the decoders that its source has."""
+    """Saves the encoder, and the decoders that come with it."""
     known = save_encoder(folder, encoder, description, source)
-    if "encoder" not in known["parts"] or "sha256" not in description:
-        return
-    try:
-        config_ = describe(open_source(source))
-    except (FileNotFoundError, ValueError):
-        return
-    names = [n for n in config_["parts"] if n.startswith(f"{DECODER}_")]
-    decoders, _ = load_parts(source, names)
-    about = {name: config_["parts"][name] for name in names}
+    if str(source) in SPECTRAL or ENCODER not in known["parts"]:
+        return  # no model folder
+    about = describe(open_source(source))["parts"]
+    about = {n: part for n, part in about.items() if n.startswith(DECODER)}
+    decoders, _ = load_parts(source, list(about))
     save_parts(folder, decoders, about)
 
 
