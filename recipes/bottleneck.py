@@ -37,7 +37,12 @@ from speechbrain_sim.models.format import (
     load_parts,
     save_parts,
 )
-from speechbrain_sim.models.load import check_folder, load_encoder, save_encoder
+from speechbrain_sim.models.load import (
+    check_folder,
+    load_encoder,
+    plain,
+    save_encoder,
+)
 
 logger = get_logger(__name__)
 
@@ -128,7 +133,7 @@ def keep_model(folder, encoder, description, source):
 def bottleneck(hparams, run_opts):
     """Encodes, trains, scores and reports."""
     folder, source = hparams["output_folder"], hparams["encoder"]
-    encoder, description = load_encoder(source)
+    encoder, description = plain(*load_encoder(source))
     layers = hparams["layers"] or encoder.layer_names
     for layer in layers:
         encoder.check_layer(layer)

@@ -25,7 +25,9 @@ logger = get_logger(__name__)
 BASE_LR, BASE_UNITS = 2e-4, 2**14
 #: deviations from 0 at which a mean lets units die, arXiv:2605.31518
 FAR = 3.0
-REMEDY = "lower --lr, --l1_weight or --lr_warmup_epochs, raise --auxk or --k, "
+REMEDY = (
+    "lower --lr or --sparsity_weight, raise --lr_warmup_epochs, --auxk or --k, "
+)
 REMEDY += "or change --normalisation, in another --output_folder"
 
 
