@@ -6,32 +6,26 @@ pictures. `page.html` is its template.
 """
 
 import base64
-import io
-import math
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
-import soundfile
-import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
-from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
 from speechbrain_sim.report import tables
+from speechbrain_sim.report.sounds import (
+    CODEC,
+    RANGE,
+    RANGE_DB,
+    TYPES,
+    common_gain,
+    encode_sound,
+    log_mel_of,
+    outline,
+)
 from speechbrain_sim.report.style import file_name, mel_png, small_picture
-
-#: peak of the loudest sound of an explorer, and what counts as silence
-PEAK, SILENCE = 0.9, 1e-4
-#: range of a mel spectrogram's colours in dB, and the same in nats
-RANGE_DB = 60
-RANGE = RANGE_DB / 10 * math.log(10)
-#: the page's sounds: libsndfile's format, or one that every build of it writes
-TYPES = {"MP3": "audio/mpeg", "WAV": "audio/wav"}
-CODEC = next(kind for kind in TYPES if kind in soundfile.available_formats())
-#: columns of a drawn waveform
-COLUMNS = 640
 
 
 class Table(NamedTuple):
@@ -239,49 +233,6 @@ def group_explorers(items):
     return list(grouped.values())
 
 
-def common_gain(wavs):
-    """Computes the gain that brings the loudest sound to a peak of 0.9.
-
-    Example
-    -------
-    >>> common_gain([np.array([0.1, -0.45]), np.zeros(3)])
-    2.0
-    """
-    peak = max(float(np.abs(wav).max()) for wav in wavs)
-    return PEAK / peak if peak > SILENCE else 1.0
-
-
-def encode_sound(wav, kind="WAV"):
-    """Encodes a sound, (samples,) in [-1, 1], as MP3, or WAV of 16 bits.
-
-    Example
-    -------
-    >>> len(encode_sound(np.zeros(100)))
-    244
-    """
-    file = io.BytesIO()
-    soundfile.write(file, wav, SAMPLE_RATE, format=kind)
-    return file.getvalue()
-
-
-def outline(wav):
-    """Draws a sound, (samples,) in [-1, 1]: the ends of each of its columns.
-
-    Returns bytes from 0 (the value 1) to 200 (the value -1): the highest of
-    each column, then the lowest.
-
-    Example
-    -------
-    >>> drawn = outline(np.array([0.5, -0.5]))
-    >>> drawn[0], drawn[639], drawn[640], len(drawn)
-    (50, 150, 50, 1280)
-    """
-    starts = np.arange(COLUMNS) * len(wav) // COLUMNS
-    ends = [f.reduceat(wav, starts) for f in (np.maximum, np.minimum)]
-    drawn = 100 - 100 * np.concatenate(ends)
-    return drawn.clip(0, 200).round().astype(np.uint8).tobytes()
-
-
 def _render(group, key, files, blobs):
     """Encodes a group; equal sounds, and equal pictures, are kept once."""
     variants = [{**e._asdict(), "stops": []} for e in group.explorers]
@@ -291,8 +242,7 @@ def _render(group, key, files, blobs):
         for variant, explorer in zip(variants, group.explorers, strict=True)
         for stop in explorer.stops
     ]
-    log_mel, wavs = LogMel(), [torch.tensor(wav).float() for *_, wav in sounds]
-    mels = [log_mel(wav[None])[LOGMEL].mean[0].numpy() for wav in wavs]
+    mels = [log_mel_of(wav) for *_, wav in sounds]
     high = max(mel.max() for mel in mels)
     for (variant, label, wav), mel in zip(sounds, mels, strict=True):
         words = (key, variant["system"], variant["layer"], label)
