@@ -14,7 +14,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.files import write_bytes
 from speechbrain_sim.report import tables
+from speechbrain_sim.report.features import Catalogue, render_catalogue
 from speechbrain_sim.report.sounds import (
     CODEC,
     RANGE,
@@ -129,7 +131,7 @@ class Section(NamedTuple):
     """A part of the report.
 
     Its anchor `key`, heading `title`, a `sentence` on what to see in it, and
-    its `items`: Table, Figure, Explorer or Gap.
+    its `items`: Table, Figure, Explorer, Catalogue or Gap.
     """
 
     key: str
@@ -192,17 +194,8 @@ def write_page(folder, title, note, sections, systems):
     >>> sorted(path.name for path in folder.iterdir())
     ['audio', 'report.html', 'report.md']
     """
-    for problem in _problems(sections, systems):
-        raise ValueError(problem)
     folder = Path(folder)
-    sections = [s._replace(items=group_explorers(s.items)) for s in sections]
-    files, blobs = {}, {}
-    groups = [(i, s.key) for s in sections for i in s.items if type(i) is Group]
-    groups = [_render(*pair, files, blobs) for pair in groups]
-    data = {"systems": systems, "groups": groups, "type": TYPES[CODEC]}
-    data["blobs"] = [base64.b64encode(blob).decode() for blob in blobs]
-    shown = {"title": title, "note": note, "data": data, "codec": CODEC}
-    shown |= {"sections": sections, "systems": systems, "range_db": RANGE_DB}
+    shown, files = _shown(title, note, sections, systems)
     names = ("report.md", "page.md"), ("report.html", "page.html")
     pages = {n: template(t, folder).render(shown) for n, t in names}
     (folder / "audio").mkdir(parents=True, exist_ok=True)
@@ -211,6 +204,35 @@ def write_page(folder, title, note, sections, systems):
     for name, page in pages.items():
         # names of files may hold bytes that are no text
         (folder / name).write_text(page, "utf-8", "backslashreplace")
+
+
+def write_html(path, title, note, sections, systems=()):
+    """Writes the one html file of `write_page`; figures lie in its folder."""
+    shown, _ = _shown(title, note, sections, list(systems))
+    page = template("page.html", Path(path).parent).render(shown)
+    write_bytes(path, page.encode(errors="backslashreplace"))
+
+
+def _shown(title, note, sections, systems):
+    """Returns what the templates show, and the sounds: wav -> name."""
+    for problem in _problems(sections, systems):
+        raise ValueError(problem)
+    files, blobs, groups, drawn = {}, {}, [], []
+    for section in sections:
+        items = group_explorers(section.items)
+        for at, item in enumerate(items):
+            if isinstance(item, Group):
+                groups.append(_render(item, section.key, files, blobs))
+            if isinstance(item, Catalogue):
+                items[at] = render_catalogue(item, section.key, files, blobs)
+        drawn.append(section._replace(items=items))
+    data = {"systems": systems, "groups": groups, "type": TYPES[CODEC]}
+    data["blobs"] = [base64.b64encode(blob).decode() for blob in blobs]
+    shown = {"title": title, "note": note, "data": data, "codec": CODEC}
+    shown |= {"sections": drawn, "systems": systems, "range_db": RANGE_DB}
+    items = [item for section in drawn for item in section.items]
+    shown["features"] = any(isinstance(i, Catalogue) for i in items)
+    return shown, files
 
 
 def group_explorers(items):
@@ -276,7 +298,13 @@ def _problems(sections, systems):
                     cells = f"{len(row)} cells under a header of {wide}: {row}"
                     yield f"{item.title!r} has a row of {cells}."
         if isinstance(item, Explorer):
-            yield from _problems_of_sounds(item)
+            if not item.stops:
+                yield f"The explorer {item.name!r} has no stops."
+            yield from _problems_of_sounds(f"explorer {item.name!r}", item.stops)
+        if isinstance(item, Catalogue):
+            for card in item.cards:
+                clips = [*card.moments, *card.steered]
+                yield from _problems_of_sounds(f"feature {card.number}", clips)
     for section in sections:
         explorers = [i for i in section.items if isinstance(i, Explorer)]
         for name in _repeated([explorer.name for explorer in explorers]):
@@ -284,12 +312,10 @@ def _problems(sections, systems):
             yield f"Two explorers of {section.key!r} have {same}: {name}."
 
 
-def _problems_of_sounds(explorer):
-    if not explorer.stops:
-        yield f"The explorer {explorer.name!r} has no stops."
-    for label, wav in explorer.stops:
-        wav = np.asarray(wav)
-        name = f"{label!r} of the explorer {explorer.name!r}"
+def _problems_of_sounds(owner, sounds):
+    for sound in sounds:
+        wav = np.asarray(sound.wav)
+        name = f"{sound.label!r} of the {owner}"
         if wav.ndim != 1 or not wav.size:
             yield f"{name} has the shape {wav.shape} instead of (samples,)."
         if not np.isfinite(wav).all():
