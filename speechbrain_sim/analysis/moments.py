@@ -178,7 +178,7 @@ def top_moments(z, utterance, count, per_utterance=2, apart=1):
     ---------
     z, utterance : numpy.ndarray
         Activations, and the utterance of each row, (rows,).
-    count, per_utterance, apart : int
+    count, per_utterance, apart : int, int or None, int
         At most so many, and of each utterance; frames between two.
 
     Returns
@@ -237,7 +237,7 @@ def profile(z, y, classes, most=CLASSES):
     sums = np.bincount(y[fires], z[fires], len(classes))
     share = hits / np.maximum(1, sizes)
     order = [i for i in np.argsort(-share, kind="stable") if hits[i]][:most]
-    return [(classes[i], float(share[i]), sums[i] / hits[i]) for i in order]
+    return [(classes[i], float(share[i]), float(sums[i] / hits[i])) for i in order]
 
 
 def histogram(z, bins=BINS):

@@ -300,7 +300,9 @@ def _problems(sections, systems):
         if isinstance(item, Explorer):
             if not item.stops:
                 yield f"The explorer {item.name!r} has no stops."
-            yield from _problems_of_sounds(f"explorer {item.name!r}", item.stops)
+            yield from _problems_of_sounds(
+                f"explorer {item.name!r}", item.stops
+            )
         if isinstance(item, Catalogue):
             for card in item.cards:
                 clips = [*card.moments, *card.steered]

@@ -2,6 +2,7 @@
 
 import io
 import math
+from functools import cache
 
 import numpy as np
 import soundfile
@@ -68,4 +69,8 @@ def outline(wav):
 def log_mel_of(wav):
     """Computes the log-mel of a sound, (samples,): (frames, bands)."""
     wav = torch.as_tensor(wav).float()
-    return LogMel()(wav[None])[LOGMEL].mean[0].numpy()
+    return _log_mel()(wav[None])[LOGMEL].mean[0].numpy()
+
+
+#: makes its filters once
+_log_mel = cache(LogMel)
