@@ -31,9 +31,9 @@ from speechbrain_sim.models.format import (
     ENCODER,
     EXAMPLES,
     PROBE,
-    load_parts,
     parts_of,
 )
+from speechbrain_sim.models.load import join_bottlenecks, load_model
 from speechbrain_sim.probes import Classification
 from speechbrain_sim.traversals import interpolate, traverse
 
@@ -79,14 +79,16 @@ class SmoothInfoMax(Pretrained):
         for name in self.MODULES_NEEDED:  # SpeechBrain does not check these
             if name not in modules:
                 raise ValueError(f"The modules of the model lack '{name}'.")
+        # SpeechBrain's foreign_class hands over none, but the yaml read it
+        known = (hparams or {}).get("pretrainer")
+        config = getattr(known, "config", None) if config is None else config
+        modules = join_bottlenecks(modules, config)
         super().__init__(modules, hparams, run_opts, freeze_params)
         rate = self.hparams.sample_rate
         if rate != SAMPLE_RATE:
             known = f"this version is for {SAMPLE_RATE} Hz only"
             raise ValueError(f"The model is for {rate} Hz; {known}.")
-        # SpeechBrain's foreign_class hands over none, but the yaml read it
-        known = getattr(hparams.get("pretrainer"), "config", None)
-        self.config = known if config is None else config
+        self.config = config
         self.frozen = freeze_params
 
     @classmethod
@@ -133,7 +135,7 @@ class SmoothInfoMax(Pretrained):
             See the class; `speechbrain_sim.models.fetch.open_source`.
         """
         source = open_source(source, revision, **options)
-        parts, config = load_parts(source)
+        parts, config = load_model(source)
         # only this of a stranger's config.json: other keys are run_opts, too
         hparams = {"sample_rate": config["sample_rate"]}
         model = cls(parts, hparams, config, freeze_params, run_opts)
@@ -199,7 +201,8 @@ class SmoothInfoMax(Pretrained):
         wavs = wavs.to(self.device)
         layers = None if layer is None else [layer]
         encode = self.encoder
-        if wavs.shape[1] > CHUNK_SECONDS * SAMPLE_RATE:
+        long = wavs.shape[1] > CHUNK_SECONDS * SAMPLE_RATE
+        if long and self.encoder.streams:
             encode = self._encode_in_pieces
         latents = encode(wavs, lengths, layers, sample, generator)
         check_finite(latents, [f"utterance {i}" for i in range(len(wavs))])
