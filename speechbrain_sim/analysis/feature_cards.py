@@ -297,12 +297,14 @@ class Features:
             f"{len(chosen)} of {units:,} features, of which "
             f"{np.count_nonzero(self.firing):,} fire: the first by "
             f"{', by '.join(by)}, in turn, of those that fire in {band}. "
-            f"A name is the class that firing detects best, with its F1. "
-            f"In pictures, the white line is the activation."
+            f"The white line is the activation. A name is the class that firing "
+            f"detects best, with its F1"
         )
         if self.labels:
-            caption += " Profiles list the share of a class's "
-            caption += f"{of} where it fires, and its mean there."
+            caption += f". Profiles list the share of a class's {of} where it "
+            caption += "fires, and its mean there."
+        else:
+            caption += " in the test data of the training."
         steering = STEERING
         if self.source.geometry is None:
             steering = "Means of recordings are not decoded: nothing to hear."

@@ -237,7 +237,9 @@ def profile(z, y, classes, most=CLASSES):
     sums = np.bincount(y[fires], z[fires], len(classes))
     share = hits / np.maximum(1, sizes)
     order = [i for i in np.argsort(-share, kind="stable") if hits[i]][:most]
-    return [(classes[i], float(share[i]), float(sums[i] / hits[i])) for i in order]
+    return [
+        (classes[i], float(share[i]), float(sums[i] / hits[i])) for i in order
+    ]
 
 
 def histogram(z, bins=BINS):

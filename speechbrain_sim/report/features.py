@@ -19,7 +19,7 @@ MOST_BYTES = 18_000_000
 #: ends of a difference's colours in nats: 20 dB
 DIFFERENCE = np.log(100)
 #: points of a drawn curve
-POINTS = 96
+POINTS = 240
 
 
 class Clip(NamedTuple):

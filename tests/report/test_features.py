@@ -29,7 +29,10 @@ def test_a_full_page_leaves_features_out_and_states_it():
     assert len(whole.cards) == 5 and whole.caption == "Five."
     one = render_catalogue(catalogue, "f", {}, blobs, most=1)
     assert len(one.cards) == 1 and len(blobs) == 2  # sound and picture
-    assert one.caption == "Five. 4 further features are left out: the page is full."
+    assert (
+        one.caption
+        == "Five. 4 further features are left out: the page is full."
+    )
 
 
 def test_equal_sounds_are_kept_once():
@@ -47,4 +50,4 @@ def test_a_long_curve_keeps_its_peak():
     curve = np.stack([np.arange(1000) / 1000, np.zeros(1000)])
     curve[1, 777] = 1
     drawn = [tuple(map(float, p.split(","))) for p in points(curve, 1).split()]
-    assert len(drawn) < 100 and min(y for _, y in drawn) == 0
+    assert len(drawn) <= 240 and min(y for _, y in drawn) == 0
