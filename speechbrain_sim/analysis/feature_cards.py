@@ -23,7 +23,7 @@ from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import NO_LABEL
 from speechbrain_sim.decoders import SpectrogramDecoder, shortest
 from speechbrain_sim.report.features import Card, Catalogue, Clip
-from speechbrain_sim.report.page import Gap
+from speechbrain_sim.report.page import Gap, template
 from speechbrain_sim.spectrograms import log_mel, log_power, mel_filters
 
 #: activations above 0 that are kept in memory, and frames encoded at a time
@@ -138,98 +138,85 @@ class Features:
 
     def __init__(self, bottleneck, source, decoder=None, names=None):
         self.bottleneck, self.source, self.decoder = bottleneck, source, decoder
-        self.codes, self.kept = read_codes(bottleneck, source)
-        self.utterance = source.utterance[self.kept]
-        self.labels = {
-            label: (classes, y[self.kept])
-            for label, (classes, y) in source.labels.items()
-        }
-        rows, units = self.codes.shape
-        self.firing = np.diff(self.codes.indptr) / rows
-        self.called, self.f1, self.gain, self.words = best_labels(
-            self.codes, self.labels
-        )
-        self.names = [
-            f"{called} {f1:.2f}" if called else (names or {}).get(unit, "")
-            for unit, (called, f1) in enumerate(
-                zip(self.called, self.f1, strict=False)
-            )
-        ]
+        self.codes, kept = read_codes(bottleneck, source)
+        self.utterance = source.utterance[kept]
+        labels = source.labels.items()
+        self.labels = {n: (classes, y[kept]) for n, (classes, y) in labels}
+        found = best_labels(self.codes, self.labels)
+        self.called, self.f1, self.gain, self.words = found
+        self.names = dict(names or {})
+        for unit, called in enumerate(self.called):
+            if called:
+                self.names[unit] = f"{called} {self.f1[unit]:.2f}"
+        self.rows, units = self.codes.shape
+        self.firing = np.diff(self.codes.indptr) / self.rows
         self.effects = np.full(units, np.nan)
-        # of the recordings of a corpus, as many as possible
-        self.per_utterance = 2 if len(source.names) > 1 else None
-        self.audible = decoder is not None and source.geometry is not None
+        self.pooled = source.geometry is None
+        self.audible = not (decoder is None or self.pooled)
 
     def activations(self, unit):
         """Returns the activations of a unit in the kept rows."""
         return self.codes[:, [unit]].toarray()[:, 0]
 
+    def moments(self, unit, count):
+        """Finds the strongest moments of a unit, of several recordings."""
+        each = 2 if len(self.source.names) > 1 else None
+        return top_moments(self.activations(unit), self.utterance, count, each)
+
     def choose(self, scores, count):
-        """Chooses features by gain of F1, by scores, and by their effect."""
+        """Chooses features by gain of F1, by scores, and by their effect.
+
+        The effect is that of silencing: the mean change of the mel spectrogram
+        in the strongest moment, in dB.
+        """
         ranked = [best_of_each(self.gain, self.called), *scores.values()]
-        options = self.firing, TRIED * count, len(self.kept)
-        tried = most_interesting(ranked, *options)
+        options = self.firing, self.rows
+        tried = most_interesting(ranked, *options, TRIED * count)
         if not self.audible:
             return tried[:count]
         for unit in tried:
-            (moment,) = top_moments(self.activations(unit), self.utterance, 1)
-            h, span, _ = self.window(moment)
-            mels = steered(
-                self.bottleneck, self.decoder, h, unit, span, [1.0, 0.0]
-            )[1]
-            start, stop, _ = (100 * np.array(self.seconds(moment))).astype(int)
-            change = np.abs(mels[1] - mels[0])[start : stop + 1]
+            _, (before, after), _, ends = self.steer(unit, [1.0, 0.0])
+            first, last = (int(100 * end) for end in ends)
+            change = np.abs(after - before)[max(0, first) : last + 1]
             self.effects[unit] = DB * change.mean()
-        ranked.append(self.effects)
-        return most_interesting(ranked, self.firing, count, len(self.kept))
+        return most_interesting([*ranked, self.effects], *options, count)
 
     def window(self, moment):
         """Returns the frames of a clip around a moment.
 
-        As (frames, channels), the slice that the moment is of them, and the
-        place of the first one in the utterance.
+        As (frames, channels), the slice that the moment is of them, the place
+        of the first one in the utterance, and the ends of the moment in seconds.
         """
-        first, last = np.searchsorted(
-            self.source.utterance, [moment.utterance, moment.utterance + 1]
-        )
-        size = round(CLIP_SECONDS * SAMPLE_RATE / self.source.geometry[0])
-        begin = (moment.start + moment.stop - size) // 2
-        begin = max(0, min(begin, int(last - first) - size))
-        rows = slice(
-            int(first) + begin, min(int(first) + begin + size, int(last))
-        )
-        span = slice(max(0, moment.start - begin), moment.stop - begin)
-        return self.source.rows[rows], span, begin
-
-    def seconds(self, moment):
-        """Returns start and stop of a moment in its clip, and its own place."""
         hop, center = self.source.geometry
-        begin = self.window(moment)[2]
-        ends = [
-            max(0.0, center + hop * (row - begin - 0.5)) / SAMPLE_RATE
-            for row in (moment.start, moment.stop)
-        ]
-        return *ends, max(0.0, center + hop * moment.start) / SAMPLE_RATE
+        owners = [moment.utterance, moment.utterance + 1]
+        first, last = np.searchsorted(self.source.utterance, owners).tolist()
+        size = min(round(CLIP_SECONDS * SAMPLE_RATE / hop), last - first)
+        begin = (moment.start + moment.stop - size) // 2
+        begin = max(0, min(begin, last - first - size))
+        span = slice(max(0, moment.start - begin), moment.stop - begin)
+        rows = (span.start - 0.5, span.stop - 0.5)
+        ends = tuple((center + hop * row) / SAMPLE_RATE for row in rows)
+        first += begin
+        return self.source.rows[first : first + size], span, begin, ends
 
     def clip(self, moment, z):
         """Cuts the clip of a moment out of its recording."""
         owner, name = moment.utterance, self.source.names[moment.utterance]
         first = np.searchsorted(self.utterance, owner)
-        rows = slice(first + moment.start, first + moment.stop)
-        said = [
-            classes[np.bincount(known).argmax()]
-            for classes, y in self.labels.values()
-            if len(known := y[rows][y[rows] != NO_LABEL])
-        ]
-        if self.source.geometry is None:
-            stop = round(POOLED_SECONDS * SAMPLE_RATE)
-            wav = self.source.read(owner, 0, stop)
-            return Clip(", ".join([*said, name]), wav)
-        h, _, begin = self.window(moment)
-        start, stop, place = self.seconds(moment)
-        label = ", ".join([*said, f"{name} at {place:.2f} s"])
+        rows, words = slice(first + moment.start, first + moment.stop), []
+        for classes, y in self.labels.values():
+            if len(known := y[rows][y[rows] != NO_LABEL]):
+                words.append(classes[np.bincount(known).argmax()])
+        if self.pooled:
+            wav = self.source.read(
+                owner, 0, round(POOLED_SECONDS * SAMPLE_RATE)
+            )
+            return Clip(", ".join([*words, name]), wav)
+        h, _, begin, ends = self.window(moment)
+        place = ends[0] + begin * self.source.geometry[0] / SAMPLE_RATE
+        words.append(f"{name} at {max(0, place):.2f} s")
         z = z[first:] / z.max()
-        return self.cut(label, owner, begin, len(h), z, (start, stop))
+        return self.cut(", ".join(words), owner, begin, len(h), z, ends)
 
     def cut(self, label, owner, begin, frames, z, span=None):
         """Cuts frames out of a recording; `z` are those of the recording."""
@@ -245,44 +232,46 @@ class Features:
         frames = min(len(z), round(FILE_SECONDS * SAMPLE_RATE / hop))
         return self.cut("From the beginning", 0, 0, frames, z / z.max())
 
-    def steer(self, moment, unit):
-        """Decodes the clip of a moment with its feature changed."""
-        h, span, _ = self.window(moment)
-        factors = list(FACTORS.values())
-        predicted, mels, samples = steered(
-            self.bottleneck, self.decoder, h, unit, span, factors
-        )
-        lengths = torch.full((len(factors),), samples)
-        wavs = self.decoder.sound(predicted, samples, lengths).cpu().numpy()
-        where = self.seconds(moment)[:2]
-        clips = [Clip(n, w, where) for n, w in zip(FACTORS, wavs, strict=True)]
-        changes = mels[1:] - mels[0]
-        others = zip(clips[1:], changes, strict=True)
-        return clips[:1] + [c._replace(change=x) for c, x in others]
+    def steer(self, unit, factors):
+        """Changes a feature in its strongest moment: see `steered`.
 
-    def card(self, unit, scores, moments):
+        Returns also the ends of the moment in seconds.
+        """
+        h, span, _, ends = self.window(self.moments(unit, 1)[0])
+        parts = self.bottleneck, self.decoder
+        return *steered(*parts, h, unit, span, factors), ends
+
+    def steered_clips(self, unit):
+        """Decodes the strongest moment with the feature changed."""
+        predicted, mels, samples, ends = self.steer(unit, [*FACTORS.values()])
+        lengths = torch.full((len(mels),), samples)
+        wavs = self.decoder.sound(predicted, samples, lengths).cpu().numpy()
+        changes = [None, *(mels[1:] - mels[0])]
+        kinds = zip(FACTORS, wavs, changes, strict=True)
+        return [Clip(name, wav, ends, None, x) for name, wav, x in kinds]
+
+    def card(self, unit, scores, count):
         """Makes the card of a unit."""
-        z = self.activations(unit)
-        found = top_moments(z, self.utterance, moments, self.per_utterance)
+        z, labels = self.activations(unit), self.labels.items()
+        numbers = {name: float(values[unit]) for name, values in scores.items()}
         return Card(
             unit,
-            self.names[unit],
+            self.names.get(unit, ""),
             self.words[unit],
-            {name: float(values[unit]) for name, values in scores.items()},
+            {n: x if np.isfinite(x) else None for n, x in numbers.items()},
             histogram(z),
-            {n: profile(z, y, c) for n, (c, y) in self.labels.items()},
-            [self.clip(moment, z) for moment in found],
-            self.steer(found[0], unit) if self.audible else [],
+            {label: profile(z, y, classes) for label, (classes, y) in labels},
+            [self.clip(moment, z) for moment in self.moments(unit, count)],
+            self.steered_clips(unit) if self.audible else [],
         )
 
     def catalogue(self, title, scores, count, moments):
         """Makes the cards of the most interesting units, or a gap."""
         if not self.labels:
             scores = {**scores, "mean activation": self.codes.mean(0)}
-        chosen = self.choose(scores, count)
-        rows, units = self.codes.shape
-        of = "recordings" if self.source.geometry is None else "frames"
-        band = f"{100 * RARE:g} to {100 * DENSE:g} % of {rows:,} {of}"
+        chosen, of = self.choose(scores, count), "frames"
+        of = "recordings" if self.pooled else "frames"
+        band = f"{100 * RARE:g} to {100 * DENSE:g} % of {self.rows:,} {of}"
         if not chosen:
             return Gap(title, f"No feature fires in {band}: see the scores.")
         shown = {"F1": self.f1, "F1 gain": self.gain}
@@ -290,26 +279,13 @@ class Features:
         shown |= {"effect (dB)": self.effects}
         shown = {n: x for n, x in shown.items() if np.isfinite(x[chosen]).any()}
         cards = [self.card(unit, shown, moments) for unit in chosen]
-        by = ["gain of F1 over firing always (one per class)"]
-        by = [*by * bool(self.labels), *scores]
-        by += ["effect on the mel spectrogram"] * self.audible
-        caption = (
-            f"{len(chosen)} of {units:,} features, of which "
-            f"{np.count_nonzero(self.firing):,} fire: the first by "
-            f"{', by '.join(by)}, in turn, of those that fire in {band}. "
-            f"The white line is the activation. A name is the class that firing "
-            f"detects best, with its F1"
-        )
-        if self.labels:
-            caption += f". Profiles list the share of a class's {of} where it "
-            caption += "fires, and its mean there."
-        else:
-            caption += " in the test data of the training."
-        steering = STEERING
-        if self.source.geometry is None:
-            steering = "Means of recordings are not decoded: nothing to hear."
-        elif self.decoder is None:
-            steering = (
-                "The model has no decoder of this layer: nothing to hear."
-            )
+        numbers = {
+            "chosen": chosen,
+            "firing": self.firing.tolist(),
+            "band": band,
+        }
+        numbers |= {"scores": list(scores), "labels": self.labels, "of": of}
+        numbers |= {"audible": self.audible, "pooled": self.pooled}
+        text = template("features.md").render(numbers)
+        caption, steering = (" ".join(x.split()) for x in text.split("---"))
         return Catalogue(title, caption, cards, steering)

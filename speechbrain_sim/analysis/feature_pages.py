@@ -118,8 +118,7 @@ def write_pages(
         own = (scores or {}).get(name, {})
         items.append(features.catalogue(name, own, count, moments))
         config = read_config(Path(folder, CONFIG))
-        named = {str(i): n for i, n in enumerate(features.names) if n}
-        config["parts"][f"{BOTTLENECK}_{name}"][NAMES] = named
+        config["parts"][f"{BOTTLENECK}_{name}"][NAMES] = features.names
         write_json(Path(folder, CONFIG), config)
     sentence = "Search for a label, open a feature, and listen to its moments."
     section = Section("features", "Features", sentence, items)

@@ -138,16 +138,16 @@ def best_of_each(values, names):
     return ranked
 
 
-def most_interesting(scores, firing, count, rows):
+def most_interesting(scores, firing, rows, count):
     """Chooses features: those that are first by each score, in turn.
 
     Arguments
     ---------
     scores : list of numpy.ndarray
         (units,), the larger the more interesting; NaN is never chosen.
-    firing, count, rows : numpy.ndarray, int, int
+    firing, rows, count : numpy.ndarray, int, int
         Share of the rows where each unit fires, (units,): it has to be between
-        `RARE` and `DENSE`, and in `FEWEST` rows; how many; of how many rows.
+        `RARE` and `DENSE`, and in `FEWEST` rows; of how many rows; how many.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def most_interesting(scores, firing, count, rows):
     Example
     -------
     >>> f1, effect = np.array([0.9, 0.8, 0.1]), np.array([1.0, np.nan, 7.0])
-    >>> most_interesting([f1, effect], np.full(3, 0.1), 2, 1000)
+    >>> most_interesting([f1, effect], np.full(3, 0.1), 1000, 2)
     [0, 2]
     """
     usable = (firing >= max(RARE, FEWEST / rows)) & (firing <= DENSE)

@@ -164,7 +164,9 @@ def test_further_scores_are_shown_and_chosen_by(loud):
     stable[usable[-1]] = 0.9
     catalogue = loud.catalogue("codes", {"stability": stable}, 2, 1)
     assert usable[-1] in [card.number for card in catalogue.cards]
-    assert "stability" in catalogue.cards[0].scores
+    shown = [card.scores["stability"] for card in catalogue.cards]
+    assert set(shown) == {None, 0.9}  # json has no NaN
+    assert "by stability" in catalogue.caption
     assert "no decoder" in catalogue.steering
     assert all(card.steered == [] for card in catalogue.cards)
 

@@ -120,9 +120,9 @@ def test_what_is_dead_dense_or_unknown_is_not_chosen():
     firing = np.array([0.1, 0, DENSE + 0.1, 0.1, 0.1, 1e-5])
     first = np.array([0.1, 9, 9, 0.3, np.nan, 9])
     second = np.array([1.0, 9, 9, 2.0, 3.0, 9])
-    assert most_interesting([first, second], firing, 9, 1000) == [3, 4, 0]
-    assert most_interesting([first, second], firing, 1, 1000) == [3]
-    assert most_interesting([], firing, 9, 1000) == []
+    assert most_interesting([first, second], firing, 1000, 9) == [3, 4, 0]
+    assert most_interesting([first, second], firing, 1000, 1) == [3]
+    assert most_interesting([], firing, 1000, 9) == []
 
 
 def test_the_best_of_each_name_come_first():
