@@ -43,8 +43,8 @@ from speechbrain_sim.decoders import DECODERS, WAVEFORM
 from speechbrain_sim.files import machine, read_json, sha256, text_hash
 from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_decoder, load_encoder, plain
-from speechbrain_sim.probes import key_of
 from speechbrain_sim.options import dump_yaml
+from speechbrain_sim.probes import key_of
 from speechbrain_sim.report.page import Table
 from speechbrain_sim.report.tables import markdown_table
 
