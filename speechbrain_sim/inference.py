@@ -16,13 +16,18 @@ import numpy as np
 import torch
 from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.fetching import LocalStrategy
-from torch import nn
 
+from speechbrain_sim import steering
+from speechbrain_sim.bottlenecks.coded import decoder_of
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import UTTERANCE
 from speechbrain_sim.decoders import shortest
 from speechbrain_sim.encoders.base import Latent, check_finite, masked_mean
-from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
+from speechbrain_sim.features import (
+    CHUNK_SECONDS,
+    pool_latents,
+    stream_latents,
+)
 from speechbrain_sim.inputs import as_batch, as_tensor
 from speechbrain_sim.models import pretrainer
 from speechbrain_sim.models.fetch import open_source
@@ -300,23 +305,15 @@ class SmoothInfoMax(Pretrained):
             raise ValueError("There are no files to encode.")
         made = {name: [] for name in layers}
         for path in files:
-            kept = {name: [] for name in layers}
-            for latents in self._stream(path, layers):
-                for name, latent in latents.items():
-                    x = latent.mean[0].double().cpu()  # (frames, channels)
-                    # with a last column of ones, whose sum counts the frames
-                    x = nn.functional.pad(x, (0, 1), value=1.0)
-                    kept[name].append(x.sum(0, True) if pool else x)
-            for name, pieces in kept.items():
-                x = torch.cat(pieces)
-                x = x.sum(0) / x[:, -1].sum() if pool else x
-                made[name].append(x[..., :-1].float().numpy())
+            pieces = self._stream(path, layers)
+            for name, x in pool_latents(pieces, layers, pool).items():
+                made[name].append(x)
         made = {n: np.stack(x) if pool else x for n, x in made.items()}
         return made[layer] if one else made
 
     @torch.no_grad()
     def decode(self, z, layer, samples=None, wav_lens=None):
-        """Makes waveforms, (batch, samples), of latents.
+        """Makes waveforms, (batch, samples), of latents, or of codes.
 
         Arguments
         ---------
@@ -327,7 +324,8 @@ class SmoothInfoMax(Pretrained):
             Of the longest, by default the shortest that encodes to as many
             frames; see `encode_batch`.
         """
-        decoder = self._part(DECODER, layer)
+        decoder = self._part(DECODER, self.encoder.origin(layer))
+        decoder = decoder_of(self.encoder, layer, decoder)
         weight = next(decoder.parameters())
         z = as_tensor("z", z, ["batch", "time", "channel"]).to(weight)
         if samples is None:
@@ -350,6 +348,34 @@ class SmoothInfoMax(Pretrained):
     def traverse(self, z, dimension, values, layer):
         """Decodes the latents of `traversals.traverse`: (values, samples)."""
         return self.decode(traverse(z, dimension, values), layer)
+
+    @torch.no_grad()
+    def steer(self, wav, layer, features, span=None, how="set"):
+        """Changes features of a recording, and decodes it: `steering.Steered`.
+
+        Frames x of the coded layer become x + decode(changed codes) -
+        decode(codes), so that nothing else changes, and are decoded.
+
+        Arguments
+        ---------
+        wav : str, Path, torch.Tensor or numpy.ndarray
+            A file, or (samples,).
+        layer, features : str, dict of int to float
+            The codes, such as "module3.sae"; the value of each feature.
+        span, how : (float, float), str
+            From and to which second, by default in all frames; "set" features to
+            the values, "scale" by them (0 silences), or "add" them.
+        """
+        return steering.steer(self, wav, layer, features, span, how)
+
+    @torch.no_grad()
+    def top_features(self, path, layer=None, count=10):
+        """Lists the features that are most active in a file, by their mean.
+
+        At most `count` of `steering.ActiveFeature`; `layer`, the codes, may be
+        left out where there is one bottleneck.
+        """
+        return steering.top_features(self, path, layer, count)
 
     @torch.no_grad()
     def classify(self, wavs, wav_lens=None, label=None, layer=None):

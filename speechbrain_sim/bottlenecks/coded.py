@@ -1,6 +1,7 @@
 """Codes of bottlenecks as layers of their encoder, and codes that are changed."""
 
 import math
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -174,30 +175,29 @@ class CodedEncoder(Encoder):
         origins = {self.origin(layer) for layer in layers}
         return [name for name in self.encoder.layer_names if name in origins]
 
+    def codes_of(self, name, latent):
+        """Returns the codes of a layer's Latent, which is whole: a Latent."""
+        bottleneck = self.bottlenecks[name]
+
+        def encode(x):
+            if not self.pools(name):
+                return bottleneck.encode(x)
+            codes = bottleneck.encode(masked_mean(x, latent.lengths))
+            return codes[:, None].expand(-1, x.shape[1], -1)
+
+        return _mapped(latent, encode)
+
     def _code(self, latents, layers):
         """Adds codes, and what they decode to: dict of str to Latent."""
         latents = dict(latents)
         for name, bottleneck in self.bottlenecks.items():
             if not {name, name + DECODED}.isdisjoint(layers):
                 latent = latents[self._origin[name]]
-                encode = bottleneck.encode
-                if self.pools(name):
-                    encode = _of_means(bottleneck, latent.lengths)
-                latents[name] = _mapped(latent, encode)
+                latents[name] = self.codes_of(name, latent)
             if name + DECODED in layers:
                 decoded = _mapped(latents[name], bottleneck.decode)
                 latents[name + DECODED] = decoded
         return {name: latents[name] for name in layers}
-
-
-def _of_means(bottleneck, lengths):
-    """Returns a function: frames -> the code of their mean, for each frame."""
-
-    def encode(x):
-        codes = bottleneck.encode(masked_mean(x, lengths))
-        return codes[:, None].expand(-1, x.shape[1], -1)
-
-    return encode
 
 
 def _mapped(latent, function):
@@ -263,7 +263,7 @@ def change_codes(codes, features, frames=None, how="set"):
     codes, units = codes.clone(), codes.shape[-1]
     frames = slice(None) if frames is None else frames
     for feature, value in features.items():
-        if not (isinstance(feature, int) and 0 <= feature < units):
+        if not (isinstance(feature, Integral) and 0 <= feature < units):
             raise ValueError(
                 f"There is no feature {feature!r}: they are 0 to {units - 1}."
             )
@@ -274,7 +274,7 @@ def change_codes(codes, features, frames=None, how="set"):
     return codes
 
 
-def steer(bottleneck, x, codes, changed):
+def move(bottleneck, x, codes, changed):
     """Moves frames as a change of their codes moves what these decode to.
 
     x + decode(changed) - decode(codes): what the bottleneck loses of x is not
