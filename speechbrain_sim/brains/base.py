@@ -25,7 +25,7 @@ READ_STEPS = 50
 
 
 #: stats of an epoch's line on the screen; the accuracy too if there is no KL
-SHOWN = ("loss", "kl", "explained")
+SHOWN = ("loss", "kl", "explained", "l0", "dead")
 
 
 def epoch_line(epoch, train, valid=None):
@@ -93,17 +93,25 @@ class ResumableBrain(WatchedBrain):
 
         `labels` are the last arguments of `training_sets`.
         """
-        hparams = self.hparams
-        if hparams.tensorboard:
-            folder = f"{hparams.output_folder}/tensorboard"
-            hparams.tensorboard_logger = TensorboardLogger(folder)
-        source = hparams.train_csv, hparams.valid_csv, hparams.data_folder
-        run_on_main(self.check_data, (source, labels[:1]))
+        hparams, source = self.hparams, self.open_run(*labels[:1])
         sets = training_sets(*source, hparams.crop, hparams.batch_size, *labels)
         loaders = hparams.train_loader_kwargs, hparams.valid_loader_kwargs
         loaders = [self.for_device(dict(options)) for options in loaders]
         progressbar = None  # unless --noprogressbar
         self.fit(hparams.epoch_counter, *sets, progressbar, *loaders)
+
+    def open_run(self, label=None):
+        """Opens the tensorboard, if there is one; refuses other data.
+
+        Returns the manifests and the folder of the data; see `check_data`.
+        """
+        hparams = self.hparams
+        if hparams.tensorboard:
+            folder = f"{hparams.output_folder}/tensorboard"
+            hparams.tensorboard_logger = TensorboardLogger(folder)
+        source = hparams.train_csv, hparams.valid_csv, hparams.data_folder
+        run_on_main(self.check_data, (source, [label]))
+        return source
 
     def for_device(self, loader):
         """Completes the options of a DataLoader for the Brain's device.
@@ -211,11 +219,14 @@ class ResumableBrain(WatchedBrain):
         schedule = getattr(self.hparams, "lr_schedule", None)
         if schedule is None:
             return
-        epoch = self.hparams.epoch_counter.current
-        steps = self.steps_per_epoch
-        done = 0 if math.isinf(steps) else self.step / steps
+        share = schedule(self.epochs_done())
         for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * schedule(epoch - 1 + done)
+            group["lr"] = optimizer.defaults["lr"] * share
+
+    def epochs_done(self):
+        """Returns the epochs up to this step, with a fraction."""
+        epoch, steps = self.hparams.epoch_counter.current, self.steps_per_epoch
+        return epoch - 1 + (0 if math.isinf(steps) else self.step / steps)
 
     def read(self):
         """Checks and averages the losses and stats of the last steps.
@@ -226,14 +237,16 @@ class ResumableBrain(WatchedBrain):
         unread, self._unread = self._unread, []
         if not unread:
             return
-        rows = torch.stack([values for _, values, _ in unread]).cpu()
+        counts = [len(values) for _, values, _ in unread]
+        rows = torch.cat([values for _, values, _ in unread]).cpu()
+        rows = rows.split(counts)
         for row, (names, _, watched) in zip(rows, unread, strict=True):
             (loss, *values), self.watched = row, watched
             self.check_loss_isfinite(loss)
             if torch.isfinite(loss):
                 stats = dict(zip(names, values, strict=True))
                 self.record(stats, sb.Stage.TRAIN)
-        self._shown_loss = float(rows[-1, 0])
+        self._shown_loss = float(rows[-1][0])
 
     def update_average(self, loss, avg_loss):
         """As SpeechBrain's; of losses on a GPU, one that was read before."""

@@ -37,8 +37,9 @@ from speechbrain_sim.files import (
 from speechbrain_sim.models.fetch import HubRepository, open_source
 
 ENCODER, DECODER, PROBE = "encoder", "decoder", "probe"
+BOTTLENECK = "bottleneck"
 #: kinds of parts that a layer or a label is appended to
-PREFIXES = (DECODER, PROBE)
+PREFIXES = (DECODER, PROBE, BOTTLENECK)
 CONFIG, WEIGHTS = "config.json", ".safetensors"
 #: of config.json: recordings beside the model, and the text of each
 EXAMPLES = "examples"
@@ -63,6 +64,7 @@ CLASSES = {
     "ConvDecoder": "speechbrain_sim.decoders",
     "SpectrogramDecoder": "speechbrain_sim.decoders",
     "LayerProbes": "speechbrain_sim.probes",
+    "SparseAutoencoder": "speechbrain_sim.bottlenecks.sae",
 }
 
 
@@ -240,6 +242,8 @@ def _problems(config):
 
 def _out_of_range(kind, arguments):
     """Yields what no constructor of a part takes, before memory is taken."""
+    if kind == "SparseAutoencoder":
+        return
     largest = LARGEST.get(kind, LARGEST[None])
     for key, value in arguments.items():
         values = value if isinstance(value, list) else [value]
