@@ -82,7 +82,14 @@ def encode_manifest(
         "sampled": False,
         "only": only,
     }
-    layers = list(layers or encoder.layer_names)
+    layers = list(layers or layers_with(encoder, rows))
+    for layer in layers:
+        if rows != MEAN and encoder.pools(layer):
+            raise ValueError(
+                f"{layer} codes the mean of a recording (pooling: mean) and has "
+                f"no frames of its own: choose other layers, or a label of "
+                f"utterances."
+            )
     posteriors = filter(encoder.has_posterior, layers if log_var else ())
     arrays = layers + [layer + LOG_VAR for layer in posteriors]
     dataset = make_dataset(manifest, data_folder)
@@ -93,6 +100,12 @@ def encode_manifest(
     sampler = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **ORDER)
     job.run(folder, list(sampler))
     return ActivationStore.open(folder)
+
+
+def layers_with(encoder, rows):
+    """Lists the layers that have such rows of their own: see `Encoder.pools`."""
+    names = encoder.layer_names
+    return [n for n in names if rows == MEAN or not encoder.pools(n)]
 
 
 class _Encoding:

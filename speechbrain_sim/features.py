@@ -95,6 +95,24 @@ def stream_file(
         yield {name: latent.sample[0] for name, latent in latents.items()}
 
 
+def pool_latents(pieces, layers, pool=True):
+    """Joins the means of a stream's pieces, or averages them over all frames.
+
+    Returns, of each layer, (frames, channels), or (channels,): float32.
+    """
+    kept = {name: [] for name in layers}
+    for latents in pieces:
+        for name, latent in latents.items():
+            x = latent.mean[0].double().cpu()  # (frames, channels)
+            # with a last column of ones, whose sum counts the frames
+            x = torch.nn.functional.pad(x, (0, 1), value=1.0)
+            kept[name].append(x.sum(0, True) if pool else x)
+    joined = {name: torch.cat(parts) for name, parts in kept.items()}
+    if pool:
+        joined = {n: x.sum(0) / x[:, -1].sum() for n, x in joined.items()}
+    return {n: x[..., :-1].float().numpy() for n, x in joined.items()}
+
+
 def encode_file(encoder, path, folder, layers=None, *args, **options):
     """Encodes a file of any length into memory-mapped arrays.
 
