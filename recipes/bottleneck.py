@@ -19,23 +19,30 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim import config
 from speechbrain_sim.brains.bottleneck import (
-    ROWS,
     BottleneckBrain,
     make_bottlenecks,
     plan,
 )
+from speechbrain_sim.brains.frames import ROWS
 from speechbrain_sim.brains.schedules import check_decay
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.tables import read_manifest
+from speechbrain_sim.encoders.logmel import SPECTRAL
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
     DECODER,
+    ENCODER,
     describe,
     load_parts,
     save_parts,
 )
-from speechbrain_sim.models.load import check_folder, load_encoder, save_encoder
+from speechbrain_sim.models.load import (
+    check_folder,
+    load_encoder,
+    plain,
+    save_encoder,
+)
 
 logger = get_logger(__name__)
 
@@ -113,24 +120,20 @@ def encode(hparams, run_opts, encoder, description, layers):
 
 
 def keep_model(folder, encoder, description, source):
-    """Saves the encoder, and the decoders that its source has."""
+    """Saves the encoder, and the decoders that come with it."""
     known = save_encoder(folder, encoder, description, source)
-    if "encoder" not in known["parts"] or "sha256" not in description:
-        return
-    try:
-        config_ = describe(open_source(source))
-    except (FileNotFoundError, ValueError):
-        return
-    names = [n for n in config_["parts"] if n.startswith(f"{DECODER}_")]
-    decoders, _ = load_parts(source, names)
-    about = {name: config_["parts"][name] for name in names}
+    if str(source) in SPECTRAL or ENCODER not in known["parts"]:
+        return  # no model folder
+    about = describe(open_source(source))["parts"]
+    about = {n: part for n, part in about.items() if n.startswith(DECODER)}
+    decoders, _ = load_parts(source, list(about))
     save_parts(folder, decoders, about)
 
 
 def bottleneck(hparams, run_opts):
     """Encodes, trains, scores and reports."""
     folder, source = hparams["output_folder"], hparams["encoder"]
-    encoder, description = load_encoder(source)
+    encoder, description = plain(*load_encoder(source))
     layers = hparams["layers"] or encoder.layer_names
     for layer in layers:
         encoder.check_layer(layer)

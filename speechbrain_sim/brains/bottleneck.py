@@ -4,25 +4,30 @@ from itertools import product
 from typing import NamedTuple
 
 import speechbrain as sb
-import torch
 from speechbrain.utils.logger import get_logger
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
-from speechbrain_sim.activations import ALL, MEAN
+from speechbrain_sim.bottlenecks.base import STANDARDISE
 from speechbrain_sim.brains.base import ResumableBrain
+from speechbrain_sim.brains.frames import (
+    Batch,
+    FrameBatches,
+    check_store,
+    measure,
+)
 from speechbrain_sim.brains.schedules import LinearWarmup
 from speechbrain_sim.models.format import BOTTLENECK, save_parts
 from speechbrain_sim.randomness import keyed_generator
 
 logger = get_logger(__name__)
 
-#: rows, evenly spread, from which a bottleneck is initialised
-SAMPLE = 2**14
 #: learning rate of so many units; of K it is that by sqrt(K / BASE_UNITS)
 BASE_LR, BASE_UNITS = 2e-4, 2**14
-#: rows of a store for each pooling
-ROWS = {"frame": ALL, "mean": MEAN}
-REMEDY = "lower --lr, --l1_weight or --lr_warmup_epochs, raise --auxk or --k, "
+#: deviations from 0 at which a mean lets units die, arXiv:2605.31518
+FAR = 3.0
+REMEDY = (
+    "lower --lr or --sparsity_weight, raise --lr_warmup_epochs, --auxk or --k, "
+)
 REMEDY += "or change --normalisation, in another --output_folder"
 
 
@@ -71,11 +76,9 @@ def plan(units, k, sparsity, seeds):
     """
     planned = []
     for layer, width in units.items():
-        option, values = (
-            ("k", k) if sparsity is None else ("sparsity", sparsity)
-        )
-        counts = values
+        option, values, counts = "k", k, k
         if sparsity is not None:
+            option, values = "sparsity", sparsity
             counts = [round((1 - share / 100) * width) for share in sparsity]
         for value, count in zip(values, counts, strict=True):
             if not 1 <= count <= width or counts.count(count) > 1:
@@ -120,97 +123,6 @@ def make_bottlenecks(planned, make, channels, dead_after):
     }
 
 
-class Batch(NamedTuple):
-    """Rows of a layer, (rows, channels); those that follow them, or None.
-
-    `share` is how much of the layer's epoch is done with them.
-    """
-
-    x: torch.Tensor
-    following: torch.Tensor | None
-    share: float
-
-
-class FrameBatches(IterableDataset):
-    """Batches of the rows of several layers, for one epoch after another.
-
-    In an epoch every row of every layer comes once. The order depends on seed,
-    epoch and number of rows alone: layers of one frame rate have the same
-    frames, and what a bottleneck gets does not depend on the other layers. A
-    layer with fewer rows has no part in some of the steps, evenly spread. A
-    step is a dict of layer to `Batch`.
-
-    Arguments
-    ---------
-    store : ActivationStore
-        Complete.
-    layers : list of str
-        Its layers.
-    batch_size : int
-        Most rows of a batch; those of an epoch differ by one row at most.
-    following : bool
-        Whether each row comes with the next one of its utterance, of which the
-        last has none and is left out.
-    seed : int, optional
-        Of the order; without, rows come as they are stored.
-    """
-
-    def __init__(self, store, layers, batch_size, following=False, seed=None):
-        self.rows = {layer: store[layer] for layer in layers}
-        self.following, self.seed = following, seed
-        #: of the batches to come: their epoch, and how many steps it has had
-        self.epoch, self.done = 1, 0
-        self.chosen, self.batches = {}, {}
-        for layer, rows in self.rows.items():
-            owner = torch.from_numpy(rows.utterance)
-            last = owner[1:] != owner[:-1]
-            kept = (~last).nonzero()[:, 0] if following else None
-            count = len(rows) if kept is None else len(kept)
-            self.chosen[layer] = kept
-            self.batches[layer] = count, -(-count // batch_size)
-
-    def __len__(self):
-        return max(batches for _, batches in self.batches.values())
-
-    def _order(self, count):
-        """Returns the order of so many rows in this epoch."""
-        if self.seed is None:
-            return torch.arange(count)
-        key = self.seed, "rows", count, self.epoch
-        return torch.randperm(count, generator=keyed_generator(*key))
-
-    def __iter__(self):
-        """Yields the steps of `epoch` that are left."""
-        sizes = dict.fromkeys(self.batches.values())
-        orders = {
-            size: self._order(size[0]).tensor_split(size[1]) for size in sizes
-        }
-        for step in range(self.done, len(self)):
-            yield {
-                layer: self._read(layer, orders[size][at], (at + 1) / size[1])
-                for layer, size in self.batches.items()
-                if (at := _turn(step, size[1], len(self))) is not None
-            }
-
-    def _read(self, layer, at, share):
-        """Reads a batch of a layer."""
-        if not self.following:
-            return Batch(self.rows[layer][at], None, share)
-        at = self.chosen[layer][at]
-        x = self.rows[layer][torch.stack([at, at + 1])]
-        return Batch(x[0], x[1], share)
-
-
-def _turn(step, batches, steps):
-    """Returns which of some batches, spread over more steps, a step has.
-
-    >>> [_turn(step, 2, 5) for step in range(5)]
-    [None, None, 0, None, 1]
-    """
-    before, after = step * batches // steps, (step + 1) * batches // steps
-    return before if after > before else None
-
-
 def default_rate(num_units):
     """Returns the learning rate for so many units: 2e-4 / sqrt(K / 2^14).
 
@@ -218,55 +130,6 @@ def default_rate(num_units):
     EleutherAI's sparsify.
     """
     return BASE_LR / (num_units / BASE_UNITS) ** 0.5
-
-
-def measure(store, layer):
-    """Returns mean and deviation of a layer's channels, and some of its rows.
-
-    The deviation is 0 where those rows do not vary.
-    """
-    rows = store[layer]
-    sample = rows[:: 1 + (len(rows) - 1) // SAMPLE]
-    mean, std = store.statistics(layer)
-    return mean, std.where(sample.amax(0) > sample.amin(0), 0.0), sample
-
-
-def check_store(store, layers, encoder_sha256, pooling):
-    """Raises a ValueError if bottlenecks cannot learn from a store.
-
-    That of another encoder, of other rows, without a layer, or with NaN.
-    """
-    there, rows = store.made_of, ROWS[pooling]
-    problem = None
-    if there["encoder"] != encoder_sha256:
-        problem = f"is of another encoder ({there['encoder']}, not "
-        problem += f"{encoder_sha256})"
-    elif there["rows"] != rows:
-        problem = (
-            f"keeps {there['rows']} rows; --pooling {pooling} needs {rows}"
-        )
-    elif missing := [n for n in layers if n not in store.arrays]:
-        problem = f"has no {missing[0]}, only {', '.join(store.arrays)}"
-    if problem:
-        raise ValueError(f"{store.folder} {problem}: encode the corpus again.")
-    for layer in layers:
-        if not store.statistics(layer).isfinite().all():
-            bad = first_bad_row(store, layer)
-            raise ValueError(
-                f"{store.folder} holds NaN or infinity for {layer}, first in "
-                f"{bad}: delete this folder, and encode the corpus again."
-            )
-
-
-def first_bad_row(store, layer):
-    """Returns the id of the first utterance that is not finite."""
-    rows, done = store[layer], 0
-    for piece in rows.split(SAMPLE):
-        bad = (~piece.isfinite().all(1)).nonzero()
-        if len(bad):
-            return store.ids[rows.utterance[done + int(bad[0])]]
-        done += len(piece)
-    return "its statistics"
 
 
 def by_bottleneck(means, keys):
@@ -328,6 +191,12 @@ class BottleneckBrain(ResumableBrain):
     def set_units(self, layer, train):
         """Sets the units of a layer's bottlenecks, and initialises them."""
         mean, std, sample = measure(train, layer)
+        offset = float(mean.norm() / std.norm().clamp(min=1e-30))
+        if self.hparams.normalisation != STANDARDISE and offset > FAR:
+            logger.warning(
+                f"The mean of {layer} is {offset:.1f} deviations from 0: many "
+                f"units may die without --normalisation {STANDARDISE}."
+            )
         norm = float(sample.norm(dim=1).mean())
         for key, bottleneck in self.unwrapped.items():
             if self.planned[key].layer == layer:
@@ -341,14 +210,11 @@ class BottleneckBrain(ResumableBrain):
     def in_units(self, store):
         """Returns the mean variance of channels for each bottleneck."""
         stds = {layer: measure(store, layer)[1] for layer in self.layers}
-        return {
-            key: float(
-                (stds[one.layer] / self.unwrapped[key].std.cpu())
-                .square()
-                .mean()
-            )
-            for key, one in self.planned.items()
-        }
+        variances = {}
+        for key, one in self.planned.items():
+            deviation = stds[one.layer] / self.unwrapped[key].std.cpu()
+            variances[key] = float(deviation.square().mean())
+        return variances
 
     def init_optimizers(self):
         """Sets the learning rate of each bottleneck, see `default_rate`."""
