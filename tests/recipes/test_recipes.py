@@ -17,6 +17,7 @@ TINY = ["--channels", "8", "--context_channels", "8", "--device", "cpu"]
 TINY += ["--number_of_epochs", "1", "--num_workers", "0", "--noprogressbar"]
 TINY_SAE = ["--num_units", "16", "--k", "[2]", "--sparsity", "null"]
 TINY_SAE += ["--number_of_epochs", "1", "--batch_size", "64", "--device", "cpu"]
+TINY_SAE += ["--noprogressbar"]
 
 
 @pytest.fixture(autouse=True)
