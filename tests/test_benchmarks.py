@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench, decoded, probes, sparse
-from benchmarks.floor import step_flops
+from benchmarks import bench, bottleneck, decoded, probes, sparse
+from benchmarks.floor import autoencoder_flops, step_flops
 from benchmarks.measure import (
     SavedTensors,
     in_turn,
@@ -19,6 +19,7 @@ from benchmarks.measure import (
 )
 from benchmarks.reference import train_step
 from benchmarks.systems import TRAIN, Ours, Plain, make_batch, must_agree
+from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
 from tests.conftest import tone
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,6 +105,27 @@ def test_floor_is_what_a_counter_counts(model):
     positives = counts[torch.ops.aten.bmm] / 10
     counted = counter.get_total_flops() + positives
     assert counted == pytest.approx(floor, rel=1e-3)
+
+
+def test_floor_of_an_autoencoder_is_what_a_counter_counts():
+    sae, x = SparseAutoencoder(12, 40, k=3), torch.randn(20, 12)
+    plain = bottleneck.PlainAutoencoder(sae)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        plain.step(x)
+    # the plain way takes a product for b_dec, where a sum does
+    counted = counter.get_total_flops() - 2 * 20 * 12 * 40
+    assert counted == autoencoder_flops(20, 12, 40)
+
+
+def test_a_plain_autoencoder_learns_the_same(monkeypatch):
+    sizes = {"CHANNELS": 12, "UNITS": 40, "K": 3, "ROWS": 200}
+    for name, value in sizes.items():
+        monkeypatch.setattr(bottleneck, name, value)
+    rows = bottleneck.step(repetitions=2)  # compares the losses
+    assert [row["unit"] for row in rows] == ["frames/s", "s", "s"]
+    (row,) = bottleneck.one_pass(repetitions=1)
+    assert row["ours"] > row["read"] > 0
 
 
 def test_floor_of_the_paper():
