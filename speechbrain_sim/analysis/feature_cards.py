@@ -18,7 +18,7 @@ from speechbrain_sim.analysis.moments import (
     profile,
     top_moments,
 )
-from speechbrain_sim.bottlenecks.coded import change_codes, steer
+from speechbrain_sim.bottlenecks.coded import change_codes, move
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import NO_LABEL
 from speechbrain_sim.decoders import SpectrogramDecoder, shortest
@@ -27,7 +27,7 @@ from speechbrain_sim.report.page import Gap, template
 from speechbrain_sim.spectrograms import log_mel, log_power, mel_filters
 
 #: activations above 0 that are kept in memory, and frames encoded at a time
-MOST_ACTIVATIONS, PIECE = 30_000_000, 4096
+MOST_ACTIVATIONS, PIECE = 20_000_000, 4096
 #: seconds of a clip, of one of a recording without moments, and of a whole file
 CLIP_SECONDS, POOLED_SECONDS, FILE_SECONDS = 0.6, 2.0, 10.0
 #: features whose effect is measured for each one that is shown
@@ -80,14 +80,16 @@ def read_codes(bottleneck, source, most=MOST_ACTIVATIONS):
         (kept rows, units), none below 0; which rows these are. So many are kept
         that about `most` activations are above 0, by the first frames.
     """
-    first = bottleneck.encode(source.rows[:PIECE])
+    device = bottleneck.mean.device
+    first = bottleneck.encode(source.rows[:PIECE].to(device))
     fires = max(1.0, float((first > 0).sum()) / len(first))
     step = int(np.ceil(len(source.rows) * fires / most))
     kept = np.flatnonzero(source.utterance % step == 0)
     pieces = torch.from_numpy(kept).split(PIECE)
     bar = tqdm(pieces, "features", disable=len(pieces) < 9, unit="piece")
-    codes = (bottleneck.encode(source.rows[at]).clamp(min=0) for at in bar)
-    codes = [sparse.csr_array(z.cpu().numpy()) for z in codes]
+    rows = (source.rows[at].to(device) for at in bar)
+    codes = (bottleneck.encode(x).clamp(min=0).cpu() for x in rows)
+    codes = [sparse.csr_array(z.numpy()) for z in codes]
     return sparse.vstack(codes, "csc"), kept
 
 
@@ -110,9 +112,10 @@ def steered(bottleneck, decoder, h, unit, span, factors):
         What `Decoder.predict` returns, (factors, ...); log-mels, (factors,
         frames, bands); the length of the sounds.
     """
+    h = h.to(bottleneck.mean.device)
     z = bottleneck.encode(h)
     changes = [change_codes(z, {unit: x}, span, "scale") for x in factors]
-    h = torch.stack([steer(bottleneck, h, z, changed) for changed in changes])
+    h = torch.stack([move(bottleneck, h, z, changed) for changed in changes])
     samples = shortest(decoder.shapes, h.shape[1])
     predicted = decoder(h, samples, as_sound=False)
     spectrogram = predicted
@@ -267,9 +270,10 @@ class Features:
 
     def catalogue(self, title, scores, count, moments):
         """Makes the cards of the most interesting units, or a gap."""
+        scores = {n: np.array(x, float) for n, x in scores.items()}
         if not self.labels:
-            scores = {**scores, "mean activation": self.codes.mean(0)}
-        chosen, of = self.choose(scores, count), "frames"
+            scores["mean activation"] = self.codes.mean(0)
+        chosen = self.choose(scores, count)
         of = "recordings" if self.pooled else "frames"
         band = f"{100 * RARE:g} to {100 * DENSE:g} % of {self.rows:,} {of}"
         if not chosen:

@@ -17,6 +17,7 @@ from speechbrain_sim.models.format import (
 )
 from speechbrain_sim.report.features import Catalogue
 from speechbrain_sim.report.page import Section, write_html, write_page
+from speechbrain_sim.steering import coded_layer
 
 #: of a bottleneck's metadata: unit -> name
 NAMES = "names"
@@ -97,7 +98,7 @@ def write_pages(
         Codes, such as "module3.sae"; by default the first of each layer.
     scores : dict of str to dict, optional
         Of each of these, further scores to choose by, such as stability: name
-        -> (units,), NaN where there is none.
+        -> (units,), None or NaN where there is none.
     sections, title, note : list of Section, str, str
         What comes before the features; see `write_page`.
     count, moments : int
@@ -133,33 +134,29 @@ def file_page(model, path, layer, target, count=16, moments=4):
     ---------
     model, path : SmoothInfoMax, str or Path
         With bottlenecks; an audio file of any rate.
-    layer, target : str, str or Path
-        Codes, such as "module3.sae"; the page.
+    layer, target : str or None, str or Path
+        Codes, such as "module3.sae", or the only ones; the page.
     count, moments :
         See `write_pages`.
 
     Raises
     ------
     BadAudio, ValueError
-        If the file cannot be read, or is too short for a frame; if the layer is
-        no code, or is of means over recordings.
+        If the file cannot be read, or is too short for a frame; if the layer
+        holds no codes, or those of means over recordings.
     """
-    encoder = model.encoder
-    bottleneck, origin = encoder.bottleneck_of(layer), encoder.origin(layer)
-    if bottleneck is None or encoder.pools(layer):
-        kind = "no code" if bottleneck is None else "one code per recording"
-        coded = ", ".join(getattr(encoder, "bottlenecks", {})) or "none"
+    layer, encoder = coded_layer(model, layer), model.encoder
+    if encoder.pools(layer):
         raise ValueError(
-            f"{layer} has {kind}, so it has no moments: choose a layer of codes "
-            f"of frames; this model has {coded}."
+            f"{layer} codes means over recordings, which have no moments: "
+            f"choose codes of frames."
         )
+    origin, bottleneck = encoder.origin(layer), encoder.bottleneck_of(layer)
     names = encoder.entries.get(layer, {}).get(NAMES, {})
-    names = {int(unit): name for unit, name in names.items()}
-    source, decoder = (
-        file_source(model, path, origin),
-        decoder_of(model, origin),
-    )
-    features = Features(bottleneck, source, decoder, names)
+    units = (unit for unit in range(bottleneck.num_units) if str(unit) in names)
+    names = {unit: str(names[str(unit)]) for unit in units}
+    source = file_source(model, path, origin)
+    features = Features(bottleneck, source, decoder_of(model, origin), names)
     shown = features.catalogue(layer, {}, count, moments)
     if isinstance(shown, Catalogue):
         cards = [

@@ -50,9 +50,9 @@ def count_hits(codes, y, classes):
     ([[1, 1], [0, 2]], [2, 2], [1, 2])
     """
     known = np.flatnonzero(y != NO_LABEL)
-    ones = np.ones(len(known), np.int64)
+    ones = np.ones(len(known), np.int32)
     member = sparse.csr_array((ones, (known, y[known])), (len(y), classes))
-    fires = (codes > 0).astype(np.int64)
+    fires = (codes > 0).astype(np.int32)
     hits = (fires.T @ member).toarray()
     return hits, hits.sum(1), np.bincount(y[known], minlength=classes)
 
