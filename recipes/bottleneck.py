@@ -56,6 +56,7 @@ PARTS = ("train", "valid", "test")
 def check(settings):
     """Raises a ValueError for settings that do not go together."""
     check_decay(settings)
+    sparsity.read_settings(settings["sheet"])
     if settings["pooling"] != "mean":
         return
     if settings["variant"] == "temporal":

@@ -5,6 +5,7 @@ codes of posterior means. Controls are as wide, and fire as often.
 """
 
 import re
+from itertools import chain
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from speechbrain_sim.analysis.code_controls import make_control
 from speechbrain_sim.analysis.egemaps import group_of
-from speechbrain_sim.analysis.score_sheet import Settings, Sheet, measured
+from speechbrain_sim.analysis.score_sheet import Sheet, measured, read_settings
 from speechbrain_sim.analysis.stability import dictionary, stability
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Gap, Section, Table
@@ -81,7 +82,7 @@ def measure_codes(encoder, bottlenecks, stores, labels, settings=None):
     labels : dict of str to (list of str, str)
         Classes and kind of each label.
     settings : dict, optional
-        What differs from `Settings`.
+        What differs from `speechbrain_sim.analysis.score_sheet.Settings`.
 
     Returns
     -------
@@ -92,7 +93,7 @@ def measure_codes(encoder, bottlenecks, stores, labels, settings=None):
         `speechbrain_sim.analysis.stability`; `units`: name -> what is known of
         each unit of the bottleneck (lists).
     """
-    settings = Settings(**(settings or {}))
+    settings = read_settings(settings or {})
     results = {"layers": {}, "codes": {}, "stability": {}, "units": {}}
     layers, kept = {}, {}
     bar = tqdm(bottlenecks.items(), "score sheet", unit="code", disable=None)
@@ -155,8 +156,8 @@ def tables(results):
         for title, cells in {**_own(scores), **_shared(scores)}.items():
             rows[title].append({"": name, **cells})
     for name, found in results["stability"].items():
-        pair = {name: found, f"{name}, random": found.get("random", {})}
-        for row, one in pair.items():
+        pair = {name: found, f"{name}, random": found.get("random")}
+        for row, one in pair.items() if "gap" not in found else ():
             cells = _cells(one, {"shared (%)": "shared"}, 100, 1)
             cells |= _cells(one, {"cosine": "cosine", "overlap": "overlap"})
             rows["Other seeds"].append({"": row, **cells})
@@ -182,9 +183,8 @@ def section(results, folder):
         items.append(Figure(title, caption, stem, alt))
     for title, header, rows in tables(results):
         items.append(Table(title, CAPTIONS[title], header, rows))
-    for layer, scores in results["layers"].items():
-        gaps |= {reason: layer for reason in _reasons(scores)}
-    for name, scores in _each_code(results):
+    each = chain(results["layers"].items(), _each_code(results))
+    for name, scores in chain(each, results["stability"].items()):
         for reason in _reasons(scores):
             gaps.setdefault(reason, name)
     items += [Gap(name, reason) for reason, name in gaps.items()]
