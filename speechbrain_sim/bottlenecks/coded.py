@@ -137,6 +137,10 @@ class CodedEncoder(Encoder):
         """See `Encoder`."""
         return self.encoder.convolutions(self.origin(layer))
 
+    def output_lengths(self, samples, layer):
+        """See `Encoder`."""
+        return self.encoder.output_lengths(samples, self.origin(layer))
+
     def frame_geometry(self, layer):
         """See `Encoder`."""
         return self.encoder.frame_geometry(self.origin(layer))

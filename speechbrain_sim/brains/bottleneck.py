@@ -221,6 +221,8 @@ class BottleneckBrain(ResumableBrain):
         super().init_optimizers()
         for key, optimizer in self.optimizers_dict.items():
             optimizer.defaults["lr"] = self.rate(key)
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate(key)
 
     def rate(self, key):
         """Returns the learning rate of a bottleneck."""

@@ -298,7 +298,7 @@ def test_more_epochs_explain_more_than_noise(encoder, tmp_path):
 def test_rates_of_each_width(encoder, stores, tmp_path):
     assert default_rate(2**14) == 2e-4
     assert default_rate(2**12) == pytest.approx(4e-4)
-    rates = {"lr": None, "lr_schedule": WarmupAndDecay()}
+    rates = {"lr": None, "lr_schedule": None}
     brain = make_brain(tmp_path, plan_of("low", "high"), epochs=1, **rates)
     train(brain, stores, encoder)
     for name, optimizer in brain.optimizers_dict.items():
