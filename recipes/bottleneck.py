@@ -51,6 +51,8 @@ from speechbrain_sim.models.load import (
 )
 
 PARTS = ("train", "valid", "test")
+#: what features are chosen by for their pages, besides F1 and effect
+SCORES = {"stability": "stability", "certainty": "sure"}
 
 
 def check(settings):
@@ -176,6 +178,10 @@ def report(hparams, stores, labels):
     data = stores["test"], rows, hparams["test_csv"], hparams["data_folder"]
     about = {"title": hparams["title"], "note": hparams["note"]}
     about["sections"] = [sparsity.section(sheet, folder)]
+    about["scores"] = {
+        name: {s: units[key] for s, key in SCORES.items() if key in units}
+        for name, units in sheet["units"].items()
+    }
     feature_pages.write_pages(folder, model, *data, **about)
     print(f"\nWritten to {folder}/report.html, report.md and sparsity.json")
 
