@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from speechbrain_sim.analysis.code_controls import CONTROLS
 from speechbrain_sim.analysis.intervals import student
-from speechbrain_sim.analysis.sparsity import CONTROLS, LEARNED, SEED, layer_of
+from speechbrain_sim.analysis.sparsity import LEARNED, SEED, layer_of
 from speechbrain_sim.files import read_json
 from speechbrain_sim.report.tables import markdown_table, with_interval
 
