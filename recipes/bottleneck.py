@@ -7,33 +7,39 @@ What the encoder computes for the corpus is kept in the run's folder; all layers
 sparsities (--k, or --sparsity in percent) and seeds are trained in one pass over
 it, and scored beside controls on the test part. The folder becomes a model: the
 encoder, its decoders if it has any, and the autoencoders, whose codes are layers
-named `module3.sae`. Started again after a kill, a run is resumed.
+named `module3.sae`; and it gets a report with a page of their features. Started
+again after a kill, a run is resumed.
 """
 
 import sys
+from pathlib import Path
 
 import speechbrain as sb
-import torch
 from speechbrain.utils.distributed import infer_device
-from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim import config
+from speechbrain_sim.analysis import feature_pages, sparsity
+from speechbrain_sim.analysis.probes import check_examples
 from speechbrain_sim.brains.bottleneck import (
     BottleneckBrain,
     make_bottlenecks,
     plan,
 )
-from speechbrain_sim.brains.frames import ROWS
+from speechbrain_sim.brains.frames import ROWS, check_rows, count_rows
 from speechbrain_sim.brains.schedules import check_decay
 from speechbrain_sim.cli import run_command
-from speechbrain_sim.data.tables import read_manifest
+from speechbrain_sim.data.labels import FRAMES, kind_of
+from speechbrain_sim.data.phones import name_phones
 from speechbrain_sim.encoders.logmel import SPECTRAL
 from speechbrain_sim.extraction import encode_manifest
+from speechbrain_sim.files import cached_result
+from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
     DECODER,
     ENCODER,
     describe,
+    identity_of,
     load_parts,
     save_parts,
 )
@@ -44,56 +50,45 @@ from speechbrain_sim.models.load import (
     save_encoder,
 )
 
-logger = get_logger(__name__)
-
 PARTS = ("train", "valid", "test")
 
 
 def check(settings):
     """Raises a ValueError for settings that do not go together."""
     check_decay(settings)
-    if settings["variant"] == "temporal" and settings["pooling"] == "mean":
+    if settings["pooling"] != "mean":
+        return
+    if settings["variant"] == "temporal":
         raise ValueError(
             "--variant temporal compares neighbouring frames, and --pooling "
             "mean keeps one row of a recording: use --pooling frame."
         )
-    kinds = settings["label_kinds"]
-    frames = [n for n in settings["labels"] if kinds.get(n) == "frames"]
-    if frames and settings["pooling"] == "mean":
-        raise ValueError(
-            f"--labels has {frames[0]}, of frames, and --pooling mean keeps one "
-            f"row of a recording: leave {frames[0]} out, or use --pooling frame."
-        )
+    for label in settings["labels"]:
+        if kind_of(label, settings["label_kinds"]) == FRAMES:
+            raise ValueError(
+                f"--labels has {label}, of frames, and --pooling mean keeps one "
+                f"row of a recording: leave it out, or use --pooling frame."
+            )
 
 
+#: what may change when a run is resumed: it is no part of the training
+REPORT = ["encoder", "labels", "sheet", "factors_of", "title", "note"]
 #: of runs: what may change when they are resumed, and what is refused
-RULES = ([*config.MAY_CHANGE, "encoder", "labels"], check)
+RULES = ([*config.MAY_CHANGE, *REPORT], check)
 
 
-def count_rows(encoder, layers, hparams):
-    """Counts the rows of the training part; refuses fewer than units.
+def read_labels(hparams):
+    """Prepares the corpus; returns classes and kind of each label.
 
-    Returns a dict of layer to rows.
+    Raises a ValueError, before any work, for what cannot be probed.
     """
-    manifest = read_manifest(hparams["train_csv"], hparams["data_folder"])
-    samples = torch.tensor([row["num_samples"] for row in manifest.values()])
-    if hparams["pooling"] == "mean":
-        return dict.fromkeys(layers, len(samples))
-    return {n: int(encoder.output_lengths(samples, n).sum()) for n in layers}
-
-
-def check_rows(rows, units, pooling):
-    """Refuses a layer that has fewer frames than units."""
-    for layer, count in rows.items():
-        few = (
-            f"{layer} has {count} rows in the training part, fewer than its "
-            f"{units[layer]} units: use a smaller --num_units or --expansion, "
-            f"or more data."
-        )
-        if count < units[layer] and pooling == "mean":
-            logger.warning(few)  # as the paper's set has
-        elif count < units[layer]:
-            raise ValueError(few)
+    hparams["prepare"]()
+    manifests, labels = {n: hparams[f"{n}_csv"] for n in PARTS}, {}
+    for label in hparams["labels"]:
+        kind = kind_of(label, hparams["label_kinds"])
+        data = manifests, hparams["data_folder"], label, kind
+        labels[label] = check_examples(*data, controls=10), kind
+    return labels
 
 
 def encode(hparams, run_opts, encoder, description, layers):
@@ -130,6 +125,60 @@ def keep_model(folder, encoder, description, source):
     save_parts(folder, decoders, about)
 
 
+def make_brain(hparams, run_opts, encoder, layers):
+    """Makes the bottlenecks and their Brain, after all that can be refused."""
+    channels = {layer: encoder.channels_of(layer) for layer in layers}
+    width, expansion = hparams["num_units"], hparams["expansion"]
+    units = {n: width or round(expansion * c) for n, c in channels.items()}
+    chosen = hparams["k"], hparams["sparsity"], hparams["seeds"]
+    hparams["planned"] = plan(units, *chosen)
+    data = hparams["train_csv"], hparams["data_folder"], hparams["pooling"]
+    rows = count_rows(encoder, layers, *data)
+    check_rows(rows, units, hparams["pooling"])
+    idle = {n: hparams["dead_after"] or count for n, count in rows.items()}
+    made = hparams["planned"], hparams["bottleneck"], channels, idle
+    return BottleneckBrain(
+        make_bottlenecks(*made),
+        hparams["opt_class"],
+        hparams,
+        run_opts,
+        hparams["checkpointer"],
+    )
+
+
+def report(hparams, stores, labels):
+    """Writes the score sheet, and the report with a page of the features."""
+    folder = Path(hparams["output_folder"])
+    model = SmoothInfoMax.from_pretrained(folder)
+    coded, manifests = model.encoder, Path(hparams["train_csv"]).parent
+    names = {
+        label: name_phones(label, classes, manifests)
+        for label, (classes, _) in labels.items()
+    }
+    settings = {"names": names, "factors_of": hparams["factors_of"]}
+    settings |= hparams["sheet"]
+    made_of = {"sheet": hparams["sheet"], "labels": labels, "names": names}
+    made_of |= {"model": identity_of(model.config), "of": sparsity.VERSION}
+    made_of["factors"] = hparams["factors_of"] is not None
+    made_of["stores"] = {n: store.made_of for n, store in stores.items()}
+    work = coded.encoder, coded.bottlenecks, stores, labels, settings
+    sheet = cached_result(
+        folder / "sparsity.json", made_of, lambda: sparsity.measure_codes(*work)
+    )
+    rows = {
+        layer: {
+            label: (names[label], stores["test"].labels(label, *how, layer))
+            for label, how in labels.items()
+        }
+        for layer in map(coded.origin, coded.bottlenecks)
+    }
+    data = stores["test"], rows, hparams["test_csv"], hparams["data_folder"]
+    about = {"title": hparams["title"], "note": hparams["note"]}
+    about["sections"] = [sparsity.section(sheet, folder)]
+    feature_pages.write_pages(folder, model, *data, **about)
+    print(f"\nWritten to {folder}/report.html, report.md and sparsity.json")
+
+
 def bottleneck(hparams, run_opts):
     """Encodes, trains, scores and reports."""
     folder, source = hparams["output_folder"], hparams["encoder"]
@@ -137,41 +186,16 @@ def bottleneck(hparams, run_opts):
     layers = hparams["layers"] or encoder.layer_names
     for layer in layers:
         encoder.check_layer(layer)
-    channels = {layer: encoder.channels_of(layer) for layer in layers}
-    units = {
-        layer: hparams["num_units"] or round(hparams["expansion"] * count)
-        for layer, count in channels.items()
-    }
-    chosen = hparams["k"], hparams["sparsity"], hparams["seeds"]
-    hparams["planned"] = plan(units, *chosen)
     check_folder(folder, encoder, description, source)
     sb.create_experiment_directory(folder)
-    hparams["prepare"]()
-    rows = count_rows(encoder, layers, hparams)
-    check_rows(rows, units, hparams["pooling"])
-    dead_after = {
-        n: hparams["dead_after"] or count for n, count in rows.items()
-    }
-    brain = BottleneckBrain(
-        make_bottlenecks(
-            hparams["planned"], hparams["bottleneck"], channels, dead_after
-        ),
-        hparams["opt_class"],
-        hparams,
-        run_opts,
-        hparams["checkpointer"],
-    )
+    labels = read_labels(hparams)
+    brain = make_brain(hparams, run_opts, encoder, layers)
     brain.open_run()
     stores = encode(hparams, run_opts, encoder, description, layers)
     keep_model(folder, encoder, description, source)
-    digest = description["sha256"]
-    brain.fit_stores(stores["train"], stores["valid"], digest)
+    brain.fit_stores(stores["train"], stores["valid"], description["sha256"])
     brain.check_alive()
-    report(hparams, stores)
-
-
-def report(hparams, stores):
-    """Writes the score sheet and the pages of features."""
+    report(hparams, stores, labels)
 
 
 def main(argv):

@@ -26,6 +26,8 @@ READ_STEPS = 50
 
 #: stats of an epoch's line on the screen; the accuracy too if there is no KL
 SHOWN = ("loss", "kl", "explained", "l0", "dead")
+#: modules of which there are more get a line each
+MODULES_IN_LINE = 4
 
 
 def epoch_line(epoch, train, valid=None):
@@ -44,14 +46,17 @@ def epoch_line(epoch, train, valid=None):
     >>> epoch_line(3, train | {"m2_accuracy": 0.2}, {"m1_loss": 5.5})
     'Epoch 3, train (valid): m1 loss 5.12 (5.5), m1 kl 2, m2 accuracy 0.2'
     """
-    parts, valid = [], valid or {}
+    parts, valid = {}, valid or {}
     for name, value in train.items():
         prefix, _, stat = name.rpartition("_")
         if stat in SHOWN or stat == "accuracy" and f"{prefix}_kl" not in train:
             beside = f" ({valid[name]:.3g})" if name in valid else ""
-            parts.append(f"{name.replace('_', ' ')} {value:.3g}{beside}")
+            text = f"{name.replace('_', ' ')} {value:.3g}{beside}"
+            parts.setdefault(prefix, []).append(text)
     kinds = "train (valid)" if valid else "train"
-    return f"Epoch {epoch}, {kinds}: {', '.join(parts)}"
+    between = ", " if len(parts) <= MODULES_IN_LINE else "\n"
+    lines = between.join(map(", ".join, parts.values()))
+    return f"Epoch {epoch}, {kinds}: {lines}"
 
 
 class ResumableBrain(WatchedBrain):

@@ -3,10 +3,14 @@
 from typing import NamedTuple
 
 import torch
+from speechbrain.utils.logger import get_logger
 from torch.utils.data import IterableDataset
 
 from speechbrain_sim.activations import ALL, MEAN
+from speechbrain_sim.data.tables import read_manifest
 from speechbrain_sim.randomness import keyed_generator
+
+logger = get_logger(__name__)
 
 #: rows of a store for each pooling
 ROWS = {"frame": ALL, "mean": MEAN}
@@ -152,3 +156,33 @@ def first_bad_row(store, layer):
             return store.ids[rows.utterance[done + int(bad[0])]]
         done += len(piece)
     return "its statistics"
+
+
+def count_rows(encoder, layers, manifest, data_folder, pooling):
+    """Counts the rows that a store of a manifest will have.
+
+    Returns a dict of layer to rows.
+    """
+    rows = read_manifest(manifest, data_folder).values()
+    samples = torch.tensor([row["num_samples"] for row in rows])
+    if pooling == "mean":
+        return dict.fromkeys(layers, len(samples))
+    return {n: int(encoder.output_lengths(samples, n).sum()) for n in layers}
+
+
+def check_rows(rows, units, pooling):
+    """Raises a ValueError if a layer has fewer frames than units.
+
+    Of means over recordings, only a warning: they are few. `rows` and `units`
+    are dicts of layer to their number.
+    """
+    for layer, count in rows.items():
+        few = (
+            f"{layer} has {count} rows in the training part, fewer than its "
+            f"{units[layer]} units: use a smaller --num_units or --expansion, "
+            f"or more data."
+        )
+        if count < units[layer] and pooling == "mean":
+            logger.warning(few)
+        elif count < units[layer]:
+            raise ValueError(few)
