@@ -53,7 +53,7 @@ class Settings(NamedTuple):
     seed: int = 1
     train_rows: int = 30_000
     test_rows: int = 100_000
-    probe_rows: int = 8_000
+    probe_rows: int = 6_000
     factor_rows: int = 2_000
     posterior_rows: int = 2_000
     draws: int = 32
@@ -205,8 +205,10 @@ class Sheet:
             for e in examples
         ]
         for e in examples:
-            for name in e.factors.keys() - vary[0] & vary[1]:
+            for name in e.factors.keys() - (vary[0] & vary[1]):
                 del e.factors[name]
+        if len(examples[0].factors) < 2:
+            raise Unmeasurable("Fewer than two labels or factors vary.")
         return dci(*examples, self.settings.seed, LOOSE)
 
     def _durations(self, codes):

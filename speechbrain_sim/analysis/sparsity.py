@@ -5,12 +5,13 @@ codes of posterior means. Controls are as wide, and fire as often.
 """
 
 import re
+from itertools import chain
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_sim.analysis.code_controls import make_control
+from speechbrain_sim.analysis.code_controls import CONTROLS, make_control
 from speechbrain_sim.analysis.egemaps import group_of
 from speechbrain_sim.analysis.score_sheet import Settings, Sheet, measured
 from speechbrain_sim.analysis.stability import dictionary, stability
@@ -93,6 +94,9 @@ def measure_codes(encoder, bottlenecks, stores, labels, settings=None):
         each unit of the bottleneck (lists).
     """
     settings = Settings(**(settings or {}))
+    for control in {*settings.controls} - {*CONTROLS}:
+        known = ", ".join(CONTROLS)
+        raise ValueError(f"controls names '{control}': there are {known}.")
     results = {"layers": {}, "codes": {}, "stability": {}, "units": {}}
     layers, kept = {}, {}
     bar = tqdm(bottlenecks.items(), "score sheet", unit="code", disable=None)
@@ -155,8 +159,8 @@ def tables(results):
         for title, cells in {**_own(scores), **_shared(scores)}.items():
             rows[title].append({"": name, **cells})
     for name, found in results["stability"].items():
-        pair = {name: found, f"{name}, random": found.get("random", {})}
-        for row, one in pair.items():
+        pair = {name: found, f"{name}, random": found.get("random")}
+        for row, one in pair.items() if "gap" not in found else ():
             cells = _cells(one, {"shared (%)": "shared"}, 100, 1)
             cells |= _cells(one, {"cosine": "cosine", "overlap": "overlap"})
             rows["Other seeds"].append({"": row, **cells})
@@ -182,9 +186,8 @@ def section(results, folder):
         items.append(Figure(title, caption, stem, alt))
     for title, header, rows in tables(results):
         items.append(Table(title, CAPTIONS[title], header, rows))
-    for layer, scores in results["layers"].items():
-        gaps |= {reason: layer for reason in _reasons(scores)}
-    for name, scores in _each_code(results):
+    each = chain(results["layers"].items(), _each_code(results))
+    for name, scores in chain(each, results["stability"].items()):
         for reason in _reasons(scores):
             gaps.setdefault(reason, name)
     items += [Gap(name, reason) for reason, name in gaps.items()]
