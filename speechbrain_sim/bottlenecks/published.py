@@ -51,16 +51,7 @@ def read_sparse_autoencoder(path, variant=BATCHTOPK):
     >>> read_sparse_autoencoder(path, "topk")(torch.randn(3, 8)).codes.shape
     torch.Size([3, 64])
     """
-    try:
-        if Path(path).suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} is no file of weights ({error!r:.200}): download it again."
-        ) from error
-    state = state if isinstance(state, dict) else {}
+    state = _read(path)
     weight, k = state.get("encoder.weight"), state.get("k", 0)
     if NAMES - state.keys() or getattr(weight, "ndim", 0) != 2:
         raise ValueError(
@@ -80,6 +71,20 @@ def read_sparse_autoencoder(path, variant=BATCHTOPK):
     if not all(value.isfinite().all() for value in sae.state_dict().values()):
         raise ValueError(f"{path} holds NaN or infinity: download it again.")
     return sae.eval().requires_grad_(False)
+
+
+def _read(path):
+    """Reads a dict of tensors; an empty one if it is something else."""
+    try:
+        if Path(path).suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is no file of weights ({error!r:.200}): download it again."
+        ) from error
+    return state if isinstance(state, dict) else {}
 
 
 def to_state_dict(sae):
