@@ -8,6 +8,8 @@ import torch
 
 from speechbrain_sim.bottlenecks.coded import CodedEncoder
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
+from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
+from speechbrain_sim.cli import main
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.format import (
@@ -206,8 +208,6 @@ def test_features_of_means(tmp_path):
 
 
 def test_the_command_lists_features(folder, tmp_path, capsys):
-    from speechbrain_sim.cli import main
-
     soundfile.write(tmp_path / "a.wav", torch.randn(8000).numpy() / 9, 16000)
     argv = ["features", str(folder), str(tmp_path / "a.wav"), "--top", "3"]
     main([*argv, "--json"])
@@ -224,3 +224,35 @@ def test_the_command_lists_features(folder, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit, match=message):
             main([*argv, *more])
+
+
+def test_codes_are_encoded_and_decoded_as_files(folder, tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", torch.randn(8000).numpy() / 9, 16000)
+    save_parts(tmp_path / "plain", load_parts(folder, ["encoder"])[0])
+    for source, layer in (folder, NAME), (tmp_path / "plain", "module3"):
+        out = str(tmp_path / layer)
+        options = ["--layer", layer, "--out"]
+        main(["encode", str(source), str(tmp_path / "a.wav"), *options, out])
+        main(["decode", str(folder), out, *options, f"{out}_wav"])
+        assert soundfile.info(f"{out}_wav/a.wav").frames == 8000
+    assert "float32 (frames, 24)" in capsys.readouterr().out
+    assert (tmp_path / f"{NAME}/a.npy").exists()
+
+
+def test_the_papers_probes_take_codes():
+    probes = make_probes({NAME: 24}, 2, [("probe", 1)], True)
+    assert list(probes) == ["module3/sae"]
+    brain = ProbeBrain(probes, run_opts={"device": "cpu"})
+    batches = ProbeBatches(
+        {NAME: torch.randn(6, 24)}, torch.arange(6) % 2, [1], 0, 3
+    )
+    brain.batches, brain.layers = batches, [NAME]
+    for batch in batches:
+        assert list(brain.compute_forward(batch, None)) == [NAME]
+    trained = brain.trained(1)
+    assert torch.equal(
+        trained.probes["module3/sae"].weight, probes["module3/sae"].weight
+    )
+    x = torch.randn(1, 6, 24)
+    best = trained(x, NAME).argmax(-1)
+    assert torch.equal(brain.predict({NAME: x[0]})[NAME], best)
