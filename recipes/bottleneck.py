@@ -49,6 +49,8 @@ from speechbrain_sim.models.load import (
     plain,
     save_encoder,
 )
+from speechbrain_sim.report.page import Section, Table
+from speechbrain_sim.report.tables import number
 
 PARTS = ("train", "valid", "test")
 #: what features are chosen by for their pages, besides F1 and effect
@@ -178,12 +180,37 @@ def report(hparams, stores, labels):
     data = stores["test"], rows, hparams["test_csv"], hparams["data_folder"]
     about = {"title": hparams["title"], "note": hparams["note"]}
     about["sections"] = [sparsity.section(sheet, folder)]
+    about["sections"] += published_sections(hparams["published"])
     about["scores"] = {
         name: {s: units[key] for s, key in SCORES.items() if key in units}
         for name, units in sheet["units"].items()
     }
     feature_pages.write_pages(folder, model, *data, **about)
     print(f"\nWritten to {folder}/report.html, report.md and sparsity.json")
+
+
+def published_sections(published):
+    """Makes a Section of a paper's accuracies, of a layer and over sparsity."""
+    if not published:
+        return []
+    published, header = dict(published), ["", "layer"]
+    note, sparsities = published.pop("note"), published.pop("sparsities")
+    header += [f"{share} % zero" for share in sparsities]
+    tables = [
+        Table(
+            f"Published accuracy of {label} (%)",
+            note,
+            header,
+            [
+                [name, number(found["layer"], 1)]
+                + [number(x, 1) for x in found["codes"]]
+                for name, found in systems.items()
+            ],
+        )
+        for label, systems in published.items()
+    ]
+    sentence = "Of other encoders, to compare with."
+    return [Section("published", "What the paper reports", sentence, tables)]
 
 
 def bottleneck(hparams, run_opts):

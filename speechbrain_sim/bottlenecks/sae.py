@@ -35,7 +35,7 @@ BATCHWISE = (BATCHTOPK, MATRYOSHKA, TEMPORAL)
 #: shares of the units that decode by themselves
 NESTED = {MATRYOSHKA: (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1), TEMPORAL: (1 / 5, 1)}
 #: weight of the latest batch in the threshold, once there is one
-MOMENTUM = 0.01
+MOMENTUM = 0.1
 #: first threshold of "jumprelu"
 FIRST_THRESHOLD = 0.1
 #: rows whose codes are contrasted with each other
@@ -150,7 +150,7 @@ class SparseAutoencoder(Bottleneck):
         normalisation=STANDARDISE,
         auxk=1 / 32,
         dead_after=1_000_000,
-        sparsity=1.0,
+        sparsity=2.0,
         temporal=1.0,
         widths=None,
         generator=None,
@@ -259,7 +259,7 @@ class SparseAutoencoder(Bottleneck):
                 rows, units = largest_of_batch(a, k * len(a), self.threshold)
             else:
                 rows, units = (a > self.threshold).nonzero().T
-            values = a[rows, units]
+            values = a[rows, units].to(u.dtype)  # of autocast
         values = EntriesOfProduct.apply(u, weight, bias, values, rows, units)
         return _Codes(values.relu(), rows, units)
 
