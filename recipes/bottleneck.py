@@ -18,8 +18,9 @@ import speechbrain as sb
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_sim import config
-from speechbrain_sim.analysis import feature_pages, sparsity
+from speechbrain_sim.analysis.code_report import write_report
 from speechbrain_sim.analysis.probes import check_examples
+from speechbrain_sim.analysis.sparsity import read_settings
 from speechbrain_sim.brains.bottleneck import (
     BottleneckBrain,
     make_bottlenecks,
@@ -32,14 +33,11 @@ from speechbrain_sim.data.labels import FRAMES, kind_of
 from speechbrain_sim.data.phones import name_phones
 from speechbrain_sim.encoders.logmel import SPECTRAL
 from speechbrain_sim.extraction import encode_manifest
-from speechbrain_sim.files import cached_result
-from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
     DECODER,
     ENCODER,
     describe,
-    identity_of,
     load_parts,
     save_parts,
 )
@@ -49,18 +47,14 @@ from speechbrain_sim.models.load import (
     plain,
     save_encoder,
 )
-from speechbrain_sim.report.page import Section, Table
-from speechbrain_sim.report.tables import number
 
 PARTS = ("train", "valid", "test")
-#: what features are chosen by for their pages, besides F1 and effect
-SCORES = {"stability": "stability", "certainty": "sure"}
 
 
 def check(settings):
     """Raises a ValueError for settings that do not go together."""
     check_decay(settings)
-    sparsity.read_settings(settings["sheet"])
+    read_settings(settings["sheet"])
     if settings["pooling"] != "mean":
         return
     if settings["variant"] == "temporal":
@@ -76,14 +70,14 @@ def check(settings):
             )
 
 
-#: what may change when a run is resumed: it is no part of the training
-REPORT = ["encoder", "labels", "sheet", "factors_of", "title", "note"]
+#: what the report is made with, beside labels; it is no part of the training
+SHOWN = ("sheet", "factors_of", "published", "title", "note")
 #: of runs: what may change when they are resumed, and what is refused
-RULES = ([*config.MAY_CHANGE, *REPORT], check)
+RULES = ([*config.MAY_CHANGE, "encoder", "labels", *SHOWN], check)
 
 
 def read_labels(hparams):
-    """Prepares the corpus; returns classes and kind of each label.
+    """Prepares the corpus; returns classes, kind and names of each label.
 
     Raises a ValueError, before any work, for what cannot be probed.
     """
@@ -92,7 +86,9 @@ def read_labels(hparams):
     for label in hparams["labels"]:
         kind = kind_of(label, hparams["label_kinds"])
         data = manifests, hparams["data_folder"], label, kind
-        labels[label] = check_examples(*data, controls=10), kind
+        classes = check_examples(*data, controls=10)
+        names = name_phones(label, classes, Path(hparams["train_csv"]).parent)
+        labels[label] = classes, kind, names
     return labels
 
 
@@ -151,68 +147,6 @@ def make_brain(hparams, run_opts, encoder, layers):
     )
 
 
-def report(hparams, stores, labels):
-    """Writes the score sheet, and the report with a page of the features."""
-    folder = Path(hparams["output_folder"])
-    model = SmoothInfoMax.from_pretrained(folder)
-    coded, manifests = model.encoder, Path(hparams["train_csv"]).parent
-    names = {
-        label: name_phones(label, classes, manifests)
-        for label, (classes, _) in labels.items()
-    }
-    settings = {"names": names, "factors_of": hparams["factors_of"]}
-    settings |= hparams["sheet"]
-    made_of = {"sheet": hparams["sheet"], "labels": labels, "names": names}
-    made_of |= {"model": identity_of(model.config), "of": sparsity.VERSION}
-    made_of["factors"] = hparams["factors_of"] is not None
-    made_of["stores"] = {n: store.made_of for n, store in stores.items()}
-    work = coded.encoder, coded.bottlenecks, stores, labels, settings
-    sheet = cached_result(
-        folder / "sparsity.json", made_of, lambda: sparsity.measure_codes(*work)
-    )
-    rows = {
-        layer: {
-            label: (names[label], stores["test"].labels(label, *how, layer))
-            for label, how in labels.items()
-        }
-        for layer in map(coded.origin, coded.bottlenecks)
-    }
-    data = stores["test"], rows, hparams["test_csv"], hparams["data_folder"]
-    about = {"title": hparams["title"], "note": hparams["note"]}
-    about["sections"] = [sparsity.section(sheet, folder)]
-    about["sections"] += published_sections(hparams["published"])
-    about["scores"] = {
-        name: {s: units[key] for s, key in SCORES.items() if key in units}
-        for name, units in sheet["units"].items()
-    }
-    feature_pages.write_pages(folder, model, *data, **about)
-    print(f"\nWritten to {folder}/report.html, report.md and sparsity.json")
-
-
-def published_sections(published):
-    """Makes a Section of a paper's accuracies, of a layer and over sparsity."""
-    if not published:
-        return []
-    published, header = dict(published), ["", "layer"]
-    note, sparsities = published.pop("note"), published.pop("sparsities")
-    header += [f"{share} % zero" for share in sparsities]
-    tables = [
-        Table(
-            f"Published accuracy of {label} (%)",
-            note,
-            header,
-            [
-                [name, number(found["layer"], 1)]
-                + [number(x, 1) for x in found["codes"]]
-                for name, found in systems.items()
-            ],
-        )
-        for label, systems in published.items()
-    ]
-    sentence = "Of other encoders, to compare with."
-    return [Section("published", "What the paper reports", sentence, tables)]
-
-
 def bottleneck(hparams, run_opts):
     """Encodes, trains, scores and reports."""
     folder, source = hparams["output_folder"], hparams["encoder"]
@@ -229,7 +163,14 @@ def bottleneck(hparams, run_opts):
     keep_model(folder, encoder, description, source)
     brain.fit_stores(stores["train"], stores["valid"], description["sha256"])
     brain.check_alive()
-    report(hparams, stores, labels)
+    write_report(
+        folder,
+        stores,
+        labels,
+        (hparams["test_csv"], hparams["data_folder"]),
+        **{key: hparams[key] for key in SHOWN},
+    )
+    print(f"\nWritten to {folder}/report.html, report.md and sparsity.json")
 
 
 def main(argv):
