@@ -131,8 +131,10 @@ def make_brain(hparams, run_opts, encoder, layers):
     channels = {layer: encoder.channels_of(layer) for layer in layers}
     width, expansion = hparams["num_units"], hparams["expansion"]
     units = {n: width or round(expansion * c) for n, c in channels.items()}
-    chosen = hparams["k"], hparams["sparsity"], hparams["seeds"]
-    hparams["planned"] = plan(units, *chosen)
+    several = hparams["k"], hparams["sparsity"]
+    if hparams["variant"] == "l1":
+        several = [1], None  # there is no k
+    hparams["planned"] = plan(units, *several, hparams["seeds"])
     data = hparams["train_csv"], hparams["data_folder"], hparams["pooling"]
     rows = count_rows(encoder, layers, *data)
     check_rows(rows, units, hparams["pooling"])
