@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 from speechbrain_sim.bottlenecks.sae import VARIANTS, SparseAutoencoder
 
 CHANNELS, ATOMS, ACTIVE, NOISE = 64, 256, 4, 0.01
-ROWS, STEPS = 512, {"l1": 600, "jumprelu": 600, "matryoshka": 400}
+ROWS, STEPS = 512, {"l1": 600, "matryoshka": 400}
 
 
 @pytest.fixture(scope="module")
