@@ -6,7 +6,7 @@ from scipy import sparse
 
 from speechbrain_sim.analysis.code_scores import encode_rows
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
-from speechbrain_sim.randomness import key_seed, keyed_generator
+from speechbrain_sim.randomness import keyed_generator
 
 #: their names
 CONTROLS = UNTRAINED, RANDOM, PCA = "untrained", "random", "PCA"
@@ -14,18 +14,14 @@ CONTROLS = UNTRAINED, RANDOM, PCA = "untrained", "random", "PCA"
 RIDGE = 1e-3
 
 
-def untrained(bottleneck, x, seed=0):
-    """Makes the bottleneck anew, with its units, as before its training.
+def untrained(bottleneck, x, k, seed=0):
+    """Makes a TopK autoencoder before its first step.
 
-    `x` are training frames, (rows, channels), a tensor.
+    Its constant is the median of training frames `x`, a tensor.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(key_seed(seed, "untrained"))
-        control = type(bottleneck)(**bottleneck.arguments)
-    control.mean.copy_(bottleneck.mean)
-    control.std.copy_(bottleneck.std)
-    control.initialise(x)
-    return control.eval().requires_grad_(False)
+    code = _make(bottleneck, k, seed, UNTRAINED)
+    code.initialise(x)
+    return code
 
 
 def random_projection(bottleneck, x, k, seed=0):
@@ -33,11 +29,7 @@ def random_projection(bottleneck, x, k, seed=0):
 
     By least squares from the codes of training frames `x`, a tensor.
     """
-    code = _empty(bottleneck, k)
-    noise = torch.randn(
-        code.encoder.weight.shape, generator=keyed_generator(seed, "random")
-    )
-    code.encoder.weight.copy_(torch.nn.functional.normalize(noise))
+    code = _make(bottleneck, k, seed, RANDOM)
     z, _ = encode_rows(code, x.numpy())
     z = sparse.hstack([z, np.ones((len(x), 1))]).tocsr()  # and a constant
     square = (z.T @ z).toarray() / len(x)
@@ -56,7 +48,8 @@ def principal_components(bottleneck, x, k):
 
     As many as there are units; what is left of these is never used.
     """
-    code, u = _empty(bottleneck, k), None
+    code = _make(bottleneck, k, PCA)
+    code.encoder.weight.zero_()
     u = code.to_units(x)
     code.b_dec.copy_(u.mean(0))
     _, axes = torch.linalg.eigh(torch.cov(u.double().T))
@@ -67,16 +60,13 @@ def principal_components(bottleneck, x, k):
     return code
 
 
-def _empty(bottleneck, k):
-    """A TopK code of the bottleneck's sizes and units, its weights 0."""
+def _make(bottleneck, k, *key):
+    """An untrained TopK code of the bottleneck's sizes and units."""
     sizes = bottleneck.input_channels, bottleneck.num_units
-    code = SparseAutoencoder(*sizes, k, normalisation="none")
+    code = SparseAutoencoder(*sizes, k, generator=keyed_generator(*key))
     code.mean.copy_(bottleneck.mean)
     code.std.copy_(bottleneck.std)
-    code.eval().requires_grad_(False)
-    for weight in code.parameters():
-        weight.zero_()
-    return code
+    return code.eval().requires_grad_(False)
 
 
 def make_control(name, bottleneck, x, k, seed=0):
@@ -89,14 +79,14 @@ def make_control(name, bottleneck, x, k, seed=0):
     x : torch.Tensor
         Training frames, (rows, channels).
     k, seed : int
-        Units that fire in a frame, but of an untrained bottleneck; of draws.
+        Units that fire in a frame; of draws.
 
     Returns
     -------
     Bottleneck
     """
     if name == UNTRAINED:
-        return untrained(bottleneck, x, seed)
+        return untrained(bottleneck, x, k, seed)
     if name == RANDOM:
         return random_projection(bottleneck, x, k, seed)
     return principal_components(bottleneck, x, k)

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_sim.analysis.code_controls import make_control
+from speechbrain_sim.analysis.code_scores import DECADES
 from speechbrain_sim.analysis.egemaps import group_of
 from speechbrain_sim.analysis.score_sheet import Sheet, measured, read_settings
 from speechbrain_sim.analysis.stability import dictionary, stability
@@ -181,6 +182,11 @@ def section(results, folder):
         alt = "Lines of accuracy over the number of units that fire, by layer."
         title = f"What a linear probe reads over sparsity, {label}"
         items.append(Figure(title, caption, stem, alt))
+    stem = style.figure_stem("sheet", "density")
+    plot_density(results, folder / stem)
+    caption = "Living units by the share of test frames in which they fire."
+    alt = "Histograms of the first code of each layer, and of its controls."
+    items.append(Figure("How often units fire", caption, stem, alt))
     for title, header, rows in tables(results):
         items.append(Table(title, CAPTIONS[title], header, rows))
     each = chain(results["layers"].items(), _each_code(results))
@@ -227,6 +233,21 @@ def plot_probes(results, label, path):
             panel.set_xscale("log", base=2)
             panel.set_xlabel("units that fire (L0)")
         next(iter(panels.values())).set_ylabel("test accuracy (%)")
+
+
+def plot_density(results, path):
+    """Plots how many units fire how often, of the first code of each layer."""
+    layers = {}
+    for name, versions in results["codes"].items():
+        layers.setdefault(layer_of(name), versions)
+    with style.layer_drawing(path, layers) as panels:
+        for layer, versions in layers.items():
+            for i, (version, scores) in enumerate(versions.items()):
+                counts = scores["firing"].get("histogram", [])
+                edges = DECADES[: len(counts) + 1]
+                panels[layer].stairs(counts, edges, **style.look(version, i))
+            panels[layer].set_xlabel("share of frames, log10")
+        next(iter(panels.values())).set_ylabel("units")
 
 
 def _each_code(results):

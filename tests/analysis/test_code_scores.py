@@ -181,11 +181,10 @@ def test_controls_are_as_wide_and_fire_as_often(rows):
         name: code_controls.make_control(name, sae, x, 5)
         for name in code_controls.CONTROLS
     }
-    for name, code in made.items():
+    for code in made.values():
         codes, _ = encode_rows(code, rows)
         assert codes.shape == (240, 40)
-        fires = codes.astype(bool).sum(1).max()
-        assert fires == (3 if name == "untrained" else 5)
+        assert codes.astype(bool).sum(1).max() == 5
         torch.testing.assert_close(code.mean, sae.mean)
     # the decoder is that of least squares: it explains, and beats another one
     code = made["random"]

@@ -162,7 +162,7 @@ def test_tables_and_section(results, tmp_path):
     assert len(names) == 1 + 3 + 2 * 3  # controls of seeds, once
     section = sparsity.section(results, tmp_path)
     kinds = [type(item) for item in section.items]
-    assert kinds == [Figure] * 2 + [Table] * 6 + [Gap]
+    assert kinds == [Figure] * 3 + [Table] * 6 + [Gap]
     write_page(tmp_path, "SAE", "", [section], [])
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "nan" not in page and "loudness, R²" in page
