@@ -53,6 +53,8 @@ from speechbrain_sim.report.page import Section, Table
 from speechbrain_sim.report.tables import number
 
 PARTS = ("train", "valid", "test")
+#: what features are chosen by for their pages, besides F1 and effect
+SCORES = {"stability": "stability", "certainty": "sure"}
 
 
 def check(settings):
@@ -178,6 +180,10 @@ def report(hparams, stores, labels):
     about = {"title": hparams["title"], "note": hparams["note"]}
     about["sections"] = [sparsity.section(sheet, folder)]
     about["sections"] += published_sections(hparams["published"])
+    about["scores"] = {
+        name: {s: units[key] for s, key in SCORES.items() if key in units}
+        for name, units in sheet["units"].items()
+    }
     feature_pages.write_pages(folder, model, *data, **about)
     print(f"\nWritten to {folder}/report.html, report.md and sparsity.json")
 
