@@ -60,6 +60,7 @@ SCORES = {"stability": "stability", "certainty": "sure"}
 def check(settings):
     """Raises a ValueError for settings that do not go together."""
     check_decay(settings)
+    sparsity.read_settings(settings["sheet"])
     if settings["pooling"] != "mean":
         return
     if settings["variant"] == "temporal":

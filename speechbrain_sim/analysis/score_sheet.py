@@ -63,11 +63,29 @@ class Settings(NamedTuple):
     factors_of: Callable | None = None
 
 
+def read_settings(given):
+    """Checks what differs from `Settings`, a dict; returns them.
+
+    Raises a ValueError that names what there is instead.
+    """
+    for name in given.keys() - Settings._fields:
+        known = ", ".join(Settings._fields)
+        raise ValueError(f"The sheet has no setting '{name}': {known}.")
+    settings = Settings(**given)
+    for name, value in settings._asdict().items():
+        if name.endswith(("rows", "draws")) and not value >= 2:
+            raise ValueError(f"The sheet's {name} is {value}: at least 2.")
+    for control in {*settings.controls} - {*CONTROLS}:
+        known = ", ".join(CONTROLS)
+        raise ValueError(f"controls names '{control}': there are {known}.")
+    return settings
+
+
 def measured(function, *arguments):
     """Returns what a function returns, or a `gap`: why it cannot be measured."""
     try:
         return function(*arguments)
-    except Unmeasurable as error:
+    except (Unmeasurable, ImportError) as error:  # of an extra
         return {"gap": str(error)}
 
 
@@ -139,20 +157,24 @@ class Sheet:
         drawn = torch.randperm(len(at), generator=noise)[:most].numpy()
         return np.sort(at[drawn])
 
-    def _labelled(self, label, quiet=()):
-        """Lists rows, but of `quiet` classes, and their classes, of each part."""
+    def _labelled(self, label, most, left_out=()):
+        """Lists the rows of a label, `most` of training, and their classes.
+
+        Of each part; without rows of the classes that are `left_out`.
+        """
         for part in self.parts:
             y = part.y[label]
-            at = np.flatnonzero((y != NO_LABEL) & ~np.isin(y, quiet))
-            if part is self.train and not quiet:
-                at = self._draw(at, self.settings.probe_rows, label)
+            at = np.flatnonzero((y != NO_LABEL) & ~np.isin(y, left_out))
+            if part is self.train:
+                at = self._draw(at, most, label)
             yield at, y[at]
 
     def _probe(self, codes):
         """Solves probes of all labels; returns the readers and their scores."""
         readers, scores = {}, {}
         for label, (classes, _) in self.labels.items():
-            known, test, valid = self._labelled(label)
+            most = self.settings.probe_rows
+            known, test, valid = self._labelled(label, most)
             x, z, v = (
                 part[at]
                 for part, (at, _) in zip(
@@ -173,7 +195,9 @@ class Sheet:
         classes, _ = self.labels[self.concept]
         names = self.settings.names.get(self.concept, classes)
         quiet = [i for i, n in enumerate(names) if n.lower() in NO_PHONES]
-        (at, y), (to, there), _ = self._labelled(self.concept, quiet or [-2])
+        (at, y), (to, there), _ = self._labelled(
+            self.concept, self.settings.train_rows, quiet
+        )
         unit = self.test.unit[to]
         one = units[0][at], y, units[1][to], there, unit, len(classes)
         given = codes[0][at], y, codes[1][to], there, unit
@@ -235,7 +259,7 @@ class Sheet:
         test, label = self.test, self.concept
         if label is None:
             return {"layer": {"gap": "There are no labels."}}
-        _, (at, y), _ = self._labelled(label)
+        _, (at, y), _ = self._labelled(label, 0)
         x = np.broadcast_to(self.mean, decoded.shape), decoded, test.x
         losses = [self.readers[label].losses(z[at], y) for z in x]
         recovered = feature_scores.recovered

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_sim.analysis.code_controls import CONTROLS, make_control
+from speechbrain_sim.analysis.code_controls import make_control
 from speechbrain_sim.analysis.egemaps import group_of
-from speechbrain_sim.analysis.score_sheet import Settings, Sheet, measured
+from speechbrain_sim.analysis.score_sheet import Sheet, measured, read_settings
 from speechbrain_sim.analysis.stability import dictionary, stability
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Gap, Section, Table
@@ -82,7 +82,7 @@ def measure_codes(encoder, bottlenecks, stores, labels, settings=None):
     labels : dict of str to (list of str, str)
         Classes and kind of each label.
     settings : dict, optional
-        What differs from `Settings`.
+        What differs from `speechbrain_sim.analysis.score_sheet.Settings`.
 
     Returns
     -------
@@ -93,10 +93,7 @@ def measure_codes(encoder, bottlenecks, stores, labels, settings=None):
         `speechbrain_sim.analysis.stability`; `units`: name -> what is known of
         each unit of the bottleneck (lists).
     """
-    settings = Settings(**(settings or {}))
-    for control in {*settings.controls} - {*CONTROLS}:
-        known = ", ".join(CONTROLS)
-        raise ValueError(f"controls names '{control}': there are {known}.")
+    settings = read_settings(settings or {})
     results = {"layers": {}, "codes": {}, "stability": {}, "units": {}}
     layers, kept = {}, {}
     bar = tqdm(bottlenecks.items(), "score sheet", unit="code", disable=None)

@@ -186,10 +186,17 @@ def test_rows_that_are_means_have_gaps(encoded):
     assert "value" in without["codes"][NAMES[0]]["learned"]["firing"]["l0"]
 
 
-def test_unknown_controls_are_refused(encoded, stores):
-    how = {}, stores, LABELS, {"controls": ["none"]}
-    with pytest.raises(ValueError, match="none.*untrained, random, PCA"):
-        sparsity.measure_codes(encoded[0], *how)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"controls": ["none"]}, "none.*untrained, random, PCA"),
+        ({"rows": 5}, "no setting 'rows': seed, train_rows"),
+        ({"probe_rows": 1}, "probe_rows is 1: at least 2"),
+    ],
+)
+def test_wrong_settings_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        sparsity.read_settings(given)
 
 
 def test_a_dead_code_is_a_gap(encoded, stores):
