@@ -20,6 +20,7 @@ from speechbrain.utils.distributed import infer_device
 from speechbrain_sim import config
 from speechbrain_sim.analysis import feature_pages, sparsity
 from speechbrain_sim.analysis.probes import check_examples
+from speechbrain_sim.bottlenecks.sae import L1
 from speechbrain_sim.brains.bottleneck import (
     BottleneckBrain,
     make_bottlenecks,
@@ -135,7 +136,8 @@ def make_brain(hparams, run_opts, encoder, layers):
     channels = {layer: encoder.channels_of(layer) for layer in layers}
     width, expansion = hparams["num_units"], hparams["expansion"]
     units = {n: width or round(expansion * c) for n, c in channels.items()}
-    chosen = hparams["k"], hparams["sparsity"], hparams["seeds"]
+    k = hparams["k"][: 1 if hparams["variant"] == L1 else None]  # has no k
+    chosen = k, hparams["sparsity"], hparams["seeds"]
     hparams["planned"] = plan(units, *chosen)
     data = hparams["train_csv"], hparams["data_folder"], hparams["pooling"]
     rows = count_rows(encoder, layers, *data)
