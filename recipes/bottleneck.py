@@ -21,6 +21,7 @@ from speechbrain_sim import config
 from speechbrain_sim.analysis.code_report import write_report
 from speechbrain_sim.analysis.probes import check_examples
 from speechbrain_sim.analysis.sparsity import read_settings
+from speechbrain_sim.bottlenecks.sae import L1, TEMPORAL
 from speechbrain_sim.brains.bottleneck import (
     BottleneckBrain,
     make_bottlenecks,
@@ -57,7 +58,7 @@ def check(settings):
     read_settings(settings["sheet"])
     if settings["pooling"] != "mean":
         return
-    if settings["variant"] == "temporal":
+    if settings["variant"] == TEMPORAL:
         raise ValueError(
             "--variant temporal compares neighbouring frames, and --pooling "
             "mean keeps one row of a recording: use --pooling frame."
@@ -132,7 +133,7 @@ def make_brain(hparams, run_opts, encoder, layers):
     width, expansion = hparams["num_units"], hparams["expansion"]
     units = {n: width or round(expansion * c) for n, c in channels.items()}
     several = hparams["k"], hparams["sparsity"]
-    if hparams["variant"] == "l1":
+    if hparams["variant"] == L1:
         several = [1], None  # there is no k
     hparams["planned"] = plan(units, *several, hparams["seeds"])
     data = hparams["train_csv"], hparams["data_folder"], hparams["pooling"]
