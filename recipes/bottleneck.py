@@ -71,10 +71,10 @@ def check(settings):
             )
 
 
-#: what the report is made with, beside labels; it is no part of the training
-SHOWN = ("sheet", "factors_of", "published", "title", "note")
-#: of runs: what may change when they are resumed, and what is refused
-RULES = ([*config.MAY_CHANGE, "encoder", "labels", *SHOWN], check)
+#: of runs: what may change when they are resumed, and what is refused; the
+#: report is no part of the training
+SHOWN = ["labels", "sheet", "factors_of", "published", "title", "note"]
+RULES = ([*config.MAY_CHANGE, "encoder", *SHOWN], check)
 
 
 def read_labels(hparams):
@@ -171,7 +171,11 @@ def bottleneck(hparams, run_opts):
         stores,
         labels,
         (hparams["test_csv"], hparams["data_folder"]),
-        **{key: hparams[key] for key in SHOWN},
+        hparams["sheet"],
+        hparams["factors_of"],
+        hparams["published"],
+        title=hparams["title"],
+        note=hparams["note"],
     )
     print(f"\nWritten to {folder}/report.html, report.md and sparsity.json")
 
