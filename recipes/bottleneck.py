@@ -18,8 +18,10 @@ import speechbrain as sb
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_sim import config
-from speechbrain_sim.analysis import feature_pages, sparsity
+from speechbrain_sim.analysis.code_report import write_report
 from speechbrain_sim.analysis.probes import check_examples
+from speechbrain_sim.analysis.sparsity import read_settings
+from speechbrain_sim.bottlenecks.sae import L1, TEMPORAL
 from speechbrain_sim.brains.bottleneck import (
     BottleneckBrain,
     make_bottlenecks,
@@ -32,14 +34,11 @@ from speechbrain_sim.data.labels import FRAMES, kind_of
 from speechbrain_sim.data.phones import name_phones
 from speechbrain_sim.encoders.logmel import SPECTRAL
 from speechbrain_sim.extraction import encode_manifest
-from speechbrain_sim.files import cached_result
-from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
     DECODER,
     ENCODER,
     describe,
-    identity_of,
     load_parts,
     save_parts,
 )
@@ -56,10 +55,10 @@ PARTS = ("train", "valid", "test")
 def check(settings):
     """Raises a ValueError for settings that do not go together."""
     check_decay(settings)
-    sparsity.read_settings(settings["sheet"])
+    read_settings(settings["sheet"])
     if settings["pooling"] != "mean":
         return
-    if settings["variant"] == "temporal":
+    if settings["variant"] == TEMPORAL:
         raise ValueError(
             "--variant temporal compares neighbouring frames, and --pooling "
             "mean keeps one row of a recording: use --pooling frame."
@@ -72,14 +71,14 @@ def check(settings):
             )
 
 
-#: what may change when a run is resumed: it is no part of the training
-REPORT = ["encoder", "labels", "sheet", "factors_of", "title", "note"]
-#: of runs: what may change when they are resumed, and what is refused
-RULES = ([*config.MAY_CHANGE, *REPORT], check)
+#: of runs: what may change when they are resumed, and what is refused; the
+#: report is no part of the training
+SHOWN = ["labels", "sheet", "factors_of", "published", "title", "note"]
+RULES = ([*config.MAY_CHANGE, "encoder", *SHOWN], check)
 
 
 def read_labels(hparams):
-    """Prepares the corpus; returns classes and kind of each label.
+    """Prepares the corpus; returns classes, kind and names of each label.
 
     Raises a ValueError, before any work, for what cannot be probed.
     """
@@ -88,7 +87,9 @@ def read_labels(hparams):
     for label in hparams["labels"]:
         kind = kind_of(label, hparams["label_kinds"])
         data = manifests, hparams["data_folder"], label, kind
-        labels[label] = check_examples(*data, controls=10), kind
+        classes = check_examples(*data, controls=10)
+        names = name_phones(label, classes, Path(hparams["train_csv"]).parent)
+        labels[label] = classes, kind, names
     return labels
 
 
@@ -131,8 +132,10 @@ def make_brain(hparams, run_opts, encoder, layers):
     channels = {layer: encoder.channels_of(layer) for layer in layers}
     width, expansion = hparams["num_units"], hparams["expansion"]
     units = {n: width or round(expansion * c) for n, c in channels.items()}
-    chosen = hparams["k"], hparams["sparsity"], hparams["seeds"]
-    hparams["planned"] = plan(units, *chosen)
+    several = hparams["k"], hparams["sparsity"]
+    if hparams["variant"] == L1:
+        several = [1], None  # there is no k
+    hparams["planned"] = plan(units, *several, hparams["seeds"])
     data = hparams["train_csv"], hparams["data_folder"], hparams["pooling"]
     rows = count_rows(encoder, layers, *data)
     check_rows(rows, units, hparams["pooling"])
@@ -145,39 +148,6 @@ def make_brain(hparams, run_opts, encoder, layers):
         run_opts,
         hparams["checkpointer"],
     )
-
-
-def report(hparams, stores, labels):
-    """Writes the score sheet, and the report with a page of the features."""
-    folder = Path(hparams["output_folder"])
-    model = SmoothInfoMax.from_pretrained(folder)
-    coded, manifests = model.encoder, Path(hparams["train_csv"]).parent
-    names = {
-        label: name_phones(label, classes, manifests)
-        for label, (classes, _) in labels.items()
-    }
-    settings = {"names": names, "factors_of": hparams["factors_of"]}
-    settings |= hparams["sheet"]
-    made_of = {"sheet": hparams["sheet"], "labels": labels, "names": names}
-    made_of |= {"model": identity_of(model.config), "of": sparsity.VERSION}
-    made_of["factors"] = hparams["factors_of"] is not None
-    made_of["stores"] = {n: store.made_of for n, store in stores.items()}
-    work = coded.encoder, coded.bottlenecks, stores, labels, settings
-    sheet = cached_result(
-        folder / "sparsity.json", made_of, lambda: sparsity.measure_codes(*work)
-    )
-    rows = {
-        layer: {
-            label: (names[label], stores["test"].labels(label, *how, layer))
-            for label, how in labels.items()
-        }
-        for layer in map(coded.origin, coded.bottlenecks)
-    }
-    data = stores["test"], rows, hparams["test_csv"], hparams["data_folder"]
-    about = {"title": hparams["title"], "note": hparams["note"]}
-    about["sections"] = [sparsity.section(sheet, folder)]
-    feature_pages.write_pages(folder, model, *data, **about)
-    print(f"\nWritten to {folder}/report.html, report.md and sparsity.json")
 
 
 def bottleneck(hparams, run_opts):
@@ -196,7 +166,18 @@ def bottleneck(hparams, run_opts):
     keep_model(folder, encoder, description, source)
     brain.fit_stores(stores["train"], stores["valid"], description["sha256"])
     brain.check_alive()
-    report(hparams, stores, labels)
+    write_report(
+        folder,
+        stores,
+        labels,
+        (hparams["test_csv"], hparams["data_folder"]),
+        hparams["sheet"],
+        hparams["factors_of"],
+        hparams["published"],
+        title=hparams["title"],
+        note=hparams["note"],
+    )
+    print(f"\nWritten to {folder}/report.html, report.md and sparsity.json")
 
 
 def main(argv):

@@ -182,7 +182,7 @@ def probe(hparams, run_opts):
     sb.create_experiment_directory(folder)
     kind, classes = prepare(hparams)
     rows = LABELS if kind == FRAMES else MEAN
-    layers = hparams["layers"] or layers_with(encoder, rows)
+    layers = layers_with(encoder, rows, hparams["layers"])
     about = made_of(hparams, kind, rows, description)
     if results.is_written(folder, **about):
         return

@@ -63,6 +63,7 @@ def make_parser():
     option("--layer", help="codes, e.g. module3.sae")
     option("--top", type=int, default=10, metavar="N", help="how many")
     option("--json", action="store_true", help="as json")
+    option("--html", metavar="FILE", help="a page with sounds, too")
     return parser
 
 
@@ -124,6 +125,10 @@ def list_features(given):
         raise ValueError(f"--top is {given.top}: give 1 or more.")
     model = SmoothInfoMax.from_pretrained(given.source)
     found = model.top_features(given.input, given.layer, given.top)
+    if given.html:
+        from speechbrain_sim.analysis.feature_pages import file_page
+
+        file_page(model, given.input, given.layer, given.html)
     if given.json:
         return (yield json.dumps([x._asdict() for x in found], indent=2))
     header = (

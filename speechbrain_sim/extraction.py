@@ -82,14 +82,7 @@ def encode_manifest(
         "sampled": False,
         "only": only,
     }
-    layers = list(layers or layers_with(encoder, rows))
-    for layer in layers:
-        if rows != MEAN and encoder.pools(layer):
-            raise ValueError(
-                f"{layer} codes the mean of a recording (pooling: mean) and has "
-                f"no frames of its own: choose other layers, or a label of "
-                f"utterances."
-            )
+    layers = layers_with(encoder, rows, layers)
     posteriors = filter(encoder.has_posterior, layers if log_var else ())
     arrays = layers + [layer + LOG_VAR for layer in posteriors]
     dataset = make_dataset(manifest, data_folder)
@@ -102,10 +95,20 @@ def encode_manifest(
     return ActivationStore.open(folder)
 
 
-def layers_with(encoder, rows):
-    """Lists the layers that have such rows of their own: see `Encoder.pools`."""
-    names = encoder.layer_names
-    return [n for n in names if rows == MEAN or not encoder.pools(n)]
+def layers_with(encoder, rows, layers=None):
+    """Returns layers with such rows of their own; all, if none are asked for.
+
+    A ValueError if one that is asked for has none: see `Encoder.pools`.
+    """
+    names = layers or encoder.layer_names
+    pooled = [n for n in names if rows != MEAN and encoder.pools(n)]
+    if layers and pooled:
+        raise ValueError(
+            f"{pooled[0]} codes the mean of a recording (pooling: mean) and has "
+            f"no frames of its own: choose other layers, or a label of "
+            f"utterances."
+        )
+    return [n for n in names if n not in pooled]
 
 
 class _Encoding:

@@ -9,6 +9,7 @@
 models that you trust. `from_pretrained` reads json and numbers only.
 """
 
+from functools import partial
 from os import PathLike
 from os.path import isdir
 
@@ -25,6 +26,8 @@ from speechbrain_sim.decoders import shortest
 from speechbrain_sim.encoders.base import Latent, check_finite, masked_mean
 from speechbrain_sim.features import (
     CHUNK_SECONDS,
+    encode_in_pieces,
+    join_pieces,
     pool_latents,
     stream_latents,
 )
@@ -36,6 +39,7 @@ from speechbrain_sim.models.format import (
     ENCODER,
     EXAMPLES,
     PROBE,
+    identity_of,
     parts_of,
 )
 from speechbrain_sim.models.load import join_bottlenecks, load_model
@@ -164,6 +168,11 @@ class SmoothInfoMax(Pretrained):
         return self.mods[ENCODER]
 
     @property
+    def sha256(self):
+        """The identity of the encoder, with its bottlenecks."""
+        return identity_of(self.config)
+
+    @property
     def layer_names(self):
         """Names of the layers, bottom first."""
         return self.encoder.layer_names
@@ -208,18 +217,10 @@ class SmoothInfoMax(Pretrained):
         encode = self.encoder
         long = wavs.shape[1] > CHUNK_SECONDS * SAMPLE_RATE
         if long and self.encoder.streams:
-            encode = self._encode_in_pieces
+            encode = partial(encode_in_pieces, self.encoder)
         latents = encode(wavs, lengths, layers, sample, generator)
         check_finite(latents, [f"utterance {i}" for i in range(len(wavs))])
         return latents if layer is None else latents[layer]
-
-    def _encode_in_pieces(self, wavs, lengths, *options):
-        """Encodes each utterance with `stream`."""
-        step, rows = round(CHUNK_SECONDS * SAMPLE_RATE), []
-        for wav, end in zip(wavs, lengths.tolist(), strict=True):
-            chunks = wav[None, :end].split(step, dim=1)
-            rows.append(_join(self.encoder.stream(chunks, *options)))
-        return {n: Latent.pad([row[n] for row in rows]) for n in rows[0]}
 
     def stream_file(
         self,
@@ -271,7 +272,7 @@ class SmoothInfoMax(Pretrained):
         """
         options = layer, sample, generator, chunk_seconds
         pieces = list(self.stream_file(path, *options))
-        return _join(pieces) if layer is None else Latent.cat(pieces)
+        return join_pieces(pieces) if layer is None else Latent.cat(pieces)
 
     def features(self, files, layer=None, pool="mean"):
         """Encodes files of any length as arrays, float32, for other libraries.
@@ -444,9 +445,3 @@ class SmoothInfoMax(Pretrained):
                 f"other runs are added by speechbrain-sim export)."
             )
         return parts[name]
-
-
-def _join(pieces):
-    """Joins the pieces of a stream: dict of str to Latent."""
-    pieces = list(pieces)
-    return {name: Latent.cat([p[name] for p in pieces]) for name in pieces[0]}

@@ -264,9 +264,9 @@ def corpora(tmp_path_factory):
 
 
 def make_vocalset(folder, rng, rate=8000, seconds=(0.4, 0.7)):
-    """Two techniques by three singers, in the layout of VocalSet."""
+    """Two techniques by four singers, in the layout of VocalSet."""
     recordings = itertools.product(
-        ["female1", "male4", "female2"], ["vibrato", "belt"], "aei"
+        ["female1", "male4", "female2", "male3"], ["vibrato", "belt"], "aei"
     )
     for number, (singer, technique, vowel) in enumerate(recordings):
         own = "vibrado" if (singer, technique) == ("female2", "vibrato") else ""

@@ -224,7 +224,8 @@ class Features:
     def cut(self, label, owner, begin, frames, z, span=None):
         """Cuts frames out of a recording; `z` are those of the recording."""
         hop, center = self.source.geometry
-        wav = self.source.read(owner, hop * begin, hop * (begin + frames))
+        ends = (round(hop * at) for at in (begin, begin + frames))
+        wav = self.source.read(owner, *ends)
         times = (center + hop * np.arange(frames)) / SAMPLE_RATE
         curve = np.stack([times, z[begin : begin + frames]])
         return Clip(label, wav, span, curve)

@@ -119,7 +119,7 @@ class Bottleneck(nn.Module, ABC):
 
     def to_units(self, x):
         """Frames of the layer, (..., channels), in units."""
-        return (x - self.mean) / self.std
+        return (x.to(self.std.dtype) - self.mean) / self.std
 
     def from_units(self, x):
         """Undoes `to_units`."""

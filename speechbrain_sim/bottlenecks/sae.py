@@ -35,9 +35,7 @@ BATCHWISE = (BATCHTOPK, MATRYOSHKA, TEMPORAL)
 #: shares of the units that decode by themselves
 NESTED = {MATRYOSHKA: (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1), TEMPORAL: (1 / 5, 1)}
 #: weight of the latest batch in the threshold, once there is one
-MOMENTUM = 0.01
-#: first threshold of "jumprelu"
-FIRST_THRESHOLD = 0.1
+MOMENTUM = 0.1
 #: rows whose codes are contrasted with each other
 CONTRASTED = 512
 
@@ -150,7 +148,7 @@ class SparseAutoencoder(Bottleneck):
         normalisation=STANDARDISE,
         auxk=1 / 32,
         dead_after=1_000_000,
-        sparsity=1.0,
+        sparsity=2.0,
         temporal=1.0,
         widths=None,
         generator=None,
@@ -175,8 +173,7 @@ class SparseAutoencoder(Bottleneck):
             self.decoder.weight = nn.Parameter(directions.T)
         self.register_buffer("k", torch.tensor(k))
         if variant == JUMPRELU:
-            first = torch.full((num_units,), FIRST_THRESHOLD)
-            self.threshold = nn.Parameter(first)
+            self.threshold = nn.Parameter(torch.zeros(num_units))
         elif variant in BATCHWISE:
             self.register_buffer("threshold", torch.tensor(-1.0))
         #: frames since each unit was active
@@ -212,7 +209,8 @@ class SparseAutoencoder(Bottleneck):
             If a frame is NaN or infinite, or of another size.
         """
         check_rows(x, self.input_channels)
-        if self.variant == TEMPORAL and following is not None:
+        paired = self.variant == TEMPORAL and following is not None
+        if paired:
             check_rows(following, self.input_channels)
             x = torch.cat([x, following])
         elif self.variant == TEMPORAL and self.training:
@@ -235,7 +233,7 @@ class SparseAutoencoder(Bottleneck):
         terms["dead"] = self.dead().float().mean()
         if self.training:
             self._count(codes, active, len(u))
-        added = self._added(codes, len(u), following is not None)
+        added = self._added(codes, len(u), paired)
         added["auxk"] = self.auxk, self._auxiliary(u, bias, error)
         for name, (weight, term) in added.items():
             total, terms[name] = total + weight * term, term
@@ -259,7 +257,7 @@ class SparseAutoencoder(Bottleneck):
                 rows, units = largest_of_batch(a, k * len(a), self.threshold)
             else:
                 rows, units = (a > self.threshold).nonzero().T
-            values = a[rows, units]
+            values = a[rows, units].to(u.dtype)  # of autocast
         values = EntriesOfProduct.apply(u, weight, bias, values, rows, units)
         return _Codes(values.relu(), rows, units)
 
@@ -327,9 +325,17 @@ class SparseAutoencoder(Bottleneck):
 
     @torch.no_grad()
     def initialise(self, x):
-        """Sets b_dec to the geometric median of frames, (rows, channels)."""
+        """Sets b_dec to the geometric median of frames, (rows, channels).
+
+        The thresholds of "jumprelu" begin where k are active on average.
+        """
         check_rows(x, self.input_channels)
-        self.b_dec.copy_(geometric_median(self.to_units(x)))
+        u = self.to_units(x)
+        self.b_dec.copy_(geometric_median(u))
+        if self.variant == JUMPRELU:
+            a = linear(u, self.encoder.weight, self._bias())
+            entries = largest_of_batch(a, int(self.k) * len(a), 0)
+            self.threshold.fill_(a[entries].min())
 
     @torch.no_grad()
     def before_step(self):

@@ -8,6 +8,7 @@ from speechbrain.utils.logger import get_logger
 from torch.utils.data import DataLoader
 
 from speechbrain_sim.bottlenecks.base import STANDARDISE
+from speechbrain_sim.bottlenecks.sae import TEMPORAL
 from speechbrain_sim.brains.base import ResumableBrain
 from speechbrain_sim.brains.frames import (
     Batch,
@@ -178,7 +179,7 @@ class BottleneckBrain(ResumableBrain):
             self.set_units(layer, train)
         for stage, store in (sb.Stage.TRAIN, train), (sb.Stage.VALID, valid):
             self.variances[stage] = self.in_units(store)
-        options = self.layers, hparams.batch_size, hparams.variant == "temporal"
+        options = self.layers, hparams.batch_size, hparams.variant == TEMPORAL
         self.batches = FrameBatches(train, *options, seed=hparams.seed)
         sets = self.batches, FrameBatches(valid, *options)
         loaders = [DataLoader(part, batch_size=None) for part in sets]

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from speechbrain.utils.logger import get_logger
 from torch.utils.data import IterableDataset
@@ -60,11 +61,11 @@ class FrameBatches(IterableDataset):
         self.epoch, self.done = 1, 0
         self.chosen, self.batches = {}, {}
         for layer, rows in self.rows.items():
-            owner = torch.from_numpy(rows.utterance)
-            last = owner[1:] != owner[:-1]
-            kept = (~last).nonzero()[:, 0] if following else None
-            count = len(rows) if kept is None else len(kept)
-            self.chosen[layer] = kept
+            count = len(rows)
+            if following:
+                owner = rows.utterance
+                self.chosen[layer] = np.flatnonzero(owner[1:] == owner[:-1])
+                count = len(self.chosen[layer])
             self.batches[layer] = count, -(-count // batch_size)
 
     def __len__(self):
@@ -94,7 +95,7 @@ class FrameBatches(IterableDataset):
         """Reads a batch of a layer."""
         if not self.following:
             return Batch(self.rows[layer][at], None, share)
-        at = self.chosen[layer][at]
+        at = torch.from_numpy(self.chosen[layer])[at]
         x = self.rows[layer][torch.stack([at, at + 1])]
         return Batch(x[0], x[1], share)
 

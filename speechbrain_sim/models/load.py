@@ -6,6 +6,7 @@ from pathlib import Path
 from speechbrain_sim.bottlenecks.coded import CodedEncoder
 from speechbrain_sim.encoders import huggingface
 from speechbrain_sim.encoders.logmel import SPECTRAL
+from speechbrain_sim.files import write_json
 from speechbrain_sim.models.fetch import BUILT_IN, LocalFolder, open_source
 from speechbrain_sim.models.format import (
     BOTTLENECK,
@@ -159,6 +160,15 @@ def save_encoder(folder, encoder, description, source):
         named = {"source": str(source), **description}
         config[ENCODER] = {key: named[key] for key in ("source", "sha256")}
     return save_parts(folder, parts, entries, **config)
+
+
+def add_metadata(folder, entries):
+    """Adds metadata to parts that a folder holds, by their names."""
+    path = Path(folder, CONFIG)
+    config = read_config(path)
+    for name, entry in entries.items():
+        config["parts"][name] |= entry
+    write_json(path, config)
 
 
 def check_folder(folder, encoder, description, source):

@@ -11,7 +11,7 @@ import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from speechbrain_sim.activations import ALL, MEAN, ActivationStore
-from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
+from speechbrain_sim.bottlenecks.sae import VARIANTS, SparseAutoencoder
 from speechbrain_sim.brains.bottleneck import (
     BottleneckBrain,
     by_bottleneck,
@@ -273,6 +273,30 @@ def test_the_log_tells_what_a_loop_measures(encoder, stores, tmp_path):
     parts, _ = load_parts(tmp_path, ["bottleneck_low.sae"])
     state = parts["bottleneck_low.sae"].state_dict()
     assert same(state, dict(brain.unwrapped["low_sae"].state_dict()))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_trained_and_resumed(
+    encoder, stores, tmp_path, variant
+):
+    own = {"variant": variant, "sae": {"variant": variant}, "epochs": 1}
+    whole = make_brain(tmp_path / "whole", plan_of("low"), **own)
+    train(whole, stores, encoder)
+    # each term is logged of both parts
+    log = (tmp_path / "whole/train_log.txt").read_text()
+    sides = [side.replace(" valid ", " train ") for side in log.split(" - ")]
+    names = [{part.split(":")[0] for part in s.split(", ")} for s in sides[1:]]
+    assert {n.split()[-1] for n in names[0]} == {
+        n.split()[-1] for n in names[1]
+    }
+    brain = make_brain(tmp_path / "killed", plan_of("low"), steps=2, **own)
+    stop_at(brain, (1, 6), [])
+    with pytest.raises(KeyboardInterrupt):
+        train(brain, stores, encoder)
+    again = make_brain(tmp_path / "killed", plan_of("low"), steps=2, **own)
+    stop_at(again, None, steps := [])
+    assert same(weights(train(again, stores, encoder)), weights(whole))
+    assert steps[0] == (1, 5)
 
 
 def test_more_epochs_explain_more_than_noise(encoder, tmp_path):

@@ -55,12 +55,14 @@ def test_labels_of_frames_have_no_means(recipes, corpora, tmp_path):
 
 def test_killed_anywhere_it_ends_the_same(corpora, tmp_path):
     """While it encodes, in the middle of an epoch, and after one."""
-    argv = ["bottleneck.py", *command(YAML, corpora, tmp_path / "killed")]
-    argv += ["--encoder", "logmel", "--layers", "[logmel]"]
-    argv += ["--ckpt_interval_steps", "5"]
-    whole = [x.replace("killed", "whole") for x in argv]
-    uninterrupted = start_recipe(*whole)
-    folder = tmp_path / "killed"
+    own = ["--encoder", "logmel", "--layers", "[logmel]", "--labels", "[]"]
+    own += ["--ckpt_interval_steps", "5"]
+    folder, whole = tmp_path / "killed", tmp_path / "whole"
+    argv, other = (
+        ["bottleneck.py", *command(YAML, corpora, f, *own)]
+        for f in (folder, whole)
+    )
+    uninterrupted = start_recipe(*other)
 
     def logged():
         log = folder / "train_log.txt"
@@ -76,14 +78,10 @@ def test_killed_anywhere_it_ends_the_same(corpora, tmp_path):
     finish(uninterrupted)
     assert "Loading a checkpoint" in log
     for name in "logmel.sae", "logmel.sae_k4":
-        files = [
-            tmp_path / run / f"bottleneck_{name}.safetensors"
-            for run in ("whole", "killed")
-        ]
-        assert same(*map(load_file, files))
+        part = f"bottleneck_{name}.safetensors"
+        assert same(load_file(whole / part), load_file(folder / part))
     for name in "train_log.txt", "sparsity.json":
-        texts = [(tmp_path / r / name).read_text() for r in ("whole", "killed")]
-        assert texts[0] == texts[1]
+        assert (whole / name).read_text() == (folder / name).read_text()
 
 
 def test_a_run_of_a_model_keeps_what_belongs_to_it(

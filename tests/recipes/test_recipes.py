@@ -17,7 +17,8 @@ TINY = ["--channels", "8", "--context_channels", "8", "--device", "cpu"]
 TINY += ["--number_of_epochs", "1", "--num_workers", "0", "--noprogressbar"]
 TINY_SAE = ["--num_units", "16", "--k", "[2]", "--sparsity", "null"]
 TINY_SAE += ["--number_of_epochs", "1", "--batch_size", "64", "--device", "cpu"]
-TINY_SAE += ["--noprogressbar"]
+TINY_SAE += ["--seeds", "[1]", "--noprogressbar", "--sheet"]
+TINY_SAE += ["{train_rows: 300, test_rows: 200, probe_rows: 100, draws: 2}"]
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +169,9 @@ def test_sparse_autoencoders_of_every_corpus(recipes, corpora, tmp_path, yaml):
     assert parts[name]["layer"] == "logmel"
     pooling = "mean" if yaml.parent.name == "VocalSet" else "frame"
     assert parts[name]["pooling"] == pooling
+    report = (tmp_path / "report.md").read_text()
+    published = "| AST hidden6 | 81.8 | 80.3 |" in report
+    assert published == (yaml.parent.name == "VocalSet")
 
 
 @pytest.mark.parametrize("kind", ["hubert", "mert"])

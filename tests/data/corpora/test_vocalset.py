@@ -43,13 +43,13 @@ def prepare(data, save, **options):
 def test_singers_and_recordings_are_divided(singers, tmp_path):
     parts = prepare(singers, tmp_path / "save")
     who = {k: {row["speaker"] for row in rows} for k, rows in parts.items()}
-    assert who["test"] == {"female2"} and len(parts["test"]) == 6
+    assert who["test"] == {"female2", "male3"} and len(parts["test"]) == 12
     assert who["train"] | who["valid"] == {"female1", "male4"}
     recordings = {
         k: {row["recording"] for row in rows} for k, rows in parts.items()
     }
     # 13 recordings of two singers, one in five for validation
-    assert [len(recordings[k]) for k in parts] == [10, 3, 6]
+    assert [len(recordings[k]) for k in parts] == [10, 3, 12]
     assert not recordings["train"] & recordings["valid"]
     assert "male4-excerpts-spoken-m4_row_spoken" in set.union(
         *recordings.values()
