@@ -1,0 +1,1 @@
+"""Frozen latents -> codes -> frozen latents: one file per paper."""
