@@ -3,6 +3,7 @@
 `pip install .`; `.[synthetic]` for the synthetic corpus, `.[analysis]` for
 recipes/study.py, `.[spectral]` and `.[huggingface]` for some of its options,
 `.[onnx]` for encoders as ONNX files,
+`.[opensmile]` for eGeMAPS as known factors (its licence: research only),
 `.[textgrid]` for phones of the Montreal Forced Aligner,
 `.[abx]` for benchmarks/abx.py,
 `.[docs]` for `make docs`, `.[test]` for everything that `make test` runs.
@@ -24,13 +25,20 @@ EXTRAS = {
     "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2"],
     "huggingface": ["transformers>=4.57"],
     "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
+    "opensmile": ["opensmile>=2.5"],
     "spectral": ["auraloss>=0.4"],
     "synthetic": ["espeakng-loader==0.2.4"],
     "tensorboard": ["tensorboard"],
     "textgrid": ["praatio>=6"],
 }
 EXTRAS["test"] = [
-    *(requirement for extra in EXTRAS.values() for requirement in extra),
+    # a stub stands for openSMILE, whose licence is not everyone's
+    *(
+        x
+        for name, extra in EXTRAS.items()
+        if name != "opensmile"
+        for x in extra
+    ),
     "pytest>=8",
     "pytest-xdist>=3",
     "ruff==0.12.4",
@@ -60,7 +68,9 @@ setup(
             "box/*/*",
             "hub/*.md",
             "hub/*.yaml",
+            "report/*.css",
             "report/*.html",
+            "report/*.js",
             "report/*.md",
         ],
         "speechbrain_sim.hparams_models": ["*.yaml"],

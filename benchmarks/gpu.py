@@ -129,7 +129,7 @@ class Results:
             table["keys"] + keys,
         )
         table["seconds"] += time.monotonic() - self.start
-        table["date"] = self.content["date"]
+        table |= {"date": self.content["date"], "on": card(self.content)}
         self.content["done"][part][title] = table
         for row in rows:
             print(
@@ -144,6 +144,13 @@ class Results:
             write_text(folder / "gpu.md", markdown(self.content))
 
 
+def card(content):
+    """Returns what was measured on, by the names of its device and versions."""
+    at = content["machine"]
+    versions = f"torch {at['torch']}, speechbrain {at['speechbrain']}"
+    return f"{at['gpu'] or 'a CPU'}, {versions}"
+
+
 def show(value):
     """Returns a value as the cell of a table."""
     if isinstance(value, bool):
@@ -153,13 +160,13 @@ def show(value):
 
 def markdown(content):
     """Returns all results as markdown: a table for each measurement."""
-    at = content["machine"]
-    text = (
-        f"Measured {content['date']} on {at['gpu'] or 'a CPU'}, torch "
-        f"{at['torch']}, speechbrain {at['speechbrain']}.\n"
-    )
-    for part, tables in content["done"].items():
+    text, here = "", (content["date"], card(content))
+    for part in filter(content["done"].get, PARTS):
+        tables = content["done"][part]
         text += f"\n## {PARTS_SHOWN[part]}\n"
+        places = {(t.get("date"), t.get("on")) for t in tables.values()}
+        for date, on in sorted({p if p[1] else here for p in places}):
+            text += f"\nMeasured {date} on {on}.\n"
         for title, table in tables.items():
             seconds = table["seconds"]
             text += f"\n{title}"
@@ -182,12 +189,15 @@ def publish(folders, page=ROOT / "docs/gpu.md"):
     content = {**found[-1], "done": {}, "errors": {}}
     for one in found:
         for part, tables in one["done"].items():
+            for table in tables.values():
+                table.setdefault("on", card(one))
+                table.setdefault("date", one["date"])
             content["done"].setdefault(part, {}).update(tables)
     for title, table in content["done"].get("fast", {}).items():
         if title.startswith("Kernels"):
             table["rows"] = table["rows"][:SHOWN]
     about = page.read_text(encoding="utf-8").split(MARK)[0]
-    write_text(page, f"{about}{MARK}\n\n{markdown(content)}")
+    write_text(page, f"{about}{MARK}\n{markdown(content)}")
 
 
 def options(argv):

@@ -21,9 +21,9 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "hparams/ArtificialSpeech/study.yaml"
 NAMES = "SIM", "GIM"
-#: what paid among the levers of docs/experiments.md: a wide context, and a rate
+#: what paid among the levers of docs/experiments.md: batch norm, and a rate
 #: that is higher, rises at first and falls to 0
-PLUS = {"context_channels": 512, "lr": 0.001, "lr_warmup_epochs": 20}
+PLUS = {"batch_norm": True, "lr": 0.001, "lr_warmup_epochs": 20}
 LAYERS = "module1", "module2", "module3"
 #: of what is handed over
 KINDS = ".json", ".md", ".txt", ".html", ".yaml", ".svg", ".log"

@@ -33,6 +33,8 @@ from speechbrain_sim.data.tables import audio_of, read_manifest
 from speechbrain_sim.encoders import layers
 from speechbrain_sim.encoders.logmel import SPECTRAL
 from speechbrain_sim.family import build_model
+from speechbrain_sim.files import text_hash
+from speechbrain_sim.models.format import ENCODER, halve, save_parts
 from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.objectives import kl
 from speechbrain_sim.objectives.greedy import SmoothInfoNCE, SmoothInfoNCELoss
@@ -172,7 +174,7 @@ def crops_of(recordings, generator, size, samples, random):
         yield pad_sequence(crops, batch_first=True), lengths
 
 
-def train(model, batches, chosen):
+def train(model, batches, chosen, device):
     """Trains for `steps`; returns the last means of the modules' stats."""
     optimizers, stats, steps = {}, {}, chosen["steps"]
     for name, module in model.modules.items():
@@ -185,7 +187,7 @@ def train(model, batches, chosen):
             share = min(1.0, done / chosen["warmup"])
         if chosen["decay"]:
             share *= 0.5 * (1 + math.cos(math.pi * step / steps))
-        x = wavs[..., None]
+        x = wavs[..., None].to(device)
         for name, module in model.modules.items():
             if chosen["kl_warmup"]:
                 module.kl_scale = min(1.0, done / chosen["kl_warmup"])
@@ -239,11 +241,12 @@ def encode(encoder, recordings):
         chosen = order[first : first + 16]
         wavs = [recordings[number][0] for number in chosen]
         lengths = torch.tensor([len(wav) for wav in wavs])
-        wavs = pad_sequence(wavs, batch_first=True)
+        wavs = pad_sequence(wavs, batch_first=True).to(encoder.device)
         latents = encoder(wavs, lengths, sample=False)
         for layer, z in latents.items():
+            mean = z.mean.cpu()
             for row, number in enumerate(chosen):
-                yield layer, number, z.mean[row, : z.lengths[row]]
+                yield layer, number, mean[row, : z.lengths[row]]
 
 
 def means_of(encoder, recordings):
@@ -355,7 +358,7 @@ class Artificial:
 CORPORA = {"synthetic": Synthetic, "artificial": Artificial}
 
 
-def trial(corpus, changes):
+def trial(corpus, changes, device, folder):
     """Trains and scores one encoder; returns what is printed."""
     unknown = changes.keys() & LEVERS.keys()
     chosen = {k: changes.get(k, v) for k, v in corpus.training.items()}
@@ -366,15 +369,21 @@ def trial(corpus, changes):
     original = layers._norm_valid
     for lever in unknown:
         LEVERS[lever](model, changes[lever])
+    for module in (model.encoder, *model.modules.values()):
+        module.to(device)
     generator = torch.Generator().manual_seed(chosen["seed"])
     batches = crops_of(
         corpus.parts[0], generator, chosen["batch_size"], *corpus.crop
     )
     begin = time.process_time()
-    stats = train(model, batches, chosen)
+    stats = train(model, batches, chosen, device)
     seconds = round(time.process_time() - begin)
     scores = corpus.score(model.encoder)
     layers._norm_valid = original
+    if folder:
+        name = text_hash(json.dumps(changes, sort_keys=True))[:8]
+        halve(model.encoder)
+        save_parts(folder / name, {ENCODER: model.encoder}, training=changes)
     return {"trial": changes, "scores": scores, "cpu": seconds, "stats": stats}
 
 
@@ -383,9 +392,15 @@ def make_parser():
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.levers", description=__doc__
     )
+    parser.fromfile_prefix_chars = "@"
     parser.add_argument("corpus", choices=CORPORA)
     parser.add_argument("folder", type=Path)
     parser.add_argument("trials", nargs="+", help="json, or a baseline")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--share", type=int, nargs=2, default=[0, 1], metavar=("FIRST", "EVERY")
+    )
+    parser.add_argument("--save", type=Path, help="encoders, in this folder")
     return parser
 
 
@@ -393,12 +408,14 @@ def main():
     """Runs the trials one after the other."""
     given = make_parser().parse_args()
     corpus = CORPORA[given.corpus](given.folder)
-    for changes in given.trials:
+    first, every = given.share
+    for changes in given.trials[first::every]:
         if changes in SPECTRAL:
             line = {"trial": changes}
             line["scores"] = corpus.score(load_encoder(changes)[0])
         else:
-            line = trial(corpus, json.loads(changes))
+            changes = json.loads(changes)
+            line = trial(corpus, changes, given.device, given.save)
         print(json.dumps(line), flush=True)
 
 

@@ -22,6 +22,7 @@ from speechbrain_sim.decoders import SPECTROGRAM, make_decoder
 from speechbrain_sim.models.load import (
     check_folder,
     load_encoder,
+    plain,
     save_encoder,
 )
 from speechbrain_sim.objectives.reconstruction import SpectrogramLoss
@@ -39,11 +40,17 @@ def keep_encoder(folder, encoder, description, source):
 def decode(hparams, run_opts):
     """Prepares the data and trains."""
     sb.create_experiment_directory(hparams["output_folder"])
-    source = hparams["encoder"]
+    source, layer = hparams["encoder"], hparams["layer"]
     encoder, description = load_encoder(source)
+    if (origin := encoder.origin(layer)) != layer:
+        raise ValueError(
+            f"{layer} is decoded by the decoder of {origin}: give --layer "
+            f"{origin}."
+        )
+    encoder, description = plain(encoder, description)
     kept = [hparams["output_folder"], encoder, description, source]
     kind = hparams["decoder"]
-    decoder = make_decoder(encoder, hparams["layer"], kind)
+    decoder = make_decoder(encoder, layer, kind)
     if kind == SPECTROGRAM:
         hparams["reconstruction"] = SpectrogramLoss()
     run_on_main(keep_encoder, args=kept)

@@ -32,7 +32,7 @@ from speechbrain_sim.config import RUN, load_experiment
 from speechbrain_sim.data.labels import FRAMES, SEQUENCE, kind_of
 from speechbrain_sim.data.phones import name_phones
 from speechbrain_sim.data.tables import manifest_hash
-from speechbrain_sim.extraction import encode_manifest
+from speechbrain_sim.extraction import encode_manifest, layers_with
 from speechbrain_sim.files import text_hash
 from speechbrain_sim.models.format import PROBE, save_parts
 from speechbrain_sim.models.load import (
@@ -176,13 +176,13 @@ def probe(hparams, run_opts):
     """Encodes the corpus, trains the probes and writes the results."""
     label, folder = hparams["label"], hparams["output_folder"]
     encoder, description = load_encoder(hparams["encoder"])
-    layers = hparams["layers"] or encoder.layer_names
-    for layer in layers:
+    for layer in hparams["layers"] or ():
         encoder.check_layer(layer)
     check_folder(folder, encoder, description, hparams["encoder"])
     sb.create_experiment_directory(folder)
     kind, classes = prepare(hparams)
     rows = LABELS if kind == FRAMES else MEAN
+    layers = layers_with(encoder, rows, hparams["layers"])
     about = made_of(hparams, kind, rows, description)
     if results.is_written(folder, **about):
         return

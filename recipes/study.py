@@ -35,14 +35,16 @@ from speechbrain_sim.analysis.latents import encode_clips, read_clips
 from speechbrain_sim.analysis.probes import read_examples
 from speechbrain_sim.analysis.probing import Probing, read_probed
 from speechbrain_sim.analysis.study import Probes, Study, System
+from speechbrain_sim.bottlenecks.coded import decoder_of
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.manifests import DATA_COLUMNS
 from speechbrain_sim.data.tables import row_hashes
 from speechbrain_sim.decoders import DECODERS, WAVEFORM
 from speechbrain_sim.files import machine, read_json, sha256, text_hash
 from speechbrain_sim.models.format import load_parts
-from speechbrain_sim.models.load import load_decoder, load_encoder
+from speechbrain_sim.models.load import load_decoder, load_encoder, plain
 from speechbrain_sim.options import dump_yaml
+from speechbrain_sim.probes import key_of
 from speechbrain_sim.report.page import Table
 from speechbrain_sim.report.tables import markdown_table
 
@@ -245,7 +247,7 @@ def train_bias_free(hparams, runs, name, folder, encoder, layers):
     probes = Probes(
         about["layers"],
         [f"{label} {name}" for name in about["class_names"]],
-        {layer: linear[layer].weight.detach().numpy() for layer in layers},
+        {n: linear[key_of(n)].weight.detach().numpy() for n in layers},
         lambda part: read_examples(out, label, part, layers),
     )
     return probes, sha256(scores)
@@ -255,6 +257,11 @@ def layers_of(hparams, encoder):
     """Lists the layers to look at; null: that do not predict their input."""
     names = [n for n in encoder.layer_names if not encoder.predicts_input(n)]
     return hparams["layers"] or names
+
+
+def origins_of(encoder, layers):
+    """Lists the layers whose decoders decode some layers, see `Encoder`."""
+    return list(dict.fromkeys(encoder.origin(layer) for layer in layers))
 
 
 def kinds_of_decoders(hparams, chosen):
@@ -272,16 +279,18 @@ def open_system(hparams, runs, study, chosen, name, folder, source):
     latents = encode_clips(encoder, wavs, layers, study.batch_size)
     decoders, probes = {}, None
     made_of = {"encoder": [description["sha256"], description["arguments"]]}
+    digest = plain(encoder, description)[1]["sha256"]
     for kind in kinds_of_decoders(hparams, chosen):
         hashes, made = {}, {}
-        made_of[kind], decoders[kind] = hashes, made
-        for layer in layers:
+        made_of[kind] = hashes
+        for layer in origins_of(encoder, layers):
             run = train_decoder(hparams, runs, folder, source, layer, kind)
-            digest = description["sha256"]
             check_clips(hparams, run)
-            decoder, about = load_decoder(run, layer, digest)
+            made[layer], about = load_decoder(run, layer, digest)
             hashes[layer] = about["sha256"]
-            made[layer] = decoder.to(device)
+        of = {layer: made[encoder.origin(layer)] for layer in layers}
+        of = {n: decoder_of(encoder, n, x).to(device) for n, x in of.items()}
+        decoders[kind] = of
     if any("probes" in tool.needs for tool in chosen):
         probes, made_of["probes"] = train_bias_free(
             hparams, runs, name, folder, source, layers
@@ -303,8 +312,8 @@ def check_runs(hparams, runs, chosen):
 
     for name in hparams["inside"]:
         folder, source = encoders[name]
-        for layer in layers_of(hparams, encoder_of(source)):
-            encoder_of(source).check_layer(layer)
+        layers = layers_of(hparams, encoder_of(source))
+        for layer in origins_of(encoder_of(source), layers):
             for kind in kinds_of_decoders(hparams, chosen):
                 train_decoder(hparams, dry, folder, source, layer, kind)
     for settings in dry.dry.values():

@@ -1,6 +1,7 @@
-"""The command `speechbrain-sim`: export, publish, check, encode, decode."""
+"""The command `speechbrain-sim`: export, check, encode, decode, features, ..."""
 
 import argparse
+import json
 import logging
 import re
 import sys
@@ -56,12 +57,21 @@ def make_parser():
             option("--sample", action="store_true", help="draws, not means")
             option("--format", choices=["npy", "safetensors"], default="npy")
             option("--on-bad-audio", choices=["fail", "skip"], default="fail")
+
+    text = "the most active features of a file, by a bottleneck"
+    option = verb("features", text, source=source, input="audio file")
+    option("--layer", help="codes, e.g. module3.sae")
+    option("--top", type=int, default=10, metavar="N", help="how many")
+    option("--json", action="store_true", help="as json")
+    option("--html", metavar="FILE", help="a page with sounds, too")
     return parser
 
 
 def run(given):
     """Does what the command line asks for; yields lines to print."""
     # here, since `--help` needs no torch
+    if given.verb == "features":
+        return (yield from list_features(given))
     if given.verb in ("encode", "decode"):
         from speechbrain_sim import convert
         from speechbrain_sim.config import check_device
@@ -104,6 +114,40 @@ def run(given):
         publish.publish_model(given.folder, given.repo, *options)
     else:
         yield from publish.check_model(given.source, revision=given.revision)
+
+
+def list_features(given):
+    """Yields a table of the features of a file, or their json."""
+    from speechbrain_sim.inference import SmoothInfoMax
+    from speechbrain_sim.report.tables import markdown_table
+
+    if given.top < 1:
+        raise ValueError(f"--top is {given.top}: give 1 or more.")
+    model = SmoothInfoMax.from_pretrained(given.source)
+    found = model.top_features(given.input, given.layer, given.top)
+    if given.html:
+        from speechbrain_sim.analysis.feature_pages import file_page
+
+        file_page(model, given.input, given.layer, given.html)
+    if given.json:
+        return (yield json.dumps([x._asdict() for x in found], indent=2))
+    header = (
+        "feature,label,mean,active (%),peak,± posterior,at (s),from – to (s)"
+    )
+    rows = [
+        [
+            str(x.feature),
+            x.name or "",
+            f"{x.mean:.3g}",
+            f"{100 * x.share:.1f}",
+            f"{x.peak:.3g}",
+            "—" if x.deviation is None else f"{x.deviation:.2g}",
+            f"{x.at:.2f}",
+            f"{x.start:.2f} – {x.stop:.2f}",
+        ]
+        for x in found
+    ]
+    yield markdown_table(header.split(","), rows)
 
 
 def sentence(error):

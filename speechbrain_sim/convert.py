@@ -24,8 +24,13 @@ from speechbrain_sim.files import (
     write_json,
 )
 from speechbrain_sim.inference import SmoothInfoMax
-from speechbrain_sim.models.format import DECODER, encoder_of, parts_of
-from speechbrain_sim.models.load import load_encoder
+from speechbrain_sim.models.format import (
+    DECODER,
+    encoder_of,
+    identity_of,
+    parts_of,
+)
+from speechbrain_sim.models.load import load_encoder, plain
 from speechbrain_sim.randomness import keyed_generator
 
 #: endings of files of latents
@@ -65,7 +70,8 @@ def encode_files(
         A file that is bad inside is left out; "fail" raises at the end.
     """
     encoder, description = load_encoder(source)
-    encoder.check_layer(layer)
+    if encoder.origin(layer) == layer:  # codes beside it make no difference
+        encoder, description = plain(encoder, description)
     encoder, folder = encoder.to(device), Path(folder)
     paths = find_files(inputs, AUDIO)
     entries, bad = _describe(paths, encoder, layer)
@@ -115,12 +121,14 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
         of other latents or of another decoder are there.
     """
     model = SmoothInfoMax.from_pretrained(source, run_opts={"device": device})
-    settings = {"encoder": encoder_of(model.config), "layer": layer}
+    origin = model.encoder.origin(layer)
+    digest = encoder_of if origin == layer else identity_of
+    settings = {"encoder": digest(model.config), "layer": layer}
     found, record = find_files(inputs, LATENTS), Path(folder, DECODED)
     decoders = parts_of(model.config["parts"], DECODER)
-    if layer in decoders:  # else nothing can be decoded
+    if origin in decoders:  # else nothing can be decoded
         contents = {name: content_hash(path) for name, path in found.items()}
-        made_of = {"decoder": decoders[layer]["sha256"]}
+        made_of = {"decoder": decoders[origin]["sha256"]}
         write_json(record, _join_record(record, made_of, contents))
     targets = {p: Path(folder, f"{name}.wav") for name, p in found.items()}
     read = lru_cache(read_json)  # one record of many files

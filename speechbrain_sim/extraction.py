@@ -82,7 +82,7 @@ def encode_manifest(
         "sampled": False,
         "only": only,
     }
-    layers = list(layers or encoder.layer_names)
+    layers = layers_with(encoder, rows, layers)
     posteriors = filter(encoder.has_posterior, layers if log_var else ())
     arrays = layers + [layer + LOG_VAR for layer in posteriors]
     dataset = make_dataset(manifest, data_folder)
@@ -93,6 +93,22 @@ def encode_manifest(
     sampler = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **ORDER)
     job.run(folder, list(sampler))
     return ActivationStore.open(folder)
+
+
+def layers_with(encoder, rows, layers=None):
+    """Returns layers with such rows of their own; all, if none are asked for.
+
+    A ValueError if one that is asked for has none: see `Encoder.pools`.
+    """
+    names = layers or encoder.layer_names
+    pooled = [n for n in names if rows != MEAN and encoder.pools(n)]
+    if layers and pooled:
+        raise ValueError(
+            f"{pooled[0]} codes the mean of a recording (pooling: mean) and has "
+            f"no frames of its own: choose other layers, or a label of "
+            f"utterances."
+        )
+    return [n for n in names if n not in pooled]
 
 
 class _Encoding:

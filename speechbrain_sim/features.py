@@ -12,8 +12,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_sim.data.audio import AudioFile, BadAudio, audio_info
-from speechbrain_sim.encoders.base import check_finite
+from speechbrain_sim.data.audio import (
+    SAMPLE_RATE,
+    AudioFile,
+    BadAudio,
+    audio_info,
+)
+from speechbrain_sim.encoders.base import Latent, check_finite
 from speechbrain_sim.files import allocate, atomic
 
 #: seconds of audio that are read at a time
@@ -93,6 +98,39 @@ def stream_file(
     options = layers, chunk_seconds, sample, generator
     for latents in stream_latents(encoder, path, *options):
         yield {name: latent.sample[0] for name, latent in latents.items()}
+
+
+def encode_in_pieces(encoder, wavs, lengths, *options):
+    """Encodes each utterance of a batch with `stream`; see `Encoder.encode`."""
+    step, rows = round(CHUNK_SECONDS * SAMPLE_RATE), []
+    for wav, end in zip(wavs, lengths.tolist(), strict=True):
+        chunks = wav[None, :end].split(step, dim=1)
+        rows.append(join_pieces(encoder.stream(chunks, *options)))
+    return {n: Latent.pad([row[n] for row in rows]) for n in rows[0]}
+
+
+def join_pieces(pieces):
+    """Joins the pieces of a stream: dict of str to Latent."""
+    pieces = list(pieces)
+    return {name: Latent.cat([p[name] for p in pieces]) for name in pieces[0]}
+
+
+def pool_latents(pieces, layers, pool=True):
+    """Joins the means of a stream's pieces, or averages them over all frames.
+
+    Returns, of each layer, (frames, channels), or (channels,): float32.
+    """
+    kept = {name: [] for name in layers}
+    for latents in pieces:
+        for name, latent in latents.items():
+            x = latent.mean[0].double().cpu()  # (frames, channels)
+            # with a last column of ones, whose sum counts the frames
+            x = torch.nn.functional.pad(x, (0, 1), value=1.0)
+            kept[name].append(x.sum(0, True) if pool else x)
+    joined = {name: torch.cat(parts) for name, parts in kept.items()}
+    if pool:
+        joined = {n: x.sum(0) / x[:, -1].sum() for n, x in joined.items()}
+    return {n: x[..., :-1].float().numpy() for n, x in joined.items()}
 
 
 def encode_file(encoder, path, folder, layers=None, *args, **options):

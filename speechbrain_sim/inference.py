@@ -9,6 +9,7 @@
 models that you trust. `from_pretrained` reads json and numbers only.
 """
 
+from functools import partial
 from os import PathLike
 from os.path import isdir
 
@@ -16,13 +17,20 @@ import numpy as np
 import torch
 from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.fetching import LocalStrategy
-from torch import nn
 
+from speechbrain_sim import steering
+from speechbrain_sim.bottlenecks.coded import decoder_of
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import UTTERANCE
 from speechbrain_sim.decoders import shortest
 from speechbrain_sim.encoders.base import Latent, check_finite, masked_mean
-from speechbrain_sim.features import CHUNK_SECONDS, stream_latents
+from speechbrain_sim.features import (
+    CHUNK_SECONDS,
+    encode_in_pieces,
+    join_pieces,
+    pool_latents,
+    stream_latents,
+)
 from speechbrain_sim.inputs import as_batch, as_tensor
 from speechbrain_sim.models import pretrainer
 from speechbrain_sim.models.fetch import open_source
@@ -31,9 +39,10 @@ from speechbrain_sim.models.format import (
     ENCODER,
     EXAMPLES,
     PROBE,
-    load_parts,
+    identity_of,
     parts_of,
 )
+from speechbrain_sim.models.load import join_bottlenecks, load_model
 from speechbrain_sim.probes import Classification
 from speechbrain_sim.traversals import interpolate, traverse
 
@@ -79,14 +88,16 @@ class SmoothInfoMax(Pretrained):
         for name in self.MODULES_NEEDED:  # SpeechBrain does not check these
             if name not in modules:
                 raise ValueError(f"The modules of the model lack '{name}'.")
+        # SpeechBrain's foreign_class hands over none, but the yaml read it
+        known = (hparams or {}).get("pretrainer")
+        config = getattr(known, "config", None) if config is None else config
+        modules = join_bottlenecks(modules, config)
         super().__init__(modules, hparams, run_opts, freeze_params)
         rate = self.hparams.sample_rate
         if rate != SAMPLE_RATE:
             known = f"this version is for {SAMPLE_RATE} Hz only"
             raise ValueError(f"The model is for {rate} Hz; {known}.")
-        # SpeechBrain's foreign_class hands over none, but the yaml read it
-        known = getattr(hparams.get("pretrainer"), "config", None)
-        self.config = known if config is None else config
+        self.config = config
         self.frozen = freeze_params
 
     @classmethod
@@ -133,7 +144,7 @@ class SmoothInfoMax(Pretrained):
             See the class; `speechbrain_sim.models.fetch.open_source`.
         """
         source = open_source(source, revision, **options)
-        parts, config = load_parts(source)
+        parts, config = load_model(source)
         # only this of a stranger's config.json: other keys are run_opts, too
         hparams = {"sample_rate": config["sample_rate"]}
         model = cls(parts, hparams, config, freeze_params, run_opts)
@@ -155,6 +166,11 @@ class SmoothInfoMax(Pretrained):
     def encoder(self):
         """The encoder itself."""
         return self.mods[ENCODER]
+
+    @property
+    def sha256(self):
+        """The identity of the encoder, with its bottlenecks."""
+        return identity_of(self.config)
 
     @property
     def layer_names(self):
@@ -199,19 +215,12 @@ class SmoothInfoMax(Pretrained):
         wavs = wavs.to(self.device)
         layers = None if layer is None else [layer]
         encode = self.encoder
-        if wavs.shape[1] > CHUNK_SECONDS * SAMPLE_RATE:
-            encode = self._encode_in_pieces
+        long = wavs.shape[1] > CHUNK_SECONDS * SAMPLE_RATE
+        if long and self.encoder.streams:
+            encode = partial(encode_in_pieces, self.encoder)
         latents = encode(wavs, lengths, layers, sample, generator)
         check_finite(latents, [f"utterance {i}" for i in range(len(wavs))])
         return latents if layer is None else latents[layer]
-
-    def _encode_in_pieces(self, wavs, lengths, *options):
-        """Encodes each utterance with `stream`."""
-        step, rows = round(CHUNK_SECONDS * SAMPLE_RATE), []
-        for wav, end in zip(wavs, lengths.tolist(), strict=True):
-            chunks = wav[None, :end].split(step, dim=1)
-            rows.append(_join(self.encoder.stream(chunks, *options)))
-        return {n: Latent.pad([row[n] for row in rows]) for n in rows[0]}
 
     def stream_file(
         self,
@@ -263,7 +272,7 @@ class SmoothInfoMax(Pretrained):
         """
         options = layer, sample, generator, chunk_seconds
         pieces = list(self.stream_file(path, *options))
-        return _join(pieces) if layer is None else Latent.cat(pieces)
+        return join_pieces(pieces) if layer is None else Latent.cat(pieces)
 
     def features(self, files, layer=None, pool="mean"):
         """Encodes files of any length as arrays, float32, for other libraries.
@@ -297,23 +306,15 @@ class SmoothInfoMax(Pretrained):
             raise ValueError("There are no files to encode.")
         made = {name: [] for name in layers}
         for path in files:
-            kept = {name: [] for name in layers}
-            for latents in self._stream(path, layers):
-                for name, latent in latents.items():
-                    x = latent.mean[0].double().cpu()  # (frames, channels)
-                    # with a last column of ones, whose sum counts the frames
-                    x = nn.functional.pad(x, (0, 1), value=1.0)
-                    kept[name].append(x.sum(0, True) if pool else x)
-            for name, pieces in kept.items():
-                x = torch.cat(pieces)
-                x = x.sum(0) / x[:, -1].sum() if pool else x
-                made[name].append(x[..., :-1].float().numpy())
+            pieces = self._stream(path, layers)
+            for name, x in pool_latents(pieces, layers, pool).items():
+                made[name].append(x)
         made = {n: np.stack(x) if pool else x for n, x in made.items()}
         return made[layer] if one else made
 
     @torch.no_grad()
     def decode(self, z, layer, samples=None, wav_lens=None):
-        """Makes waveforms, (batch, samples), of latents.
+        """Makes waveforms, (batch, samples), of latents, or of codes.
 
         Arguments
         ---------
@@ -324,7 +325,8 @@ class SmoothInfoMax(Pretrained):
             Of the longest, by default the shortest that encodes to as many
             frames; see `encode_batch`.
         """
-        decoder = self._part(DECODER, layer)
+        decoder = self._part(DECODER, self.encoder.origin(layer))
+        decoder = decoder_of(self.encoder, layer, decoder)
         weight = next(decoder.parameters())
         z = as_tensor("z", z, ["batch", "time", "channel"]).to(weight)
         if samples is None:
@@ -347,6 +349,34 @@ class SmoothInfoMax(Pretrained):
     def traverse(self, z, dimension, values, layer):
         """Decodes the latents of `traversals.traverse`: (values, samples)."""
         return self.decode(traverse(z, dimension, values), layer)
+
+    @torch.no_grad()
+    def steer(self, wav, layer, features, span=None, how="set"):
+        """Changes features of a recording, and decodes it: `steering.Steered`.
+
+        Frames x of the coded layer become x + decode(changed codes) -
+        decode(codes), so that nothing else changes, and are decoded.
+
+        Arguments
+        ---------
+        wav : str, Path, torch.Tensor or numpy.ndarray
+            A file, or (samples,).
+        layer, features : str, dict of int to float
+            The codes, such as "module3.sae"; the value of each feature.
+        span, how : (float, float), str
+            From and to which second, by default in all frames; "set" features to
+            the values, "scale" by them (0 silences), or "add" them.
+        """
+        return steering.steer(self, wav, layer, features, span, how)
+
+    @torch.no_grad()
+    def top_features(self, path, layer=None, count=10):
+        """Lists the features that are most active in a file, by their mean.
+
+        At most `count` of `steering.ActiveFeature`; `layer`, the codes, may be
+        left out where there is one bottleneck.
+        """
+        return steering.top_features(self, path, layer, count)
 
     @torch.no_grad()
     def classify(self, wavs, wav_lens=None, label=None, layer=None):
@@ -415,9 +445,3 @@ class SmoothInfoMax(Pretrained):
                 f"other runs are added by speechbrain-sim export)."
             )
         return parts[name]
-
-
-def _join(pieces):
-    """Joins the pieces of a stream: dict of str to Latent."""
-    pieces = list(pieces)
-    return {name: Latent.cat([p[name] for p in pieces]) for name in pieces[0]}

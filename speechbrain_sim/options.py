@@ -22,8 +22,17 @@ import ruamel.yaml
 #: kinds of values; others are objects, made of these
 KINDS = {bool: "True or False", int: "a whole number", float: "a number"}
 KINDS |= {list: "a list", dict: "a mapping", str: "text", type(None): "null"}
-#: option -> its value -> the keys that no other value uses
+#: option -> its value, or values -> the keys that no other value uses
 USED_WITH = {"decoder": {"waveform": ["mse", "stft", "mel"]}}
+USED_WITH["variant"] = {
+    "jumprelu or l1": ["sparsity_weight", "l1_warmup_epochs"],
+    "matryoshka or temporal": ["widths"],
+    "temporal": ["temporal_weight"],
+    "topk or batchtopk or jumprelu or matryoshka or temporal": [
+        "k",
+        "sparsity",
+    ],
+}
 _SIGNS = {">=": operator.ge, ">": operator.gt, "=": operator.eq}
 _SIGNS |= {"<=": operator.le, "<": operator.lt}
 
@@ -210,7 +219,8 @@ def check_used(settings, given):
     uses = [(o, v, k) for o, each in choices.items() for v, k in each.items()]
     for option, value, keys in uses:
         unused = sorted(given.keys() & {*keys})
-        if unused and settings.get(option, value) != value:
+        values = value.split(" or ")
+        if unused and settings.get(option, values[0]) not in values:
             raise ValueError(
                 f"--{unused[0]} has no use with --{option} {settings[option]}: "
                 f"leave it out, or give --{option} {value}."

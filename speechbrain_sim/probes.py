@@ -20,6 +20,17 @@ from speechbrain_sim.logistic import (
 from speechbrain_sim.randomness import keyed_generator
 
 
+def key_of(layer):
+    """Returns a layer's name as torch takes it for a module: without dots.
+
+    Example
+    -------
+    >>> key_of("module3.sae")
+    'module3/sae'
+    """
+    return layer.replace(".", "/")
+
+
 class LinearProbe(nn.Module):
     """Linear classifiers, trained side by side on the same features.
 
@@ -94,15 +105,16 @@ class LayerProbes(nn.Module):
 
     def __init__(self, channels, classes, bias=True, probes=1, hidden=0):
         super().__init__()
-        #: the LinearProbe of each layer, and what is below it
+        #: the LinearProbe of each layer's key, and what is below it
         self.probes, self.hidden = nn.ModuleDict(), nn.ModuleDict()
+        self.layers = list(channels)
         for layer, width in channels.items():
-            below = hidden or width
-            self.probes[layer] = LinearProbe(below, classes, probes, bias)
+            below, key = hidden or width, key_of(layer)
+            self.probes[key] = LinearProbe(below, classes, probes, bias)
             if hidden:
-                self.hidden[layer] = LinearProbe(width, hidden, probes)
-            self.register_buffer(f"{layer}_mean", torch.zeros(width))
-            self.register_buffer(f"{layer}_std", torch.ones(width))
+                self.hidden[key] = LinearProbe(width, hidden, probes)
+            self.register_buffer(f"{key}_mean", torch.zeros(width))
+            self.register_buffer(f"{key}_std", torch.ones(width))
 
     def forward(self, x, layer):
         """Scores the classes with the first probe of a layer.
@@ -110,16 +122,17 @@ class LayerProbes(nn.Module):
         (batch, time, channels) -> (batch, time, classes). A ValueError is
         raised if the layer has no probe.
         """
-        if layer not in self.probes:
-            known = ", ".join(self.probes)
+        if layer not in self.layers:
+            known = ", ".join(self.layers)
             raise ValueError(f"'{layer}' has no probe, only {known} have.")
-        mean = getattr(self, f"{layer}_mean")
-        x = (x - mean) / getattr(self, f"{layer}_std")
-        if layer in self.hidden:
-            below = self.hidden[layer]
+        key = key_of(layer)
+        mean = getattr(self, f"{key}_mean")
+        x = (x - mean) / getattr(self, f"{key}_std")
+        if key in self.hidden:
+            below = self.hidden[key]
             x = (x @ below.weight[0] + below.bias[0]).relu()
-        logits = x @ self.probes[layer].weight[0]
-        bias = self.probes[layer].bias
+        logits = x @ self.probes[key].weight[0]
+        bias = self.probes[key].bias
         return logits if bias is None else logits + bias[0]
 
 
@@ -262,12 +275,12 @@ class ProbeSolver(NamedTuple):
         state, widths = {}, {}
         for layer, (weights, *_) in solved.items():
             mean, std = units[layer]
-            weights = [part.cpu() for part in weights]
-            parts = [f"probes.{layer}.weight", f"probes.{layer}.bias"]
+            weights, key = [part.cpu() for part in weights], key_of(layer)
+            parts = [f"probes.{key}.weight", f"probes.{key}.bias"]
             if self.hidden:
-                parts[:0] = [f"hidden.{layer}.weight", f"hidden.{layer}.bias"]
+                parts[:0] = [f"hidden.{key}.weight", f"hidden.{key}.bias"]
             state |= dict(zip(parts, weights, strict=False))
-            state |= {f"{layer}_mean": mean, f"{layer}_std": std}
+            state |= {f"{key}_mean": mean, f"{key}_std": std}
             widths[layer] = len(mean)
         probes = LayerProbes(widths, self.classes, self.bias, 1, self.hidden)
         probes.load_state_dict(state)

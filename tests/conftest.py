@@ -3,6 +3,7 @@
 import csv
 import importlib
 import inspect
+import itertools
 import json
 import os
 import shutil
@@ -206,7 +207,7 @@ def same(state, other):
 def recipes():
     """The recipes as modules."""
     sys.path.insert(0, str(ROOT / "recipes"))
-    names = ["pretrain", "probe", "decode", "study", "box"]
+    names = ["pretrain", "probe", "decode", "bottleneck", "study", "box"]
     yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(str(ROOT / "recipes"))
 
@@ -258,7 +259,22 @@ def corpora(tmp_path_factory):
             stereo = 0.1 * rng.standard_normal((3 * rate // 2, 2))
             path = folder / "Folder" / speaker / f"{number}.{kind}"
             sf.write(path, stereo, rate)
+    make_vocalset(folder / "VocalSet", rng)
     return folder
+
+
+def make_vocalset(folder, rng, rate=8000, seconds=(0.4, 0.7)):
+    """Two techniques by four singers, in the layout of VocalSet."""
+    recordings = itertools.product(
+        ["female1", "male4", "female2", "male3"], ["vibrato", "belt"], "aei"
+    )
+    for number, (singer, technique, vowel) in enumerate(recordings):
+        own = "vibrado" if (singer, technique) == ("female2", "vibrato") else ""
+        place = folder / "FULL" / singer / "scales" / (own or technique)
+        place.mkdir(parents=True, exist_ok=True)
+        wave = 0.1 * rng.standard_normal(int(rate * seconds[number % 2]))
+        name = f"{singer[0]}{singer[-1]}_scales_{technique}_{vowel}.wav"
+        sf.write(place / name, wave, rate)
 
 
 def syllables(words):

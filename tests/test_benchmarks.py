@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench, decoded, probes
-from benchmarks.floor import step_flops
+from benchmarks import bench, bottleneck, decoded, probes, sparse
+from benchmarks.floor import autoencoder_flops, step_flops
 from benchmarks.measure import (
     SavedTensors,
     in_turn,
@@ -19,6 +19,7 @@ from benchmarks.measure import (
 )
 from benchmarks.reference import train_step
 from benchmarks.systems import TRAIN, Ours, Plain, make_batch, must_agree
+from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
 from tests.conftest import tone
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,6 +105,27 @@ def test_floor_is_what_a_counter_counts(model):
     positives = counts[torch.ops.aten.bmm] / 10
     counted = counter.get_total_flops() + positives
     assert counted == pytest.approx(floor, rel=1e-3)
+
+
+def test_floor_of_an_autoencoder_is_what_a_counter_counts():
+    sae, x = SparseAutoencoder(12, 40, k=3), torch.randn(20, 12)
+    plain = bottleneck.PlainAutoencoder(sae)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        plain.step(x)
+    # the plain way takes a product for b_dec, where a sum does
+    counted = counter.get_total_flops() - 2 * 20 * 12 * 40
+    assert counted == autoencoder_flops(20, 12, 40)
+
+
+def test_a_plain_autoencoder_learns_the_same(monkeypatch):
+    sizes = {"CHANNELS": 12, "UNITS": 40, "K": 3, "ROWS": 200}
+    for name, value in sizes.items():
+        monkeypatch.setattr(bottleneck, name, value)
+    rows = bottleneck.step(repetitions=2)  # compares the losses
+    assert [row["unit"] for row in rows] == ["frames/s", "s", "s"]
+    (row,) = bottleneck.one_pass(repetitions=1)
+    assert row["ours"] > row["read"] > 0
 
 
 def test_floor_of_the_paper():
@@ -234,3 +256,63 @@ def test_only_solved_linear_probes_are_compared(settings, tmp_path):
     (tmp_path / "probe_x.json").write_text(text)
     with pytest.raises(ValueError, match="no solved linear probes"):
         next(probes.compare(tmp_path, "x"))
+
+
+def sheet(explained, disentanglement):
+    """A score sheet of two seeds of a sparsity, and one seed of another."""
+
+    def scores(value):
+        interval = [value - 0.1, value + 0.1]
+        return {
+            "reconstruction": {
+                "explained_variance": {"value": value, "interval": interval}
+            },
+            "firing": {"l0": {"value": 8.0}, "alive": 0.5},
+            "factors": {"gap": "There are no factors."},
+            "probes": {"digit": {"value": value}},
+        }
+
+    names = "module3.sae", "module3.sae_s2", "module3.sae_k4"
+    codes = {}
+    for name, value in zip(names, explained, strict=True):
+        codes[name] = {"learned": scores(value), "PCA": scores(0.5)}
+        codes[name]["learned"]["factors"] = {"disentanglement": disentanglement}
+    layer = {"probes": {"digit": {"value": 0.9}}, "factors": {}}
+    return {"layers": {"module3": layer}, "codes": codes}
+
+
+def test_score_sheets_are_joined_seed_by_seed(tmp_path, capsys):
+    for name, sheets in {
+        "a": sheet([0.8, 0.6, 0.4], 0.25),
+        "b": sheet([0.9, 0.8, 0.4], 0.5),
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sparsity.json").write_text(json.dumps(sheets))
+    names = [f"{name}={tmp_path / name}" for name in "ab"]
+    sparse.main([*names, "--against", "a"])
+    printed = capsys.readouterr().out.split("**")
+    found = dict(zip(printed[1::2], printed[2::2], strict=True))
+    rows = {
+        title: [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in text.strip().splitlines()
+        ]
+        for title, text in found.items()
+    }
+    assert list(rows) == [
+        *("Explained variance", "Units alive", "Disentanglement"),
+        "Probes: digit",
+    ]
+    header, _, a, a4, b, b4 = rows["Explained variance"]
+    assert header[1:5] == ["L0", "seeds", "layer", "learned"]
+    pca, less_a = header.index("− PCA"), header.index("− a")
+    # two values 0.2 apart: their mean and t(0.975, 1) x 0.1 to either side
+    half = 12.706 * 0.1
+    assert a[:4] == ["a module3", "8.0", "2", ""]
+    assert a[4] == f"70.0 [-57.1, {100 * min(1, 0.7 + half):.1f}]"
+    assert a[pca].split()[0] == "+20.0" and a[less_a] == ""
+    assert a4[pca] == "-10.0" and a4[2] == "1"  # no interval of one seed
+    # differences of the same seeds: 0.1 and 0.2
+    assert b[less_a] == "+15.0 [-48.5, +78.5]" and b4[less_a] == "+0.0"
+    assert rows["Disentanglement"][2][4:] == ["25.0 [25.0, 25.0]", *[""] * 4]
+    assert rows["Probes: digit"][2][3] == "90.0"

@@ -30,14 +30,17 @@ CORPORA = sorted(path.parent for path in HPARAMS.glob("*/corpus.yaml"))
 #: yamls of a verb, of all corpora
 RUNS = {
     verb: sorted(path for c in CORPORA for path in c.glob(f"{verb}*.yaml"))
-    for verb in ("pretrain", "supervised", "decode", "probe")
+    for verb in ("pretrain", "supervised", "decode", "probe", "sae")
 }
 PRETRAIN = RUNS["pretrain"] + RUNS["supervised"]
 EVERY = [path for paths in RUNS.values() for path in paths]
 #: with what they are made of
 FILES = [*EVERY, *(c / "corpus.yaml" for c in CORPORA)]
 FILES += [HPARAMS / f"{name}.yaml" for name in ("pretrain", "decode", "probe")]
-FILES += [HPARAMS / "training.yaml", HPARAMS / "data.yaml"]
+FILES += [
+    HPARAMS / f"{name}.yaml"
+    for name in ("training", "steps", "data", "bottleneck")
+]
 FAMILY = sorted(path.stem for path in MODELS.glob("*.yaml"))
 
 
@@ -306,6 +309,9 @@ READERS = {
     "probe": ["recipes/probe.py", "speechbrain_sim/brains/probe.py"],
 }
 READERS["supervised"] = READERS["pretrain"]
+READERS["sae"] = [
+    path.replace("probe", "bottleneck") for path in READERS["probe"]
+]
 
 
 def own_keys(path):

@@ -17,8 +17,10 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_sim import config
+from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
 from speechbrain_sim.cli import make_parser
 from speechbrain_sim.data.espeak import PHONES
+from speechbrain_sim.models.format import load_parts, save_parts
 from tests.conftest import HPARAMS, ROOT
 
 PAGES = {
@@ -44,11 +46,26 @@ def pages_with(language):
     return [page for page in PAGES if blocks(page, language)]
 
 
+@pytest.fixture(scope="session")
+def sae_run(tmp_path_factory):
+    """What recipes/bottleneck.py leaves of `sim-small`, untrained."""
+    folder = tmp_path_factory.mktemp("sae") / "run"
+    names = ["encoder", "decoder_module3"]
+    parts, config = load_parts("sim-small", names)
+    sae = SparseAutoencoder(parts["encoder"].channels_of("module3"), 512, k=16)
+    about = {name: config["parts"][name] for name in names}
+    about["bottleneck_module3.sae"] = {"layer": "module3", "pooling": "frame"}
+    parts["bottleneck_module3.sae"] = sae
+    save_parts(folder, parts, about, training=config["training"])
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path, trained, monkeypatch):
-    """A folder with what the pages name: a model, a run, a recording, yamls."""
+def place(tmp_path, trained, sae_run, monkeypatch):
+    """A folder with what the pages name: models, a run, a recording, yamls."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(sae_run, "results/Synthetic/sae_topk_1")
     shutil.copytree(trained.model, "sim-demo")
     shutil.copytree(trained.run, "results/demo/SIM_1")
     shutil.copytree(HPARAMS, "hparams")
@@ -136,6 +153,16 @@ def test_models_are_used_as_the_page_shows(place, capsys):
     assert names["mean"].shape == (2, 64, 6)
     assert names["frames"].tolist() == [64, 51]
     assert (place / "sim.onnx").stat().st_size > 1000
+
+
+def test_features_are_found_and_silenced_as_the_page_shows(place, capsys):
+    names, printed = printed_by("docs/sparse-autoencoders.md", capsys)
+    assert len(printed) == 3 and names["codes"].shape == (1, 1500, 512)
+    silenced, rate = soundfile.read("without.wav")
+    original = names["steered"].original.numpy()
+    assert rate == 16000 and len(silenced) == len(original) == 15 * 16000
+    changed = abs(silenced - original) > 1e-3
+    assert changed[16000:40000].any() and not changed[60000:].any()
 
 
 def test_paths_through_latents_are_decoded(place, capsys):

@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from benchmarks import gpu, gpu_paper
-from speechbrain_sim.files import read_json
+from speechbrain_sim.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,24 @@ def test_results_are_published_into_a_page(toy, tmp_path):
     page.write_text(f"# Title\n\n{gpu.MARK}\n\nold\n", encoding="utf-8")
     gpu.publish([toy[0], toy[0]], page)
     text = page.read_text(encoding="utf-8")
-    assert text.startswith(f"# Title\n\n{gpu.MARK}\n\nMeasured ")
-    assert "## Right" in text and "old" not in text
+    assert text.startswith(f"# Title\n\n{gpu.MARK}\n\n## Right\n\nMeasured ")
+    assert "old" not in text
+
+
+def test_tables_name_the_card_that_they_were_measured_on(tmp_path):
+    page = tmp_path / "gpu.md"
+    page.write_text(gpu.MARK, encoding="utf-8")
+    for card, part in (("H100", "paper"), ("H200", "fast")):
+        machine = {"gpu": card, "torch": "2", "speechbrain": "1"}
+        table = {"rows": [{"x": 1}], "seconds": 0.0}
+        content = {"date": f"2026 {card}", "machine": machine}
+        content |= {"done": {part: {"Steps": table}}}
+        write_json(tmp_path / card / "gpu.json", content)
+    gpu.publish([tmp_path / "H100", tmp_path / "H200"], page)
+    text = page.read_text(encoding="utf-8")
+    fast, paper = text.split("## The paper's systems")
+    assert "Measured 2026 H200 on H200, torch 2" in fast
+    assert "Measured 2026 H100 on H100" in paper and "H100" not in fast
 
 
 def test_a_step_that_fails_stops_only_what_needs_it(tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def entropy(weights, axis):
     return -np.sum(share * np.log(np.where(share > 0, share, 1)), axis)
 
 
-def dci(train, test, seed=0):
+def dci(train, test, seed=0, tolerance=lasso.TOLERANCE):
     """Disentanglement, completeness, informativeness of a code.
 
     Informativeness is the R^2 of the linear models of `importances` on the
@@ -97,8 +97,8 @@ def dci(train, test, seed=0):
     ---------
     train, test : Part
         With two factors or more; the interval resamples the groups of `test`.
-    seed : int
-        See `importances`.
+    seed, tolerance : int, float
+        See `importances`; `tol` of scikit-learn's `lasso_path`.
 
     Returns
     -------
@@ -110,7 +110,8 @@ def dci(train, test, seed=0):
     factors = lasso.read_factors(train, test)
     code, held_out = lasso.standardise(train.code, test.code)
     known, wanted = zip(*(f.targets() for f in factors.values()), strict=True)
-    fit = lasso.fit_targets(code, known, train.group_indices(), seed)
+    how = train.group_indices(), seed, tolerance
+    fit = lasso.fit_targets(code, known, *how)
     pairs = zip(wanted, fit.coefficients, strict=True)
     missed = [target - held_out @ each for target, each in pairs]
     errors = np.stack([np.square(x).sum(1) for x in missed], 1)

@@ -17,6 +17,7 @@ from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.lasso import Part
 from speechbrain_sim.analysis.latents import read_codes
 from speechbrain_sim.analysis.study import HIGHER, Results, Tool
+from speechbrain_sim.bottlenecks.coded import CodedEncoder
 from speechbrain_sim.data.tables import manifest_hash, read_manifest
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.report import style
@@ -73,13 +74,44 @@ class Factors(NamedTuple):
 
 
 def untrained(encoder, seed):
-    """Returns an encoder of the same shape that was never trained, or None."""
-    if not isinstance(encoder, GreedyEncoder):
-        return None
+    """Returns an encoder of the same shape that was never trained, or None.
+
+    Of codes: the encoder as it is, with bottlenecks that were never trained.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        control = GreedyEncoder(**encoder.arguments)
+        if isinstance(encoder, GreedyEncoder):
+            control = GreedyEncoder(**encoder.arguments)
+        elif isinstance(encoder, CodedEncoder):
+            fresh = {}
+            for name, one in encoder.bottlenecks.items():
+                fresh[name] = type(one)(**one.arguments)
+                units = dict(one.named_buffers())
+                fresh[name].load_state_dict(units, strict=False)
+            control = CodedEncoder(encoder.encoder, fresh, encoder.entries)
+        else:
+            return None
     return control.eval().to(encoder.device)
+
+
+def read_untrained(read, encoder, layers, seed):
+    """Reads what untrained controls compute: layer -> codes of both parts.
+
+    `read` is `Factors.codes`. The control of a code is an untrained bottleneck.
+    """
+    groups, found = {}, {}
+    for layer in layers:
+        is_code = encoder.origin(layer) != layer
+        groups.setdefault(is_code, []).append(layer)
+    for is_code, names in groups.items():
+        plain = encoder
+        if isinstance(encoder, CodedEncoder) and not is_code:
+            plain = encoder.encoder
+        control = untrained(plain, seed)
+        if control is not None:
+            parts = read(control, names)
+            found |= {n: [part.x[n] for part in parts] for n in names}
+    return found
 
 
 def plot_factors(layers, title, path):
@@ -149,11 +181,8 @@ class FactorsTool(Tool):
         if study.factors is None:
             return {}
         read, layers = study.factors.codes, list(system.latents)
-        known = {"encoder": read(system.encoder, layers)}
-        control = untrained(system.encoder, study.seed)
-        if control is not None:
-            known["untrained"] = read(control, layers)
-        train, test = known["encoder"]
+        train, test = read(system.encoder, layers)
+        known = read_untrained(read, system.encoder, layers, study.seed)
         kept = np.ones(len(test.utterance), bool)
         for name, values in test.factors.items():
             if values.dtype.kind != "f":
@@ -162,9 +191,9 @@ class FactorsTool(Tool):
         left_out = {"left_out": int((~kept).sum())}
 
         def measure(layer, latent):
-            codes = {
-                n: [p.x[layer] for p in parts] for n, parts in known.items()
-            }
+            codes = {"encoder": [train.x[layer], test.x[layer]]}
+            if layer in known:
+                codes["untrained"] = known[layer]
             codes |= controls(*codes["encoder"], study.seed)
             scores = {}
             for name, (x, z) in codes.items():

@@ -16,6 +16,8 @@ EXAMPLES = 5000
 FOLDS = 3
 #: smaller deviations, relative to the largest value, are float32's rounding
 CONSTANT = 1e-6
+#: duality gap of the Lasso, relative to the targets' squares
+TOLERANCE = 1e-3
 
 
 class Part(NamedTuple):
@@ -194,8 +196,8 @@ def standardise(train_code, *others):
     return [(code - mean) * scale for code in (train_code, *others)]
 
 
-def fit_targets(code, targets, groups, seed):
-    """Fits standardised targets; see `importances`."""
+def fit_targets(code, targets, groups, seed, tolerance=TOLERANCE):
+    """Fits standardised targets; see `importances`, `lasso_path` for the last."""
     _require(len(targets) > 1, f"{len(targets)} factor is too few; give 2.")
     random = np.random.default_rng(seed)
     chosen = random.permutation(len(code))[:EXAMPLES]
@@ -206,12 +208,13 @@ def fit_targets(code, targets, groups, seed):
     errors = np.empty((len(targets), 1 + len(PENALTIES), len(code)))
     every = [len(PENALTIES)] * len(targets)
     for out in (fold == k for k in range(FOLDS)):
-        paths = _paths(code[~out], [target[~out] for target in targets], every)
+        known = [target[~out] for target in targets]
+        paths = _paths(code[~out], known, every, tolerance)
         for error, target, path in zip(errors, targets, paths, strict=True):
             error[:, out] = np.square(target[out] - code[out] @ path).sum(2)
     counts = [_strongest(error, group) for error in errors]
-    paths = zip(_paths(code, targets, counts), counts, strict=True)
-    coefficients = [path[count] for path, count in paths]
+    paths = _paths(code, targets, counts, tolerance)
+    coefficients = [x[count] for x, count in zip(paths, counts, strict=True)]
     sizes = np.stack([np.linalg.norm(c, axis=1) for c in coefficients], 1)
     return Fit(sizes, coefficients, [(None, *PENALTIES)[n] for n in counts])
 
@@ -228,7 +231,7 @@ def _strongest(errors, group):
     return int((worse.mean(1) <= 2 * error).argmax())
 
 
-def _paths(code, targets, counts):
+def _paths(code, targets, counts, tolerance):
     """Coefficients without, and with the first `count` penalties, of targets.
 
     (1 + penalties, dimensions, targets) each. An orthogonal transform shortens
@@ -244,7 +247,7 @@ def _paths(code, targets, counts):
     code, paths = np.asfortranarray(code), []
     for target, count in zip(targets, counts, strict=True):
         alphas = PENALTIES[: max(count, 1)]
-        _, path, _ = lasso_path(code, target, alphas=alphas, tol=1e-3)
+        _, path, _ = lasso_path(code, target, alphas=alphas, tol=tolerance)
         path = np.concatenate([0 * path[..., :1], path], -1)
         paths.append(path.transpose(2, 1, 0))
     return paths

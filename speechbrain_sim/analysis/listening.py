@@ -54,12 +54,12 @@ def explore(system, layer, clips, seed=0):
     caption = "What decoders keep of two recordings, of which the first "
     caption += f"{seconds:g} s are used. {whole}."
     sounds = [("Recorded and decoded", caption, labels, both)]
-    walks = [
-        interpolation(*ends, names),
-        swapped(*ends, names),
-        *traversals(latent, ends[0]),
-        prior_noise(latent, seed, layer),
-    ]
+    walks = [interpolation(*ends, names), swapped(*ends, names)]
+    if system.encoder.bottleneck_of(layer) is None:
+        walks += traversals(latent, ends[0])
+        walks.append(prior_noise(latent, seed, layer))
+    else:  # sparse, and no activation is negative
+        walks += activations(latent, ends[0])
     by = f"Sounds of the {kind} decoder."
     sounds += [
         (title, f"{caption} {by}", labels, decode(z))
@@ -130,6 +130,23 @@ def traversals(latent, z):
             labels = [f"{sigma:+.0f} σ ({value:.2f})" for sigma, value in pairs]
             title = f"Traversal {rank}, over {kind} deviations"
             yield title, caption, labels, traverse(z, d, values)
+
+
+def activations(latent, z):
+    """Yields the same of one feature of a code, from silent to its largest.
+
+    In all frames; of the features that vary most over the clips.
+    """
+    codes = latent.mean.flatten(0, 1)
+    ranked = codes.var(0).argsort(descending=True)[:TRAVERSED].tolist()
+    for rank, feature in enumerate(ranked, 1):
+        largest = float(codes[:, feature].max())
+        values = torch.linspace(0, largest, TRAVERSAL_STOPS).tolist()
+        caption = f"Feature {feature}, number {rank} by variance, set to up to "
+        caption += f"its largest activation, {largest:.2f}, in every frame."
+        labels = [f"{value:.2f}" for value in values]
+        title = f"Feature {rank}, from silent to its largest"
+        yield title, caption, labels, traverse(z, feature, values)
 
 
 def prior_noise(latent, seed, layer):

@@ -235,10 +235,14 @@ class Shape(Tool):
 
     def cells(self, numbers):
         """Returns the cells of `columns`."""
-        return [_median(numbers["means"]["ks"])]
+        ks = numbers["means"]["ks"]
+        return ["—" if numbers.get("code") else _median(ks)]
 
     def measure(self, system, study):
-        """Returns `shape` of each layer, and the dimensions to be `shown`."""
+        """Returns `shape` of each layer, and the dimensions to be `shown`.
+
+        Also whether it is a `code`, of which none is near N(0, 1).
+        """
 
         def measure(layer, latent):
             parts = [latent.mean]
@@ -251,6 +255,7 @@ class Shape(Tool):
             found = shape(*parts, seed=study.seed)
             ranked = farthest(found["means"])
             at = np.linspace(0, len(ranked) - 1, min(SHOWN, len(ranked)))
+            found["code"] = system.encoder.bottleneck_of(layer) is not None
             return found | {"shown": [ranked[round(i)] for i in at]}
 
         return system.each_layer(measure)
@@ -263,7 +268,7 @@ class Shape(Tool):
             for system, table in tables.items():
                 name, means = f"{system} {layer}", table["means"]
                 rows.append({"": name} | _row(table))
-                for d in farthest(means)[:WORST]:
+                for d in farthest(means)[: 0 if table.get("code") else WORST]:
                     columns = {"KS": "ks", **MOMENTS}.items()
                     cells = {t: number(means[key][d]) for t, key in columns}
                     worst.append({"": f"{name} {d}"} | cells)

@@ -131,9 +131,10 @@ def measure_moves(decode, latents, directions=8, batch_size=8, seed=0):
     generator = keyed_generator(seed, "moves")
     count = clips * directions
     frames = torch.randint(time, (count,), generator=generator)
-    units = torch.randn(count, channels, generator=generator)
-    units = torch.nn.functional.normalize(units, dim=-1).to(latents)
-    moves = MOVE * units * latents.flatten(0, 1).std(0, correction=0)
+    units = torch.randn(count, channels, generator=generator).to(latents)
+    std = latents.flatten(0, 1).std(0, correction=0)
+    units *= std > 0  # a code may have features that are never active
+    moves = MOVE * torch.nn.functional.normalize(units, dim=-1) * std
     decoded = delta.decode_clips(decode, latents, batch_size).double()
     slopes, rows = [], torch.arange(count).split(batch_size)
     for row in tqdm(rows, desc="moves", unit="batch", disable=None):

@@ -25,7 +25,9 @@ READ_STEPS = 50
 
 
 #: stats of an epoch's line on the screen; the accuracy too if there is no KL
-SHOWN = ("loss", "kl", "explained")
+SHOWN = ("loss", "kl", "explained", "l0", "dead")
+#: modules of which there are more get a line each
+MODULES_IN_LINE = 4
 
 
 def epoch_line(epoch, train, valid=None):
@@ -44,14 +46,17 @@ def epoch_line(epoch, train, valid=None):
     >>> epoch_line(3, train | {"m2_accuracy": 0.2}, {"m1_loss": 5.5})
     'Epoch 3, train (valid): m1 loss 5.12 (5.5), m1 kl 2, m2 accuracy 0.2'
     """
-    parts, valid = [], valid or {}
+    parts, valid = {}, valid or {}
     for name, value in train.items():
         prefix, _, stat = name.rpartition("_")
         if stat in SHOWN or stat == "accuracy" and f"{prefix}_kl" not in train:
             beside = f" ({valid[name]:.3g})" if name in valid else ""
-            parts.append(f"{name.replace('_', ' ')} {value:.3g}{beside}")
+            text = f"{name.replace('_', ' ')} {value:.3g}{beside}"
+            parts.setdefault(prefix, []).append(text)
     kinds = "train (valid)" if valid else "train"
-    return f"Epoch {epoch}, {kinds}: {', '.join(parts)}"
+    between = ", " if len(parts) <= MODULES_IN_LINE else "\n"
+    lines = between.join(map(", ".join, parts.values()))
+    return f"Epoch {epoch}, {kinds}: {lines}"
 
 
 class ResumableBrain(WatchedBrain):
@@ -93,17 +98,25 @@ class ResumableBrain(WatchedBrain):
 
         `labels` are the last arguments of `training_sets`.
         """
-        hparams = self.hparams
-        if hparams.tensorboard:
-            folder = f"{hparams.output_folder}/tensorboard"
-            hparams.tensorboard_logger = TensorboardLogger(folder)
-        source = hparams.train_csv, hparams.valid_csv, hparams.data_folder
-        run_on_main(self.check_data, (source, labels[:1]))
+        hparams, source = self.hparams, self.open_run(*labels[:1])
         sets = training_sets(*source, hparams.crop, hparams.batch_size, *labels)
         loaders = hparams.train_loader_kwargs, hparams.valid_loader_kwargs
         loaders = [self.for_device(dict(options)) for options in loaders]
         progressbar = None  # unless --noprogressbar
         self.fit(hparams.epoch_counter, *sets, progressbar, *loaders)
+
+    def open_run(self, label=None):
+        """Opens the tensorboard, if there is one; refuses other data.
+
+        Returns the manifests and the folder of the data; see `check_data`.
+        """
+        hparams = self.hparams
+        if hparams.tensorboard:
+            folder = f"{hparams.output_folder}/tensorboard"
+            hparams.tensorboard_logger = TensorboardLogger(folder)
+        source = hparams.train_csv, hparams.valid_csv, hparams.data_folder
+        run_on_main(self.check_data, (source, [label]))
+        return source
 
     def for_device(self, loader):
         """Completes the options of a DataLoader for the Brain's device.
@@ -211,11 +224,14 @@ class ResumableBrain(WatchedBrain):
         schedule = getattr(self.hparams, "lr_schedule", None)
         if schedule is None:
             return
-        epoch = self.hparams.epoch_counter.current
-        steps = self.steps_per_epoch
-        done = 0 if math.isinf(steps) else self.step / steps
+        share = schedule(self.epochs_done())
         for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * schedule(epoch - 1 + done)
+            group["lr"] = optimizer.defaults["lr"] * share
+
+    def epochs_done(self):
+        """Returns the epochs up to this step, with a fraction."""
+        epoch, steps = self.hparams.epoch_counter.current, self.steps_per_epoch
+        return epoch - 1 + (0 if math.isinf(steps) else self.step / steps)
 
     def read(self):
         """Checks and averages the losses and stats of the last steps.
@@ -226,14 +242,16 @@ class ResumableBrain(WatchedBrain):
         unread, self._unread = self._unread, []
         if not unread:
             return
-        rows = torch.stack([values for _, values, _ in unread]).cpu()
+        counts = [len(values) for _, values, _ in unread]
+        rows = torch.cat([values for _, values, _ in unread]).cpu()
+        rows = rows.split(counts)
         for row, (names, _, watched) in zip(rows, unread, strict=True):
             (loss, *values), self.watched = row, watched
             self.check_loss_isfinite(loss)
             if torch.isfinite(loss):
                 stats = dict(zip(names, values, strict=True))
                 self.record(stats, sb.Stage.TRAIN)
-        self._shown_loss = float(rows[-1, 0])
+        self._shown_loss = float(rows[-1][0])
 
     def update_average(self, loss, avg_loss):
         """As SpeechBrain's; of losses on a GPU, one that was read before."""

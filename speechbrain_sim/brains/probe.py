@@ -11,7 +11,12 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
-from speechbrain_sim.probes import LayerProbes, LinearProbe, shuffled_labels
+from speechbrain_sim.probes import (
+    LayerProbes,
+    LinearProbe,
+    key_of,
+    shuffled_labels,
+)
 from speechbrain_sim.randomness import keyed_generator
 
 #: share of the last loss by which a loss that still falls fell, see `Watch`
@@ -89,7 +94,7 @@ class Watch(nn.Module):
 class ProbeBrain(sb.Brain):
     """Trains linear probes, of all layers and all seeds at once.
 
-    `modules` holds one `LinearProbe` per layer. The loss is the sum of the
+    `modules` holds one `LinearProbe` per layer, by `key_of`. The loss is the sum of the
     cross-entropies, so that each probe learns as if it were alone. With a
     checkpointer, a run that was killed resumes with the epoch it was in, and
     ends the same. A `watch`, if set, gets the losses of the real probes.
@@ -103,7 +108,7 @@ class ProbeBrain(sb.Brain):
     def compute_forward(self, batch, stage):
         """Returns logits, (probes, batch, classes), of each layer."""
         features = {n: x.to(self.device) for n, x in batch["x"].items()}
-        return {n: self.modules[n](x) for n, x in features.items()}
+        return {n: self.modules[key_of(n)](x) for n, x in features.items()}
 
     def compute_objectives(self, predictions, batch, stage):
         """Adds up the mean cross-entropies of all probes of all layers."""
@@ -137,7 +142,7 @@ class ProbeBrain(sb.Brain):
 
     def train_probes(self, batches, epochs):
         """Trains on `ProbeBatches` for some epochs, an iterable of int."""
-        self.batches = batches
+        self.batches, self.layers = batches, list(batches.x)
         loader = torch.utils.data.DataLoader(batches, batch_size=None)
         self.fit(epochs, loader, progressbar=False)
 
@@ -149,7 +154,7 @@ class ProbeBrain(sb.Brain):
         """
         predictions = {}
         for layer, features in x.items():
-            probe, classes = self.modules[layer], []
+            probe, classes = self.modules[key_of(layer)], []
             for part in features.split(chunk):
                 part = part.to(self.device).expand(len(probe.weight), -1, -1)
                 classes.append(probe(part).argmax(-1).cpu())
@@ -161,7 +166,8 @@ class ProbeBrain(sb.Brain):
         weights = self.modules.state_dict()
         state = {f"probes.{name}": w[:count] for name, w in weights.items()}
         widths = {}
-        for layer, probe in self.modules.items():
+        for layer in self.layers:
+            probe = self.modules[key_of(layer)]
             _, widths[layer], classes = probe.weight.shape
         probes = LayerProbes(widths, classes, probe.bias is not None, count)
         probes.load_state_dict(state, strict=False)  # of features as they are
@@ -172,12 +178,13 @@ def make_probes(channels, classes, names, bias):
     """Makes the LinearProbe of each layer, its probes seeded by their names.
 
     `channels` are those of each layer, `names` from `ProbeBatches`; returns a
-    ModuleDict.
+    ModuleDict by `key_of`.
     """
     probes = nn.ModuleDict()
     for layer, width in channels.items():
         draws = [keyed_generator(*name, layer, "weights") for name in names]
-        probes[layer] = LinearProbe(width, classes, len(names), bias, draws)
+        probe = LinearProbe(width, classes, len(names), bias, draws)
+        probes[key_of(layer)] = probe
     return probes
 
 

@@ -51,12 +51,13 @@ class WatchedBrain(sb.Brain):
         bad = [(n, x) for n, x in losses.items() if not x.isfinite()]
         name, value = (f" of {bad[0][0]}", bad[0][1]) if bad else ("", loss)
         ids = list(getattr(batch, "id", ()))
-        wavs = zip(ids, batch.sig.data, strict=False)
+        wavs = zip(ids, batch.sig.data if ids else (), strict=False)
         odd = [n for n, wav in wavs if not wav.isfinite().all()]
         of = ", ".join((odd or ids)[:LISTED])
         what = "whose samples are not finite" if odd else "in this batch"
+        of = f", of {of}, {what}" if ids else ""
         at = f"epoch {self.hparams.epoch_counter.current}, step {step}"
-        return f"In {at}, the loss{name} is {float(value)}, of {of}, {what}"
+        return f"In {at}, the loss{name} is {float(value)}{of}"
 
     def check_epoch(self, epoch, validated):
         """Raises a ValueError if an epoch diverged, before its result is saved.

@@ -17,7 +17,12 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from speechbrain_sim import __version__ as VERSION
-from speechbrain_sim.data.audio import BadAudio, inspect_audio, readable
+from speechbrain_sim.data.audio import (
+    BadAudio,
+    inspect_audio,
+    num_samples_at,
+    readable,
+)
 from speechbrain_sim.data.tables import (
     OWN,
     RECORD,
@@ -145,7 +150,8 @@ def write_manifests(
     ---------
     splits : dict
         Split to list of rows; a row is a dict with `ID`, `wav` (path of the
-        file below `data_folder`) and labels, the same in every row.
+        file below `data_folder`) and labels, the same in every row. Of a part
+        of a file, `start` and `stop`: samples at the file's own rate.
     save_folder, data_folder : str or Path
         Where manifests go, and what `$data_root` stands for in them.
     min_samples : int
@@ -259,7 +265,7 @@ def _check_rows(split, rows, data_folder):
         if name in checked:
             both = f"{checked[name]['wav']} and {wav}"
             raise ValueError(f"In '{split}', two files have ID {name}: {both}.")
-        if clash := row.keys() & OWN - {"ID", "wav"}:
+        if clash := row.keys() & OWN - {"ID", "wav", *DATA_COLUMNS}:
             raise ValueError(f"{name}: {clash} cannot be labels.")
         checked[name] = row
     return list(checked.values())
@@ -285,26 +291,32 @@ def contents_hash(paths):
 def _inspect_all(splits, data_folder, min_samples):
     """Lines of the manifest of each split; and of `bad_audio.csv`."""
 
-    def inspect(row):
+    def inspect(wav):
         try:
-            return inspect_audio(Path(data_folder, row["wav"]), min_samples)
+            return inspect_audio(Path(data_folder, wav), min_samples)
         except BadAudio as error:
             return error
 
     rows = [(name, row) for name, rows in splits.items() for row in rows]
     lines, bad = {name: [] for name in splits}, []
-    infos = in_threads(inspect, [row for _, row in rows])
-    bar = tqdm(infos, "Inspecting", len(rows), unit="file", disable=None)
-    for (name, row), info in zip(rows, bar, strict=True):
+    wavs = list(dict.fromkeys(row["wav"] for _, row in rows))
+    infos = in_threads(inspect, wavs)
+    bar = tqdm(infos, "Inspecting", len(wavs), unit="file", disable=None)
+    infos = dict(zip(wavs, bar, strict=True))
+    for name, row in rows:
+        info = infos[row["wav"]]
         if isinstance(info, BadAudio):
             bad.append((name, readable(row["ID"]), info.path, info.reason))
             continue
+        rate, part = info.sample_rate, {"start": 0, "stop": info.frames} | row
+        start, stop = (int(part[column]) for column in DATA_COLUMNS)
+        samples = num_samples_at(stop, rate) - num_samples_at(start, rate)
         line = {
             "ID": row["ID"],
-            "duration": round(info.frames / info.sample_rate, 6),
+            "duration": round((stop - start) / rate, 6),
             "wav": f"$data_root/{row['wav']}",
-            "sample_rate": info.sample_rate,
-            "num_samples": info.num_samples,
+            "sample_rate": rate,
+            "num_samples": samples,
         }
         lines[name].append(line | row | line)
     return lines, bad

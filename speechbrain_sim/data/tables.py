@@ -271,6 +271,8 @@ def _measure(where, row, data_folder, inspected):
     names = "num_samples", "start", "stop"
     length, start, stop = (_whole(where, row, name) for name in names)
     row = {k: v for k, v in row.items() if k not in ("ID", "id")} | {"start": 0}
+    if inspected and start and (rate := _whole(where, row, "sample_rate")):
+        row["start"] = audio.num_samples_at(start, rate)
     if data_folder is not None:
         row["wav"] = _place(row, data_folder)
     if not inspected:

@@ -324,6 +324,20 @@ class Encoder(nn.Module, ABC):
         self.check_layer(layer)
         return False
 
+    def origin(self, layer):
+        """Returns the layer that this one codes; itself, if it is no code."""
+        self.check_layer(layer)
+        return layer
+
+    def bottleneck_of(self, layer):
+        """Returns the bottleneck whose codes a layer holds; None if no code."""
+        self.check_layer(layer)
+
+    def pools(self, layer):
+        """Returns whether all frames of a recording hold the same, of all."""
+        self.check_layer(layer)
+        return False
+
     def check_layer(self, layer):
         """Raises a ValueError that names the layers if `layer` is not one."""
         if layer not in self.layer_names:

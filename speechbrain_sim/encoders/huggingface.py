@@ -1,15 +1,18 @@
 """Hidden states of pretrained transformers, under the interface of an encoder.
 
-wav2vec 2.0, HuBERT and WavLM: probes, decoders and measures read their layers as
-they read our own. Needs `pip install 'speechbrain-sim[huggingface]'`.
+wav2vec 2.0, HuBERT, WavLM and MERT: probes, decoders and measures read their
+layers as they read our own. Needs `pip install 'speechbrain-sim[huggingface]'`.
 """
 
 from pathlib import Path
 
 import torch
 from torch import nn
+from torchaudio.transforms import Resample
 
+from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.encoders.base import Encoder, Latent
+from speechbrain_sim.encoders.block_conv import conv_geometry, conv_lengths
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.files import naming, read_json, sha256, text_hash
 
@@ -20,8 +23,12 @@ INDEX = ".index.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS += tuple(name + INDEX for name in WEIGHTS)
 PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")
+#: MERT is HuBERT for music, with a class of its own beside its weights
+MERT = "mert_model"
+#: options of MERT that HuBERT lacks, and that change what it computes
+MERT_ONLY = ("feature_extractor_cqt", "deepnorm")
 #: of config.json
-MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")
+MODEL_TYPES = ("wav2vec2", "hubert", "wavlm", MERT)
 
 
 class HiddenStates(Encoder):
@@ -41,12 +48,17 @@ class HiddenStates(Encoder):
         Or HubertModel, or WavLMModel.
     normalize_wav : bool
         Whether it reads waveforms of mean 0 and variance 1.
+    sample_rate : int
+        Of the waveforms it reads: those at 16 kHz are resampled. At another
+        rate a frame is not a whole number of samples, and `convolutions` do
+        not lead from samples at 16 kHz, so that it has no decoders.
     """
 
-    def __init__(self, model, normalize_wav):
+    def __init__(self, model, normalize_wav, sample_rate=SAMPLE_RATE):
         super().__init__()
         self.model, self.normalize_wav = model, normalize_wav
-        self.config = model.config
+        self.config, self.sample_rate = model.config, sample_rate
+        self.resample = Resample(SAMPLE_RATE, sample_rate)
         self.eval()
 
     def train(self, mode=True):
@@ -71,8 +83,34 @@ class HiddenStates(Encoder):
     def convolutions(self, layer):
         """See `Encoder`; all layers have those below the transformer."""
         self.check_layer(layer)
+        if self.sample_rate != SAMPLE_RATE:
+            raise ValueError(
+                f"This model reads {self.sample_rate} Hz: there are no "
+                f"convolutions, and no decoders, from {SAMPLE_RATE} Hz to it."
+            )
+        return self._convolutions()
+
+    def _convolutions(self):
+        """Lists the convolutions, of waveforms at the model's own rate."""
         kernels, strides = self.config.conv_kernel, self.config.conv_stride
         return [(k, s, 0) for k, s in zip(kernels, strides, strict=True)]
+
+    def output_lengths(self, samples, layer):
+        """See `Encoder`."""
+        self.check_layer(layer)
+        samples = -(-samples * self.sample_rate // SAMPLE_RATE)  # rounded up
+        for conv in self._convolutions():
+            samples = conv_lengths(samples, *conv)
+        return samples
+
+    def frame_geometry(self, layer):
+        """See `Encoder`; in samples at 16 kHz."""
+        self.check_layer(layer)
+        hop, center = conv_geometry(self._convolutions())
+        if self.sample_rate == SAMPLE_RATE:
+            return hop, center
+        ratio = SAMPLE_RATE / self.sample_rate
+        return hop * ratio, center * ratio
 
     def encode(self, wavs, lengths, layers, sample, generator):
         """See `Encoder`; all layers are computed."""
@@ -88,6 +126,7 @@ class HiddenStates(Encoder):
 
     def _encode(self, wav):
         """One utterance, (samples,) -> (layers, time, channel)."""
+        wav = self.resample(wav)
         if self.normalize_wav:
             wav = nn.functional.layer_norm(wav, wav.shape)
         output = self.model(wav[None], output_hidden_states=True)
@@ -106,6 +145,9 @@ def model_type(folder):
 def load_hidden_states(folder):
     """Loads a pretrained transformer from a folder; the network is not used.
 
+    No code that lies in the folder is run: MERT's weights are those of a
+    HuBERT, and are read as one.
+
     Arguments
     ---------
     folder : str or Path
@@ -120,8 +162,8 @@ def load_hidden_states(folder):
     Raises
     ------
     ImportError, FileNotFoundError, ValueError
-        If transformers or a file is missing, it is another kind of model, or
-        the weights do not fit.
+        If transformers or a file is missing, it is another kind of model, the
+        weights do not fit, or a MERT computes what HuBERT does not.
     """
     folder = Path(folder)
     files = [CONFIG], WEIGHTS, PREPROCESSOR
@@ -132,7 +174,8 @@ def load_hidden_states(folder):
             f"{config} has the model_type '{kind}', not one of {MODEL_TYPES}."
         )
     description = {"model": kind, "sha256": hash_weights(weights)}
-    encoder = HiddenStates(*_load(folder)).requires_grad_(False)
+    as_hubert = _as_hubert(config) if kind == MERT else None
+    encoder = HiddenStates(*_load(folder, as_hubert)).requires_grad_(False)
     arguments = {**read_json(config), "preprocessor": read_json(inputs)}
     return encoder, {**description, "arguments": arguments}
 
@@ -166,15 +209,34 @@ def _find(folder, names):
     )
 
 
-def _load(folder):
-    """Loads a model in float32, and whether it reads normalised waveforms.
+def _as_hubert(path):
+    """Returns the arguments of a HubertConfig for the config.json of a MERT.
+
+    Its `attention_relax` shifts all logits of a softmax alike: no change.
+    """
+    own = read_json(path)
+    for option in filter(own.get, MERT_ONLY):
+        raise ValueError(
+            f"{path} is a MERT with {option} = {own[option]}, which HuBERT "
+            f"lacks, and code from a model's folder is not run: it cannot be "
+            f"read."
+        )
+    return {k: v for k, v in own.items() if k not in ("model_type", "auto_map")}
+
+
+def _load(folder, as_hubert=None):
+    """Loads a model in float32, whether it normalises waveforms, and its rate.
 
     Weights that are damaged, or leave a part of the model random, are refused.
+    With the arguments of a HubertConfig, a HuBERT is made of the weights.
     """
     library = import_extra("transformers", "huggingface")
-    load = library.AutoModel.from_pretrained
+    load, options = library.AutoModel.from_pretrained, {}
     try:
-        model, info = load(folder, output_loading_info=True)
+        if as_hubert is not None:
+            load = library.HubertModel.from_pretrained
+            options = {"config": library.HubertConfig(**as_hubert)}
+        model, info = load(folder, output_loading_info=True, **options)
     except Exception as error:  # of whatever kind the library raises
         raise ValueError(
             f"The weights in {folder} cannot be loaded: {error}"
@@ -186,4 +248,4 @@ def _load(folder):
             f"model, among them {min(missing)}."
         )
     extractor = library.AutoFeatureExtractor.from_pretrained(folder)
-    return model.float(), extractor.do_normalize
+    return model.float(), extractor.do_normalize, extractor.sampling_rate

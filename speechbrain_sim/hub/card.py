@@ -12,7 +12,13 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from speechbrain_sim.data.corpora import UNNAMED
-from speechbrain_sim.models.format import DECODER, ENCODER, PROBE, parts_of
+from speechbrain_sim.models.format import (
+    BOTTLENECK,
+    DECODER,
+    ENCODER,
+    PROBE,
+    parts_of,
+)
 from speechbrain_sim.report.tables import escape
 
 #: the file
@@ -48,6 +54,7 @@ def write_card(folder, config):
         step=1000 * strides / config["sample_rate"],
         decoders=decoders,
         probes=probes,
+        coded=parts_of(config["parts"], BOTTLENECK),
         solved=solved,
         seeds=len(probes) > len(solved),
         explained=[

@@ -26,6 +26,7 @@ from speechbrain_sim.models.format import (
     WEIGHTS,
     encoder_of,
     halve,
+    hashes_of,
     load_parts,
     read_config,
     save_parts,
@@ -164,7 +165,14 @@ def _gather(run, probes, decoders, half):
             raise ValueError(
                 f"{path} belongs to another encoder: train a {kind} of this one."
             )
+        coded = hashes_of(config["parts"]).items()
         for name in names:
+            read = described["parts"][name].get("bottlenecks", {})
+            if not read.items() <= coded:
+                raise ValueError(
+                    f"{path} holds a {name} of codes of bottlenecks that {run} "
+                    f"does not have: export the run that it was trained on."
+                )
             if name in parts:
                 raise ValueError(
                     f"{path} holds a second {name}: give only one, or give a "

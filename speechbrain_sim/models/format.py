@@ -7,15 +7,18 @@ A folder holds `config.json`
      "training": {...}, "versions": {...}}
 
 and `NAME.safetensors` for every part: `encoder`, `decoder_<layer>`,
-`probe_<label>`. Weights are float32, or float16 if they were rounded to it
-before (see `halve`). An encoder is identified by the sha256 of this file; every
-other part carries that of its encoder as `encoder`. Where the encoder itself is
-not saved (a transformer), config.json holds its `source` and `sha256` under
-`encoder`. The output folder of a recipe is such a folder.
+`probe_<label>`, `bottleneck_<layer>.<name>`. Weights are float32, or float16 if
+they were rounded to it before (see `halve`). An encoder is identified by the
+sha256 of this file, see `identity_of`; every other part carries that of its
+encoder as `encoder`, and probes of codes those of their bottlenecks as
+`bottlenecks`. Where the encoder itself is not saved (a transformer),
+config.json holds its `source` and `sha256` under `encoder`. The output folder of
+a recipe is such a folder.
 """
 
 import hashlib
 import importlib
+import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from speechbrain_sim.bottlenecks.coded import DECODED
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import KINDS
 from speechbrain_sim.files import (
@@ -31,14 +35,21 @@ from speechbrain_sim.files import (
     read_json,
     sha256,
     sync,
+    text_hash,
     versions,
     write_json,
 )
 from speechbrain_sim.models.fetch import HubRepository, open_source
+from speechbrain_sim.models.limits import (
+    LARGEST_FILE,
+    SPECTRAL_CLASSES,
+    out_of_range,
+)
 
 ENCODER, DECODER, PROBE = "encoder", "decoder", "probe"
+BOTTLENECK = "bottleneck"
 #: kinds of parts that a layer or a label is appended to
-PREFIXES = (DECODER, PROBE)
+PREFIXES = (DECODER, PROBE, BOTTLENECK)
 CONFIG, WEIGHTS = "config.json", ".safetensors"
 #: of config.json: recordings beside the model, and the text of each
 EXAMPLES = "examples"
@@ -46,14 +57,6 @@ EXAMPLES = "examples"
 FILE = r"[^/\\\x00-\x1f]+"
 #: `model_type` and `format` of every config.json
 MODEL_TYPE, FORMAT = "smooth_infomax", 2
-#: bounds of a config.json: its bytes, numbers in a list, and numbers, by class
-#: (LogMel takes memory as soon as it is made) and by argument
-LARGEST_FILE, LONGEST_LIST = 1 << 24, 1000
-SPECTRAL_CLASSES = ("LogMel", "StackedLogMel", "Mfcc")
-LARGEST = {None: 1_000_000, **dict.fromkeys(SPECTRAL_CLASSES, 10_000)}
-LEAST = {"context_channels": 0, "paddings": 0, "refinements": 0, "hidden": 0}
-LEAST["initial_log_var"] = -LARGEST[None]
-MOST = {"refinements": LONGEST_LIST, "probes": LONGEST_LIST}
 #: the classes that a config.json may name, and where they are
 CLASSES = {
     "GreedyEncoder": "speechbrain_sim.encoders.greedy",
@@ -63,6 +66,7 @@ CLASSES = {
     "ConvDecoder": "speechbrain_sim.decoders",
     "SpectrogramDecoder": "speechbrain_sim.decoders",
     "LayerProbes": "speechbrain_sim.probes",
+    "SparseAutoencoder": "speechbrain_sim.bottlenecks.sae",
 }
 
 
@@ -109,6 +113,7 @@ def save_parts(folder, parts, metadata=None, keep=True, **config):
     fixed = {"model_type": MODEL_TYPE, "format": FORMAT}
     fixed |= {"sample_rate": SAMPLE_RATE, "versions": versions()}
     made = {**kept, **fixed, **config, "parts": {**kept["parts"], **entries}}
+    _join_probes(made["parts"], entries)
     with ExitStack() as stack:  # left in reverse order: config.json comes last
         write_json(stack.enter_context(atomic(path)), made)
         for name, content in weights.items():
@@ -121,15 +126,60 @@ def save_parts(folder, parts, metadata=None, keep=True, **config):
     return made
 
 
+def _join_probes(parts, entries):
+    """Notes of new probes the bottlenecks they read; removes those of others."""
+    coded = hashes_of(parts)
+    for name in parts_of(parts, PROBE):
+        entry = parts[f"{PROBE}_{name}"]
+        if f"{PROBE}_{name}" in entries:
+            read = {layer.removesuffix(DECODED) for layer in entry["layers"]}
+            read = {n: coded[n] for n in coded if n in read}
+            entry |= {"bottlenecks": read} if read else {}
+        elif not entry.get("bottlenecks", {}).items() <= coded.items():
+            del parts[f"{PROBE}_{name}"]
+
+
 def sha256_of(encoder):
-    """Returns the identity of an encoder, the sha256 of its weights' file."""
-    return hashlib.sha256(_serialise(ENCODER, encoder)).hexdigest()
+    """Returns the identity of an encoder: see `identity_of`."""
+    coded = {
+        name: hashlib.sha256(_serialise(name, part)).hexdigest()
+        for name, part in getattr(encoder, "bottlenecks", {}).items()
+    }
+    encoder = encoder.encoder if coded else encoder
+    weights = hashlib.sha256(_serialise(ENCODER, encoder)).hexdigest()
+    return joined_hash(weights, coded)
 
 
 def encoder_of(config):
     """Returns the sha256 of the encoder of a config.json; None without one."""
     encoder = config["parts"].get(ENCODER) or config.get(ENCODER) or {}
     return encoder.get("sha256")
+
+
+def hashes_of(parts):
+    """Returns the sha256 of each bottleneck of a config.json's parts."""
+    return {n: e["sha256"] for n, e in parts_of(parts, BOTTLENECK).items()}
+
+
+def identity_of(config):
+    """Returns the identity of a config.json's encoder, with its bottlenecks.
+
+    Without any, the sha256 of its weights' file; else a hash of all such.
+    """
+    return joined_hash(encoder_of(config), hashes_of(config["parts"]))
+
+
+def joined_hash(encoder, bottlenecks):
+    """Joins the sha256 of an encoder and of its bottlenecks, by name.
+
+    Example
+    -------
+    >>> joined_hash("abc", {})
+    'abc'
+    """
+    if not bottlenecks:
+        return encoder
+    return text_hash(json.dumps([encoder, sorted(bottlenecks.items())]))
 
 
 def load_parts(source, names=None):
@@ -225,7 +275,7 @@ def _problems(config):
         for key, kind in ("class", str), ("arguments", dict), ("sha256", str):
             if not isinstance(part.get(key), kind):
                 yield f"lacks the {key} of {name}"
-        for odd in _out_of_range(part["class"], part["arguments"]):
+        for odd in out_of_range(part["class"], part["arguments"]):
             yield f"states {odd} for {name}, which is out of range"
         if name.startswith(PROBE):
             classes, made = part.get("classes"), part["arguments"]
@@ -236,25 +286,6 @@ def _problems(config):
                 yield f"names no best_layer of {name} that is probed"
             if part.get("kind") not in KINDS:
                 yield f"does not state the kind of label of {name}"
-
-
-def _out_of_range(kind, arguments):
-    """Yields what no constructor of a part takes, before memory is taken."""
-    largest = LARGEST.get(kind, LARGEST[None])
-    for key, value in arguments.items():
-        values = value if isinstance(value, list) else [value]
-        values = [*value.values()] if isinstance(value, dict) else values
-        rows = [x if isinstance(x, list) else [x] for x in values]
-        values = [x for row in rows for x in row]
-        if len(values) > LONGEST_LIST:
-            yield f"{len(values)} values of {key}"
-        least, most = LEAST.get(key, 1), MOST.get(key, largest)
-        kinds = (int, float) if key == "initial_log_var" else int
-        for x in values:
-            if not isinstance(x, bool) and not (
-                isinstance(x, kinds) and least <= x <= most
-            ):
-                yield f"{key} {x!r:.40}"
 
 
 def _make(name, entry, device=None):

@@ -3,24 +3,31 @@
 import os
 from pathlib import Path
 
+from speechbrain_sim.bottlenecks.coded import CodedEncoder
 from speechbrain_sim.encoders import huggingface
 from speechbrain_sim.encoders.logmel import SPECTRAL
-from speechbrain_sim.models.fetch import BUILT_IN, open_source
+from speechbrain_sim.files import write_json
+from speechbrain_sim.models.fetch import BUILT_IN, LocalFolder, open_source
 from speechbrain_sim.models.format import (
+    BOTTLENECK,
     CLASSES,
     CONFIG,
     DECODER,
     ENCODER,
     MODEL_TYPE,
+    describe,
     encoder_of,
+    hashes_of,
+    identity_of,
     load_parts,
+    parts_of,
     read_config,
     save_parts,
     sha256_of,
 )
 
 #: what a description holds beside the metadata of the training
-OWN = ("sha256", "arguments", "layers")
+OWN = ("sha256", "arguments", "layers", "source", "encoder", "bottlenecks")
 
 
 def load_encoder(source, **options):
@@ -40,7 +47,9 @@ def load_encoder(source, **options):
     -------
     encoder, description : (Encoder, dict)
         Frozen, in eval mode; `sha256` (its identity), `model`, `arguments`,
-        `layers`, and the metadata of its training.
+        `layers`, and the metadata of its training. A CodedEncoder, if the
+        folder holds bottlenecks: then also the `sha256` of the `encoder` alone,
+        and of its `bottlenecks`, by name.
 
     Raises
     ------
@@ -68,12 +77,69 @@ def load_encoder(source, **options):
             f"are {MODEL_TYPE}, {', '.join(huggingface.MODEL_TYPES)}."
         )
     else:
-        parts, config = load_parts(open_source(source, **options), [ENCODER])
-        encoder, entry = parts[ENCODER], config["parts"][ENCODER]
+        parts, config = load_model(open_source(source, **options), whole=False)
+        encoder = parts[ENCODER]
+        entry = config["parts"].get(ENCODER, config.get(ENCODER))
         description = dict(config.get("training", {}))
         description |= {name: entry[name] for name in OWN if name in entry}
+        if coded := hashes_of(config["parts"]):
+            description |= {"encoder": encoder_of(config), "bottlenecks": coded}
+            description["sha256"] = identity_of(config)
     description["layers"] = list(encoder.layer_names)
     return encoder.eval().requires_grad_(False), description
+
+
+def load_model(source, whole=True):
+    """Loads the parts of a model; its bottlenecks become layers.
+
+    Arguments as in `load_parts`; not `whole`, of the encoder alone. Returns
+    the same, but an `encoder` that is a CodedEncoder in place of bottlenecks,
+    and one of these that is a transformer is loaded from where it is.
+    """
+    source = open_source(source)
+    config = describe(source)
+    coded = [f"{BOTTLENECK}_{name}" for name in hashes_of(config["parts"])]
+    there = not coded or ENCODER in config["parts"]
+    names = None if whole else [ENCODER] * there + coded
+    parts, config = load_parts(source, names)
+    if not there:
+        named = config[ENCODER]
+        if not isinstance(source, LocalFolder):
+            raise ValueError(
+                f"{source.name} has no encoder, but the bottlenecks of one "
+                f"elsewhere: download it and {named['source']!r:.80}."
+            )
+        folder = os.path.expanduser(named["source"])
+        parts[ENCODER], description = huggingface.load_hidden_states(folder)
+        if description["sha256"] != named["sha256"]:
+            raise ValueError(
+                f"{named['source']} is no longer the encoder that the "
+                f"bottlenecks of {source.name} belong to: its weights differ."
+            )
+        named["arguments"] = description["arguments"]
+    return join_bottlenecks(parts, config), config
+
+
+def join_bottlenecks(parts, config):
+    """Makes bottlenecks layers of their encoder: returns the other parts."""
+    if not (coded := parts_of(parts, BOTTLENECK)):
+        return parts
+    entries = parts_of((config or {}).get("parts", {}), BOTTLENECK)
+    encoder = CodedEncoder(parts[ENCODER], coded, entries).eval()
+    others = {
+        n: p for n, p in parts.items() if n.partition("_")[0] != BOTTLENECK
+    }
+    return {**others, ENCODER: encoder}
+
+
+def plain(encoder, description):
+    """Returns an encoder without its bottlenecks, and its description."""
+    if not isinstance(encoder, CodedEncoder):
+        return encoder, description
+    description = {**description, "sha256": description["encoder"]}
+    description["layers"] = list(encoder.encoder.layer_names)
+    del description["encoder"], description["bottlenecks"]
+    return encoder.encoder, description
 
 
 def save_encoder(folder, encoder, description, source):
@@ -82,11 +148,27 @@ def save_encoder(folder, encoder, description, source):
     An encoder whose class cannot be saved (a transformer) is referred to by
     `source`, from where it was loaded. Returns config.json.
     """
-    training = {k: v for k, v in description.items() if k not in OWN}
+    coded = getattr(encoder, "bottlenecks", {})
+    parts = {f"{BOTTLENECK}_{name}": part for name, part in coded.items()}
+    entries = {f"{BOTTLENECK}_{n}": encoder.entries.get(n, {}) for n in coded}
+    encoder, description = plain(encoder, description)
+    config = {k: v for k, v in description.items() if k not in OWN}
+    config = {"training": config}
     if type(encoder).__name__ in CLASSES:
-        return save_parts(folder, {ENCODER: encoder}, training=training)
-    named = {"source": str(source), "sha256": description["sha256"]}
-    return save_parts(folder, {}, encoder=named, training=training)
+        parts[ENCODER] = encoder
+    else:
+        named = {"source": str(source), **description}
+        config[ENCODER] = {key: named[key] for key in ("source", "sha256")}
+    return save_parts(folder, parts, entries, **config)
+
+
+def add_metadata(folder, entries):
+    """Adds metadata to parts that a folder holds, by their names."""
+    path = Path(folder, CONFIG)
+    config = read_config(path)
+    for name, entry in entries.items():
+        config["parts"][name] |= entry
+    write_json(path, config)
 
 
 def check_folder(folder, encoder, description, source):
@@ -94,15 +176,21 @@ def check_folder(folder, encoder, description, source):
 
     `encoder` and `description` are from `load_encoder`, of `source`.
     """
+    coded = description.get("bottlenecks", {})
+    encoder, description = plain(encoder, description)
     path, digest = Path(folder, CONFIG), description["sha256"]
     if type(encoder).__name__ in CLASSES:
         digest = sha256_of(encoder)  # of logmel, too
-    there = encoder_of(read_config(path)) if path.exists() else None
-    if there not in (None, digest):
-        raise ValueError(
-            f"{folder} holds a model of another encoder ({there}) than "
-            f"{source} ({digest}): choose another --output_folder."
-        )
+    config = read_config(path) if path.exists() else {"parts": {}}
+    pairs = {"encoder": (encoder_of(config), digest)}
+    for name, there in hashes_of(config["parts"]).items():
+        pairs[name] = there, coded.get(name, there)
+    for name, (there, here) in pairs.items():
+        if there not in (None, here):
+            raise ValueError(
+                f"{folder} holds a model of another {name} ({there}) than "
+                f"{source} ({here}): choose another --output_folder."
+            )
 
 
 def load_decoder(source, layer, encoder_sha256):

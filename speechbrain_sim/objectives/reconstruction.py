@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from speechbrain_sim.encoders.base import zero_padding
+from speechbrain_sim.encoders.base import to_device, zero_padding
 from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.spectrograms import (
@@ -114,7 +114,7 @@ class ReconstructionLoss(nn.Module):
         """Sums over a batch what `explained` is of; 0-dimensional tensors."""
         pair = (decoded - wavs)[..., None], wavs[..., None]
         error, power = (zero_padding(x, lengths).square().sum() for x in pair)
-        count = lengths.sum().to(power)
+        count = to_device(lengths.sum(), power.device).to(power)
         return {"error": error, "power": power, "count": count}
 
 
@@ -160,6 +160,7 @@ class SpectrogramLoss(nn.Module):
         )
         sums = {"error": (ours - theirs).square().sum()}
         sums["power"] = theirs.square().sum()
-        sums["count"] = (frames.sum() * theirs.shape[-1]).to(theirs)
+        count = to_device(frames.sum() * theirs.shape[-1], theirs.device)
+        sums["count"] = count.to(theirs)
         bands = enumerate(theirs.sum((0, 1)))
         return sums | {f"{BAND}{number}": x for number, x in bands}

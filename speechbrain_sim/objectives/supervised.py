@@ -1,5 +1,6 @@
 """Training with labels: the same layers, a linear classifier on top."""
 
+import torch
 from torch import nn
 
 from speechbrain_sim.data.labels import NO_LABEL, frames_of_labels
@@ -42,7 +43,8 @@ class SupervisedModule(GreedyModule):
         counted = (targets != NO_LABEL).nonzero()[:, 0]
         targets = to_device(targets[counted], device)
         counted = to_device(counted, device)
-        logits = self.classifier(pooled).float()[counted]
+        logits = self.classifier(pooled)[counted]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = nn.functional.cross_entropy(logits, targets)
         correct = logits.argmax(-1) == targets
         return loss, {"accuracy": correct.float().mean()}

@@ -6,32 +6,28 @@ pictures. `page.html` is its template.
 """
 
 import base64
-import io
-import math
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
-import soundfile
-import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from speechbrain_sim.data.audio import SAMPLE_RATE
-from speechbrain_sim.encoders.logmel import LOGMEL, LogMel
+from speechbrain_sim.files import write_bytes
 from speechbrain_sim.report import tables
+from speechbrain_sim.report.features import Catalogue, render_catalogue
+from speechbrain_sim.report.sounds import (
+    CODEC,
+    RANGE,
+    RANGE_DB,
+    TYPES,
+    common_gain,
+    encode_sound,
+    log_mel_of,
+    outline,
+)
 from speechbrain_sim.report.style import file_name, mel_png, small_picture
-
-#: peak of the loudest sound of an explorer, and what counts as silence
-PEAK, SILENCE = 0.9, 1e-4
-#: range of a mel spectrogram's colours in dB, and the same in nats
-RANGE_DB = 60
-RANGE = RANGE_DB / 10 * math.log(10)
-#: the page's sounds: libsndfile's format, or one that every build of it writes
-TYPES = {"MP3": "audio/mpeg", "WAV": "audio/wav"}
-CODEC = next(kind for kind in TYPES if kind in soundfile.available_formats())
-#: columns of a drawn waveform
-COLUMNS = 640
 
 
 class Table(NamedTuple):
@@ -135,7 +131,7 @@ class Section(NamedTuple):
     """A part of the report.
 
     Its anchor `key`, heading `title`, a `sentence` on what to see in it, and
-    its `items`: Table, Figure, Explorer or Gap.
+    its `items`: Table, Figure, Explorer, Catalogue or Gap.
     """
 
     key: str
@@ -198,17 +194,8 @@ def write_page(folder, title, note, sections, systems):
     >>> sorted(path.name for path in folder.iterdir())
     ['audio', 'report.html', 'report.md']
     """
-    for problem in _problems(sections, systems):
-        raise ValueError(problem)
     folder = Path(folder)
-    sections = [s._replace(items=group_explorers(s.items)) for s in sections]
-    files, blobs = {}, {}
-    groups = [(i, s.key) for s in sections for i in s.items if type(i) is Group]
-    groups = [_render(*pair, files, blobs) for pair in groups]
-    data = {"systems": systems, "groups": groups, "type": TYPES[CODEC]}
-    data["blobs"] = [base64.b64encode(blob).decode() for blob in blobs]
-    shown = {"title": title, "note": note, "data": data, "codec": CODEC}
-    shown |= {"sections": sections, "systems": systems, "range_db": RANGE_DB}
+    shown, files = _shown(title, note, sections, systems)
     names = ("report.md", "page.md"), ("report.html", "page.html")
     pages = {n: template(t, folder).render(shown) for n, t in names}
     (folder / "audio").mkdir(parents=True, exist_ok=True)
@@ -217,6 +204,35 @@ def write_page(folder, title, note, sections, systems):
     for name, page in pages.items():
         # names of files may hold bytes that are no text
         (folder / name).write_text(page, "utf-8", "backslashreplace")
+
+
+def write_html(path, title, note, sections, systems=()):
+    """Writes the one html file of `write_page`; figures lie in its folder."""
+    shown, _ = _shown(title, note, sections, list(systems))
+    page = template("page.html", Path(path).parent).render(shown)
+    write_bytes(path, page.encode(errors="backslashreplace"))
+
+
+def _shown(title, note, sections, systems):
+    """Returns what the templates show, and the sounds: wav -> name."""
+    for problem in _problems(sections, systems):
+        raise ValueError(problem)
+    files, blobs, groups, drawn = {}, {}, [], []
+    for section in sections:
+        items = group_explorers(section.items)
+        for at, item in enumerate(items):
+            if isinstance(item, Group):
+                groups.append(_render(item, section.key, files, blobs))
+            if isinstance(item, Catalogue):
+                items[at] = render_catalogue(item, section.key, files, blobs)
+        drawn.append(section._replace(items=items))
+    data = {"systems": systems, "groups": groups, "type": TYPES[CODEC]}
+    data["blobs"] = [base64.b64encode(blob).decode() for blob in blobs]
+    shown = {"title": title, "note": note, "data": data, "codec": CODEC}
+    shown |= {"sections": drawn, "systems": systems, "range_db": RANGE_DB}
+    items = [item for section in drawn for item in section.items]
+    shown["features"] = any(isinstance(i, Catalogue) for i in items)
+    return shown, files
 
 
 def group_explorers(items):
@@ -239,49 +255,6 @@ def group_explorers(items):
     return list(grouped.values())
 
 
-def common_gain(wavs):
-    """Computes the gain that brings the loudest sound to a peak of 0.9.
-
-    Example
-    -------
-    >>> common_gain([np.array([0.1, -0.45]), np.zeros(3)])
-    2.0
-    """
-    peak = max(float(np.abs(wav).max()) for wav in wavs)
-    return PEAK / peak if peak > SILENCE else 1.0
-
-
-def encode_sound(wav, kind="WAV"):
-    """Encodes a sound, (samples,) in [-1, 1], as MP3, or WAV of 16 bits.
-
-    Example
-    -------
-    >>> len(encode_sound(np.zeros(100)))
-    244
-    """
-    file = io.BytesIO()
-    soundfile.write(file, wav, SAMPLE_RATE, format=kind)
-    return file.getvalue()
-
-
-def outline(wav):
-    """Draws a sound, (samples,) in [-1, 1]: the ends of each of its columns.
-
-    Returns bytes from 0 (the value 1) to 200 (the value -1): the highest of
-    each column, then the lowest.
-
-    Example
-    -------
-    >>> drawn = outline(np.array([0.5, -0.5]))
-    >>> drawn[0], drawn[639], drawn[640], len(drawn)
-    (50, 150, 50, 1280)
-    """
-    starts = np.arange(COLUMNS) * len(wav) // COLUMNS
-    ends = [f.reduceat(wav, starts) for f in (np.maximum, np.minimum)]
-    drawn = 100 - 100 * np.concatenate(ends)
-    return drawn.clip(0, 200).round().astype(np.uint8).tobytes()
-
-
 def _render(group, key, files, blobs):
     """Encodes a group; equal sounds, and equal pictures, are kept once."""
     variants = [{**e._asdict(), "stops": []} for e in group.explorers]
@@ -291,8 +264,7 @@ def _render(group, key, files, blobs):
         for variant, explorer in zip(variants, group.explorers, strict=True)
         for stop in explorer.stops
     ]
-    log_mel, wavs = LogMel(), [torch.tensor(wav).float() for *_, wav in sounds]
-    mels = [log_mel(wav[None])[LOGMEL].mean[0].numpy() for wav in wavs]
+    mels = [log_mel_of(wav) for *_, wav in sounds]
     high = max(mel.max() for mel in mels)
     for (variant, label, wav), mel in zip(sounds, mels, strict=True):
         words = (key, variant["system"], variant["layer"], label)
@@ -326,7 +298,15 @@ def _problems(sections, systems):
                     cells = f"{len(row)} cells under a header of {wide}: {row}"
                     yield f"{item.title!r} has a row of {cells}."
         if isinstance(item, Explorer):
-            yield from _problems_of_sounds(item)
+            if not item.stops:
+                yield f"The explorer {item.name!r} has no stops."
+            yield from _problems_of_sounds(
+                f"explorer {item.name!r}", item.stops
+            )
+        if isinstance(item, Catalogue):
+            for card in item.cards:
+                clips = [*card.moments, *card.steered]
+                yield from _problems_of_sounds(f"feature {card.number}", clips)
     for section in sections:
         explorers = [i for i in section.items if isinstance(i, Explorer)]
         for name in _repeated([explorer.name for explorer in explorers]):
@@ -334,12 +314,10 @@ def _problems(sections, systems):
             yield f"Two explorers of {section.key!r} have {same}: {name}."
 
 
-def _problems_of_sounds(explorer):
-    if not explorer.stops:
-        yield f"The explorer {explorer.name!r} has no stops."
-    for label, wav in explorer.stops:
-        wav = np.asarray(wav)
-        name = f"{label!r} of the explorer {explorer.name!r}"
+def _problems_of_sounds(owner, sounds):
+    for sound in sounds:
+        wav = np.asarray(sound.wav)
+        name = f"{sound.label!r} of the {owner}"
         if wav.ndim != 1 or not wav.size:
             yield f"{name} has the shape {wav.shape} instead of (samples,)."
         if not np.isfinite(wav).all():

@@ -185,11 +185,11 @@ def error_bars(scores, key="value", scale=1):
     return y, np.maximum(0, [y - ends[:, 0], ends[:, 1] - y])
 
 
-def mel_png(mel, low, high):
+def mel_png(mel, low, high, colours="magma"):
     """Draws (frames, channels) as a small png: one pixel per number.
 
-    Time goes right, channels go up; `low` and `high` are the darkest and the
-    brightest value.
+    Time goes right, channels go up; `low` and `high` are the values at the ends
+    of matplotlib's `colours`.
 
     Example
     -------
@@ -201,8 +201,8 @@ def mel_png(mel, low, high):
     levels = (LEVELS * (mel - low) / (high - low)).clip(0, LEVELS).round()
     picture = Image.fromarray(levels.astype(np.uint8).T[::-1].copy())
     shades = np.linspace(0, 1, LEVELS + 1)
-    colours = matplotlib.colormaps["magma"](shades, bytes=True)
-    picture.putpalette(colours[:, :3].tobytes())
+    palette = matplotlib.colormaps[colours](shades, bytes=True)
+    picture.putpalette(palette[:, :3].tobytes())
     return _png(picture)
 
 

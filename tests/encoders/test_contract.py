@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 
+from speechbrain_sim.bottlenecks.coded import CodedEncoder
+from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
 from speechbrain_sim.decoders import mirror
 from speechbrain_sim.encoders.base import (
     Encoder,
@@ -21,6 +23,18 @@ from tests.encoders.test_greedy import encoder_with
 from tests.encoders.test_huggingface import save_model
 
 SIZES = {"channels": 12, "context_channels": 6}
+
+
+def coded(encoder, layer, pooling="frame"):
+    """An encoder and random codes of a layer."""
+    generator = torch.Generator().manual_seed(0)
+    channels = encoder.channels_of(layer)
+    sae = SparseAutoencoder(channels, 24, k=5, generator=generator)
+    name = f"{layer}.sae"
+    entries = {name: {"pooling": pooling}}
+    return CodedEncoder(encoder, {name: sae}, entries).eval()
+
+
 KINDS = {
     "sim": lambda folder: encoder_with(),
     "gim": lambda folder: encoder_with(probabilistic=False),
@@ -35,6 +49,8 @@ KINDS = {
     "wavlm": lambda folder: load_hidden_states(
         save_model(folder, "wavlm", "large")
     )[0],
+    "codes": lambda folder: coded(encoder_with(), "module2"),
+    "codes of means": lambda folder: coded(LogMel().eval(), "logmel", "mean"),
 }
 FIELDS = ("mean", "log_var", "sample")
 
@@ -218,7 +234,8 @@ def test_a_mirrored_decoder_gives_the_samples_back(encoder, shortest, more):
 
 def test_arguments_make_another(encoder):
     if not hasattr(encoder, "arguments"):
-        assert type(encoder).__name__ == "HiddenStates"  # of a library's model
+        # of a library's model, and of two parts
+        assert type(encoder).__name__ in ("HiddenStates", "CodedEncoder")
         return
     again = type(encoder)(**encoder.arguments).eval()
     again.load_state_dict(encoder.state_dict())
@@ -237,7 +254,9 @@ def test_unused_weights_get_no_gradient(encoder):
         if isinstance(encoder, GreedyEncoder):
             used = name.startswith(f"layers.{layer}.") and "log_var" not in name
             assert weight.requires_grad == used == (weight.grad is not None)
-        else:
+        elif isinstance(encoder, CodedEncoder) and "coders." in name:
+            assert not weight.requires_grad
+        elif not isinstance(getattr(encoder, "encoder", None), GreedyEncoder):
             assert weight.requires_grad
 
 

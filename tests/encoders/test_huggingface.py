@@ -1,4 +1,4 @@
-"""Tiny wav2vec2, HuBERT and WavLM models from a folder, never the network."""
+"""Tiny transformers of each kind from a folder, never the network."""
 
 import json
 import socket
@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import torchaudio
 
 from speechbrain_sim.decoders import mirror
 from speechbrain_sim.encoders.huggingface import (
@@ -46,6 +47,90 @@ def save_model(folder, kind, size):
     getattr(transformers, f"{KINDS[kind]}Model")(config).save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
     return folder
+
+
+def save_mert(folder, size, **changes):
+    """A MERT as it is published: weights of a HuBERT, a class of its own."""
+    model = load_hidden_states(save_model(folder, "hubert", size))[0].model
+    old = {"original0": "weight_g", "original1": "weight_v"}
+    weights = {}
+    for name, value in model.state_dict().items():
+        for new, former in old.items():
+            name = name.replace(f"parametrizations.weight.{new}", former)
+        weights[name] = value
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    own = "configuration_MERT.MERTConfig", "modeling_MERT.MERTModel"
+    config |= {
+        "model_type": "mert_model",
+        "architectures": ["MERTModel"],
+        "auto_map": dict(zip(("AutoConfig", "AutoModel"), own, strict=True)),
+        "sample_rate": 24000,
+        "attention_relax": 32.0,
+        "deepnorm": False,
+        "feature_extractor_cqt": False,
+        "feature_extractor_cqt_bins": 336,
+    }
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    inputs = folder / "preprocessor_config.json"
+    read = json.loads(inputs.read_text())
+    inputs.write_text(json.dumps({**read, "sampling_rate": 24000}))
+    for name in own:  # run, they would leave a mark
+        path = folder / f"{name.partition('.')[0]}.py"
+        path.write_text(f"open({str(folder / 'run')!r}, 'w')")
+    return model
+
+
+@pytest.mark.parametrize("size", NORMS)
+def test_mert_is_read_as_a_hubert_of_24_khz(tmp_path, size):
+    model = save_mert(tmp_path / "mert", size)
+    encoder, description = load_encoder(str(tmp_path / "mert"))
+    assert not (tmp_path / "mert/run").exists()
+    assert description["model"] == "mert_model"
+    time = torch.arange(6000) / 48000  # 0.125 s, of a tone that all rates have
+    tones = [torch.sin(2 * torch.pi * 441 * time[::step]) for step in (3, 2)]
+    latents = encoder(tones[0][None])
+    resampled = torchaudio.functional.resample(tones[0], 16000, 24000)
+    middle = slice(100, 2900)
+    torch.testing.assert_close(
+        resampled[middle], tones[1][middle], atol=1e-2, rtol=0
+    )
+    normed = torch.nn.functional.layer_norm(resampled, resampled.shape)[None]
+    with torch.no_grad():
+        expected = model(normed).last_hidden_state
+    torch.testing.assert_close(latents["hidden2"].mean, expected)
+
+
+def test_frames_of_24_khz_lie_where_they_are_read(tmp_path):
+    save_mert(tmp_path / "mert", "base")
+    encoder, _ = load_hidden_states(tmp_path / "mert")
+    for count in (160, 999, 1000, 3001):
+        frames = encoder(torch.randn(1, count))["hidden1"].mean.shape[1]
+        assert frames == encoder.output_lengths(count, "hidden1")
+        counts = torch.tensor([count])
+        assert encoder.output_lengths(counts, "hidden1").tolist() == [frames]
+    hop, center = encoder.frame_geometry("hidden1")
+    plain, _ = load_hidden_states(
+        save_model(tmp_path / "at16", "hubert", "base")
+    )
+    own = plain.frame_geometry("hidden1")
+    assert (hop, center) == pytest.approx([2 / 3 * x for x in own])
+    with pytest.raises(ValueError, match="reads 24000 Hz.* no decoders"):
+        mirror(encoder, "hidden1")
+
+
+@pytest.mark.parametrize(
+    "change", [{"feature_extractor_cqt": True}, {"deepnorm": True}], ids=str
+)
+def test_a_mert_that_is_no_hubert_is_refused(tmp_path, change):
+    save_mert(tmp_path / "mert", "base", **change)
+    (name,) = change
+    with pytest.raises(
+        ValueError, match=f"MERT with {name} = True, .* not run"
+    ):
+        load_encoder(str(tmp_path / "mert"))
+    assert not (tmp_path / "mert/run").exists()
 
 
 @pytest.fixture

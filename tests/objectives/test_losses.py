@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from speechbrain_sim.encoders.base import Latent
+from speechbrain_sim.family import build_model
 from speechbrain_sim.objectives.greedy import SmoothInfoNCE
 from speechbrain_sim.objectives.info_nce import (
     draw_negatives,
@@ -17,6 +18,7 @@ from speechbrain_sim.objectives.kl import (
     kl_per_channel,
     reduce_kl,
 )
+from speechbrain_sim.objectives.supervised import SupervisedModule
 from tests.reference.smooth_info_nce import slow_info_nce, slow_kl
 
 
@@ -209,3 +211,21 @@ def test_active_units_ignore_padding():
     mean[0, :10, 0] = torch.randn(10)
     mean[0, 10:] = torch.randn(10, 3)
     assert active_units(mean, torch.tensor([10])) == 1
+
+
+def test_labels_per_frame_are_scored_in_double_precision():
+    """No step in between is rounded: equal to cross-entropy, written out."""
+    torch.manual_seed(0)
+    layers = build_model("gim", channels=4, context_channels=0).encoder.layers
+    module = SupervisedModule("all", layers, 4, 3, (160, 200.0)).double()
+    x, targets = torch.randn(2, 10, 4).double(), torch.randint(3, (2, 10))
+    latent = Latent(x, None, x, torch.tensor([10, 7]))
+    loss, _ = module.objective({"top": latent}, None, None, None, targets)
+    scores = x @ module.classifier.weight.T + module.classifier.bias
+    shares = (scores.exp() / scores.exp().sum(-1, keepdim=True)).log()
+    picked = [
+        shares[row, frame, targets[row, frame]]
+        for row, frames in ((0, 10), (1, 7))
+        for frame in range(frames)
+    ]
+    torch.testing.assert_close(loss, -sum(picked) / 17, rtol=1e-14, atol=0)

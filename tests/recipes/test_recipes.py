@@ -1,17 +1,24 @@
 """Every recipe with every yaml for one tiny epoch."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import soundfile
+import torch
 
 from speechbrain_sim.models.load import load_encoder
 from tests.conftest import HPARAMS, ROOT, options_for
+from tests.encoders.test_huggingface import save_mert, save_model
 
 REAL = ROOT.parent / "shared/data/ArtificialSpeech"
 TINY = ["--channels", "8", "--context_channels", "8", "--device", "cpu"]
 TINY += ["--number_of_epochs", "1", "--num_workers", "0", "--noprogressbar"]
+TINY_SAE = ["--num_units", "16", "--k", "[2]", "--sparsity", "null"]
+TINY_SAE += ["--number_of_epochs", "1", "--batch_size", "64", "--device", "cpu"]
+TINY_SAE += ["--seeds", "[1]", "--noprogressbar", "--sheet"]
+TINY_SAE += ["{train_rows: 300, test_rows: 200, probe_rows: 100, draws: 2}"]
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +157,37 @@ def test_probe_logmel_then_find_it_done(
     written = result.stat().st_mtime_ns
     recipes["probe"].main(argv)
     assert result.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("yaml", yamls("sae"), ids=str)
+def test_sparse_autoencoders_of_every_corpus(recipes, corpora, tmp_path, yaml):
+    argv = [str(yaml), "--encoder", "logmel", "--output_folder", str(tmp_path)]
+    argv += options_for(yaml, corpora) + [*TINY_SAE, "--layers", "[logmel]"]
+    recipes["bottleneck"].main(argv)
+    parts = json.loads((tmp_path / "config.json").read_text())["parts"]
+    (name,) = (name for name in parts if name.startswith("bottleneck_"))
+    assert parts[name]["layer"] == "logmel"
+    pooling = "mean" if yaml.parent.name == "VocalSet" else "frame"
+    assert parts[name]["pooling"] == pooling
+    report = (tmp_path / "report.md").read_text()
+    published = "| AST hidden6 | 81.8 | 80.3 |" in report
+    assert published == (yaml.parent.name == "VocalSet")
+
+
+@pytest.mark.parametrize("kind", ["hubert", "mert"])
+def test_sparse_autoencoders_of_a_transformer(recipes, corpora, tmp_path, kind):
+    make = save_mert if kind == "mert" else partial(save_model, kind=kind)
+    make(tmp_path / kind, size="base")
+    yaml = HPARAMS / "FSDD/sae.yaml"
+    argv = [str(yaml), "--encoder", str(tmp_path / kind)]
+    argv += ["--output_folder", str(tmp_path / "run")]
+    argv += options_for(yaml, corpora) + [*TINY_SAE, "--layers", "[hidden1]"]
+    recipes["bottleneck"].main(argv)
+    encoder, _ = load_encoder(tmp_path / "run")
+    layers = ["hidden1", "hidden1.sae"]
+    for name, latent in encoder(torch.randn(1, 4000), layers=layers).items():
+        assert latent.mean.shape[1] == encoder.output_lengths(4000, name) > 10
+    assert 0 < (latent.mean > 0).sum(-1).max() <= 2  # k
 
 
 def test_probe_of_a_missing_encoder_names_the_folder(

@@ -75,6 +75,13 @@ CORPORA = {
         "its phones are those of English sentences in espeak-ng's voices. For "
         "people's speech, train on people's speech",
     ),
+    "VocalSet": Corpus(
+        "VocalSet",
+        "cc-by-4.0",
+        "10.1 hours of 20 professional singers (9 female, 11 male) and their "
+        "vocal techniques, published by Julia Wilkins and others, 2018, at "
+        "https://doi.org/10.5281/zenodo.1193956",
+    ),
 }
 
 
@@ -102,6 +109,7 @@ CONTENTS = {
         "5678-43303-0032.flac": "fb5a64ade9f86c60",
         "6476-57446-0019.flac": "2054d2d37a7df288",
     },
+    "VocalSet": {},  # no hash is known: name it, `export --data VocalSet`
 }
 
 

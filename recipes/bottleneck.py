@@ -1,0 +1,189 @@
+"""Trains sparse autoencoders on the frames of layers of a frozen encoder.
+
+    python recipes/bottleneck.py hparams/Synthetic/sae.yaml --encoder sim-small \
+        --k "[16, 32, 64]" --seeds "[1, 2]"
+
+What the encoder computes for the corpus is kept in the run's folder; all layers,
+sparsities (--k, or --sparsity in percent) and seeds are trained in one pass over
+it, and scored beside controls on the test part. The folder becomes a model: the
+encoder, its decoders if it has any, and the autoencoders, whose codes are layers
+named `module3.sae`; and it gets a report with a page of their features. Started
+again after a kill, a run is resumed.
+"""
+
+import sys
+from pathlib import Path
+
+import speechbrain as sb
+from speechbrain.utils.distributed import infer_device
+
+from speechbrain_sim import config
+from speechbrain_sim.analysis.code_report import write_report
+from speechbrain_sim.analysis.probes import check_examples
+from speechbrain_sim.analysis.sparsity import read_settings
+from speechbrain_sim.bottlenecks.sae import L1, TEMPORAL
+from speechbrain_sim.brains.bottleneck import (
+    BottleneckBrain,
+    make_bottlenecks,
+    plan,
+)
+from speechbrain_sim.brains.frames import ROWS, check_rows, count_rows
+from speechbrain_sim.brains.schedules import check_decay
+from speechbrain_sim.cli import run_command
+from speechbrain_sim.data.labels import FRAMES, kind_of
+from speechbrain_sim.data.phones import name_phones
+from speechbrain_sim.encoders.logmel import SPECTRAL
+from speechbrain_sim.extraction import encode_manifest
+from speechbrain_sim.models.fetch import open_source
+from speechbrain_sim.models.format import (
+    DECODER,
+    ENCODER,
+    describe,
+    load_parts,
+    save_parts,
+)
+from speechbrain_sim.models.load import (
+    check_folder,
+    load_encoder,
+    plain,
+    save_encoder,
+)
+
+PARTS = ("train", "valid", "test")
+
+
+def check(settings):
+    """Raises a ValueError for settings that do not go together."""
+    check_decay(settings)
+    read_settings(settings["sheet"])
+    if settings["pooling"] != "mean":
+        return
+    if settings["variant"] == TEMPORAL:
+        raise ValueError(
+            "--variant temporal compares neighbouring frames, and --pooling "
+            "mean keeps one row of a recording: use --pooling frame."
+        )
+    for label in settings["labels"]:
+        if kind_of(label, settings["label_kinds"]) == FRAMES:
+            raise ValueError(
+                f"--labels has {label}, of frames, and --pooling mean keeps one "
+                f"row of a recording: leave it out, or use --pooling frame."
+            )
+
+
+#: of runs: what may change when they are resumed, and what is refused; the
+#: report is no part of the training
+SHOWN = ["labels", "sheet", "factors_of", "published", "title", "note"]
+RULES = ([*config.MAY_CHANGE, "encoder", *SHOWN], check)
+
+
+def read_labels(hparams):
+    """Prepares the corpus; returns classes, kind and names of each label.
+
+    Raises a ValueError, before any work, for what cannot be probed.
+    """
+    hparams["prepare"]()
+    manifests, labels = {n: hparams[f"{n}_csv"] for n in PARTS}, {}
+    for label in hparams["labels"]:
+        kind = kind_of(label, hparams["label_kinds"])
+        data = manifests, hparams["data_folder"], label, kind
+        classes = check_examples(*data, controls=10)
+        names = name_phones(label, classes, Path(hparams["train_csv"]).parent)
+        labels[label] = classes, kind, names
+    return labels
+
+
+def encode(hparams, run_opts, encoder, description, layers):
+    """Encodes the parts of the corpus, unless they are cached."""
+    rows, folder = ROWS[hparams["pooling"]], hparams["output_folder"]
+    options = {
+        "layers": layers,
+        "rows": rows,
+        "log_var": hparams["pooling"] == "frame",
+        "max_seconds": hparams["encoding_seconds"],
+        "device": run_opts["device"] or infer_device(),
+    }
+    return {
+        part: encode_manifest(
+            encoder,
+            description,
+            hparams[f"{part}_csv"],
+            hparams["data_folder"],
+            f"{folder}/activations/{rows}/{part}",
+            **options,
+        )
+        for part in PARTS
+    }
+
+
+def keep_model(folder, encoder, description, source):
+    """Saves the encoder, and the decoders that come with it."""
+    known = save_encoder(folder, encoder, description, source)
+    if str(source) in SPECTRAL or ENCODER not in known["parts"]:
+        return  # no model folder
+    about = describe(open_source(source))["parts"]
+    about = {n: part for n, part in about.items() if n.startswith(DECODER)}
+    decoders, _ = load_parts(source, list(about))
+    save_parts(folder, decoders, about)
+
+
+def make_brain(hparams, run_opts, encoder, layers):
+    """Makes the bottlenecks and their Brain, after all that can be refused."""
+    channels = {layer: encoder.channels_of(layer) for layer in layers}
+    width, expansion = hparams["num_units"], hparams["expansion"]
+    units = {n: width or round(expansion * c) for n, c in channels.items()}
+    several = hparams["k"], hparams["sparsity"]
+    if hparams["variant"] == L1:
+        several = [1], None  # there is no k
+    hparams["planned"] = plan(units, *several, hparams["seeds"])
+    data = hparams["train_csv"], hparams["data_folder"], hparams["pooling"]
+    rows = count_rows(encoder, layers, *data)
+    check_rows(rows, units, hparams["pooling"])
+    idle = {n: hparams["dead_after"] or count for n, count in rows.items()}
+    made = hparams["planned"], hparams["bottleneck"], channels, idle
+    return BottleneckBrain(
+        make_bottlenecks(*made),
+        hparams["opt_class"],
+        hparams,
+        run_opts,
+        hparams["checkpointer"],
+    )
+
+
+def bottleneck(hparams, run_opts):
+    """Encodes, trains, scores and reports."""
+    folder, source = hparams["output_folder"], hparams["encoder"]
+    encoder, description = plain(*load_encoder(source))
+    layers = hparams["layers"] or encoder.layer_names
+    for layer in layers:
+        encoder.check_layer(layer)
+    check_folder(folder, encoder, description, source)
+    sb.create_experiment_directory(folder)
+    labels = read_labels(hparams)
+    brain = make_brain(hparams, run_opts, encoder, layers)
+    brain.open_run()
+    stores = encode(hparams, run_opts, encoder, description, layers)
+    keep_model(folder, encoder, description, source)
+    brain.fit_stores(stores["train"], stores["valid"], description["sha256"])
+    brain.check_alive()
+    write_report(
+        folder,
+        stores,
+        labels,
+        (hparams["test_csv"], hparams["data_folder"]),
+        hparams["sheet"],
+        hparams["factors_of"],
+        hparams["published"],
+        title=hparams["title"],
+        note=hparams["note"],
+    )
+    print(f"\nWritten to {folder}/report.html, report.md and sparsity.json")
+
+
+def main(argv):
+    """Runs the recipe with a command line."""
+    bottleneck(*config.load_experiment(argv, *RULES))
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:], "bottleneck.py")

@@ -1,0 +1,301 @@
+"""Scores of one code of a layer, and of the layer itself, in one place."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from speechbrain_sim.activations import ALL, LOG_VAR
+from speechbrain_sim.analysis import code_scores, feature_scores
+from speechbrain_sim.analysis.code_controls import CONTROLS
+from speechbrain_sim.analysis.code_parts import LayerAbove, read_part
+from speechbrain_sim.analysis.code_scores import encode_rows
+from speechbrain_sim.analysis.factor_scores import dci
+from speechbrain_sim.analysis.intervals import Unmeasurable
+from speechbrain_sim.analysis.lasso import Part as Example
+from speechbrain_sim.analysis.tokens import NO_PHONES
+from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.data.labels import FRAMES, NO_LABEL
+from speechbrain_sim.randomness import keyed_generator
+
+#: of the Lasso between wide codes and factors: a third of the time of 1e-3
+LOOSE = 1e-2
+
+
+class Settings(NamedTuple):
+    """How much is read for the score sheet.
+
+    Arguments
+    ---------
+    seed : int
+        Of all draws.
+    train_rows, test_rows : int
+        Rows read of both parts: whole recordings, drawn until there are so
+        many.
+    probe_rows, factor_rows, posterior_rows : int
+        Rows, drawn from these, that probes are solved on, that factors are
+        scored on, and whose posteriors are drawn from.
+    draws : int
+        From each posterior.
+    strengths : tuple of float
+        Of L2 of the probes, to choose from on validation rows.
+    controls : tuple of str
+        Of `CONTROLS`.
+    names : dict of str to list of str
+        Names of a label's classes, by which silence is left out of F1.
+    factors_of : callable, optional
+        Row of a manifest -> dict of factors of its recording, beside the
+        labels: see `speechbrain_sim.analysis.factors.Factors`.
+    """
+
+    seed: int = 1
+    train_rows: int = 30_000
+    test_rows: int = 100_000
+    probe_rows: int = 6_000
+    factor_rows: int = 2_000
+    posterior_rows: int = 2_000
+    draws: int = 32
+    strengths: tuple = (1e-2, 1e-3)
+    controls: tuple = CONTROLS
+    names: dict = {}
+    factors_of: Callable | None = None
+
+
+def read_settings(given):
+    """Checks what differs from `Settings`, a dict; returns them.
+
+    Raises a ValueError that names what there is instead.
+    """
+    for name in given.keys() - Settings._fields:
+        known = ", ".join(Settings._fields)
+        raise ValueError(f"The sheet has no setting '{name}': {known}.")
+    settings = Settings(**given)
+    for name, value in settings._asdict().items():
+        if name.endswith(("rows", "draws")) and not value >= 2:
+            raise ValueError(f"The sheet's {name} is {value}: at least 2.")
+    for control in {*settings.controls} - {*CONTROLS}:
+        known = ", ".join(CONTROLS)
+        raise ValueError(f"controls names '{control}': there are {known}.")
+    return settings
+
+
+def measured(function, *arguments):
+    """Returns what a function returns, or a `gap`: why it cannot be measured."""
+    try:
+        return function(*arguments)
+    except (Unmeasurable, ImportError) as error:  # of an extra
+        return {"gap": str(error)}
+
+
+class Sheet:
+    """Scores codes of one layer; what they share is read and solved once.
+
+    Arguments
+    ---------
+    layer : str
+        The layer.
+    encoder, stores, labels, settings :
+        See `measure_codes`; a `Settings`.
+    """
+
+    def __init__(self, layer, encoder, stores, labels, settings):
+        self.layer, self.labels, self.settings = layer, labels, settings
+        sizes = settings.train_rows, settings.test_rows, settings.probe_rows
+        names, how = ("train", "test", "valid"), (settings.seed,)
+        #: training, test and validation part
+        self.parts = [
+            read_part(stores[n], layer, labels, m, *how, settings.factors_of)
+            for n, m in zip(names, sizes, strict=True)
+        ]
+        self.train, self.test, _ = self.parts
+        self.store, self.mean = stores["test"], self.train.x.mean(0)
+        kinds = {label: kind for label, (_, kind) in labels.items()}
+        #: what single units are named by: a label of frames, if there is one
+        self.concept = next(
+            (label for label, kind in kinds.items() if kind == FRAMES),
+            next(iter(kinds), None),
+        )
+        x = [part.x for part in self.parts]
+        self.readers, self.probes = self._probe(x)
+        self.above = measured(self._solve_above, encoder, stores)
+
+    def score_layer(self):
+        """Scores the layer itself: its channels are two units, one per sign."""
+        x, z, _ = (part.x for part in self.parts)
+        low, high = x.min(0), x.max(0)
+        units = [np.c_[v - low, high - v].clip(0) for v in (x, z)]
+        return {
+            "probes": self.probes,
+            "concept": measured(self._concept, units, (x, z), self.readers),
+            "factors": measured(self._factors, x, z),
+        }
+
+    def score(self, code):
+        """Scores a bottleneck, or a control; see `measure_codes`."""
+        pairs = [encode_rows(code, part.x) for part in self.parts]
+        codes, decoded = zip(*pairs, strict=True)
+        unit, z = self.test.unit, codes[1]
+        readers, probes = self._probe(codes)
+        given = self.test.x, decoded[1], self.mean, unit
+        return {
+            "reconstruction": measured(code_scores.reconstruction, *given),
+            "firing": measured(code_scores.firing, z, unit),
+            "duration": measured(self._durations, z),
+            "posterior": measured(self._sureness, code),
+            "probes": probes,
+            "decoded": self._probe(decoded)[1],
+            "recovered": self._recovered(decoded[1]),
+            "concept": measured(self._concept, codes[:2], codes[:2], readers),
+            "factors": measured(self._factors, *codes[:2]),
+        }
+
+    def _draw(self, at, most, *key):
+        """Draws some of the rows, in their order."""
+        noise = keyed_generator(self.settings.seed, "rows", *key)
+        drawn = torch.randperm(len(at), generator=noise)[:most].numpy()
+        return np.sort(at[drawn])
+
+    def _labelled(self, label, most, left_out=()):
+        """Lists the rows of a label, `most` of training, and their classes.
+
+        Of each part; without rows of the classes that are `left_out`.
+        """
+        for part in self.parts:
+            y = part.y[label]
+            at = np.flatnonzero((y != NO_LABEL) & ~np.isin(y, left_out))
+            if part is self.train:
+                at = self._draw(at, most, label)
+            yield at, y[at]
+
+    def _probe(self, codes):
+        """Solves probes of all labels; returns the readers and their scores."""
+        readers, scores = {}, {}
+        for label, (classes, _) in self.labels.items():
+            most = self.settings.probe_rows
+            known, test, valid = self._labelled(label, most)
+            x, z, v = (
+                part[at]
+                for part, (at, _) in zip(
+                    codes, (known, test, valid), strict=True
+                )
+            )
+            fits = x, known[1], v, valid[1], len(classes)
+            read = feature_scores.fit_reader(*fits, self.settings.strengths)
+            tested = z, test[1], self.test.unit[test[0]], known[1]
+            readers[label] = read
+            scores[label] = measured(feature_scores.accuracy, read, *tested)
+        return readers, scores
+
+    def _concept(self, units, codes, readers):
+        """Scores one, few and all units by the F1 of the concept's classes."""
+        if self.concept is None:
+            raise Unmeasurable("There are no labels.")
+        classes, _ = self.labels[self.concept]
+        names = self.settings.names.get(self.concept, classes)
+        quiet = [i for i, n in enumerate(names) if n.lower() in NO_PHONES]
+        (at, y), (to, there), _ = self._labelled(
+            self.concept, self.settings.train_rows, quiet
+        )
+        unit = self.test.unit[to]
+        one = units[0][at], y, units[1][to], there, unit, len(classes)
+        given = codes[0][at], y, codes[1][to], there, unit
+        score, labels = feature_scores.best_units(*one)
+        return {
+            "label": self.concept,
+            "one": score,
+            "few": feature_scores.few_units(*given, len(classes)),
+            "all": feature_scores.reader_f1(readers[self.concept], *given),
+            "always": feature_scores.always_f1(there, unit, len(classes)),
+            "across": feature_scores.variance_across(*given),
+            "units": labels,
+        }
+
+    def _factors(self, *codes):
+        """Scores the disentanglement of labels and further factors."""
+        examples, most = [], self.settings.factor_rows
+        for part, z in zip(self.parts, codes, strict=False):
+            kept = np.ones(len(part.x), bool)
+            for label, y in part.y.items():
+                known = examples[0].factors[label] if examples else y
+                kept &= (y != NO_LABEL) & np.isin(y, known)
+            at = self._draw(np.flatnonzero(kept), most, "factors")
+            factors = {n: y[at] for n, y in {**part.y, **part.factors}.items()}
+            z = z[at].toarray() if sparse.issparse(z) else z[at]
+            examples.append(Example(z, factors, part.unit[at]))
+        vary = [
+            {n for n, values in e.factors.items() if len(np.unique(values)) > 1}
+            for e in examples
+        ]
+        for e in examples:
+            for name in e.factors.keys() - (vary[0] & vary[1]):
+                del e.factors[name]
+        if len(examples[0].factors) < 2:
+            raise Unmeasurable("Fewer than two labels or factors vary.")
+        return dci(*examples, self.settings.seed, LOOSE)
+
+    def _durations(self, codes):
+        """Measures how long units fire, where rows are frames."""
+        if self.store.made_of["rows"] != ALL:
+            raise Unmeasurable("Rows are means of utterances, not frames.")
+        hop = 1000 * self.store.layers[self.layer][0] / SAMPLE_RATE
+        where = self.test.utterance, self.test.unit, hop
+        return code_scores.durations(codes, *where)
+
+    def _sureness(self, code):
+        """Draws from the posteriors of some test frames."""
+        name, settings = self.layer + LOG_VAR, self.settings
+        if name not in self.store.arrays or self.store.made_of["rows"] != ALL:
+            raise Unmeasurable("There are no posteriors of frames.")
+        at = np.arange(len(self.test.x))
+        at = self._draw(at, settings.posterior_rows, "posterior")
+        log_var = self.store[name][torch.from_numpy(self.test.rows[at])]
+        given = self.test.x[at], log_var.numpy(), self.test.unit[at]
+        return code_scores.sureness(code, *given, settings.draws, settings.seed)
+
+    def _recovered(self, decoded):
+        """Measures what probes, of the layer and of the one above, recover."""
+        test, label = self.test, self.concept
+        if label is None:
+            return {"layer": {"gap": "There are no labels."}}
+        _, (at, y), _ = self._labelled(label, 0)
+        x = np.broadcast_to(self.mean, decoded.shape), decoded, test.x
+        losses = [self.readers[label].losses(z[at], y) for z in x]
+        recovered = feature_scores.recovered
+        found = {"layer": measured(recovered, losses, test.unit[at])}
+        if isinstance(self.above, dict):
+            return {**found, "above": self.above}
+        layer, read, y, unit, (of_mean, of_x) = self.above
+        z, _ = layer.run(decoded, test.utterance)
+        losses = of_mean, read.losses(z[y != NO_LABEL], y[y != NO_LABEL]), of_x
+        return {**found, "above": measured(recovered, losses, unit)}
+
+    def _solve_above(self, encoder, stores):
+        """Solves a probe of the layer above, which runs on this one's means.
+
+        Returns layer, Reader, labels of test rows, recordings of those that
+        have one, and the losses of this layer's mean and of its frames.
+        """
+        layer, label = LayerAbove(encoder, self.layer), self.concept
+        frames = self.store.made_of["rows"] == ALL
+        if not frames or self.labels.get(label, [None])[-1] != FRAMES:
+            raise Unmeasurable("There are no labels of frames.")
+        classes, sides = self.labels[label][0], []
+        for name, part in zip(("train", "test"), self.parts, strict=False):
+            x, owner = layer.run(part.x, part.utterance)
+            y = layer.labels(stores[name], label, classes, owner)
+            sides.append((x, y, owner))
+        (x, y, _), (z, there, owner) = sides
+        at = np.flatnonzero(y != NO_LABEL)
+        at = self._draw(at, self.settings.probe_rows, "above")
+        fits = (x[at], y[at]) * 2  # one strength: nothing to choose
+        strengths = self.settings.strengths[-1:]
+        read = feature_scores.fit_reader(*fits, len(classes), strengths)
+        mean = np.broadcast_to(self.mean, self.test.x.shape)
+        mean, _ = layer.run(mean, self.test.utterance)
+        kept = there != NO_LABEL
+        losses = [read.losses(v[kept], there[kept]) for v in (mean, z)]
+        unit = np.zeros(1 + owner.max(), int)
+        unit[self.test.utterance] = self.test.unit
+        return layer, read, there, unit[owner][kept], losses

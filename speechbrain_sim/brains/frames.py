@@ -1,0 +1,189 @@
+"""Rows of stored layers in batches, for what learns from all of them."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from speechbrain.utils.logger import get_logger
+from torch.utils.data import IterableDataset
+
+from speechbrain_sim.activations import ALL, MEAN
+from speechbrain_sim.data.tables import read_manifest
+from speechbrain_sim.randomness import keyed_generator
+
+logger = get_logger(__name__)
+
+#: rows of a store for each pooling
+ROWS = {"frame": ALL, "mean": MEAN}
+#: rows, evenly spread, that stand for a layer
+SAMPLE = 2**14
+
+
+class Batch(NamedTuple):
+    """Rows of a layer, (rows, channels); those that follow them, or None.
+
+    `share` is how much of the layer's epoch is done with them.
+    """
+
+    x: torch.Tensor
+    following: torch.Tensor | None
+    share: float
+
+
+class FrameBatches(IterableDataset):
+    """Batches of the rows of several layers, for one epoch after another.
+
+    In an epoch every row of every layer comes once. The order depends on seed,
+    epoch and number of rows alone: layers of one frame rate have the same
+    frames, and what a bottleneck gets does not depend on the other layers. A
+    layer with fewer rows has no part in some of the steps, evenly spread. A
+    step is a dict of layer to `Batch`.
+
+    Arguments
+    ---------
+    store : ActivationStore
+        Complete.
+    layers : list of str
+        Its layers.
+    batch_size : int
+        Most rows of a batch; those of an epoch differ by one row at most.
+    following : bool
+        Whether each row comes with the next one of its utterance, of which the
+        last has none and is left out.
+    seed : int, optional
+        Of the order; without, rows come as they are stored.
+    """
+
+    def __init__(self, store, layers, batch_size, following=False, seed=None):
+        self.rows = {layer: store[layer] for layer in layers}
+        self.following, self.seed = following, seed
+        #: of the batches to come: their epoch, and how many steps it has had
+        self.epoch, self.done = 1, 0
+        self.chosen, self.batches = {}, {}
+        for layer, rows in self.rows.items():
+            count = len(rows)
+            if following:
+                owner = rows.utterance
+                self.chosen[layer] = np.flatnonzero(owner[1:] == owner[:-1])
+                count = len(self.chosen[layer])
+            self.batches[layer] = count, -(-count // batch_size)
+
+    def __len__(self):
+        return max(batches for _, batches in self.batches.values())
+
+    def _order(self, count):
+        """Returns the order of so many rows in this epoch."""
+        if self.seed is None:
+            return torch.arange(count)
+        key = self.seed, "rows", count, self.epoch
+        return torch.randperm(count, generator=keyed_generator(*key))
+
+    def __iter__(self):
+        """Yields the steps of `epoch` that are left."""
+        sizes = dict.fromkeys(self.batches.values())
+        orders = {
+            size: self._order(size[0]).tensor_split(size[1]) for size in sizes
+        }
+        for step in range(self.done, len(self)):
+            yield {
+                layer: self._read(layer, orders[size][at], (at + 1) / size[1])
+                for layer, size in self.batches.items()
+                if (at := _turn(step, size[1], len(self))) is not None
+            }
+
+    def _read(self, layer, at, share):
+        """Reads a batch of a layer."""
+        if not self.following:
+            return Batch(self.rows[layer][at], None, share)
+        at = torch.from_numpy(self.chosen[layer])[at]
+        x = self.rows[layer][torch.stack([at, at + 1])]
+        return Batch(x[0], x[1], share)
+
+
+def _turn(step, batches, steps):
+    """Returns which of some batches, spread over more steps, a step has.
+
+    >>> [_turn(step, 2, 5) for step in range(5)]
+    [None, None, 0, None, 1]
+    """
+    before, after = step * batches // steps, (step + 1) * batches // steps
+    return before if after > before else None
+
+
+def measure(store, layer):
+    """Returns mean and deviation of a layer's channels, and some of its rows.
+
+    The deviation is 0 where those rows do not vary.
+    """
+    rows = store[layer]
+    sample = rows[:: 1 + (len(rows) - 1) // SAMPLE]
+    mean, std = store.statistics(layer)
+    return mean, std.where(sample.amax(0) > sample.amin(0), 0.0), sample
+
+
+def check_store(store, layers, encoder_sha256, pooling):
+    """Raises a ValueError if bottlenecks cannot learn from a store.
+
+    That of another encoder, of other rows, without a layer, or with NaN.
+    """
+    there, rows = store.made_of, ROWS[pooling]
+    problem = None
+    if there["encoder"] != encoder_sha256:
+        problem = f"is of another encoder ({there['encoder']}, not "
+        problem += f"{encoder_sha256})"
+    elif there["rows"] != rows:
+        problem = (
+            f"keeps {there['rows']} rows; --pooling {pooling} needs {rows}"
+        )
+    elif missing := [n for n in layers if n not in store.arrays]:
+        problem = f"has no {missing[0]}, only {', '.join(store.arrays)}"
+    if problem:
+        raise ValueError(f"{store.folder} {problem}: encode the corpus again.")
+    for layer in layers:
+        if not store.statistics(layer).isfinite().all():
+            bad = first_bad_row(store, layer)
+            raise ValueError(
+                f"{store.folder} holds NaN or infinity for {layer}, first in "
+                f"{bad}: delete this folder, and encode the corpus again."
+            )
+
+
+def first_bad_row(store, layer):
+    """Returns the id of the first utterance that is not finite."""
+    rows, done = store[layer], 0
+    for piece in rows.split(SAMPLE):
+        bad = (~piece.isfinite().all(1)).nonzero()
+        if len(bad):
+            return store.ids[rows.utterance[done + int(bad[0])]]
+        done += len(piece)
+    return "its statistics"
+
+
+def count_rows(encoder, layers, manifest, data_folder, pooling):
+    """Counts the rows that a store of a manifest will have.
+
+    Returns a dict of layer to rows.
+    """
+    rows = read_manifest(manifest, data_folder).values()
+    samples = torch.tensor([row["num_samples"] for row in rows])
+    if pooling == "mean":
+        return dict.fromkeys(layers, len(samples))
+    return {n: int(encoder.output_lengths(samples, n).sum()) for n in layers}
+
+
+def check_rows(rows, units, pooling):
+    """Raises a ValueError if a layer has fewer frames than units.
+
+    Of means over recordings, only a warning: they are few. `rows` and `units`
+    are dicts of layer to their number.
+    """
+    for layer, count in rows.items():
+        few = (
+            f"{layer} has {count} rows in the training part, fewer than its "
+            f"{units[layer]} units: use a smaller --num_units or --expansion, "
+            f"or more data."
+        )
+        if count < units[layer] and pooling == "mean":
+            logger.warning(few)
+        elif count < units[layer]:
+            raise ValueError(few)

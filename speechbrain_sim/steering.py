@@ -1,0 +1,162 @@
+"""Features of a recording: which are active, and how it sounds without them."""
+
+import math
+from os import PathLike
+from typing import NamedTuple
+
+import torch
+
+from speechbrain_sim.bottlenecks.coded import (
+    activation_deviation,
+    change_codes,
+    move,
+    top_moments,
+)
+from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.features import check_file
+from speechbrain_sim.inputs import as_batch
+from speechbrain_sim.randomness import keyed_generator
+
+#: frames that are coded at once
+FRAMES = 4096
+
+
+class Steered(NamedTuple):
+    """A recording before and after features were changed.
+
+    `original` and `changed`, (samples,): both are decoded from the frames that
+    were coded, the latter from moved ones. Their codes, (frames, units).
+    """
+
+    original: torch.Tensor
+    changed: torch.Tensor
+    codes: torch.Tensor
+    changed_codes: torch.Tensor
+
+
+class ActiveFeature(NamedTuple):
+    """Where a feature is active in a recording, and how strongly.
+
+    Its number and its `name` in the metadata of the model, if any; `mean` over
+    all frames, and `share` of frames in which it is active; `peak`, its largest
+    activation, at `at` seconds, and from `start` to `stop` of the frames around
+    it without a pause. `deviation` is that of the peak over draws from the
+    layer's posterior, see `activation_deviation`; None where there is none.
+    """
+
+    feature: int
+    name: str | None
+    mean: float
+    share: float
+    peak: float
+    at: float
+    start: float
+    stop: float
+    deviation: float | None
+
+
+def frames_of_span(span, hop, center, frames):
+    """Returns the frames whose center lies in a span of seconds, a slice.
+
+    A ValueError if there is none.
+
+    Example
+    -------
+    >>> frames_of_span((0.01, 0.03), 160, 20.0, 100)
+    slice(1, 3, None)
+    """
+    try:
+        ends = [(float(x) * SAMPLE_RATE - center) / hop for x in span]
+        start, stop = (min(max(math.ceil(x), 0), frames) for x in ends)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"span is {span!r:.80}: give its start and its end, in seconds."
+        ) from error
+    if start >= stop:
+        raise ValueError(
+            f"No frame lies between {span[0]} and {span[1]} s; those of this "
+            f"recording end at {(center + hop * (frames - 1)) / SAMPLE_RATE:g} s."
+        )
+    return slice(start, stop)
+
+
+def coded_layer(model, layer=None):
+    """Returns the name of a model's codes: `layer`, or the only ones.
+
+    A ValueError names them if there are others, or none.
+    """
+    encoder = model.encoder
+    codes = [n for n in encoder.layer_names if encoder.bottleneck_of(n)]
+    if layer is None and len(codes) == 1:
+        return codes[0]
+    if layer not in codes:
+        asked = "Which codes? Give a layer"
+        if layer is not None:
+            asked = f"'{layer}' holds no codes; those that do"
+        there = ", ".join(codes) or "none, train one with recipes/bottleneck.py"
+        raise ValueError(f"{asked}: {there}.")
+    return layer
+
+
+def steer(model, wav, layer, features, span=None, how="set"):
+    """Changes features of a recording: see `SmoothInfoMax.steer`."""
+    layer = coded_layer(model, layer)
+    origin, encoder = model.encoder.origin(layer), model.encoder
+    if isinstance(wav, (str, PathLike)):
+        samples = check_file(encoder, wav, [origin])
+        latent = model.encode_file(wav, origin)
+    else:
+        one = getattr(wav, "ndim", 0) == 1
+        wavs, lengths = as_batch([wav] if one else wav)
+        if len(wavs) > 1:
+            raise ValueError(f"{len(wavs)} waveforms: steer one at a time.")
+        samples = int(lengths)
+        latent = model.encode_batch(wavs, layer=origin)
+    x, codes = latent.mean, encoder.codes_of(layer, latent).mean
+    frames = slice(None)
+    if span is not None:
+        place = encoder.frame_geometry(layer)
+        frames = frames_of_span(span, *place, x.shape[1])
+    changed = change_codes(codes, features, frames, how)
+    moved = move(encoder.bottleneck_of(layer), x, codes, changed)
+    sounds = model.decode(torch.cat([x, moved]), origin, samples)
+    return Steered(*sounds, codes[0], changed[0])
+
+
+def top_features(model, path, layer=None, count=10):
+    """Ranks the features of a file: see `SmoothInfoMax.top_features`."""
+    layer = coded_layer(model, layer)
+    encoder, bottleneck = model.encoder, model.encoder.bottleneck_of(layer)
+    latent = model.encode_file(path, encoder.origin(layer))
+    samples = check_file(encoder, path, [layer])
+    hop, center = encoder.frame_geometry(layer)
+    x = latent.mean[0]
+    if encoder.pools(layer):  # one frame, which is the whole recording
+        x, hop, center = x.mean(0, keepdim=True), samples, samples / 2
+    codes = [bottleneck.encode(part).to_sparse() for part in x.split(FRAMES)]
+    moments = top_moments(torch.cat(codes), count)
+    deviations = [None] * len(moments)
+    if latent.log_var is not None and not encoder.pools(layer):
+        for i, (feature, *_, at, _, _) in enumerate(moments):
+            noise = keyed_generator("top features", at, device=x.device)
+            place = x[at], latent.log_var[0, at], 32, noise
+            deviation = activation_deviation(bottleneck, *place)
+            deviations[i] = float(deviation[feature])
+    names = encoder.entries.get(layer, {}).get("names", {})
+
+    def seconds(frame):
+        time = (center + hop * frame) / SAMPLE_RATE
+        return min(max(time, 0.0), samples / SAMPLE_RATE)
+
+    return [
+        ActiveFeature(
+            moment.feature,
+            names.get(str(moment.feature)),
+            *moment[1:4],
+            seconds(moment.at),
+            seconds(moment.start - 0.5),
+            seconds(moment.stop - 0.5),
+            deviation,
+        )
+        for moment, deviation in zip(moments, deviations, strict=True)
+    ]

@@ -1,0 +1,242 @@
+"""The whole sheet of a small encoder: contents, gaps, tables, section."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from speechbrain_sim import extras
+from speechbrain_sim.analysis import egemaps, sparsity
+from speechbrain_sim.analysis.code_parts import LayerAbove, read_part
+from speechbrain_sim.analysis.intervals import Unmeasurable
+from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
+from speechbrain_sim.encoders.greedy import GreedyEncoder
+from speechbrain_sim.encoders.logmel import LogMel
+from speechbrain_sim.extraction import encode_manifest
+from speechbrain_sim.report.page import Figure, Gap, Table, write_page
+
+LAYER, PHONES = "module3", [*"01234"]
+LABELS = {"phones": (PHONES, "frames"), "pitch": (["high", "low"], "utterance")}
+SMALL = {"train_rows": 600, "test_rows": 200, "probe_rows": 300}
+SMALL |= {"factor_rows": 200, "posterior_rows": 50, "draws": 4}
+NAMES = "module3.sae", "module3.sae_k8", "module3.sae_k8_s2"
+
+
+@pytest.fixture(scope="module")
+def encoded(corpus, tmp_path_factory):
+    """An untrained encoder, and the stores of its two top layers."""
+    torch.manual_seed(0)
+    encoder = GreedyEncoder(channels=6, context_channels=4).eval()
+    folder = tmp_path_factory.mktemp("stores")
+
+    def encode(rows):
+        paths = {"train": corpus.train, "valid": corpus.valid}
+        paths["test"] = corpus.valid
+        return {
+            part: encode_manifest(
+                encoder.requires_grad_(False),
+                {"sha256": rows},
+                path,
+                corpus.folder,
+                folder / rows / part,
+                [LAYER, "context"],
+                rows,
+                log_var=True,
+            )
+            for part, path in paths.items()
+        }
+
+    return encoder, encode
+
+
+@pytest.fixture(scope="module")
+def stores(encoded):
+    return encoded[1]("all")
+
+
+def make_saes(stores):
+    """Three untrained bottlenecks, the last two seeds of one."""
+    saes = {}
+    for name in NAMES:
+        torch.manual_seed(int(name.endswith("s2")))
+        k = 8 if "k8" in name else 3
+        saes[name] = SparseAutoencoder(6, 16, k=k).eval()
+        saes[name].set_units(*stores["train"].statistics(LAYER))
+    return {name: sae.requires_grad_(False) for name, sae in saes.items()}
+
+
+@pytest.fixture(scope="module")
+def results(encoded, stores):
+    how = encoded[0], make_saes(stores), stores, LABELS
+    return sparsity.measure_codes(*how, {**SMALL, "factors_of": loudness})
+
+
+def loudness(row):
+    """A factor of a recording."""
+    return {"loudness": float(int(row["ID"][-2:]) % 7)}
+
+
+def test_what_stands_above_is_the_encoders_own(encoded, stores):
+    store, above = stores["train"], LayerAbove(encoded[0], LAYER)
+    part = read_part(store, LAYER, LABELS, 1e9, 1)
+    assert above.name == "context" and len(part.x) == len(store[LAYER])
+    x, owner = above.run(part.x, part.utterance)
+    np.testing.assert_allclose(x, store["context"][:], atol=0.02)
+    np.testing.assert_array_equal(owner, store["context"].utterance)
+    y = above.labels(store, "phones", PHONES, owner)
+    wanted = store.labels("phones", PHONES, "frames", "context")
+    np.testing.assert_array_equal(y, wanted)
+    for encoder, layer in ((encoded[0], "context"), (LogMel(), "logmel")):
+        with pytest.raises(Unmeasurable, match="No layer that can run"):
+            LayerAbove(encoder, layer)
+
+
+def test_parts_are_whole_recordings(stores):
+    store = stores["train"]
+    part = read_part(store, LAYER, LABELS, 150, 1, loudness)
+    number, count = np.unique(part.utterance, return_counts=True)
+    assert 150 <= len(part.x) < len(store[LAYER])
+    every = np.bincount(store[LAYER].utterance)
+    np.testing.assert_array_equal(count, every[number])
+    wanted = [loudness({"ID": store.ids[i]})["loudness"] for i in part.unit]
+    assert part.factors["loudness"].tolist() == wanted
+    assert set(part.y) == set(LABELS)
+
+
+def test_every_score_is_there(results):
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    assert list(results["codes"]) == [*NAMES]
+    for versions in results["codes"].values():
+        assert list(versions) == ["learned", "untrained", "random", "PCA"]
+        for scores in versions.values():
+            assert not [*sparsity._reasons(scores)]
+            for score in (
+                scores["firing"]["l0"],
+                scores["duration"],
+                scores["posterior"]["kept"],
+                scores["probes"]["phones"],
+                scores["decoded"]["pitch"],
+                scores["recovered"]["layer"],
+                scores["recovered"]["above"],
+                scores["concept"]["few"]["5"],
+            ):
+                low, high = score["interval"]
+                assert low <= score["value"] + 1e-9 and score["value"] <= high
+            assert set(scores["factors"]["factors"]) == {
+                "phones",
+                "pitch",
+                "loudness",
+            }
+            assert len(scores["concept"]["one"]["units"]) == len(PHONES)
+    x = results["layers"][LAYER]
+    # the phones of this corpus are random; the first one is silence
+    chance = x["probes"]["phones"]["chance"]
+    assert x["probes"]["phones"]["value"] < chance + 0.1
+    assert x["concept"]["all"]["classes"][0] is None
+    assert x["concept"]["always"]["classes"][0] is None
+
+
+def test_units_and_seeds(results):
+    units = results["units"]["module3.sae_k8"]
+    wanted = {"density", "duration", "kept", "sure", "class", "f1", "stability"}
+    assert set(units) == wanted
+    assert {len(values) for values in units.values()} == {16}
+    assert "stability" not in results["units"]["module3.sae"]
+    assert "two seeds" in results["stability"]["module3.sae"]["gap"]
+    found = results["stability"]["module3.sae_k8"]
+    assert 0 <= found["shared"] < 0.9 and len(found["pairs"]) == 1
+    codes = results["codes"]  # seeds share controls
+    assert codes[NAMES[1]]["PCA"] == codes[NAMES[2]]["PCA"]
+    assert codes[NAMES[0]]["PCA"] != codes[NAMES[1]]["PCA"]
+    l0 = codes[NAMES[0]]["PCA"]["firing"]["l0"]["value"]
+    assert l0 == codes[NAMES[0]]["learned"]["firing"]["l0"]["value"] == 3
+
+
+def test_tables_and_section(results, tmp_path):
+    tables = {title: rows for title, _, rows in sparsity.tables(results)}
+    assert list(tables) == list(sparsity.CAPTIONS)
+    names = [row[0] for row in tables["Linear probes"]]
+    assert names[:3] == [LAYER, NAMES[0], "module3.sae, untrained"]
+    assert len(names) == 1 + 3 + 2 * 3  # controls of seeds, once
+    section = sparsity.section(results, tmp_path)
+    kinds = [type(item) for item in section.items]
+    assert kinds == [Figure] * 3 + [Table] * 6 + [Gap]
+    write_page(tmp_path, "SAE", "", [section], [])
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "nan" not in page and "loudness, R²" in page
+
+
+def test_rows_that_are_means_have_gaps(encoded):
+    stores = encoded[1]("mean")
+    labels = {"pitch": LABELS["pitch"]}
+    saes = {NAMES[0]: make_saes(stores)[NAMES[0]]}
+    how = encoded[0], saes, stores, labels, {**SMALL, "controls": ()}
+    found = sparsity.measure_codes(*how)
+    scores = found["codes"][NAMES[0]]["learned"]
+    assert "not frames" in scores["duration"]["gap"]
+    assert "no posteriors of frames" in scores["posterior"]["gap"]
+    assert "no labels of frames" in scores["recovered"]["above"]["gap"]
+    assert scores["concept"]["label"] == "pitch"
+    assert sparsity.tables(found)
+    without = sparsity.measure_codes(*how[:3], {}, how[-1])
+    assert "no labels" in without["layers"][LAYER]["concept"]["gap"]
+    assert "gap" in without["codes"][NAMES[0]]["learned"]["factors"]
+    assert "value" in without["codes"][NAMES[0]]["learned"]["firing"]["l0"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"controls": ["none"]}, "none.*untrained, random, PCA"),
+        ({"rows": 5}, "no setting 'rows': seed, train_rows"),
+        ({"probe_rows": 1}, "probe_rows is 1: at least 2"),
+    ],
+)
+def test_wrong_settings_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        sparsity.read_settings(given)
+
+
+def test_a_dead_code_is_a_gap(encoded, stores):
+    sae = make_saes(stores)[NAMES[0]]
+    sae.encoder.weight.zero_()
+    sae.encoder.bias.fill_(-1.0)
+    how = {NAMES[0]: sae}, stores, LABELS, SMALL
+    found = sparsity.measure_codes(encoded[0], *how)
+    scores = found["codes"][NAMES[0]]["learned"]
+    assert "Nothing fires" in scores["posterior"]["gap"]
+    assert "Nothing fires" in scores["duration"]["gap"]
+    assert scores["firing"]["l0"]["value"] == 0
+    json.dumps(found, allow_nan=False)
+    assert sparsity.tables(found)
+
+
+def test_acoustic_parameters(corpus, monkeypatch):
+    class Smile:
+        """Stands for openSMILE: the mean of the samples."""
+
+        def __init__(self, feature_set, feature_level):
+            assert (feature_set, feature_level) == ("v02", "functionals")
+
+        def process_signal(self, wav, rate):
+            assert rate == 16000 and wav.dtype == np.float32
+            values = {"loudness_mean": wav.mean(), "count": len(wav)}
+            return SimpleNamespace(iloc=[values])
+
+    stub = SimpleNamespace(
+        Smile=Smile,
+        FeatureSet=SimpleNamespace(eGeMAPSv02="v02"),
+        FeatureLevel=SimpleNamespace(Functionals="functionals"),
+    )
+    monkeypatch.setattr(egemaps, "import_extra", lambda *_: stub)
+    egemaps._functionals.cache_clear()
+    row = {"wav": f"{corpus.folder}/utterance00.wav", "num_samples": "8000"}
+    found = egemaps.egemaps({**row, "start": "100"})
+    egemaps._functionals.cache_clear()
+    assert found["count"] == 8000.0 and type(found["loudness_mean"]) is float
+    monkeypatch.setattr(egemaps, "import_extra", extras.import_extra)
+    monkeypatch.setitem(__import__("sys").modules, "opensmile", None)
+    with pytest.raises(ImportError, match=r"speechbrain-sim\[opensmile\]"):
+        egemaps.egemaps(row)
