@@ -188,7 +188,7 @@ def write_probe_results(folder, scores, **about):
     failed = [n for n, s in layers.items() if not s["control"]["passed"]]
     if failed:
         raise RuntimeError(
-            f"Probes on shuffled labels are not at chance for "
+            f"Probes on shuffled labels are above chance for "
             f"{', '.join(failed)} (see 'control' in {stem}.json): labels reach "
             f"the features, or examples are few. The accuracies mean nothing."
         )

@@ -1,7 +1,7 @@
 """Codes of bottlenecks as layers of their encoder, and codes that are changed."""
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -271,8 +271,8 @@ def change_codes(codes, features, frames=None, how="set"):
             raise ValueError(
                 f"There is no feature {feature!r}: they are 0 to {units - 1}."
             )
-        if not math.isfinite(value):
-            raise ValueError(f"Feature {feature} is given {value}: no number.")
+        if not (isinstance(value, Real) and math.isfinite(value)):
+            raise ValueError(f"Feature {feature} is given {value!r}: no number.")
         old = codes[..., frames, feature]
         codes[..., frames, feature] = CHANGES[how](old, value)
     return codes

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from speechbrain_sim.analysis.listening import activations
 from speechbrain_sim.bottlenecks.coded import (
     CodedEncoder,
     activation_deviation,
@@ -134,6 +135,7 @@ def test_ways_of_changing_agree(plain):
         ({6: 1.0}, "set", "no feature 6: they are 0 to 5"),
         ({"a": 1.0}, "set", "no feature 'a'"),
         ({1: math.nan}, "set", "Feature 1 is given nan"),
+        ({1: "loud"}, "set", "Feature 1 is given 'loud'"),
         ({1: 1.0}, "put", "how is 'put': give one of set, scale, add"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -211,3 +213,19 @@ def test_every_variant_is_a_layer(plain, variant):
     encoder = CodedEncoder(plain, {NAME: sae})
     z = encoder(torch.randn(1, 4000), layers=[f"{NAME}.decoded"])
     assert z[f"{NAME}.decoded"].mean.isfinite().all()
+
+
+def test_features_are_heard_from_silent_to_their_largest(plain):
+    latent = coded(plain)(torch.randn(3, 8000))[NAME]
+    codes = latent.mean.flatten(0, 1)
+    first = int(codes.var(0).argmax())
+    largest = float(codes[:, first].max())
+    found = list(activations(latent, latent.mean[0]))
+    title, caption, labels, z = found[0]
+    assert f"Feature {first}, number 1" in caption
+    assert labels[0] == "0.00" and labels[-1] == f"{largest:.2f}"
+    assert len(labels) == len(z) and len(found) == 2
+    wanted = torch.linspace(0, largest, len(z))
+    assert torch.equal(z[..., first], wanted[:, None].expand(-1, z.shape[1]))
+    others = torch.arange(24) != first
+    assert torch.equal(z[3][:, others], latent.mean[0][:, others])

@@ -11,8 +11,7 @@ from tests.conftest import HPARAMS
 from tests.recipes.test_study import study_argv
 
 LAYERS = ["module3", NAME, f"{NAME}.decoded"]
-#: all but those of the silent waveform decoder, and of more probes
-MEASURED = "delta-mel smoothness-mel shape factors attribution".split()
+MEASURED = ["delta-mel", "shape", "factors"]
 
 
 def test_codes_are_layers_of_a_study(recipes, corpora, tmp_path):
@@ -21,7 +20,7 @@ def test_codes_are_layers_of_a_study(recipes, corpora, tmp_path):
     argv += ["--systems", f"{{SAE: {{encoder: {model}}}}}", "--inside", "[SAE]"]
     argv += ["--layers", f"[{', '.join(LAYERS)}]", "--baseline", "null"]
     argv += ["--decoders", "[spectrogram]", "--weights_label", "null"]
-    argv += ["--tools", f"[listen, {', '.join(MEASURED)}]"]
+    argv += ["--tools", f"[{', '.join(MEASURED)}]", "--abx_label", "null"]
     probe = {"layers": LAYERS, "standardize": [False]}
     argv += ["--labels", json.dumps({"speaker": {"probe": probe}})]
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +37,6 @@ def test_codes_are_layers_of_a_study(recipes, corpora, tmp_path):
     # one and the same sound: what codes decode to, and the codes
     assert of[NAME]["explained"] == of[f"{NAME}.decoded"]["explained"]
     assert of[NAME]["explained"] != of["module3"]["explained"]
-    assert list(report["abx"]["SAE"])[2:5] == LAYERS
     probed = report["probes"]["speaker"]["SAE"]["layers"]
     assert list(probed) == LAYERS
     factors = report["factors"]["SAE"]
@@ -47,7 +45,6 @@ def test_codes_are_layers_of_a_study(recipes, corpora, tmp_path):
     decoders = {path.name for path in (tmp_path / "SAE_1").glob("*_module3*")}
     assert decoders == {"spectrogram_module3"}
     text = (tmp_path / "report.md").read_text()
-    assert f"SAE {NAME} | 24 of 24" in text or f"SAE {NAME} |" in text
-    assert "from silent to its largest" in text
+    assert f"| SAE {NAME} |" in text
     drawn = {path.name for path in (tmp_path / "figures").glob("shape*.svg")}
     assert drawn == {f"shape_{layer}.svg" for layer in LAYERS}
