@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench, decoded, probes
+from benchmarks import bench, decoded, levers, probes
 from benchmarks.floor import step_flops
 from benchmarks.measure import (
     SavedTensors,
@@ -234,3 +236,22 @@ def test_only_solved_linear_probes_are_compared(settings, tmp_path):
     (tmp_path / "probe_x.json").write_text(text)
     with pytest.raises(ValueError, match="no solved linear probes"):
         next(probes.compare(tmp_path, "x"))
+
+
+def test_levers_are_scored_by_the_best_strength():
+    generator = torch.Generator().manual_seed(0)
+    x = 9 + torch.randn(300, 4, generator=generator) * torch.tensor(
+        [1, 2, 3, 9]
+    )
+    y = (x[:, 0] - x[:, 1] > 0).long()
+    parts = (x[:200], y[:200]), (x[200:], y[200:])
+    each = [levers.score(*parts, 2, [strength]) for strength in (1e3, 1e-3)]
+    (known, y), (asked, y_asked) = ((x.numpy(), y.numpy()) for x, y in parts)
+    units = StandardScaler().fit(known)
+    solved = LogisticRegression(C=1 / (1e-3 * 200)).fit(
+        units.transform(known), y
+    )
+    assert (
+        each[1] == 100 * solved.score(units.transform(asked), y_asked) > each[0]
+    )
+    assert levers.score(*parts, 2, [1e3, 1e-3]) == each[1]
