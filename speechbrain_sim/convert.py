@@ -19,6 +19,7 @@ from speechbrain_sim.files import (
     atomic,
     content_hash,
     file_of,
+    lock_folder,
     read_arrays,
     read_json,
     write_json,
@@ -50,7 +51,8 @@ def encode_files(
     settings, and content and samples of every recording. Returns what is in
     that file, and a list of BadAudio that were left out. Raises a
     FileNotFoundError without files; a ValueError if two have one name, latents
-    of other settings or files are there, or a file is bad.
+    of other settings or files are there, or a file is bad; a BlockingIOError
+    while another process works in the folder.
 
     Arguments
     ---------
@@ -72,6 +74,7 @@ def encode_files(
     _refuse(on_bad_audio, bad, "Nothing was encoded (--on-bad-audio skip)")
     settings = {"encoder": description["sha256"], "layer": layer}
     settings |= {"format": kind, "sample": sample}
+    lock_folder(folder)
     record = _join_record(folder / RECORD, settings, entries)
     record["hop"] = encoder.frame_geometry(layer)[0]
     record["channels"] = encoder.channels_of(layer)
@@ -121,6 +124,7 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
     if layer in decoders:  # else nothing can be decoded
         contents = {name: content_hash(path) for name, path in found.items()}
         made_of = {"decoder": decoders[layer]["sha256"]}
+        lock_folder(folder)
         write_json(record, _join_record(record, made_of, contents))
     targets = {p: Path(folder, f"{name}.wav") for name, p in found.items()}
     read = lru_cache(read_json)  # one record of many files

@@ -12,7 +12,12 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, audio_info, read_audio
 from speechbrain_sim.data.corpora import UNNAMED, corpus_of
-from speechbrain_sim.files import short_name, write_bytes, write_text
+from speechbrain_sim.files import (
+    lock_folder,
+    short_name,
+    write_bytes,
+    write_text,
+)
 from speechbrain_sim.hub.card import CARD, fill_in, name_source, write_card
 from speechbrain_sim.inference import HPARAMS, SmoothInfoMax
 from speechbrain_sim.models import fetch
@@ -77,6 +82,8 @@ def export_model(
     ValueError
         If a probe or decoder belongs to another encoder, or there are two of
         one label or layer, or the folder holds something else.
+    BlockingIOError
+        While another process exports to the folder.
     """
     folder = Path(folder)
     path = folder / CONFIG
@@ -90,9 +97,10 @@ def export_model(
     # written beside it: a full disk or a kill leaves an older model as it was
     folder = folder.resolve()
     beside = folder.with_name(f"{short_name(folder.name)}.part")
-    shutil.rmtree(beside, ignore_errors=True)
+    lock_folder(beside)
     partial = beside / folder.name  # the title of its card
-    partial.mkdir(parents=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
     try:
         config = _write(partial, parts, config, spoken, data, licence)
         _replace(folder, partial, config)
