@@ -15,7 +15,11 @@ from torch import nn
 
 from speechbrain_sim.arguments import records_arguments
 from speechbrain_sim.data.labels import HOP
-from speechbrain_sim.encoders.base import absolute_lengths, zero_padding
+from speechbrain_sim.encoders.base import (
+    absolute_lengths,
+    valid_frames,
+    zero_padding,
+)
 from speechbrain_sim.encoders.block_conv import conv_geometry, conv_lengths
 from speechbrain_sim.spectrograms import (
     BINS,
@@ -33,6 +37,8 @@ DECODERS = WAVEFORM, SPECTROGRAM = "waveform", "spectrogram"
 BLOCKS, KERNEL, CHANNELS = 2, 5, 128
 #: deviation and mean of the log-power of speech, about: no step is spent on them
 SCALE, LEVEL = 4.0, -8.0
+#: least deviation of a channel, relative to the largest: noise stays small
+QUIET = 0.01
 
 
 class Decoder(nn.Module, ABC):
@@ -171,10 +177,11 @@ class ConvDecoder(Decoder):
 class SpectrogramDecoder(Decoder):
     """A few convolutions, latents -> log-power spectrogram, and Griffin-Lim.
 
-    A convolution of the latents, whose outputs around each 10 ms, side by side,
-    pass a linear layer and two residual convolutions over time; what they
-    predict has a bin per 40 Hz. Its phases are found by `griffin_lim`, which
-    nothing is trained through.
+    Latents are standardized, by each channel's mean and deviation in what it was
+    trained on so far. A convolution of them, whose outputs around each
+    10 ms, side by side, pass a linear layer and two residual convolutions over
+    time; what they predict has a bin per 40 Hz. Its phases are found by
+    `griffin_lim`, which nothing is trained through.
 
     Arguments
     ---------
@@ -192,6 +199,9 @@ class SpectrogramDecoder(Decoder):
 
     def __init__(self, in_channels, channels, kernel_sizes, strides, paddings):
         super().__init__(kernel_sizes, strides, paddings)
+        self.register_buffer("mean", torch.zeros(in_channels))
+        self.register_buffer("variance", torch.ones(in_channels))
+        self.register_buffer("batches", torch.zeros(()))  # that these are of
         #: latents on either side of a frame that it is made of
         self.beside = -(-HOP // self.hop)
         taps = 2 * self.beside + 1
@@ -215,8 +225,8 @@ class SpectrogramDecoder(Decoder):
         """Returns log-power spectrograms, (batch, frames, bins)."""
         valid = frames_of(lengths)
         latents = self.frames(lengths)[-1]
-        z = zero_padding(z, latents).transpose(1, 2)
-        z = torch.relu(self.before(z)).transpose(1, 2)
+        z = zero_padding(self.standardize(z, latents), latents)
+        z = torch.relu(self.before(z.transpose(1, 2))).transpose(1, 2)
         x = self.around(zero_padding(z, latents), frames_of(samples))
         x = self.norms[0](self.first(x))
         for block, norm in zip(self.blocks, self.norms[1:], strict=True):
@@ -224,6 +234,17 @@ class SpectrogramDecoder(Decoder):
             x = norm(x + block(y).transpose(1, 2))
         x = SCALE * self.last(torch.relu(x)) + LEVEL
         return zero_padding(x, valid)
+
+    def standardize(self, z, lengths):
+        """Standardizes latents; in training, by these as well."""
+        if self.training:
+            x = z.detach()[valid_frames(lengths, z.shape[1])].to(self.mean)
+            self.batches += 1
+            self.mean.lerp_(x.mean(0), 1 / self.batches)
+            self.variance.lerp_(x.var(0), 1 / self.batches)
+        deviation = self.variance.sqrt()
+        least = QUIET * deviation.max() + torch.finfo(z.dtype).tiny
+        return (z - self.mean) / deviation.clamp(min=least)
 
     def around(self, z, frames):
         """Lays the latents around each frame side by side."""
