@@ -74,7 +74,6 @@ def encode_files(
     _refuse(on_bad_audio, bad, "Nothing was encoded (--on-bad-audio skip)")
     settings = {"encoder": description["sha256"], "layer": layer}
     settings |= {"format": kind, "sample": sample}
-    lock_folder(folder)
     record = _join_record(folder / RECORD, settings, entries)
     record["hop"] = encoder.frame_geometry(layer)[0]
     record["channels"] = encoder.channels_of(layer)
@@ -124,7 +123,6 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
     if layer in decoders:  # else nothing can be decoded
         contents = {name: content_hash(path) for name, path in found.items()}
         made_of = {"decoder": decoders[layer]["sha256"]}
-        lock_folder(folder)
         write_json(record, _join_record(record, made_of, contents))
     targets = {p: Path(folder, f"{name}.wav") for name, p in found.items()}
     read = lru_cache(read_json)  # one record of many files
@@ -188,7 +186,11 @@ def _describe(paths, encoder, layer):
 
 
 def _join_record(path, settings, entries):
-    """Joins what a record holds with what is to be encoded, or decoded."""
+    """Joins what a record holds with what is to be encoded, or decoded.
+
+    Reserves its folder.
+    """
+    lock_folder(path.parent)
     record = read_json(path) if path.exists() else {"files": {}}
     for known, new in (record, settings), (record["files"], entries):
         for key, value in new.items():

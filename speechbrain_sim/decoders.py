@@ -15,11 +15,7 @@ from torch import nn
 
 from speechbrain_sim.arguments import records_arguments
 from speechbrain_sim.data.labels import HOP
-from speechbrain_sim.encoders.base import (
-    absolute_lengths,
-    valid_frames,
-    zero_padding,
-)
+from speechbrain_sim.encoders.base import absolute_lengths, zero_padding
 from speechbrain_sim.encoders.block_conv import conv_geometry, conv_lengths
 from speechbrain_sim.spectrograms import (
     BINS,
@@ -200,9 +196,9 @@ class SpectrogramDecoder(Decoder):
     def __init__(self, in_channels, channels, kernel_sizes, strides, paddings):
         super().__init__(kernel_sizes, strides, paddings)
         self.register_buffer("mean", torch.zeros(in_channels))
-        self.register_buffer("variance", torch.ones(in_channels))
+        self.register_buffer("deviation", torch.ones(in_channels))
         self.register_buffer("batches", torch.zeros(()))  # that these are of
-        #: latents on either side of a frame that it is made of
+        #: latents on either side that a frame is made of
         self.beside = -(-HOP // self.hop)
         taps = 2 * self.beside + 1
         # of signed latents: what passes the ReLU can be summed over 10 ms
@@ -223,8 +219,7 @@ class SpectrogramDecoder(Decoder):
 
     def predict(self, z, samples, lengths):
         """Returns log-power spectrograms, (batch, frames, bins)."""
-        valid = frames_of(lengths)
-        latents = self.frames(lengths)[-1]
+        valid, latents = frames_of(lengths), self.frames(lengths)[-1]
         z = zero_padding(self.standardize(z, latents), latents)
         z = torch.relu(self.before(z.transpose(1, 2))).transpose(1, 2)
         x = self.around(zero_padding(z, latents), frames_of(samples))
@@ -238,13 +233,13 @@ class SpectrogramDecoder(Decoder):
     def standardize(self, z, lengths):
         """Standardizes latents; in training, by these as well."""
         if self.training:
-            x = z.detach()[valid_frames(lengths, z.shape[1])].to(self.mean)
+            pairs = zip(z.detach(), lengths, strict=True)
+            x = torch.cat([row[:length] for row, length in pairs]).to(self.mean)
             self.batches += 1
             self.mean.lerp_(x.mean(0), 1 / self.batches)
-            self.variance.lerp_(x.var(0), 1 / self.batches)
-        deviation = self.variance.sqrt()
-        least = QUIET * deviation.max() + torch.finfo(z.dtype).tiny
-        return (z - self.mean) / deviation.clamp(min=least)
+            self.deviation.lerp_(x.std(0), 1 / self.batches)
+        least = QUIET * self.deviation.max() + torch.finfo(z.dtype).tiny
+        return (z - self.mean) / self.deviation.clamp(min=least)
 
     def around(self, z, frames):
         """Lays the latents around each frame side by side."""

@@ -97,8 +97,8 @@ class StackedLogMel(LogMel):
     def transform(self, mel, frames):
         """See `LogMel`: (batch, time, mels * (2 reach + 1))."""
         above = zero_padding(mel - SILENCE, frames)
-        padded = pad(above, (0, 0, self.reach, self.reach))
-        around = padded.unfold(1, 2 * self.reach + 1, 1)
+        above = pad(above, (0, 0, self.reach, self.reach))
+        around = above.unfold(1, 2 * self.reach + 1, 1)
         return (around + SILENCE).transpose(2, 3).flatten(2)
 
 
@@ -126,8 +126,7 @@ class Mfcc(LogMel):
     def transform(self, mel, frames):
         """See `LogMel`: (batch, time, 2 coefficients)."""
         above = zero_padding(mel - SILENCE, frames)
-        slopes = above.transpose(1, 2)  # over the last dimension
-        slopes = compute_deltas(slopes, mode="constant").transpose(1, 2)
+        slopes = compute_deltas(above.mT, mode="constant").mT
         dct = create_dct(self.coefficients, mel.shape[-1], "ortho").to(mel)
         return torch.cat([mel @ dct, slopes @ dct], -1)
 
