@@ -19,6 +19,7 @@ from speechbrain_sim.files import (
     atomic,
     content_hash,
     file_of,
+    lock_folder,
     read_arrays,
     read_json,
     write_json,
@@ -55,7 +56,8 @@ def encode_files(
     settings, and content and samples of every recording. Returns what is in
     that file, and a list of BadAudio that were left out. Raises a
     FileNotFoundError without files; a ValueError if two have one name, latents
-    of other settings or files are there, or a file is bad.
+    of other settings or files are there, or a file is bad; a BlockingIOError
+    while another process works in the folder.
 
     Arguments
     ---------
@@ -192,7 +194,11 @@ def _describe(paths, encoder, layer):
 
 
 def _join_record(path, settings, entries):
-    """Joins what a record holds with what is to be encoded, or decoded."""
+    """Joins what a record holds with what is to be encoded, or decoded.
+
+    Reserves its folder.
+    """
+    lock_folder(path.parent)
     record = read_json(path) if path.exists() else {"files": {}}
     for known, new in (record, settings), (record["files"], entries):
         for key, value in new.items():

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench, bottleneck, decoded, probes, sparse
+from benchmarks import bench, bottleneck, decoded, levers, probes, sparse
 from benchmarks.floor import autoencoder_flops, step_flops
 from benchmarks.measure import (
     SavedTensors,
@@ -327,3 +329,22 @@ def test_score_sheets_are_joined_seed_by_seed(tmp_path, capsys):
     assert rows["Probes: digit"][3][3] == "90.0"
     again = rows["Units that other seeds find"]
     assert again[2:] == [[f"{run} module3.sae", "60.0", "10.0"] for run in "ab"]
+
+
+def test_levers_are_scored_by_the_best_strength():
+    generator = torch.Generator().manual_seed(0)
+    x = 9 + torch.randn(300, 4, generator=generator) * torch.tensor(
+        [1, 2, 3, 9]
+    )
+    y = (x[:, 0] - x[:, 1] > 0).long()
+    parts = (x[:200], y[:200]), (x[200:], y[200:])
+    each = [levers.score(*parts, 2, [strength]) for strength in (1e3, 1e-3)]
+    (known, y), (asked, y_asked) = ((x.numpy(), y.numpy()) for x, y in parts)
+    units = StandardScaler().fit(known)
+    solved = LogisticRegression(C=1 / (1e-3 * 200)).fit(
+        units.transform(known), y
+    )
+    assert (
+        each[1] == 100 * solved.score(units.transform(asked), y_asked) > each[0]
+    )
+    assert levers.score(*parts, 2, [1e3, 1e-3]) == each[1]
