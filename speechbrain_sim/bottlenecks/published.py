@@ -8,7 +8,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from speechbrain_sim.bottlenecks.base import NONE
-from speechbrain_sim.bottlenecks.sae import BATCHTOPK, SparseAutoencoder
+from speechbrain_sim.bottlenecks.sae import (
+    BATCHTOPK,
+    BATCHWISE,
+    JUMPRELU,
+    L1,
+    SparseAutoencoder,
+)
 
 #: what a checkpoint of another library holds at least
 NAMES = {"encoder.weight", "encoder.bias", "decoder.weight", "b_dec", "k"}
@@ -92,8 +98,14 @@ def to_state_dict(sae):
 
     The units of the layer are part of them: with m and s the mean and deviation
     of its channels, W_e / s, s W_d and s b_dec + m code and decode frames as they
-    are. The columns of s W_d have no unit norm.
+    are. The columns of s W_d have no unit norm. A ValueError is raised for
+    variants that these classes do not know.
     """
+    if sae.variant in (JUMPRELU, L1):
+        raise ValueError(
+            f"Neither AutoEncoderTopK nor BatchTopKSAE codes as {sae.variant}: "
+            f"hand over one of another variant."
+        )
     state = {
         "encoder.weight": sae.encoder.weight / sae.std,
         "encoder.bias": sae.encoder.bias,
@@ -101,6 +113,6 @@ def to_state_dict(sae):
         "b_dec": sae.from_units(sae.b_dec),
         "k": sae.k,
     }
-    if sae.variant == BATCHTOPK:
+    if sae.variant in BATCHWISE:
         state["threshold"] = sae.threshold
     return {name: x.detach().clone() for name, x in state.items()}

@@ -179,7 +179,8 @@ class BottleneckBrain(ResumableBrain):
             self.set_units(layer, train)
         for stage, store in (sb.Stage.TRAIN, train), (sb.Stage.VALID, valid):
             self.variances[stage] = self.in_units(store)
-        options = self.layers, hparams.batch_size, hparams.variant == TEMPORAL
+        following = hparams.temporal_frames * (hparams.variant == TEMPORAL)
+        options = self.layers, hparams.batch_size, following
         self.batches = FrameBatches(train, *options, seed=hparams.seed)
         sets = self.batches, FrameBatches(valid, *options)
         loaders = [DataLoader(part, batch_size=None) for part in sets]

@@ -47,14 +47,14 @@ class FrameBatches(IterableDataset):
         Its layers.
     batch_size : int
         Most rows of a batch; those of an epoch differ by one row at most.
-    following : bool
-        Whether each row comes with the next one of its utterance, of which the
-        last has none and is left out.
+    following : int
+        Each row comes with that so many frames on; the last of an utterance
+        have none and are left out. 0: rows come alone.
     seed : int, optional
         Of the order; without, rows come as they are stored.
     """
 
-    def __init__(self, store, layers, batch_size, following=False, seed=None):
+    def __init__(self, store, layers, batch_size, following=0, seed=None):
         self.rows = {layer: store[layer] for layer in layers}
         self.following, self.seed = following, seed
         #: of the batches to come: their epoch, and how many steps it has had
@@ -64,7 +64,8 @@ class FrameBatches(IterableDataset):
             count = len(rows)
             if following:
                 owner = rows.utterance
-                self.chosen[layer] = np.flatnonzero(owner[1:] == owner[:-1])
+                same = owner[following:] == owner[:-following]
+                self.chosen[layer] = np.flatnonzero(same)
                 count = len(self.chosen[layer])
             self.batches[layer] = count, -(-count // batch_size)
 
@@ -96,7 +97,7 @@ class FrameBatches(IterableDataset):
         if not self.following:
             return Batch(self.rows[layer][at], None, share)
         at = torch.from_numpy(self.chosen[layer])[at]
-        x = self.rows[layer][torch.stack([at, at + 1])]
+        x = self.rows[layer][torch.stack([at, at + self.following])]
         return Batch(x[0], x[1], share)
 
 

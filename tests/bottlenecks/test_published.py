@@ -60,7 +60,7 @@ def test_published_checkpoint(tmp_path, threshold, suffix):
     torch.testing.assert_close(decoded, expected, **close)
 
 
-@pytest.mark.parametrize("variant", ["topk", "batchtopk"])
+@pytest.mark.parametrize("variant", ["topk", "batchtopk", "matryoshka"])
 def test_ours_for_others(tmp_path, variant):
     """Folded into the weights, the units of the layer make no difference."""
     sae, x = made(variant), frames(64)
@@ -68,9 +68,16 @@ def test_ours_for_others(tmp_path, variant):
     state = to_state_dict(sae)
     assert set(state) - {"threshold"} == set(audiosae())
     torch.save(state, tmp_path / "ae.pt")
-    other = read_sparse_autoencoder(tmp_path / "ae.pt", variant)
+    known = "topk" if variant == "topk" else "batchtopk"
+    other = read_sparse_autoencoder(tmp_path / "ae.pt", known)
     torch.testing.assert_close(other.encode(x), sae.encode(x))
     torch.testing.assert_close(other(x).reconstruction, sae(x).reconstruction)
+
+
+@pytest.mark.parametrize("variant", ["jumprelu", "l1"])
+def test_what_no_other_library_codes_alike_is_refused(variant):
+    with pytest.raises(ValueError, match=f"codes as {variant}: hand over"):
+        to_state_dict(made(variant))
 
 
 def test_bad_checkpoints(tmp_path):

@@ -160,19 +160,20 @@ def test_layers_of_one_rate_have_the_same_frames(stores):
         assert places[0] == places[1]
 
 
-def test_what_follows_is_the_next_frame_of_the_utterance(stores):
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_what_follows_is_a_later_frame_of_the_utterance(stores, ahead):
     whole = stores[0]["low"][:]
     expected, first = [], 0
     for count in FRAMES:
-        for at in range(first, first + count - 1):
-            expected.append((whole[at].tolist(), whole[at + 1].tolist()))
+        for at in range(first, first + count - ahead):
+            expected.append((whole[at].tolist(), whole[at + ahead].tolist()))
         first += count
     found = []
-    for step in FrameBatches(stores[0], ["low"], 8, following=True, seed=1):
+    for step in FrameBatches(stores[0], ["low"], 8, following=ahead, seed=1):
         x, following, _ = step["low"]
         found += zip(x.tolist(), following.tolist(), strict=True)
     assert sorted(found) == sorted(expected)
-    in_order = FrameBatches(stores[0], ["low"], 8, following=True)
+    in_order = FrameBatches(stores[0], ["low"], 8, following=ahead)
     x = torch.cat([step["low"].x for step in in_order])
     assert x.tolist() == [x for x, _ in expected]
 
