@@ -93,6 +93,7 @@ def make_brain(folder, planned, epochs=2, sae=(), steps=0, **changes):
         "pooling": "frame",
         "normalisation": "standardise",
         "l1_warmup_epochs": 0.5,
+        "temporal_frames": 1,
         "lr_schedule": WarmupAndDecay(0.5, epochs),
         "max_grad_norm": 0.05,
         "epoch_counter": EpochCounter(epochs),
