@@ -102,7 +102,10 @@ def pretrain(hparams, run_opts):
     sb.create_experiment_directory(hparams["output_folder"])
     make, chain = GreedyBrain, {}
     if hparams["stages"]:
-        make, chain = StagedBrain, {"chain": make_chain(hparams)}
+        make, chain = (
+            StagedBrain,
+            {"chain": make_chain(hparams, run_opts["device"])},
+        )
     brain = make(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],

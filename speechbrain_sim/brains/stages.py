@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.logger import get_logger
 from torch import distributed as dist
 from torch.nn import SyncBatchNorm
@@ -112,35 +112,38 @@ def balance(costs, count):
     return min(plans, key=lambda p: max(sum(map(costs.get, s)) for s in p))
 
 
-def measure(modules, batch_size, samples):
+def measure(modules, batch_size, samples, device="cpu"):
     """Times forward and backward of modules on noise: dict of str to seconds.
 
     The modules stay as they are, and no generator of the run is used.
     """
     key = "costs", *modules
     noise = keyed_generator(*key)
-    x = torch.randn(batch_size, samples, 1, generator=noise)
+    x = torch.randn(batch_size, samples, 1, generator=noise).to(device)
     lengths, costs = torch.full((batch_size,), samples), {}
     for name, module in deepcopy(modules).items():
-        seconds = []
+        module, seconds = module.to(device), []
         for _ in range(1 + MEASURED):
             begin = time.perf_counter()
             output = module(x, lengths, key)
             output.loss.backward()
+            if x.is_cuda:
+                torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begin)
         costs[name] = min(seconds[1:])
         x, lengths = output.x.detach(), output.lengths
     return costs
 
 
-def make_chain(hparams):
+def make_chain(hparams, device):
     """Makes the `Chain` that the key `stages` asks for; measures for `auto`."""
     stages = hparams["stages"]
     if stages == AUTO:
         plan, rank = [None], dist.get_rank()
         if rank == 0:
             shape = hparams["batch_size"], hparams["crop_samples"]
-            costs = measure(hparams["modules"], *shape)
+            device = device or infer_device()
+            costs = measure(hparams["modules"], *shape, device)
             count = dist.get_world_size() // hparams["processes"]
             plan = [balance(costs, count)]
             each = ", ".join(f"{n} {1e3 * x:.3g} ms" for n, x in costs.items())
@@ -176,6 +179,7 @@ class StagedBrain(GreedyBrain):
         super().__init__(own, **kwargs)
         self.unwrapped = dict(modules)  # for warnings and sizes
         self.rank, self.distributed_launch = chain.replica, self.replicated()
+        self.frozen = [name for name in self.frozen if name in own]
         if self.checkpointer is not None:
             self.checkpointer.chain = chain
         self._begin = time.perf_counter()
@@ -276,54 +280,58 @@ class StagedBrain(GreedyBrain):
         """Gives rank 0 what the others have averaged, in the modules' order."""
         averages = {stage: self.averages[stage] for stage in sb.Stage}
         sums = {s: (dict(a.sums), dict(a.counts)) for s, a in averages.items()}
-        now = time.perf_counter()
-        seconds = now - self._begin, self.chain.waited, self.chain.bytes
-        self._begin, self.chain.waited, self.chain.bytes = now, 0.0, 0
-        parts = self.chain.collect((sums, self.avg_train_loss, seconds))
-        if not parts:
-            return
-        for stage, average in averages.items():
+        parts = self.chain.collect((sums, self.avg_train_loss)) or ()
+        for stage, average in averages.items() if parts else ():
             for i, kind in enumerate(("sums", "counts")):
-                each = (part[0][stage][i] for part in parts)
-                merged = {
-                    key: value
-                    for names, values in zip(
-                        self.chain.stages, each, strict=True
-                    )
-                    for key, value in values.items()
-                    if any(key.startswith(f"{name}_") for name in names)
-                }
+                merged = {}
+                for names, (values, _) in zip(
+                    self.chain.stages, parts, strict=True
+                ):
+                    own = tuple(f"{name}_" for name in names)
+                    each = values[stage][i].items()
+                    merged |= {k: x for k, x in each if k.startswith(own)}
                 setattr(average, kind, Counter(merged))
-        self.avg_train_loss = parts[-1][1]  # of the sum over all modules
-        self._report([part[2] for part in parts])
+        if parts:  # of the sum over all modules
+            self.avg_train_loss = parts[-1][1]
 
-    def _report(self, seconds):
-        """Logs how busy the stages were since the last time."""
-        whole = seconds[0][0]
-        busy = [whole - waited for _, waited, _ in seconds]
-        shares = ", ".join(f"{x / whole:.0%}" for x in busy)
-        total, sent = sum(busy), sum(sent for *_, sent in seconds)
-        logger.info(
-            f"Stages were busy {shares} of {whole:.3g} s: {total / whole:.2f} "
-            f"times one process; at most {total / max(busy):.2f} with these "
-            f"stages. They sent {sent / 1e6:.3g} MB."
-        )
+    def _report(self):
+        """Logs how busy the stages were in this epoch."""
+        own = time.perf_counter() - self._begin, self.chain.waited
+        parts = self.chain.collect((*own, self.chain.bytes))
+        self.chain.waited, self.chain.bytes = 0.0, 0
+        if parts:
+            whole = parts[0][0]
+            busy = [seconds - waited for seconds, waited, _ in parts]
+            total, sent = sum(busy), sum(sent for *_, sent in parts)
+            shares = ", ".join(f"{x / whole:.0%}" for x in busy)
+            logger.info(
+                f"Stages were busy {shares} of {whole:.3g} s: "
+                f"{total / whole:.2f} times one process, of at most "
+                f"{total / max(busy):.2f}. They sent {sent / 1e6:.3g} MB."
+            )
 
     def end_epoch(self, epoch, validated, saves=True):
         """See `ResumableBrain`; rank 0 borrows the others' layers for it."""
+        self._report()
         self.collect()
         if saves:
             self._borrow()
         super().end_epoch(epoch, validated, saves)
         for module in self.others:
             module.to("meta")
+        self._begin = time.perf_counter()
 
     def _borrow(self):
         """Gives rank 0 the weights of all encoder layers, on the CPU."""
+        lends = not self.chain.first and self.rank == 0
         states = {
-            name: {k: v.cpu() for k, v in module.layers.state_dict().items()}
-            for name, module in self.unwrapped.items()
-            if name in self.chain.modules and not if_main_process()
+            name: {
+                key: value.cpu()
+                for key, value in self.unwrapped[name]
+                .layers.state_dict()
+                .items()
+            }
+            for name in (self.chain.modules if lends else ())
         }
         for part in self.chain.collect(states) or ():
             for name, state in part.items():

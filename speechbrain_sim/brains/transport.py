@@ -73,23 +73,23 @@ class Chain(Here):
         self.last = self.stage == len(stages) - 1
         self.queue, self.bytes, self.waited = deque(), 0, 0.0
         # every rank makes every group, in one order
-        self.everyone = self._group(range(world))
+        self.everyone = dist.new_group(backend="gloo")  # patient: see `limit`
         self.edges = {}  # by the upper rank
         for upper in range(self.replicas, world):
             edge = upper - self.replicas, upper
             group = self._group(edge)
             if self.rank in edge:
                 self.edges[upper] = group
-        bottoms = range(0, world, self.replicas)
-        peers = [range(rank, rank + self.replicas) for rank in bottoms]
-        self.peers = [dist.new_group([*ranks]) for ranks in peers][self.stage]
+        peers = torch.arange(world).view(-1, self.replicas).tolist()
+        self.peers = [dist.new_group(ranks) for ranks in peers][self.stage]
 
     def _group(self, ranks):
         return dist.new_group([*ranks], timeout=self.timeout, backend="gloo")
 
     def limit(self):
         """From now on, no rank waits longer than the timeout for all others."""
-        dist.distributed_c10d._set_pg_timeout(self.timeout)
+        for group in None, self.everyone:
+            dist.distributed_c10d._set_pg_timeout(self.timeout, group)
 
     @property
     def modules(self):

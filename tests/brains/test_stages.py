@@ -1,61 +1,72 @@
 """Modules in other processes learn the same bits."""
 
 import json
+import os
 import re
 import signal
-import socket
+import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from speechbrain_sim.brains.stages import balance, check_stages
-from tests.conftest import ROOT, finish, same, start_process, start_recipe
+from tests.conftest import ROOT, same
 
-THREE = "[[module1], [module2], [module3, context]]"
-TWO = "[[module1, module2], [module3, context]]"
-#: 20 utterances: 6 steps, the last batch of validation is smaller
-OPTIONS = ["--batch_size", "3", "--random_crop", "True"]
+THREE = ["--stages", "[[module1], [module2], [module3, context]]"]
+TWO = ["--stages", "[[module1, module2], [module3, context]]"]
+#: 20 utterances: 6 steps; the last batch of validation is smaller, and so is
+#: the last step of accumulated gradients
+OPTIONS = ["--batch_size", "3", "--random_crop", "True", "--lr", "0.01"]
 OPTIONS += ["--grad_accumulation_factor", "4", "--ckpt_interval_steps", "4"]
-OPTIONS += ["--lr", "0.01", "--batch_norm", "True"]
+#: saved as text
+PLAIN = {"averages", "brain", "epoch_counter", "train_logger"}
+PLAIN |= {"dataloader-TRAIN"}
 
 
-def staged(yaml, folder, stages, ranks, *options, launch=()):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return start_process(
-        [
-            *(sys.executable, "-m", "torch.distributed.run"),
-            *(f"--nproc-per-node={ranks}", "--master-addr=127.0.0.1"),
-            *(f"--master-port={port}", *launch),
-            *(ROOT / "recipes/pretrain.py", yaml, "--stages", stages),
-            *("--output_folder", folder, "--device", "cpu"),
-            *("--distributed_backend", "gloo", "--noprogressbar"),
-            *(*OPTIONS, *options),
-        ]
-    )
+class Launcher:
+    """Runs pretrain.py in forks of one process, see tests/brains/forked.py."""
+
+    def __init__(self, yaml):
+        self.yaml = str(yaml)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.brains.forked"],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, folder, ranks, *options, fails=False, **given):
+        """Runs it in a folder; returns the ranks' outputs."""
+        argv = [self.yaml, "--output_folder", str(folder), *OPTIONS, *options]
+        job = {"ranks": ranks, "argv": argv, **given}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        done = json.loads(self.process.stdout.readline())
+        assert any(done["codes"]) == fails, "\n".join(done["outputs"])
+        return done["outputs"]
 
 
-def serial(yaml, folder, *options):
-    options = "--output_folder", folder, *OPTIONS, *options
-    return start_recipe("pretrain.py", yaml, *options)
+@pytest.fixture(scope="module")
+def launch(tiny_yaml):
+    launcher = Launcher(tiny_yaml)
+    yield launcher
+    launcher.process.communicate()
 
 
 def outcome(folder):
     """All that a run leaves: model, metadata, log, contents of checkpoints."""
-    found = {"log": (folder / "train_log.txt").read_text()}
-    found["encoder"] = load_file(folder / "encoder.safetensors")
-    found["config"] = (folder / "config.json").read_text()
-    for i, saved in enumerate(sorted((folder / "save").glob("CKPT*"))):
-        for file in saved.glob("*.ckpt"):
-            plain = file.stem in ("averages", "brain", "epoch_counter")
-            plain = plain or file.stem in ("dataloader-TRAIN", "train_logger")
-            content = file.read_text() if plain else torch.load(file)
-            found[f"{i} {file.name}"] = content
-    return found
+    left = {"log": (folder / "train_log.txt").read_text()}
+    left["encoder"] = load_file(folder / "encoder.safetensors")
+    left["config"] = (folder / "config.json").read_text()
+    newest = max((folder / "save").glob("CKPT*"))
+    for file in newest.glob("*.ckpt"):
+        plain = file.stem in PLAIN
+        left[file.name] = file.read_text() if plain else torch.load(file)
+    return left
 
 
 def check_same(one, other):
@@ -69,14 +80,103 @@ def check_same(one, other):
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_yaml, tmp_path_factory):
+def whole(launch, tmp_path_factory):
     """The folder of a run of one process."""
     folder = tmp_path_factory.mktemp("serial")
-    finish(serial(tiny_yaml, folder))
+    launch(folder, 1)
     return folder
 
 
-def test_three_stages_have_the_bits_of_one_process(whole, tiny_yaml, tmp_path):
-    output = finish(staged(tiny_yaml, tmp_path, THREE, 3))
+def test_stages_have_the_bits_of_one_process(launch, whole, tmp_path):
+    """Started with three, resumed with one; and stopped, resumed with two."""
+    first, *others = launch(
+        tmp_path / "three", 3, *THREE, "--number_of_epochs", "1"
+    )
+    assert first.count("Epoch 1, train (valid): module1 loss") == 1
+    assert "Stages were busy" in first
+    assert not any("Epoch 1" in other for other in others)
+    launch(tmp_path / "three", 1)
+    check_same(tmp_path / "three", whole)
+    killed = [0, signal.SIGKILL, str(tmp_path / "one/save/CKPT*")]
+    launch(tmp_path / "one", 1, fails=True, signal=killed)
+    launch(tmp_path / "one", 2, *TWO)
+    check_same(tmp_path / "one", whole)
+
+
+def test_a_lost_rank_ends_all_and_the_run_goes_on(launch, whole, tmp_path):
+    log = str(tmp_path / "save/CKPT*")
+    killed = [1, signal.SIGKILL, log]
+    first, _, last = launch(tmp_path, 3, *THREE, fails=True, signal=killed)
+    for output in (first, last):
+        assert re.search(
+            r"pretrain.py|Rank \d \(stage \d: .*\) stopped at epoch \d, ",
+            output,
+        )
+    silent = [2, signal.SIGSTOP, log]
+    more = ["--number_of_epochs", "2", "--stage_timeout", "15"]
+    _, second, _ = launch(tmp_path, 3, *THREE, *more, fails=True, signal=silent)
+    text = (
+        r"Rank 1 \(stage 2: module2\) stopped at epoch \d, (validation )?step"
+    )
+    assert re.search(text, second)
+    assert "did not answer for 15 s" in second
+    launch(tmp_path, 3, *THREE)
     check_same(tmp_path, whole)
-    assert output.count("Epoch 1, train (valid): module1 loss") == 1
+
+
+def test_replicas_learn_what_processes_without_stages_learn(launch, tmp_path):
+    launch(tmp_path / "ddp", 2)
+    launch(tmp_path / "mesh", 4, *TWO)
+    ddp, mesh = outcome(tmp_path / "ddp"), outcome(tmp_path / "mesh")
+    for name, weight in ddp["encoder"].items():
+        torch.testing.assert_close(
+            mesh["encoder"][name], weight, rtol=1e-5, atol=1e-5
+        )
+    assert mesh["log"] == ddp["log"]
+
+
+def test_auto_measures_and_divides(launch, whole, tmp_path):
+    first, _ = launch(tmp_path, 2, "--stages", "auto")
+    assert re.search(r"Measured: module1 .* ms, .*; --stages \[\[", first)
+    check_same(tmp_path, whole)
+
+
+def test_stages_are_balanced():
+    costs = {"a": 5.0, "b": 1.0, "c": 1.0, "d": 4.0}
+    assert balance(costs, 1) == [["a", "b", "c", "d"]]
+    assert balance(costs, 2) == [["a"], ["b", "c", "d"]]
+    assert balance(costs, 3) == [["a"], ["b", "c"], ["d"]]
+
+
+SETTINGS = {"objective": "contrastive", "greedy": True, "frozen": []}
+SETTINGS |= {"kernel_sizes": [[4], [4], [4]], "context_channels": 4}
+LISTS = [["module1"], ["module2"], ["module3", "context"]]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"processes": 4}, "4 processes cannot be 3 stages.*start 3, 6, 9"),
+        ({"processes": 1}, "nproc-per-node=3"),
+        ({"greedy": False}, "a gradient of this model crosses its modules"),
+        ({"objective": "supervised"}, "crosses its modules"),
+        ({"stages": [["module2"], ["module1"]]}, "bottom first, such as"),
+        ({"stages": "[[module1]"}, "must be auto, or lists"),
+        ({"stages": ["module1"]}, "must be auto, or lists"),
+        ({"stages": "auto", "processes": 5}, "auto cannot divide 4 modules"),
+        ({"precision": "fp16"}, "--precision fp16 and --stages exclude"),
+        ({"ckpt_interval_minutes": 5}, "use --ckpt_interval_steps"),
+        ({"frozen": "all"}, "no use if all modules are frozen"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(changes, message):
+    settings = {**SETTINGS, "stages": LISTS, "processes": 3, **changes}
+    with pytest.raises(ValueError, match=message):
+        check_stages(settings)
+
+
+def test_processes_of_the_record_are_replicas():
+    for stages, ranks in ([], 2), (LISTS, 6), ("auto", 8):
+        settings = {**SETTINGS, "stages": stages, "processes": ranks}
+        check_stages(settings)
+        assert settings["processes"] == 2
