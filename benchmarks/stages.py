@@ -10,6 +10,7 @@ from statistics import median
 
 import numpy as np
 import soundfile as sf
+import torch
 
 from benchmarks.measure import row
 from speechbrain_sim.brains.stages import balance, measure
@@ -55,6 +56,7 @@ def seconds(folder, *launch):
 
 def stages(repetitions=3):
     """Measures the speed-up, and the ceiling: sum / max of measured costs."""
+    torch.set_num_threads(1)
     modules = build_model("sim", channels=CHANNELS).modules
     costs = measure(modules, *SHAPE)
     slowest = max(sum(map(costs.get, s)) for s in balance(costs, 2))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import infer_device
+from speechbrain.utils.distributed import if_main_process, infer_device
 from speechbrain.utils.logger import get_logger
 from torch import distributed as dist
 from torch.nn import SyncBatchNorm
@@ -44,19 +44,10 @@ def check_stages(settings):
     names += ["context"] * (settings["context_channels"] > 0)
     if settings["frozen"] == "all" or set(names) <= {*settings["frozen"]}:
         raise ValueError("--stages has no use if all modules are frozen.")
-    for key, bad in {
-        "precision": "fp16",
-        "skip_nonfinite_grads": True,
-        "compile": True,
-        "jit": True,
-    }.items():
+    refused = {"precision": "fp16", "skip_nonfinite_grads": True}
+    for key, bad in (refused | {"compile": True, "jit": True}).items():
         if settings.get(key) == bad:
             raise ValueError(f"--{key} {bad} and --stages exclude each other.")
-    if settings.get("ckpt_interval_minutes"):
-        raise ValueError(
-            "With --stages, checkpoints are counted in steps: use "
-            "--ckpt_interval_steps in place of --ckpt_interval_minutes."
-        )
     if stages == AUTO:
         fitting = [n for n in range(2, len(names) + 1) if ranks % n == 0]
         if not fitting:
@@ -180,6 +171,11 @@ class StagedBrain(GreedyBrain):
         self.unwrapped = dict(modules)  # for warnings and sizes
         self.rank, self.distributed_launch = chain.replica, self.replicated()
         self.frozen = [name for name in self.frozen if name in own]
+        if self.ckpt_interval_minutes > 0:
+            raise ValueError(
+                "With --stages, checkpoints are counted in steps: use "
+                "--ckpt_interval_steps in place of --ckpt_interval_minutes."
+            )
         if self.checkpointer is not None:
             self.checkpointer.chain = chain
         self._begin = time.perf_counter()
@@ -241,6 +237,9 @@ class StagedBrain(GreedyBrain):
     def on_fit_start(self):
         """Resumes; raises a ValueError if ranks resumed at different steps."""
         super().on_fit_start()
+        if not if_main_process():  # a checkpoint has those of all
+            average = self.averages[sb.Stage.TRAIN]
+            average.sums, average.counts = map(Counter, self._own(average))
         place = self.hparams.epoch_counter.current, self.step
         places = self.chain.collect(place)
         if places and set(places) != {place}:
@@ -278,21 +277,26 @@ class StagedBrain(GreedyBrain):
 
     def collect(self):
         """Gives rank 0 what the others have averaged, in the modules' order."""
-        averages = {stage: self.averages[stage] for stage in sb.Stage}
-        sums = {s: (dict(a.sums), dict(a.counts)) for s, a in averages.items()}
-        parts = self.chain.collect((sums, self.avg_train_loss)) or ()
-        for stage, average in averages.items() if parts else ():
-            for i, kind in enumerate(("sums", "counts")):
-                merged = {}
-                for names, (values, _) in zip(
-                    self.chain.stages, parts, strict=True
-                ):
-                    own = tuple(f"{name}_" for name in names)
-                    each = values[stage][i].items()
-                    merged |= {k: x for k, x in each if k.startswith(own)}
-                setattr(average, kind, Counter(merged))
-        if parts:  # of the sum over all modules
-            self.avg_train_loss = parts[-1][1]
+        own = {stage: self._own(a) for stage, a in self.averages.items()}
+        parts = self.chain.collect((own, self.avg_train_loss))
+        if not parts:
+            return
+        for stage, average in self.averages.items():
+            of_stages = [averages[stage] for averages, _ in parts]
+            for kind, each in zip(
+                ("sums", "counts"), zip(*of_stages, strict=True), strict=True
+            ):
+                named = [item for part in each for item in part.items()]
+                setattr(average, kind, Counter(dict(named)))
+        self.avg_train_loss = parts[-1][1]  # of the sum over all modules
+
+    def _own(self, average):
+        """Returns sums and counts of this stage's modules."""
+        names = tuple(f"{name}_" for name in self.chain.modules)
+        return [
+            {key: x for key, x in values.items() if key.startswith(names)}
+            for values in (average.sums, average.counts)
+        ]
 
     def _report(self):
         """Logs how busy the stages were in this epoch."""

@@ -6,13 +6,15 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from speechbrain_sim.brains.stages import balance, check_stages
-from tests.conftest import ROOT, same
+from tests.conftest import ROOT, finish, same, start_process
 
 THREE = ["--stages", "[[module1], [module2], [module3, context]]"]
 TWO = ["--stages", "[[module1, module2], [module3, context]]"]
@@ -124,6 +126,26 @@ def test_a_lost_rank_ends_all_and_the_run_goes_on(launch, whole, tmp_path):
     check_same(tmp_path, whole)
 
 
+@pytest.mark.slow
+def test_torchrun_restarts_and_goes_on(whole, tiny_yaml, tmp_path):
+    process = start_process(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node=2", "--max-restarts=1"),
+            *(ROOT / "recipes/pretrain.py", tiny_yaml, *OPTIONS, *TWO),
+            *("--output_folder", tmp_path, "--num_workers", "0"),
+            *("--device", "cpu", "--distributed_backend", "gloo"),
+        ]
+    )
+    while not any(tmp_path.glob("save/CKPT*")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
+    assert "Loading a checkpoint from" in finish(process)
+    check_same(tmp_path, whole)
+
+
 def test_replicas_learn_what_processes_without_stages_learn(launch, tmp_path):
     launch(tmp_path / "ddp", 2)
     launch(tmp_path / "mesh", 4, *TWO)
@@ -165,7 +187,6 @@ LISTS = [["module1"], ["module2"], ["module3", "context"]]
         ({"stages": ["module1"]}, "must be auto, or lists"),
         ({"stages": "auto", "processes": 5}, "auto cannot divide 4 modules"),
         ({"precision": "fp16"}, "--precision fp16 and --stages exclude"),
-        ({"ckpt_interval_minutes": 5}, "use --ckpt_interval_steps"),
         ({"frozen": "all"}, "no use if all modules are frozen"),
     ],
 )
