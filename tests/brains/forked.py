@@ -2,7 +2,7 @@
 
 `python -m tests.brains.forked` reads lines of json, {"ranks", "argv"}, runs each
 as torchrun would, and prints a line of json with the exit codes and outputs.
-With "signal": [rank, number, file], a rank gets a signal when a file exists.
+With "signal": [rank, number, pattern], a rank gets a signal when a file is new.
 """
 
 import json
@@ -33,6 +33,12 @@ def rank_of(rank, ranks, port, argv, output):
     run_command(main, argv, "pretrain.py")
 
 
+def _is_new(pattern, begin):
+    """Whether a file that fits was written since a time."""
+    files = Path(pattern).parent.glob(Path(pattern).name)
+    return any(file.stat().st_mtime > begin for file in files)
+
+
 def run(ranks, argv, **given):
     """Runs all ranks; returns exit codes and outputs."""
     with socket.socket() as probe:
@@ -54,10 +60,11 @@ def run(ranks, argv, **given):
                 sys.stderr.flush()
                 os._exit(code)
         pids.append(pid)
-    target, number, file = given.get("signal", (None, 0, ""))
-    codes, end = {}, time.time() + PATIENCE
+    target, number, pattern = given.get("signal", (None, 0, ""))
+    codes, begin = {}, time.time()
+    end = begin + PATIENCE
     while len(codes) < ranks:
-        if target is not None and list(Path(file).parent.glob(Path(file).name)):
+        if target is not None and _is_new(pattern, begin):
             os.kill(pids[target], number)
             stopped, target = target, None
         over = time.time() > end
