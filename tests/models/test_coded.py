@@ -6,7 +6,11 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_sim.analysis.code_report import REPEATED, repeat_scores
+from speechbrain_sim.analysis.code_report import (
+    REPEATED,
+    name_units,
+    repeat_scores,
+)
 from speechbrain_sim.bottlenecks.coded import CodedEncoder
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
@@ -108,14 +112,18 @@ def test_metadata_are_added(folder):
 def test_features_are_named_by_their_best_class(folder):
     learned = dict.fromkeys(REPEATED, {"value": 0.5})
     learned["concept"] = {"label": "phones"}
-    known = {"class": [1, None, 0], "f1": [0.714, 0.0, 0.0]}
+    known = {"class": [1, None, 0, 0], "f1": [0.714, 0.0, 0.0, 0.3]}
+    known["gain"] = [0.2, 0.0, -0.1, -0.4]  # of always predicting the class
     scores = {"codes": {NAME: {"learned": learned}}, "units": {NAME: known}}
-    repeat_scores(folder, scores, {"phones": ["AA", "B"]})
+    called = name_units(scores, NAME, {"phones": ["AA", "B"]})
+    assert called == {0: "B"}
+    repeat_scores(folder, scores, {NAME: called})
     entry = load_encoder(folder)[0].entries[NAME]
     assert entry["names"] == {"0": "B (F1 0.71)"}
     assert entry["scores"] == dict.fromkeys(REPEATED, {"value": 0.5})
     scores["units"][NAME] = {}
-    repeat_scores(folder, scores, {})
+    called = {NAME: name_units(scores, NAME, {})}
+    repeat_scores(folder, scores, called)
     assert load_encoder(folder)[0].entries[NAME]["names"] == {}
 
 
