@@ -12,8 +12,8 @@ from speechbrain_sim.models.load import add_metadata
 from speechbrain_sim.report.page import Section, Table
 from speechbrain_sim.report.tables import number
 
-#: what features are chosen by for their pages, besides F1 and effect
-CHOSEN_BY = {"stability": "stability", "certainty": "sure"}
+#: scores on the pages of features, and what they are of the sheet's units
+SHOWN = {F1: "f1", GAIN: "gain", "stability": "stability", "certainty": "sure"}
 #: scores that a bottleneck's entry in config.json repeats
 REPEATED = ("reconstruction", "firing", "probes", "recovered")
 
@@ -66,16 +66,10 @@ def write_report(
         }
         for layer in map(coded.origin, coded.bottlenecks)
     }
-    chosen_by = {}
-    for name, units in scores["units"].items():
-        known = {s: units[key] for s, key in CHOSEN_BY.items() if key in units}
-        if called[name]:  # others have no F1
-            pairs = {F1: units["f1"], GAIN: units["gain"]}.items()
-            known = {
-                s: [x if i in called[name] else None for i, x in enumerate(v)]
-                for s, v in pairs
-            } | known
-        chosen_by[name] = known
+    chosen_by = {
+        name: page_scores(units, called[name])
+        for name, units in scores["units"].items()
+    }
     sections = [sparsity.section(scores, folder)]
     sections += published_sections(published)
     page |= {"sections": sections, "names": called, "scores": chosen_by}
@@ -117,6 +111,15 @@ def name_units(scores, name, classes):
     known = classes[scores["codes"][name][sparsity.LEARNED]["concept"]["label"]]
     pairs = enumerate(zip(units["class"], units["gain"], strict=True))
     return {unit: known[index] for unit, (index, gain) in pairs if gain > 0}
+
+
+def page_scores(units, called):
+    """Returns the scores of units that pages show; F1 only where it names one."""
+    shown = {name: units[key] for name, key in SHOWN.items() if key in units}
+    for name in {F1, GAIN} & shown.keys():
+        values = enumerate(shown[name])
+        shown[name] = [x if unit in called else None for unit, x in values]
+    return {n: x for n, x in shown.items() if called or n not in (F1, GAIN)}
 
 
 def repeat_scores(folder, scores, called):

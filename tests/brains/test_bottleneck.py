@@ -272,7 +272,7 @@ def test_the_log_tells_what_a_loop_measures(encoder, stores, tmp_path):
     assert explained == pytest.approx(float(last["low_sae_explained"]), 1e-6)
     parts, _ = load_parts(tmp_path, ["bottleneck_low.sae"])
     state = parts["bottleneck_low.sae"].state_dict()
-    assert same(state, dict(brain.unwrapped.state_dict()))
+    assert same(state, dict(brain.unwrapped["low_sae"].state_dict()))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -413,8 +413,7 @@ def test_dead_codes_are_warned_of_and_refused_at_the_end(
     with caplog.at_level(logging.WARNING):
         brain.check_alive()  # one is left to report of
     assert "low.sae_k4 are dead after the last epoch: lower" in caplog.text
-    with torch.no_grad():
-        brain.unwrapped.dead_for.fill_(1000)
+    brain.unwrapped["low_sae"].idle.fill_(1000)
     with pytest.raises(ValueError, match="low.sae_k4 are dead .*: lower --lr"):
         brain.check_alive()
 

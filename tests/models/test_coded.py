@@ -9,6 +9,7 @@ import torch
 from speechbrain_sim.analysis.code_report import (
     REPEATED,
     name_units,
+    page_scores,
     repeat_scores,
 )
 from speechbrain_sim.bottlenecks.coded import CodedEncoder
@@ -117,6 +118,9 @@ def test_features_are_named_by_their_best_class(folder):
     scores = {"codes": {NAME: {"learned": learned}}, "units": {NAME: known}}
     called = name_units(scores, NAME, {"phones": ["AA", "B"]})
     assert called == {0: "B"}
+    shown = page_scores(known, called)
+    assert shown["F1"] == [0.714, None, None, None]
+    assert page_scores(known, {}) == {}
     repeat_scores(folder, scores, {NAME: called})
     entry = load_encoder(folder)[0].entries[NAME]
     assert entry["names"] == {"0": "B (F1 0.71)"}
