@@ -1,5 +1,6 @@
 """Saved bottlenecks: layers of the encoder that is loaded, and its identity."""
 
+import functools
 import json
 
 import pytest
@@ -8,14 +9,17 @@ import torch
 
 from speechbrain_sim.analysis.code_report import (
     REPEATED,
+    describe_function,
     name_units,
     page_scores,
     repeat_scores,
 )
+from speechbrain_sim.analysis.egemaps import egemaps
 from speechbrain_sim.bottlenecks.coded import CodedEncoder
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
 from speechbrain_sim.cli import main
+from speechbrain_sim.data.corpora.synthetic import voice_factors
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.format import (
@@ -108,6 +112,19 @@ def test_metadata_are_added(folder):
     assert entry["scores"] == {"explained": 0.5}
     assert entry["names"] == {"3": "AA"}
     assert before == sorted(path.name for path in folder.iterdir())
+
+
+def test_scores_depend_on_which_factors_are_known():
+    ways = [
+        egemaps,
+        voice_factors,
+        functools.partial(voice_factors, seed=1),
+        functools.partial(voice_factors, seed=2),
+    ]
+    known = [json.dumps(describe_function(way)) for way in ways]
+    assert len(set(known)) == 4
+    same_one = functools.partial(functools.partial(voice_factors), seed=1)
+    assert json.dumps(describe_function(same_one)) == known[2]
 
 
 def test_features_are_named_by_their_best_class(folder):
