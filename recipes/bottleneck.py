@@ -27,7 +27,7 @@ from speechbrain_sim.brains.bottleneck import (
     make_bottlenecks,
     plan,
 )
-from speechbrain_sim.brains.frames import ROWS, check_rows, count_rows
+from speechbrain_sim.brains.frames import ROWS, check_counts, count_rows
 from speechbrain_sim.brains.schedules import check_decay
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.labels import FRAMES, kind_of
@@ -138,7 +138,7 @@ def make_brain(hparams, run_opts, encoder, layers):
     hparams["planned"] = plan(units, *several, hparams["seeds"])
     data = hparams["train_csv"], hparams["data_folder"], hparams["pooling"]
     rows = count_rows(encoder, layers, *data)
-    check_rows(rows, units, hparams["pooling"])
+    check_counts(rows, units, hparams["pooling"])
     idle = {n: hparams["dead_after"] or count for n, count in rows.items()}
     made = hparams["planned"], hparams["bottleneck"], channels, idle
     return BottleneckBrain(

@@ -10,7 +10,7 @@ from speechbrain_sim.bottlenecks.coded import (
     activation_deviation,
     change_codes,
     move,
-    top_moments,
+    rank_features,
 )
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.features import check_file
@@ -134,7 +134,7 @@ def top_features(model, path, layer=None, count=10):
     if encoder.pools(layer):  # one frame, which is the whole recording
         x, hop, center = x.mean(0, keepdim=True), samples, samples / 2
     codes = [bottleneck.encode(part).to_sparse() for part in x.split(FRAMES)]
-    moments = top_moments(torch.cat(codes), count)
+    moments = rank_features(torch.cat(codes), count)
     deviations = [None] * len(moments)
     if latent.log_var is not None and not encoder.pools(layer):
         for i, (feature, *_, at, _, _) in enumerate(moments):

@@ -1,8 +1,10 @@
 """The report of a run that trained bottlenecks."""
 
+import functools
 from pathlib import Path
 
 from speechbrain_sim.analysis import feature_pages, sparsity
+from speechbrain_sim.analysis.feature_cards import F1, GAIN
 from speechbrain_sim.files import cached_result
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.format import BOTTLENECK, identity_of
@@ -10,8 +12,8 @@ from speechbrain_sim.models.load import add_metadata
 from speechbrain_sim.report.page import Section, Table
 from speechbrain_sim.report.tables import number
 
-#: what features are chosen by for their pages, besides F1 and effect
-CHOSEN_BY = {"stability": "stability", "certainty": "sure"}
+#: scores on the pages of features, and what they are of the sheet's units
+SHOWN = {F1: "f1", GAIN: "gain", "stability": "stability", "certainty": "sure"}
 #: scores that a bottleneck's entry in config.json repeats
 REPEATED = ("reconstruction", "firing", "probes", "recovered")
 
@@ -46,14 +48,17 @@ def write_report(
     names = {label: known[2] for label, known in labels.items()}
     settings = {"names": names, "factors_of": factors_of, **sheet}
     made_of = {"sheet": sheet, "labels": labels, "of": sparsity.VERSION}
-    made_of["factors"] = factors_of is not None
+    made_of["factors"] = factors_of and describe_function(factors_of)
     made_of["model"] = identity_of(model.config)
     made_of["stores"] = {part: s.made_of for part, s in stores.items()}
     work = coded.encoder, coded.bottlenecks, stores, kinds, settings
     scores = cached_result(
         folder / "sparsity.json", made_of, lambda: sparsity.measure_codes(*work)
     )
-    repeat_scores(folder, scores, names)
+    called = {
+        name: name_units(scores, name, names) for name in coded.bottlenecks
+    }
+    repeat_scores(folder, scores, called)
     rows = {
         layer: {
             label: (names[label], stores["test"].labels(label, *how, layer))
@@ -62,31 +67,74 @@ def write_report(
         for layer in map(coded.origin, coded.bottlenecks)
     }
     chosen_by = {
-        name: {s: units[key] for s, key in CHOSEN_BY.items() if key in units}
+        name: page_scores(units, called[name])
         for name, units in scores["units"].items()
     }
     sections = [sparsity.section(scores, folder)]
     sections += published_sections(published)
-    page |= {"sections": sections, "scores": chosen_by}
+    page |= {"sections": sections, "names": called, "scores": chosen_by}
     feature_pages.write_pages(
         folder, model, stores["test"], rows, *data, **page
     )
 
 
-def repeat_scores(folder, scores, names):
+def describe_function(function):
+    """Returns module, name and arguments of a function, for json.
+
+    Example
+    -------
+    >>> describe_function(functools.partial(sorted, reverse=True))
+    ['builtins', 'sorted', '()', "{'reverse': True}"]
+    """
+    whole = functools.partial(function)  # one of partials is one
+    name = getattr(whole.func, "__qualname__", repr(whole.func))
+    return [whole.func.__module__, name, repr(whole.args), repr(whole.keywords)]
+
+
+def name_units(scores, name, classes):
+    """Names units of a bottleneck by the classes that they detect.
+
+    Arguments
+    ---------
+    scores, name, classes : dict, str, dict of str to list of str
+        From `sparsity.measure_codes`; the bottleneck; names of each label's
+        classes.
+
+    Returns
+    -------
+    dict of int to str
+        Without units whose F1 is not above that of predicting the class always.
+    """
+    units = scores["units"][name]
+    if "class" not in units:
+        return {}
+    known = classes[scores["codes"][name][sparsity.LEARNED]["concept"]["label"]]
+    pairs = enumerate(zip(units["class"], units["gain"], strict=True))
+    return {unit: known[index] for unit, (index, gain) in pairs if gain > 0}
+
+
+def page_scores(units, called):
+    """Returns the scores of units that pages show; F1 only where it names one."""
+    shown = {name: units[key] for name, key in SHOWN.items() if key in units}
+    for name in {F1, GAIN} & shown.keys():
+        values = enumerate(shown[name])
+        shown[name] = [x if unit in called else None for unit, x in values]
+    return {n: x for n, x in shown.items() if called or n not in (F1, GAIN)}
+
+
+def repeat_scores(folder, scores, called):
     """Writes main scores and names of features into a folder's config.json.
 
-    A feature is named by the class that goes along with it, and by its F1.
+    `called` holds `name_units` of each bottleneck; their F1 is added.
     """
     entries = {}
     for name, versions in scores["codes"].items():
         learned, units = versions[sparsity.LEARNED], scores["units"][name]
-        own = {"scores": {key: learned[key] for key in REPEATED}, "names": {}}
-        pairs = zip(units.get("class", ()), units.get("f1", ()), strict=True)
-        for feature, (index, f1) in enumerate(pairs):
-            if index is not None and f1 > 0:
-                known = names[learned["concept"]["label"]][index]
-                own["names"][str(feature)] = f"{known} (F1 {f1:.2f})"
+        own = {"scores": {key: learned[key] for key in REPEATED}}
+        own["names"] = {
+            str(unit): f"{label} (F1 {units['f1'][unit]:.2f})"
+            for unit, label in called[name].items()
+        }
         entries[f"{BOTTLENECK}_{name}"] = own
     add_metadata(folder, entries)
 

@@ -11,7 +11,6 @@ from tqdm import tqdm
 from speechbrain_sim.analysis.moments import (
     DENSE,
     RARE,
-    best_labels,
     best_of_each,
     histogram,
     most_interesting,
@@ -36,11 +35,8 @@ TRIED = 3
 FACTORS = {"unchanged": 1.0, "silenced": 0.0, "three times as strong": 3.0}
 #: decibels of a factor e of power
 DB = 10 / np.log(10)
-STEERING = "Decoded with the feature's activations multiplied, between the "
-STEERING += (
-    "marks, in its strongest moment: h + decode(z′) − decode(z). Below, "
-)
-STEERING += "by how much the mel spectrogram differs, from −20 dB (blue) to 20."
+#: scores of the names of features
+F1, GAIN = "F1", "gain of F1"
 
 
 class Source(NamedTuple):
@@ -136,7 +132,7 @@ class Features:
     decoder : Decoder or None
         Of the layer below the bottleneck; without it, nothing is steered.
     names : dict of int to str, optional
-        What features are called, if there are no labels to call them by.
+        What features are called.
     """
 
     def __init__(self, bottleneck, source, decoder=None, names=None):
@@ -145,12 +141,7 @@ class Features:
         self.utterance = source.utterance[kept]
         labels = source.labels.items()
         self.labels = {n: (classes, y[kept]) for n, (classes, y) in labels}
-        found = best_labels(self.codes, self.labels)
-        self.called, self.f1, self.gain, self.words = found
         self.names = dict(names or {})
-        for unit, called in enumerate(self.called):
-            if called:
-                self.names[unit] = f"{called} {self.f1[unit]:.2f}"
         self.rows, units = self.codes.shape
         self.firing = np.diff(self.codes.indptr) / self.rows
         self.effects = np.full(units, np.nan)
@@ -167,12 +158,17 @@ class Features:
         return top_moments(self.activations(unit), self.utterance, count, each)
 
     def choose(self, scores, count):
-        """Chooses features by gain of F1, by scores, and by their effect.
+        """Chooses features by scores, and by their effect.
 
-        The effect is that of silencing: the mean change of the mel spectrogram
+        By `GAIN`, the best of each name come first; not by `F1`. The effect is that of silencing: the mean change of the mel spectrogram
         in the strongest moment, in dB.
         """
-        ranked = [best_of_each(self.gain, self.called), *scores.values()]
+        called = [self.names.get(unit, "") for unit in range(len(self.firing))]
+        ranked = [
+            best_of_each(x, called) if name == GAIN else x
+            for name, x in scores.items()
+            if name != F1
+        ]
         options = self.firing, self.rows
         tried = most_interesting(ranked, *options, TRIED * count)
         if not self.audible:
@@ -180,7 +176,8 @@ class Features:
         for unit in tried:
             _, (before, after), _, ends = self.steer(unit, [1.0, 0.0])
             first, last = (int(100 * end) for end in ends)
-            change = np.abs(after - before)[max(0, first) : last + 1]
+            first = min(max(0, first), len(before) - 1)
+            change = np.abs(after - before)[first : max(first, last) + 1]
             self.effects[unit] = DB * change.mean()
         return most_interesting([*ranked, self.effects], *options, count)
 
@@ -214,7 +211,8 @@ class Features:
             wav = self.source.read(
                 owner, 0, round(POOLED_SECONDS * SAMPLE_RATE)
             )
-            return Clip(", ".join([*words, name]), wav)
+            words.append(f"first {len(wav) / SAMPLE_RATE:.3g} s of {name}")
+            return Clip(", ".join(words), wav)
         h, _, begin, ends = self.window(moment)
         place = ends[0] + begin * self.source.geometry[0] / SAMPLE_RATE
         words.append(f"{name} at {max(0, place):.2f} s")
@@ -258,13 +256,16 @@ class Features:
         """Makes the card of a unit."""
         z, labels = self.activations(unit), self.labels.items()
         numbers = {name: float(values[unit]) for name, values in scores.items()}
+        profiles = {
+            name: profile(z, y, classes) for name, (classes, y) in labels
+        }
         return Card(
             unit,
             self.names.get(unit, ""),
-            self.words[unit],
+            [rows[0][0] for rows in profiles.values() if rows],
             {n: x if np.isfinite(x) else None for n, x in numbers.items()},
             histogram(z),
-            {label: profile(z, y, classes) for label, (classes, y) in labels},
+            profiles,
             [self.clip(moment, z) for moment in self.moments(unit, count)],
             self.steered_clips(unit) if self.audible else [],
         )
@@ -272,15 +273,14 @@ class Features:
     def catalogue(self, title, scores, count, moments):
         """Makes the cards of the most interesting units, or a gap."""
         scores = {n: np.array(x, float) for n, x in scores.items()}
-        if not self.labels:
+        if GAIN not in scores:
             scores["mean activation"] = self.codes.mean(0)
         chosen = self.choose(scores, count)
         of = "recordings" if self.pooled else "frames"
         band = f"{100 * RARE:g} to {100 * DENSE:g} % of {self.rows:,} {of}"
         if not chosen:
             return Gap(title, f"No feature fires in {band}: see the scores.")
-        shown = {"F1": self.f1, "F1 gain": self.gain}
-        shown |= {"fires (%)": 100 * self.firing, **scores}
+        shown = {"fires (%)": 100 * self.firing, **scores}
         shown |= {"effect (dB)": self.effects}
         shown = {n: x for n, x in shown.items() if np.isfinite(x[chosen]).any()}
         cards = [self.card(unit, shown, moments) for unit in chosen]
@@ -289,8 +289,13 @@ class Features:
             "firing": self.firing.tolist(),
             "band": band,
         }
-        numbers |= {"scores": list(scores), "labels": self.labels, "of": of}
+        numbers |= {
+            "scores": [n for n in scores if n != F1],
+            "labels": self.labels,
+            "of": of,
+        }
         numbers |= {"audible": self.audible, "pooled": self.pooled}
+        numbers |= {"names": self.names}
         text = template("features.md").render(numbers)
         caption, steering = (" ".join(x.split()) for x in text.split("---"))
         return Catalogue(title, caption, cards, steering)

@@ -8,13 +8,7 @@ from speechbrain_sim.activations import MEAN
 from speechbrain_sim.analysis.feature_cards import Features, Source
 from speechbrain_sim.data.audio import read_audio
 from speechbrain_sim.data.tables import read_manifest
-from speechbrain_sim.files import write_json
-from speechbrain_sim.models.format import (
-    BOTTLENECK,
-    CONFIG,
-    DECODER,
-    read_config,
-)
+from speechbrain_sim.models.format import DECODER
 from speechbrain_sim.report.features import Catalogue
 from speechbrain_sim.report.page import Section, write_html, write_page
 from speechbrain_sim.steering import coded_layer
@@ -61,7 +55,7 @@ def file_source(model, path, layer):
     return Source(rows, owner, geometry, [Path(path).name], read, {})
 
 
-def decoder_of(model, layer):
+def decoder_below(model, layer):
     """Returns the decoder of a layer that is no code; None without."""
     name = f"{DECODER}_{layer}"
     return model.mods[name] if name in model.mods else None
@@ -75,6 +69,7 @@ def write_pages(
     manifest,
     data_folder,
     layers=None,
+    names=None,
     scores=None,
     sections=(),
     title="Features",
@@ -83,8 +78,6 @@ def write_pages(
     moments=8,
 ):
     """Writes a report with the features of bottlenecks.
-
-    And their names into the folder's config.json, where `file_page` finds them.
 
     Arguments
     ---------
@@ -96,6 +89,8 @@ def write_pages(
         What the store was made of.
     layers : list of str, optional
         Codes, such as "module3.sae"; by default the first of each layer.
+    names : dict of str to dict, optional
+        Of each of these, unit -> what it is called.
     scores : dict of str to dict, optional
         Of each of these, further scores to choose by, such as stability: name
         -> (units,), None or NaN where there is none.
@@ -115,12 +110,10 @@ def write_pages(
         layer, bottleneck = coded.origin(name), coded.bottleneck_of(name)
         data = labels.get(layer, {}), manifest, data_folder
         source = store_source(store, layer, *data)
-        features = Features(bottleneck, source, decoder_of(model, layer))
-        own = (scores or {}).get(name, {})
+        called, own = ((given or {}).get(name, {}) for given in (names, scores))
+        decoder = decoder_below(model, layer)
+        features = Features(bottleneck, source, decoder, called)
         items.append(features.catalogue(name, own, count, moments))
-        config = read_config(Path(folder, CONFIG))
-        config["parts"][f"{BOTTLENECK}_{name}"][NAMES] = features.names
-        write_json(Path(folder, CONFIG), config)
     sentence = "Search for a label, open a feature, and listen to its moments."
     section = Section("features", "Features", sentence, items)
     write_page(folder, title, note, [*sections, section], [])
@@ -156,7 +149,7 @@ def file_page(model, path, layer, target, count=16, moments=4):
     units = (unit for unit in range(bottleneck.num_units) if str(unit) in names)
     names = {unit: str(names[str(unit)]) for unit in units}
     source = file_source(model, path, origin)
-    features = Features(bottleneck, source, decoder_of(model, origin), names)
+    features = Features(bottleneck, source, decoder_below(model, origin), names)
     shown = features.catalogue(layer, {}, count, moments)
     if isinstance(shown, Catalogue):
         cards = [

@@ -180,7 +180,8 @@ def best_units(known, y, codes, test_y, unit, classes):
     -------
     score, labels : (dict, dict)
         See `f1_score`, with the `units`; of each unit its best `class` (None
-        if it never fires in training) and that one's `f1` in the test rows.
+        if it never fires in training), that one's `f1` in the test rows, and
+        the `gain` of it over predicting the class for all of them.
     """
     truth, there = _one_hot(y, classes), _one_hot(test_y, classes)
     f1, threshold = unit_f1(known, truth)
@@ -196,12 +197,14 @@ def best_units(known, y, codes, test_y, unit, classes):
     hits = fires & (test_y[codes.indices] == own[columns])
     count = np.bincount(columns, fires, len(own)) + there.sum(0)[own]
     hits = 2 * np.bincount(columns, hits, len(own)) / np.maximum(count, 1)
-    named = f1.max(1) > 0
+    named, sizes = f1.max(1) > 0, there.sum(0)[own]
+    always = 2 * sizes / np.maximum(len(test_y) + sizes, 1)
     labels = {
         "class": [
             int(c) if n else None for c, n in zip(own, named, strict=True)
         ],
         "f1": np.where(named, hits, 0.0).tolist(),
+        "gain": np.where(named, hits - always, 0.0).tolist(),
     }
     return score, labels
 

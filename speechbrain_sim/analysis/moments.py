@@ -7,7 +7,6 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
-from scipy import sparse
 
 from speechbrain_sim.data.labels import NO_LABEL
 
@@ -24,93 +23,6 @@ class Moment(NamedTuple):
     start: int
     stop: int
     value: float
-
-
-def count_hits(codes, y, classes):
-    """Counts in how many rows of each class each unit fires.
-
-    Arguments
-    ---------
-    codes : scipy.sparse array
-        (rows, units).
-    y, classes : numpy.ndarray, int
-        Class of each row or `NO_LABEL`, (rows,); how many classes there are.
-
-    Returns
-    -------
-    hits, fired, sizes : numpy.ndarray
-        (units, classes); labelled rows where each unit fires, (units,); rows of
-        each class, (classes,).
-
-    Example
-    -------
-    >>> codes = sparse.csc_array([[2.0, 0.0], [1.0, 3.0], [0.0, 1.0]])
-    >>> hits, fired, sizes = count_hits(codes, np.array([0, 1, 1]), 2)
-    >>> hits.tolist(), fired.tolist(), sizes.tolist()
-    ([[1, 1], [0, 2]], [2, 2], [1, 2])
-    """
-    known = np.flatnonzero(y != NO_LABEL)
-    ones = np.ones(len(known), np.int32)
-    member = sparse.csr_array((ones, (known, y[known])), (len(y), classes))
-    fires = (codes > 0).astype(np.int32)
-    hits = (fires.T @ member).toarray()
-    return hits, hits.sum(1), np.bincount(y[known], minlength=classes)
-
-
-def f1_scores(hits, fired, sizes):
-    """Computes F1 of each unit's firing as a detector of each class.
-
-    F1 = 2 hits / (fired + sizes); that of firing always is 2 p / (1 + p) where
-    p is the share of the class. For the arguments see `count_hits`.
-
-    Returns
-    -------
-    f1, always : numpy.ndarray
-        (units, classes); (classes,).
-
-    Example
-    -------
-    >>> f1, always = f1_scores(np.array([[1, 1]]), np.array([2]), np.array([1, 2]))
-    >>> f1.tolist(), always.tolist()
-    ([[0.6666666666666666, 0.5]], [0.5, 0.8])
-    """
-    both = np.maximum(1, fired[:, None] + sizes)
-    return 2 * hits / both, 2 * sizes / np.maximum(1, sizes.sum() + sizes)
-
-
-def best_labels(codes, labels):
-    """Finds the class that each unit detects best, over all labels.
-
-    Arguments
-    ---------
-    codes, labels :
-        See `count_hits`; `Source`.
-
-    Returns
-    -------
-    names, f1, gain, words : (list of str, numpy.ndarray, numpy.ndarray, list)
-        The class with the largest gain of F1 over firing always, as "AY" of the
-        first label, or "speaker 1272" of others; its F1 and gain, (units,), NaN
-        without labels; each label's best classes.
-    """
-    units = codes.shape[1]
-    names, words = [""] * units, [[] for _ in range(units)]
-    best, gain = np.full(units, np.nan), np.full(units, -np.inf)
-    for label, (classes, y) in labels.items():
-        prefix = "" if label == next(iter(labels)) else f"{label} "
-        if not classes or not (y != NO_LABEL).any():
-            continue
-        f1, always = f1_scores(*count_hits(codes, y, len(classes)))
-        at = (f1 - always).argmax(1)
-        value = f1[range(units), at]
-        for unit in range(units):
-            words[unit].append(classes[at[unit]])
-            if value[unit] - always[at[unit]] > gain[unit]:
-                gain[unit] = value[unit] - always[at[unit]]
-                names[unit] = prefix + classes[at[unit]]
-                best[unit] = value[unit]
-    gain[np.isnan(best)] = np.nan
-    return names, best, gain, words
 
 
 def best_of_each(values, names):
@@ -172,7 +84,8 @@ def top_moments(z, utterance, count, per_utterance=2, apart=1):
     """Finds the moments of the strongest activations.
 
     A moment is what lies around its strongest frame without a gap, in the same
-    utterance, at half of that activation or more.
+    utterance, at half of that activation or more; what would reach into a
+    stronger moment is its tail, and left out.
 
     Arguments
     ---------
@@ -193,6 +106,7 @@ def top_moments(z, utterance, count, per_utterance=2, apart=1):
     Moment(utterance=0, start=1, stop=4, value=4.0)
     """
     left, moments, used = np.where(z > 0, z, 0), [], {}
+    taken = np.zeros(len(z), bool)
     while len(moments) < count and left.max(initial=0) > 0:
         peak = int(left.argmax())
         owner, value = int(utterance[peak]), float(z[peak])
@@ -201,6 +115,10 @@ def top_moments(z, utterance, count, per_utterance=2, apart=1):
         at = np.searchsorted(below, peak)
         start = int(below[at - 1]) + 1 if at else int(first)
         stop = int(below[at]) if at < len(below) else int(last)
+        if taken[start:stop].any():
+            left[start:stop] = 0
+            continue
+        taken[start:stop] = True
         used[owner] = used.get(owner, 0) + 1
         full = used[owner] == per_utterance
         ends = (first, last) if full else (start - apart, stop + apart)

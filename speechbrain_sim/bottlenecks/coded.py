@@ -11,8 +11,8 @@ from speechbrain_sim.encoders.base import Encoder, masked_mean
 
 #: follows the name of codes in that of what they decode to
 DECODED = ".decoded"
-#: of the metadata of a bottleneck, `pooling`: what it was trained on
-POOLINGS = FRAME, MEAN = "frame", "mean"
+#: of the metadata of a bottleneck, `pooling`, if trained on means of recordings
+MEAN = "mean"
 #: how `change_codes` changes a feature
 CHANGES = {
     "set": lambda old, value: torch.full_like(old, value),
@@ -332,7 +332,7 @@ def activation_deviation(bottleneck, mean, log_var, draws=32, generator=None):
     return (squares / (draws - 1)).sqrt()
 
 
-class Moment(NamedTuple):
+class Activity(NamedTuple):
     """Where a feature is active in a recording, in frames, and how strongly.
 
     Of the `feature`, its `mean` over all frames, the `share` of frames in which
@@ -349,8 +349,8 @@ class Moment(NamedTuple):
     stop: int
 
 
-def top_moments(codes, count=10):
-    """Ranks features by their mean activation: list of `Moment`.
+def rank_features(codes, count=10):
+    """Ranks features by their mean activation: list of `Activity`.
 
     `codes` are (frames, units), dense or sparse; features that are never active
     are left out.
@@ -358,8 +358,8 @@ def top_moments(codes, count=10):
     Example
     -------
     >>> codes = torch.tensor([[0.0, 1.0], [0.5, 2.0], [0.0, 0.0]])
-    >>> top_moments(codes, 1)
-    [Moment(feature=1, mean=1.0, share=0.66..., peak=2.0, at=1, start=0, stop=2)]
+    >>> rank_features(codes, 1)
+    [Activity(feature=1, mean=1.0, share=0.66..., peak=2.0, at=1, start=0, stop=2)]
     """
     if not codes.is_sparse:
         codes = codes.to_sparse()
@@ -367,7 +367,7 @@ def top_moments(codes, count=10):
     values = codes.coalesce().values().double()
     sums = torch.bincount(units, values, codes.shape[1]) / time
     best = sums.sort(descending=True, stable=True).indices[:count].tolist()
-    moments = []
+    found = []
     for feature in best:
         of = units == feature
         at, active = frames[of], values[of]
@@ -377,7 +377,7 @@ def top_moments(codes, count=10):
         pauses = (at.diff() > 1).nonzero().flatten() + 1
         first = int(torch.searchsorted(pauses, largest, right=True))
         ends = [0, *pauses.tolist(), len(at)][first : first + 2]
-        moment = Moment(
+        activity = Activity(
             feature,
             mean=float(sums[feature]),
             share=len(at) / time,
@@ -386,5 +386,5 @@ def top_moments(codes, count=10):
             start=int(at[ends[0]]),
             stop=int(at[ends[1] - 1]) + 1,
         )
-        moments.append(moment)
-    return moments
+        found.append(activity)
+    return found

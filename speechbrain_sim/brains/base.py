@@ -54,9 +54,11 @@ def epoch_line(epoch, train, valid=None):
             text = f"{name.replace('_', ' ')} {value:.3g}{beside}"
             parts.setdefault(prefix, []).append(text)
     kinds = "train (valid)" if valid else "train"
-    between = ", " if len(parts) <= MODULES_IN_LINE else "\n"
+    first, between = " ", ", "
+    if len(parts) > MODULES_IN_LINE:
+        first = between = "\n"
     lines = between.join(map(", ".join, parts.values()))
-    return f"Epoch {epoch}, {kinds}: {lines}"
+    return f"Epoch {epoch}, {kinds}:{first}{lines}"
 
 
 class ResumableBrain(WatchedBrain):

@@ -327,9 +327,13 @@ class BottleneckBrain(ResumableBrain):
         ]
 
     def check_alive(self):
-        """Raises a ValueError if all units of a bottleneck are dead."""
+        """Raises a ValueError if all units of all bottlenecks are dead.
+
+        Only warns of some.
+        """
         if silent := self.silent():
-            raise ValueError(
-                f"All units of {', '.join(silent)} are dead after the last "
-                f"epoch: {REMEDY}."
-            )
+            dead = f"All units of {', '.join(silent)} are dead after the last "
+            dead += f"epoch: {REMEDY}."
+            if len(silent) == len(self.planned):
+                raise ValueError(dead)
+            logger.warning(dead)

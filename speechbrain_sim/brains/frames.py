@@ -172,7 +172,7 @@ def count_rows(encoder, layers, manifest, data_folder, pooling):
     return {n: int(encoder.output_lengths(samples, n).sum()) for n in layers}
 
 
-def check_rows(rows, units, pooling):
+def check_counts(rows, units, pooling):
     """Raises a ValueError if a layer has fewer frames than units.
 
     Of means over recordings, only a warning: they are few. `rows` and `units`

@@ -67,7 +67,7 @@ def make_source(labels=True, geometry=True):
 
 @pytest.fixture(scope="module")
 def loud():
-    return Features(Loud(80, 80, NONE), make_source())
+    return Features(Loud(80, 80, NONE), make_source(), names={3: "AY"})
 
 
 @pytest.fixture(scope="module", params=DECODERS)
@@ -84,7 +84,6 @@ def decoded(request):
 
 def test_the_marked_moment_is_where_the_burst_sounds(loud):
     unit = int(loud.codes.max(0).toarray().argmax())
-    assert loud.names[unit].startswith("AY")
     z = loud.activations(unit)
     moments = top_moments(z, loud.utterance, 3, 1)
     assert sorted(moment.utterance for moment in moments) == [0, 1, 2]
@@ -162,13 +161,42 @@ def test_further_scores_are_shown_and_chosen_by(loud):
     stable = np.full(80, np.nan)
     usable = np.flatnonzero((loud.firing > 0.02) & (loud.firing < 0.5))
     stable[usable[-1]] = 0.9
-    catalogue = loud.catalogue("codes", {"stability": stable}, 2, 1)
+    scores = {"F1": stable, "stability": stable}
+    catalogue = loud.catalogue("codes", scores, 2, 1)
     assert usable[-1] in [card.number for card in catalogue.cards]
     shown = [card.scores["stability"] for card in catalogue.cards]
     assert set(shown) == {None, 0.9}  # json has no NaN
     assert "by stability" in catalogue.caption
+    assert "by F1" not in catalogue.caption
     assert "no decoder" in catalogue.steering
     assert all(card.steered == [] for card in catalogue.cards)
+
+
+def test_names_are_those_given_and_the_best_of_each_comes_first():
+    features = Features(Loud(80, 80, NONE), make_source())
+    usable = np.flatnonzero((features.firing > 0.02) & (features.firing < 0.5))
+    a, b, c, unnamed = usable[:4].tolist()
+    features.names = {a: "AY", b: "AY", c: "T"}
+    gain = np.full(80, np.nan)
+    gain[[a, b, c]] = 0.5, 0.4, 0.1
+    catalogue = features.catalogue("codes", {"gain of F1": gain}, 9, 1)
+    shown = {card.number: card.name for card in catalogue.cards}
+    assert [*shown] == [a, c, b] and unnamed not in shown
+    assert [*shown.values()] == ["AY", "T", "AY"]
+    assert "by gain of F1 (one per class), in turn" in catalogue.caption
+    assert "in training frames" in catalogue.caption
+
+
+def test_the_effect_of_a_moment_beyond_the_sound_is_a_number(decoded):
+    decoder, sae, h = decoded
+    source = make_source(False)._replace(
+        rows=h, utterance=np.zeros(len(h), int), geometry=(160, 20.0)
+    )
+    features = Features(sae, source, decoder)
+    steer = features.steer
+    features.steer = lambda *given: (*steer(*given)[:3], (9.0, 9.1))
+    features.choose({"mean": features.firing}, 1)
+    assert np.isfinite(features.effects).any()
 
 
 def test_a_mean_per_recording_has_no_moment_inside_it(monkeypatch):
@@ -179,12 +207,12 @@ def test_a_mean_per_recording_has_no_moment_inside_it(monkeypatch):
         utterance=np.arange(3),
         labels={"speaker": (["7", "8"], np.array([0, 1, 1]))},
     )
-    features = Features(Loud(2, 2, NONE), source, decoder=object())
+    features = Features(Loud(2, 2, NONE), source, object(), {0: "7"})
     catalogue = features.catalogue("codes", {}, 2, 2)
     first = catalogue.cards[0]
-    assert first.name == "7 1.00" and first.number == 0
+    assert first.name == "7" and first.number == 0
     (clip,) = first.moments
-    assert clip.label == "7, a" and clip.span is clip.curve is None
+    assert clip.label == "7, first 1 s of a" and clip.span is clip.curve is None
     assert "not decoded" in catalogue.steering and first.steered == []
     assert "3 recordings" in catalogue.caption
 

@@ -76,6 +76,9 @@ def test_planted_units_are_found(labels):
     assert units["class"][1::2] == [0, 1, 2, 3]
     assert units["f1"][1::2] == [1.0] * 4
     assert max(units["f1"][::2]) < 0.5
+    sizes = np.bincount(there)
+    always = 2 * sizes / (len(there) + sizes)
+    assert units["gain"][1::2] == pytest.approx(1 - always)
     few = feature_scores.few_units(*given)
     assert few["1"]["value"] == 1.0 and few["10"]["value"] > 0.99
     assert feature_scores.variance_across(*given[:5])["value"] > 0.4

@@ -12,7 +12,7 @@ from speechbrain_sim.bottlenecks.coded import (
     activation_deviation,
     change_codes,
     move,
-    top_moments,
+    rank_features,
 )
 from speechbrain_sim.bottlenecks.sae import VARIANTS, SparseAutoencoder
 from speechbrain_sim.decoders import mirror
@@ -185,8 +185,8 @@ def test_moments_are_where_features_are_largest():
     codes = torch.rand(60, 12, generator=generator)
     codes *= torch.rand(60, 12, generator=generator) > 0.4
     codes[:, 5] = 0
-    found = top_moments(codes, 20)
-    assert found == top_moments(codes.to_sparse(), 20)
+    found = rank_features(codes, 20)
+    assert found == rank_features(codes.to_sparse(), 20)
     assert len(found) == 11
     means = codes.mean(0)
     assert [m.feature for m in found] == means.argsort(descending=True)[
@@ -204,7 +204,7 @@ def test_moments_are_where_features_are_largest():
         while stop < 60 and row[stop] > 0:
             stop += 1
         assert (moment.start, moment.stop) == (start, stop)
-    assert top_moments(torch.zeros(4, 3)) == []
+    assert rank_features(torch.zeros(4, 3)) == []
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

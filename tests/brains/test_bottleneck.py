@@ -12,6 +12,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 
 from speechbrain_sim.activations import ALL, MEAN, ActivationStore
 from speechbrain_sim.bottlenecks.sae import VARIANTS, SparseAutoencoder
+from speechbrain_sim.brains.base import epoch_line
 from speechbrain_sim.brains.bottleneck import (
     BottleneckBrain,
     by_bottleneck,
@@ -412,8 +413,19 @@ def test_dead_codes_are_warned_of_and_refused_at_the_end(
     with caplog.at_level(logging.WARNING):
         train(brain, stores, encoder)
     assert "All units of low.sae_k4 are dead." in caplog.text
+    with caplog.at_level(logging.WARNING):
+        brain.check_alive()  # one is left to report of
+    assert "low.sae_k4 are dead after the last epoch: lower" in caplog.text
+    brain.unwrapped["low_sae"].idle.fill_(1000)
     with pytest.raises(ValueError, match="low.sae_k4 are dead .*: lower --lr"):
         brain.check_alive()
+
+
+def test_many_bottlenecks_are_a_list_below_the_epoch():
+    means = {f"m{i}_l0": 2.0 for i in range(5)}
+    first, *others = epoch_line(5, means, None).split("\n")
+    assert first == "Epoch 5, train:"
+    assert others == [f"m{i} l0 2" for i in range(5)]
 
 
 def test_names_of_bottlenecks_do_not_mix():

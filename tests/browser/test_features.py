@@ -41,6 +41,8 @@ def folder(corpus, tmp_path_factory):
     parts = {"encoder": encoder, "decoder_module3": decoder}
     parts[f"bottleneck_{CODES}"] = sae
     about = {f"bottleneck_{CODES}": {"layer": "module3", "pooling": "frame"}}
+    known = {str(unit): f"{unit % 5} (F1 0.50)" for unit in range(32)}
+    about[f"bottleneck_{CODES}"]["names"] = known
     save_parts(folder, parts, about, training={"model": "sim"})
     made = corpus.valid, corpus.folder
     store = encode_manifest(
@@ -60,6 +62,10 @@ def folder(corpus, tmp_path_factory):
     }
     model = SmoothInfoMax.from_pretrained(folder)
     options = {"count": 6, "moments": 3, "note": "Tiny."}
+    with torch.no_grad():  # the loudest first
+        f1 = (sae.encode(store["module3"][:]).mean(0) / 9).tolist()
+    options["names"] = {CODES: {unit: f"{unit % 5}" for unit in range(32)}}
+    options["scores"] = {CODES: {"F1": f1, "gain of F1": f1}}
     write_pages(folder, model, store, {"module3": labels}, *made, **options)
     wav, page = f"{corpus.folder}/utterance03.wav", str(folder / "file.html")
     main(["features", str(folder), wav, "--html", page, "--top", "3"])
@@ -99,9 +105,9 @@ def test_search_and_order(page):
     everything = names(page)
     assert len(everything) == 6
     search, order = find(page, "[type=search]"), find(page, ".search select")
-    shown = [re.fullmatch(r"Feature (\d+) (.+) 0\.\d\d", n) for n in everything]
+    shown = [re.fullmatch(r"Feature (\d+) (.+)", n) for n in everything]
     assert all(shown)
-    label = shown[0][2].split()[-1]
+    label = shown[0][2]
     search.send_keys(label.upper())
     found = names(page)
     assert everything[0] in found
@@ -118,8 +124,11 @@ def test_search_and_order(page):
     search.send_keys(Keys.SPACE)
     assert names(page) == everything
     Select(order).select_by_visible_text("F1")
-    f1 = [float(n.split()[-1]) for n in names(page)]
-    assert f1 == sorted(f1, reverse=True)
+    facts = [
+        card.find_element(By.CSS_SELECTOR, ".facts") for card in cards(page)
+    ]
+    f1 = [float(re.search(r"F1 (\S+)", x.text)[1]) for x in facts]
+    assert f1 == sorted(f1, reverse=True) and len(set(f1)) > 1
     Select(order).select_by_index(0)
     assert names(page) == everything
 
@@ -176,7 +185,7 @@ def test_an_address_opens_a_card(browser, folder):
 def test_the_page_of_a_file(browser, folder, corpus):
     with opened(browser, folder / "file.html", 380) as page:
         assert page.title == "utterance03.wav"
-        assert any(re.search(r" 0\.\d\d$", name) for name in names(page))
+        assert any(re.search(r" \(F1 0\.50\)$", name) for name in names(page))
         unfold(page, cards(page)[0])
         first, *others = cards(page)[0].find_elements(By.TAG_NAME, "audio")
         wav, _ = soundfile.read(f"{corpus.folder}/utterance03.wav")

@@ -1,16 +1,25 @@
 """Saved bottlenecks: layers of the encoder that is loaded, and its identity."""
 
+import functools
 import json
 
 import pytest
 import soundfile
 import torch
 
-from speechbrain_sim.analysis.code_report import REPEATED, repeat_scores
+from speechbrain_sim.analysis.code_report import (
+    REPEATED,
+    describe_function,
+    name_units,
+    page_scores,
+    repeat_scores,
+)
+from speechbrain_sim.analysis.egemaps import egemaps
 from speechbrain_sim.bottlenecks.coded import CodedEncoder
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
 from speechbrain_sim.cli import main
+from speechbrain_sim.data.corpora.synthetic import voice_factors
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.format import (
@@ -105,17 +114,37 @@ def test_metadata_are_added(folder):
     assert before == sorted(path.name for path in folder.iterdir())
 
 
+def test_scores_depend_on_which_factors_are_known():
+    ways = [
+        egemaps,
+        voice_factors,
+        functools.partial(voice_factors, seed=1),
+        functools.partial(voice_factors, seed=2),
+    ]
+    known = [json.dumps(describe_function(way)) for way in ways]
+    assert len(set(known)) == 4
+    same_one = functools.partial(functools.partial(voice_factors), seed=1)
+    assert json.dumps(describe_function(same_one)) == known[2]
+
+
 def test_features_are_named_by_their_best_class(folder):
     learned = dict.fromkeys(REPEATED, {"value": 0.5})
     learned["concept"] = {"label": "phones"}
-    known = {"class": [1, None, 0], "f1": [0.714, 0.0, 0.0]}
+    known = {"class": [1, None, 0, 0], "f1": [0.714, 0.0, 0.0, 0.3]}
+    known["gain"] = [0.2, 0.0, -0.1, -0.4]  # of always predicting the class
     scores = {"codes": {NAME: {"learned": learned}}, "units": {NAME: known}}
-    repeat_scores(folder, scores, {"phones": ["AA", "B"]})
+    called = name_units(scores, NAME, {"phones": ["AA", "B"]})
+    assert called == {0: "B"}
+    shown = page_scores(known, called)
+    assert shown["F1"] == [0.714, None, None, None]
+    assert page_scores(known, {}) == {}
+    repeat_scores(folder, scores, {NAME: called})
     entry = load_encoder(folder)[0].entries[NAME]
     assert entry["names"] == {"0": "B (F1 0.71)"}
     assert entry["scores"] == dict.fromkeys(REPEATED, {"value": 0.5})
     scores["units"][NAME] = {}
-    repeat_scores(folder, scores, {})
+    called = {NAME: name_units(scores, NAME, {})}
+    repeat_scores(folder, scores, called)
     assert load_encoder(folder)[0].entries[NAME]["names"] == {}
 
 
