@@ -226,12 +226,12 @@ def sureness(bottleneck, mean, log_var, unit, draws=32, seed=0):
     device, per_row, per_unit = next(bottleneck.buffers()).device, [], 0
     for first in range(0, len(mean), BLOCK // 8):
         at = slice(first, first + BLOCK // 8)
-        x, variance = (
+        x, log_variance = (
             torch.from_numpy(part[at]).to(device) for part in (mean, log_var)
         )
         active = bottleneck.encode(x) != 0
         noise = keyed_generator(seed, "posterior", first, device=device)
-        drawn = draw_codes(bottleneck, x, variance, draws, noise)
+        drawn = draw_codes(bottleneck, x, log_variance, draws, noise)
         numbers = drawn.fires, torch.ones_like(drawn.fires), *drawn[1:]
         numbers = torch.stack([active * part for part in numbers]).cpu()
         per_row.append(numbers.sum(2).T.numpy())

@@ -163,7 +163,8 @@ class SparseAutoencoder(Bottleneck):
         super().__init__(input_channels, num_units, normalisation)
         shares = NESTED.get(variant, (1,))
         weights = {"auxk": auxk, "sparsity": sparsity, "temporal": temporal}
-        _check_numbers({"k": k, "dead_after": dead_after}, weights)
+        _check_numbers(Real, weights)
+        _check_numbers(Integral, {"k": k, "dead_after": dead_after})
         widths = widths or sorted({-int(-s * num_units // 1) for s in shares})
         _check(num_units, k, variant, widths)
         self.variant, self.widths = variant, list(widths)
@@ -369,22 +370,13 @@ class SparseAutoencoder(Bottleneck):
             self._rows, self._fired = 0, False
 
 
-def _whole(value):
-    """Whether a value is a whole number."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _check_numbers(counts, weights):
-    """Raises a ValueError unless counts are whole, and weights not negative."""
-    for name, value in counts.items():
-        if not (_whole(value) and value >= 0):
+def _check_numbers(kind, numbers):
+    """Raises a ValueError unless numbers are of a kind, and not negative."""
+    for name, value in numbers.items():
+        if not (isinstance(value, kind) and 0 <= value < math.inf):
+            whole = "whole " * (kind is Integral)
             raise ValueError(
-                f"{name} is {value!r}: it must be a whole number from 0."
-            )
-    for name, value in weights.items():
-        if not (isinstance(value, Real) and 0 <= value < math.inf):
-            raise ValueError(
-                f"{name} is {value!r}: it must be a number from 0."
+                f"{name} is {value!r}: it must be a {whole}number from 0."
             )
 
 
@@ -398,7 +390,7 @@ def _check(num_units, k, variant, widths):
         raise ValueError(
             f"k is {k}, of {num_units} units: it must be from 1 to num_units."
         )
-    whole = isinstance(widths, Sequence) and all(map(_whole, widths))
+    whole = isinstance(widths, Sequence) and {*map(type, widths)} == {int}
     grows = whole and [0, *widths] == sorted({0, *widths})
     if not grows or widths[-1] != num_units:
         raise ValueError(
