@@ -164,7 +164,7 @@ def bottleneck(hparams, run_opts):
     brain.open_run()
     stores = encode(hparams, run_opts, encoder, description, layers)
     keep_model(folder, encoder, description, source)
-    brain.fit_stores(stores["train"], stores["valid"], description["sha256"])
+    brain.fit_stores(stores, description["sha256"])
     brain.check_alive()
     write_report(
         folder,

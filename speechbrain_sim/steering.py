@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 
 from speechbrain_sim.bottlenecks.coded import (
-    activation_deviation,
     change_codes,
+    draw_codes,
     move,
     rank_features,
 )
@@ -41,7 +41,7 @@ class ActiveFeature(NamedTuple):
     all frames, and `share` of frames in which it is active; `peak`, its largest
     activation, at `at` seconds, and from `start` to `stop` of the frames around
     it without a pause. `deviation` is that of the peak over draws from the
-    layer's posterior, see `activation_deviation`; None where there is none.
+    layer's posterior, see `draw_codes`; None where there is none.
     """
 
     feature: int
@@ -140,8 +140,8 @@ def top_features(model, path, layer=None, count=10):
         for i, (feature, *_, at, _, _) in enumerate(moments):
             noise = keyed_generator("top features", at, device=x.device)
             place = x[at], latent.log_var[0, at], 32, noise
-            deviation = activation_deviation(bottleneck, *place)
-            deviations[i] = float(deviation[feature])
+            drawn = draw_codes(bottleneck, *place)
+            deviations[i] = float(drawn.deviation[feature])
     names = encoder.entries.get(layer, {}).get("names", {})
 
     def seconds(frame):

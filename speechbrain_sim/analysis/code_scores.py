@@ -14,6 +14,7 @@ from speechbrain_sim.analysis.intervals import (
     middle,
     resample_ratio,
 )
+from speechbrain_sim.bottlenecks.coded import draw_codes
 from speechbrain_sim.randomness import keyed_generator
 
 #: rows that are dense at once
@@ -225,20 +226,13 @@ def sureness(bottleneck, mean, log_var, unit, draws=32, seed=0):
     device, per_row, per_unit = next(bottleneck.buffers()).device, [], 0
     for first in range(0, len(mean), BLOCK // 8):
         at = slice(first, first + BLOCK // 8)
-        x, spread = (
+        x, log_variance = (
             torch.from_numpy(part[at]).to(device) for part in (mean, log_var)
         )
-        spread, active = spread.mul(0.5).exp(), bottleneck.encode(x) != 0
+        active = bottleneck.encode(x) != 0
         noise = keyed_generator(seed, "posterior", first, device=device)
-        total = square = fires = 0
-        for _ in range(draws):
-            drawn = torch.empty_like(x).normal_(generator=noise)
-            z = bottleneck.encode(x + spread * drawn)
-            total, square = total + z, square + z.double().square()
-            fires = fires + (z != 0)
-        level = total / draws
-        deviation = (square / draws - level.double().square()).clamp(min=0)
-        numbers = fires / draws, torch.ones_like(level), level, deviation.sqrt()
+        drawn = draw_codes(bottleneck, x, log_variance, draws, noise)
+        numbers = drawn.fires, torch.ones_like(drawn.fires), *drawn[1:]
         numbers = torch.stack([active * part for part in numbers]).cpu()
         per_row.append(numbers.sum(2).T.numpy())
         per_unit = per_unit + numbers.double().sum(1).numpy()

@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 
 from speechbrain_sim.analysis.code_scores import over_recordings, sum_by
-from speechbrain_sim.analysis.intervals import chance_level
+from speechbrain_sim.analysis.intervals import Unmeasurable, chance_level
 from speechbrain_sim.logistic import solve_logistic
 from speechbrain_sim.rows import moments
 
@@ -92,6 +92,7 @@ def recovered(losses, unit):
 
     (L_0 - L_x̂) / (L_0 - L_x), L being the mean of losses, (rows,), of the
     layer's mean, of the reconstruction and of the frames: 1 is all, 0 nothing.
+    Unmeasurable is raised unless L_0 - L_x is above 0 by its interval.
 
     Example
     -------
@@ -100,6 +101,12 @@ def recovered(losses, unit):
     0.5
     """
     of_mean, decoded, frames = losses
+    gain = over_recordings(of_mean - frames, np.ones(len(unit)), unit)
+    if gain["interval"][0] <= 0:
+        raise Unmeasurable(
+            "The probe is hardly better on the frames than on their mean: there "
+            "is no loss to recover."
+        )
     return over_recordings(of_mean - decoded, of_mean - frames, unit)
 
 
@@ -189,6 +196,7 @@ def best_units(known, y, codes, test_y, unit, classes):
     every, of = np.arange(classes), f1.argmax(0)
     values = codes[:, of].toarray()
     predicted = (values > 0) & (values >= threshold[of, every])
+    predicted &= truth.any(0)
     score = {**f1_score(predicted, there, unit), "units": of.tolist()}
     own = f1.argmax(1)
     least = threshold[np.arange(len(own)), own]

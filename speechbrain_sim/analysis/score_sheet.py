@@ -22,6 +22,8 @@ from speechbrain_sim.randomness import keyed_generator
 
 #: of the Lasso between wide codes and factors: a third of the time of 1e-3
 LOOSE = 1e-2
+#: those of a sheet
+PARTS = ("train", "test", "valid")
 
 
 class Settings(NamedTuple):
@@ -89,6 +91,12 @@ def measured(function, *arguments):
         return {"gap": str(error)}
 
 
+def check_labelled(at, part, label):
+    """Raises an Unmeasurable if no row, of those `at`, has a label."""
+    if not len(at):
+        raise Unmeasurable(f"No row of the {part} part has a class of {label}.")
+
+
 class Sheet:
     """Scores codes of one layer; what they share is read and solved once.
 
@@ -103,11 +111,11 @@ class Sheet:
     def __init__(self, layer, encoder, stores, labels, settings):
         self.layer, self.labels, self.settings = layer, labels, settings
         sizes = settings.train_rows, settings.test_rows, settings.probe_rows
-        names, how = ("train", "test", "valid"), (settings.seed,)
-        #: training, test and validation part
+        how = (settings.seed,)
+        #: those of `PARTS`
         self.parts = [
             read_part(stores[n], layer, labels, m, *how, settings.factors_of)
-            for n, m in zip(names, sizes, strict=True)
+            for n, m in zip(PARTS, sizes, strict=True)
         ]
         self.train, self.test, _ = self.parts
         self.store, self.mean = stores["test"], self.train.x.mean(0)
@@ -162,30 +170,29 @@ class Sheet:
 
         Of each part; without rows of the classes that are `left_out`.
         """
-        for part in self.parts:
+        for name, part in zip(PARTS, self.parts, strict=True):
             y = part.y[label]
             at = np.flatnonzero((y != NO_LABEL) & ~np.isin(y, left_out))
+            check_labelled(at, name, label)
             if part is self.train:
                 at = self._draw(at, most, label)
             yield at, y[at]
 
     def _probe(self, codes):
         """Solves probes of all labels; returns the readers and their scores."""
-        readers, scores = {}, {}
-        for label, (classes, _) in self.labels.items():
-            most = self.settings.probe_rows
-            known, test, valid = self._labelled(label, most)
-            x, z, v = (
-                part[at]
-                for part, (at, _) in zip(
-                    codes, (known, test, valid), strict=True
-                )
-            )
-            fits = x, known[1], v, valid[1], len(classes)
+        readers = {}
+
+        def probe(label):
+            rows = [*self._labelled(label, self.settings.probe_rows)]
+            (_, known), (to, there), (_, chosen) = rows
+            x, z, v = (c[at] for c, (at, _) in zip(codes, rows, strict=True))
+            fits = x, known, v, chosen, len(self.labels[label][0])
             read = feature_scores.fit_reader(*fits, self.settings.strengths)
-            tested = z, test[1], self.test.unit[test[0]], known[1]
             readers[label] = read
-            scores[label] = measured(feature_scores.accuracy, read, *tested)
+            tested = z, there, self.test.unit[to], known
+            return feature_scores.accuracy(read, *tested)
+
+        scores = {label: measured(probe, label) for label in self.labels}
         return readers, scores
 
     def _concept(self, units, codes, readers):
@@ -257,14 +264,21 @@ class Sheet:
 
     def _recovered(self, decoded):
         """Measures what probes, of the layer and of the one above, recover."""
-        test, label = self.test, self.concept
-        if label is None:
-            return {"layer": {"gap": "There are no labels."}}
-        _, (at, y), _ = self._labelled(label, 0)
-        x = np.broadcast_to(self.mean, decoded.shape), decoded, test.x
-        losses = [self.readers[label].losses(z[at], y) for z in x]
-        recovered = feature_scores.recovered
-        found = {"layer": measured(recovered, losses, test.unit[at])}
+        test, label, recovered = (
+            self.test,
+            self.concept,
+            feature_scores.recovered,
+        )
+
+        def in_layer():
+            if label is None:
+                raise Unmeasurable("There are no labels.")
+            _, (at, y), _ = self._labelled(label, 0)
+            x = np.broadcast_to(self.mean, decoded.shape), decoded, test.x
+            losses = [self.readers[label].losses(z[at], y) for z in x]
+            return recovered(losses, test.unit[at])
+
+        found = {"layer": measured(in_layer)}
         if isinstance(self.above, dict):
             return {**found, "above": self.above}
         layer, read, y, unit, (of_mean, of_x) = self.above
@@ -283,9 +297,10 @@ class Sheet:
         if not frames or self.labels.get(label, [None])[-1] != FRAMES:
             raise Unmeasurable("There are no labels of frames.")
         classes, sides = self.labels[label][0], []
-        for name, part in zip(("train", "test"), self.parts, strict=False):
+        for name, part in zip(PARTS[:2], self.parts, strict=False):
             x, owner = layer.run(part.x, part.utterance)
             y = layer.labels(stores[name], label, classes, owner)
+            check_labelled(np.flatnonzero(y != NO_LABEL), name, label)
             sides.append((x, y, owner))
         (x, y, _), (z, there, owner) = sides
         at = np.flatnonzero(y != NO_LABEL)

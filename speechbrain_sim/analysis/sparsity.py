@@ -31,8 +31,9 @@ CAPTIONS = {
     "Reconstruction and sparsity": "Explained variance in percent, mean squared "
     "error in units of the layer, cosine of x and x̂; units that fire in a frame "
     "(L0), ever, in more than 1 and 10 % of frames, and how long without a "
-    "break. Kept: the probability, in percent, that a unit that fires for the "
-    "posterior's mean fires for a draw from it.",
+    "break. The untrained control's decoder has the wrong scale: what keeps more "
+    "than it proves nothing. Kept: the probability, in percent, that a unit that "
+    "fires for the posterior's mean fires for a draw from it.",
     "Linear probes": "Test accuracy in percent of logistic regressions, of frames "
     "that are drawn alike for all: wide codes would gain more from further ones. "
     "z: codes, x̂: what they decode to, x: the layer.",
@@ -48,7 +49,8 @@ CAPTIONS = {
     "and over those of a group.",
     "What reconstructions keep": "Percent of the loss recovered, (L₀ − L_x̂) / "
     "(L₀ − L_x), L₀ of the layer's mean, for probes: of the layer, and of the "
-    "layer above, which runs on x̂. The loss of the next module's InfoNCE is not "
+    "layer above, which runs on x̂. The untrained control's decoder has the wrong "
+    "scale: what recovers more than it proves nothing. The loss of the next module's InfoNCE is not "
     "measured: its matrices are in checkpoints, not in model folders.",
     "Other seeds": "Percent of units with a partner in another seed's dictionary "
     "(cosine above 0.7, one to one), mean cosine of partners, and overlap of the "
@@ -148,7 +150,7 @@ def _compare_seeds(results, bottlenecks, seed):
 
 
 def tables(results):
-    """Makes the tables of `measure_codes`: (title, header, rows) of each."""
+    """Makes the tables of `measure_codes`: list of Table."""
     rows = {title: [] for title in CAPTIONS}
     for layer, scores in results["layers"].items():
         for title, cells in _shared(scores).items():
@@ -162,10 +164,11 @@ def tables(results):
             cells = _cells(one, {"shared (%)": "shared"}, 100, 1)
             cells |= _cells(one, {"cosine": "cosine", "overlap": "overlap"})
             rows["Other seeds"].append({"": row, **cells})
-    made = [
-        Table.of(title, "", found) for title, found in rows.items() if found
+    return [
+        Table.of(title, CAPTIONS[title], found)
+        for title, found in rows.items()
+        if found
     ]
-    return [(table.title, table.header, table.rows) for table in made]
 
 
 def section(results, folder):
@@ -187,8 +190,7 @@ def section(results, folder):
     caption = "Living units by the share of test frames in which they fire."
     alt = "Histograms of the first code of each layer, and of its controls."
     items.append(Figure("How often units fire", caption, stem, alt))
-    for title, header, rows in tables(results):
-        items.append(Table(title, CAPTIONS[title], header, rows))
+    items += tables(results)
     each = chain(results["layers"].items(), _each_code(results))
     for name, scores in chain(each, results["stability"].items()):
         for reason in _reasons(scores):
@@ -205,18 +207,18 @@ def plot_probes(results, label, path):
         for layer, lines in layers.items():
             panel = panels[layer]
             for i, (line, points) in enumerate(lines.items()):
-                x = sorted(points)
-                y = 100 * np.array([np.mean(points[n], 0) for n in x])
+                x, *y = zip(*points, strict=True)
+                y = 100 * np.array(y)
                 look = style.look(line, i)
-                panel.plot(x, y[:, 0], "o-" if i < 2 else "o--", ms=3, **look)
+                panel.plot(x, y[0], "o-" if i < 2 else "o--", ms=3, **look)
                 shade = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
-                panel.fill_between(x, *y.T[1:], **shade)
+                panel.fill_between(x, *y[1:], **shade)
             of_x = results["layers"][layer]["probes"][label]
             if "gap" not in of_x:
                 panel.axhline(100 * of_x["value"], color="black", label="x")
                 panel.axhspan(*np.multiply(100, of_x["interval"]), alpha=0.1)
                 panel.axhline(100 * of_x["chance"], color="black", ls=":", lw=1)
-            every = [n for points in lines.values() for n in points]
+            every = [n for points in lines.values() for n, *_ in points]
             ticks = sorted({max(1, round(n)) for n in every})
             panel.set_xscale("log")
             panel.set_xticks(ticks, list(map(str, ticks)))
@@ -226,7 +228,7 @@ def plot_probes(results, label, path):
 
 
 def _lines(results, label):
-    """Layer -> line -> L0 -> accuracy and ends of its interval, of each seed."""
+    """Layer -> line -> L0, accuracy and ends of its interval, means over seeds."""
     layers = {}
     for name, versions in results["codes"].items():
         lines = layers.setdefault(layer_of(name), {})
@@ -238,9 +240,15 @@ def _lines(results, label):
             for line, score in found.items():
                 if l0 and "gap" not in score:
                     points = lines.setdefault(line, {})
-                    ends = [score["value"], *score["interval"]]
-                    points.setdefault(round(l0, 1), []).append(ends)
-    return layers
+                    point = l0, score["value"], *score["interval"]
+                    points.setdefault(SEED.sub("", name), []).append(point)
+    return {
+        layer: {
+            line: sorted(tuple(np.mean(each, 0)) for each in points.values())
+            for line, points in lines.items()
+        }
+        for layer, lines in layers.items()
+    }
 
 
 def plot_density(results, path):

@@ -38,18 +38,20 @@ def match(one, other):
 
     Returns
     -------
-    numpy.ndarray
-        The cosine of each row of `one` with its partner, (units,); 0 without.
+    tuple of numpy.ndarray
+        The cosine of each row of `one`, and of `other`, with its partner,
+        (units,) each; 0 without.
 
     Example
     -------
-    >>> match(np.eye(3), np.eye(3)[[2, 0, 1]])
-    array([1., 1., 1.])
+    >>> match(np.eye(3), np.eye(3)[[2, 0]])
+    (array([1., 0., 1.]), array([1., 1.]))
     """
     cosines = one @ other.T
-    rows, columns = linear_sum_assignment(cosines, maximize=True)
-    found = np.zeros(len(one))
-    found[rows] = cosines[rows, columns]
+    pairs = linear_sum_assignment(cosines, maximize=True)
+    found = np.zeros(len(one)), np.zeros(len(other))
+    for each, at in zip(found, pairs, strict=True):
+        each[at] = cosines[pairs]
     return found
 
 
@@ -57,18 +59,19 @@ def subspace_overlap(one, other):
     """Measures how alike the main directions of two dictionaries are.
 
     |U'V|² / r, U and V being the r leading right singular vectors, r a quarter
-    of the channels: 1 for the same subspace, r / channels for random ones.
+    of the channels, or the units of the smaller dictionary if these are fewer:
+    1 for the same subspace, r / channels for random ones.
 
     Example
     -------
     >>> subspace_overlap(np.eye(8)[:2], np.eye(8)[[1, 0]])
     1.0
     """
-    rank = max(1, one.shape[1] // 4)
+    rank = min(max(1, one.shape[1] // 4), len(one), len(other))
     bases = [
         np.linalg.svd(x, full_matrices=False)[2][:rank] for x in (one, other)
     ]
-    return float(np.square(bases[0] @ bases[1].T).sum() / len(bases[0]))
+    return float(np.square(bases[0] @ bases[1].T).sum() / rank)
 
 
 def stability(dictionaries, alive, seed=0):
@@ -86,9 +89,9 @@ def stability(dictionaries, alive, seed=0):
     Returns
     -------
     dict
-        Means over pairs: `shared`, the share of living units with a partner
-        whose cosine is above `SAME`, mean `cosine` of partners, and `overlap`
-        of the subspaces; `random`, the same of random dictionaries with the
+        Means over pairs: `shared`, the share of both's living units with a
+        partner whose cosine is above `SAME`, mean `cosine` with partners, and
+        `overlap` of the subspaces; `random`, the same of random dictionaries with the
         covariance of these; `pairs`, the `shared` of each pair; and `units`,
         for each dictionary the mean cosine of each unit with its partners
         (None for a dead one).
@@ -104,12 +107,12 @@ def stability(dictionaries, alive, seed=0):
     cosines = [np.zeros((len(x), 0)) for x in dictionaries]
     for a, b in combinations(range(len(dictionaries)), 2):
         pair = [dictionaries[i][alive[i]] for i in (a, b)]
-        found = match(*pair), match(*pair[::-1])
+        found = match(*pair)
         for i, each in zip((a, b), found, strict=True):
             column = np.full((len(alive[i]), 1), np.nan)
             column[alive[i], 0] = each
             cosines[i] = np.c_[cosines[i], column]
-        scores.append(_score(*pair, found[0]))
+        scores.append(_score(*pair, found))
         drawn = [_random_like(x, rng) for x in pair]
         controls.append(_score(*drawn, match(*drawn)))
     units = [
@@ -135,6 +138,7 @@ SCORES = ("shared", "cosine", "overlap")
 
 def _score(one, other, cosines):
     """Share of shared units, mean cosine, overlap of a pair."""
+    cosines = np.concatenate(cosines)
     shared = float(np.mean(cosines > SAME))
     return shared, float(cosines.mean()), subspace_overlap(one, other)
 

@@ -298,12 +298,20 @@ def move(bottleneck, x, codes, changed):
     return x + moved.masked_fill(still, 0)
 
 
+class Drawn(NamedTuple):
+    """Of the codes of draws, how often each fires, their mean and deviation."""
+
+    fires: torch.Tensor
+    level: torch.Tensor
+    deviation: torch.Tensor
+
+
 @torch.no_grad()
-def activation_deviation(bottleneck, mean, log_var, draws=32, generator=None):
+def draw_codes(bottleneck, mean, log_var, draws=32, generator=None):
     """Estimates how uncertain codes are where a layer is a Gaussian posterior.
 
-    The standard deviation of each activation over codes of draws from
-    N(mean, exp(log_var)), as the encoder itself draws.
+    Of codes of draws from N(mean, exp(log_var)), as the encoder itself draws:
+    the share that is not 0, mean, and standard deviation of each activation.
 
     Arguments
     ---------
@@ -316,20 +324,21 @@ def activation_deviation(bottleneck, mean, log_var, draws=32, generator=None):
 
     Returns
     -------
-    torch.Tensor
-        (..., units).
+    Drawn
+        (..., units) each.
     """
     if draws < 2:
         raise ValueError(f"{draws} draws have no deviation: take two or more.")
     std = torch.exp(0.5 * log_var)
-    center, squares = 0.0, 0.0  # Welford's
+    fires, center, squares = 0.0, 0.0, 0.0  # Welford's
     for count in range(1, draws + 1):
         noise = torch.empty_like(mean).normal_(generator=generator)
         codes = bottleneck.encode(torch.addcmul(mean, std, noise))
         gap = codes - center
         center = center + gap / count
         squares = squares + gap * (codes - center)
-    return (squares / (draws - 1)).sqrt()
+        fires = fires + (codes != 0)
+    return Drawn(fires / draws, center, (squares / (draws - 1)).sqrt())
 
 
 class Activity(NamedTuple):

@@ -1,5 +1,8 @@
 """Sparse autoencoders of frames."""
 
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -159,6 +162,9 @@ class SparseAutoencoder(Bottleneck):
     ):
         super().__init__(input_channels, num_units, normalisation)
         shares = NESTED.get(variant, (1,))
+        weights = {"auxk": auxk, "sparsity": sparsity, "temporal": temporal}
+        _check_numbers(Real, weights)
+        _check_numbers(Integral, {"k": k, "dead_after": dead_after})
         widths = widths or sorted({-int(-s * num_units // 1) for s in shares})
         _check(num_units, k, variant, widths)
         self.variant, self.widths = variant, list(widths)
@@ -236,7 +242,7 @@ class SparseAutoencoder(Bottleneck):
         terms["l0"] = active.sum() / len(u)
         terms["dead"] = self.dead().float().mean()
         if self.training:
-            self._count(codes, active, len(u))
+            self._count(codes, active, len(u) // (1 + paired))
         added = self._added(codes, len(u), paired)
         added["auxk"] = self.auxk, self._auxiliary(u, bias, error)
         for name, (weight, term) in added.items():
@@ -340,7 +346,8 @@ class SparseAutoencoder(Bottleneck):
             a = linear(u, self.encoder.weight, self._bias())
             count = HEAD_START * int(self.k) * len(a)
             entries = largest_of_batch(a, count, 0)
-            self.threshold.fill_(a[entries].min())
+            if len(entries[0]):
+                self.threshold.fill_(a[entries].min())
 
     @torch.no_grad()
     def before_step(self):
@@ -363,6 +370,16 @@ class SparseAutoencoder(Bottleneck):
             self._rows, self._fired = 0, False
 
 
+def _check_numbers(kind, numbers):
+    """Raises a ValueError unless numbers are of a kind, and not negative."""
+    for name, value in numbers.items():
+        if not (isinstance(value, kind) and 0 <= value < math.inf):
+            whole = "whole " * (kind is Integral)
+            raise ValueError(
+                f"{name} is {value!r}: it must be a {whole}number from 0."
+            )
+
+
 def _check(num_units, k, variant, widths):
     """Raises a ValueError if arguments do not fit each other."""
     if variant not in VARIANTS:
@@ -373,11 +390,12 @@ def _check(num_units, k, variant, widths):
         raise ValueError(
             f"k is {k}, of {num_units} units: it must be from 1 to num_units."
         )
-    grows = [0, *widths] == sorted({0, *widths})
+    whole = isinstance(widths, Sequence) and {*map(type, widths)} == {int}
+    grows = whole and [0, *widths] == sorted({0, *widths})
     if not grows or widths[-1] != num_units:
         raise ValueError(
-            f"widths are {widths}: they must grow, and end with num_units, "
-            f"which is {num_units}."
+            f"widths are {widths}: they must be a list of whole numbers that "
+            f"grow, and end with num_units, which is {num_units}."
         )
     if len(widths) > 1 and variant not in NESTED:
         raise ValueError(

@@ -166,14 +166,15 @@ class BottleneckBrain(ResumableBrain):
         self.sparsity = LinearWarmup(self.hparams.l1_warmup_epochs)
         self.share, self.variances = 0.0, {}
 
-    def fit_stores(self, train, valid, encoder_sha256):
-        """Trains on an ActivationStore, and validates on another.
+    def fit_stores(self, stores, encoder_sha256):
+        """Trains on the ActivationStore "train" of a dict, validates on "valid".
 
-        Raises a ValueError, before the first step, for a layer that cannot be
+        Further ones are checked for the score sheet. Raises a ValueError, before the first step, for a layer that cannot be
         learnt from, and for the store of another encoder.
         """
         hparams = self.hparams
-        for store in train, valid:
+        train, valid = stores["train"], stores["valid"]
+        for store in stores.values():
             check_store(store, self.layers, encoder_sha256, hparams.pooling)
         for layer in self.layers:
             self.set_units(layer, train)

@@ -7,6 +7,7 @@ from scipy import sparse
 from sklearn.metrics import f1_score as reference_f1
 
 from speechbrain_sim.analysis import feature_scores
+from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.logistic import solve_logistic
 
 CLASSES, UNIT = 4, np.repeat(np.arange(20), 30)
@@ -104,6 +105,16 @@ def test_f1_of_units_is_that_of_their_predictions(labels):
     assert chance == pytest.approx(0.4, abs=0.01)
 
 
+def test_classes_without_training_rows_do_not_count(labels):
+    y, there = labels
+    known, codes = planted(y), 10 * planted(there, 1)
+    given = known, y, codes, there, UNIT
+    score, _ = feature_scores.best_units(*given, CLASSES)
+    more, _ = feature_scores.best_units(*given, CLASSES + 2)
+    assert more["value"] == score["value"]
+    assert more["classes"] == [*score["classes"], None, None]
+
+
 def test_two_units_where_one_is_not_enough(labels):
     rng = np.random.default_rng(4)
     z = rng.integers(0, 2, (2, 600, 5)).astype(float)
@@ -161,6 +172,14 @@ def test_what_a_reconstruction_recovers(labels):
         three = of_mean, losses, of_codes
         found = feature_scores.recovered(three, UNIT)
         assert found["value"] == pytest.approx(value)
+
+
+def test_a_probe_that_reads_nothing_has_no_loss_to_recover():
+    rng = np.random.default_rng(6)
+    of_mean, decoded = np.full(600, 1.0), rng.normal(3, 1, 600)
+    frames = of_mean + rng.normal(-0.001, 0.2, 600)
+    with pytest.raises(Unmeasurable, match="no loss to recover"):
+        feature_scores.recovered((of_mean, decoded, frames), UNIT)
 
 
 def test_variance_between_classes(labels):

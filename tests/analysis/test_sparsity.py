@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from speechbrain_sim import extras
-from speechbrain_sim.analysis import egemaps, sparsity
+from speechbrain_sim.analysis import egemaps, feature_scores, sparsity
 from speechbrain_sim.analysis.code_parts import LayerAbove, read_part
 from speechbrain_sim.analysis.intervals import Unmeasurable
+from speechbrain_sim.analysis.score_sheet import Sheet
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
+from speechbrain_sim.data.labels import NO_LABEL
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.extraction import encode_manifest
@@ -111,15 +113,14 @@ def test_every_score_is_there(results):
     for versions in results["codes"].values():
         assert list(versions) == ["learned", "untrained", "random", "PCA"]
         for scores in versions.values():
-            assert not [*sparsity._reasons(scores)]
+            gaps = [*sparsity._reasons(scores)]  # of random phones
+            assert len(gaps) == 2 and "no loss to recover" in gaps[0] == gaps[1]
             for score in (
                 scores["firing"]["l0"],
                 scores["duration"],
                 scores["posterior"]["kept"],
                 scores["probes"]["phones"],
                 scores["decoded"]["pitch"],
-                scores["recovered"]["layer"],
-                scores["recovered"]["above"],
                 scores["concept"]["few"]["5"],
             ):
                 low, high = score["interval"]
@@ -136,6 +137,55 @@ def test_every_score_is_there(results):
     assert x["probes"]["phones"]["value"] < chance + 0.1
     assert x["concept"]["all"]["classes"][0] is None
     assert x["concept"]["always"]["classes"][0] is None
+
+
+def test_what_is_recovered_is_between_the_mean_and_the_frames(
+    encoded, stores, monkeypatch
+):
+    settings = sparsity.read_settings(SMALL)
+    sheet = Sheet(LAYER, encoded[0], stores, LABELS, settings)
+
+    def means(losses, unit):
+        assert {*map(len, losses)} == {len(unit)}
+        return [*map(np.mean, losses)]
+
+    monkeypatch.setattr(feature_scores, "recovered", means)
+    mean = np.broadcast_to(sheet.mean, sheet.test.x.shape)
+    for x, same in ((sheet.test.x, 2), (mean, 0)):
+        found = sheet._recovered(x)
+        for losses in found["layer"], found["above"]:
+            assert losses[1] == pytest.approx(losses[same], rel=1e-5)
+
+
+def test_a_label_without_rows_in_a_part_is_a_gap(encoded, stores):
+    class Silent:
+        """A store none of whose rows has a phone."""
+
+        def __getattr__(self, name):
+            return getattr(stores["valid"], name)
+
+        def __getitem__(self, name):
+            return stores["valid"][name]
+
+        def labels(self, label, *how):
+            found = stores["valid"].labels(label, *how)
+            if label == "pitch":
+                return found
+            none = [np.full_like(x, NO_LABEL) for x in found]
+            return none if isinstance(found, list) else np.array(none)
+
+    saes = {NAMES[0]: make_saes(stores)[NAMES[0]]}
+    for part in "train", "valid", "test":
+        work = encoded[0], saes, {**stores, part: Silent()}, LABELS
+        found = sparsity.measure_codes(*work, {**SMALL, "controls": ()})
+        json.dumps(found, allow_nan=False)
+        scores = found["codes"][NAMES[0]]["learned"]
+        gaps = scores["probes"]["phones"], scores["decoded"]["phones"]
+        gaps += scores["recovered"]["layer"], scores["concept"]
+        for gap in gaps:
+            assert f"No row of the {part} part has a class" in gap["gap"]
+        assert "value" in scores["probes"]["pitch"]
+        assert sparsity.tables(found)
 
 
 def test_units_and_seeds(results):
@@ -155,17 +205,30 @@ def test_units_and_seeds(results):
 
 
 def test_tables_and_section(results, tmp_path):
-    tables = {title: rows for title, _, rows in sparsity.tables(results)}
+    tables = {table.title: table.rows for table in sparsity.tables(results)}
     assert list(tables) == list(sparsity.CAPTIONS)
     names = [row[0] for row in tables["Linear probes"]]
     assert names[:3] == [LAYER, NAMES[0], "module3.sae, untrained"]
     assert len(names) == 1 + 3 + 2 * 3  # controls of seeds, once
     section = sparsity.section(results, tmp_path)
     kinds = [type(item) for item in section.items]
-    assert kinds == [Figure] * 3 + [Table] * 6 + [Gap]
+    assert kinds == [Figure] * 3 + [Table] * 6 + [Gap] * 2
     write_page(tmp_path, "SAE", "", [section], [])
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "nan" not in page and "loudness, R²" in page
+
+
+def test_seeds_are_one_point_whatever_their_l0():
+    def version(l0, value):
+        score = {"value": value, "interval": [value - 0.1, value + 0.1]}
+        probes = {"probes": {"p": score}, "decoded": {"p": score}}
+        return {"learned": {"firing": {"l0": {"value": l0}}, **probes}}
+
+    codes = {"a.sae": version(8, 0.4), "a.sae_s2": version(9, 0.6)}
+    codes["a.sae_k4"] = version(4, 0.3)
+    found = sparsity._lines({"codes": codes}, "p")["a"]
+    wanted = [(4, 0.3, 0.2, 0.4), (8.5, 0.5, 0.4, 0.6)]
+    np.testing.assert_allclose(found["z"], wanted)
 
 
 def test_rows_that_are_means_have_gaps(encoded):

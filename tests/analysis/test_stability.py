@@ -50,21 +50,30 @@ def test_half_of_the_units_are_shared():
     some = alive.copy()
     some[: UNITS // 2] = False  # only what is shared lives in the first
     found = stability([one, other], [some, alive])
-    assert found["shared"] == 1.0
+    assert found["shared"] == pytest.approx(2 / 3)  # 2 * 24 of 24 + 48
     assert found["units"][0][: UNITS // 2] == [None] * (UNITS // 2)
+    turned = stability([other, one], [alive, some])
+    for score in "shared", "cosine", "overlap":
+        assert turned[score] == pytest.approx(found[score])
 
 
 def test_matching_is_one_to_one():
     one = np.array([[1.0, 0.0], [0.9, np.sqrt(0.19)]])
     other = np.array([[1.0, 0.0], [0.0, 1.0]])
     # the second prefers the first's partner, which is taken
-    np.testing.assert_allclose(match(one, other), [1.0, np.sqrt(0.19)])
+    for found in match(one, other):
+        np.testing.assert_allclose(found, [1.0, np.sqrt(0.19)])
 
 
 def test_overlap_counts_angles():
     one, other = np.eye(8)[[0, 1]], np.eye(8)[[1, 2]]
     assert subspace_overlap(one, other) == pytest.approx(0.5)
     assert subspace_overlap(one, np.eye(8)[[4, 5]]) == pytest.approx(0)
+    for pair in ((one, one[:1]), (one[:1], one)):  # fewer units than r
+        assert subspace_overlap(*pair) <= 1
+    assert subspace_overlap(np.eye(8)[[0]], np.eye(8)) == subspace_overlap(
+        np.eye(8), np.eye(8)[[0]]
+    )
 
 
 def test_directions_do_not_depend_on_units():

@@ -9,8 +9,8 @@ import torch
 from speechbrain_sim.analysis.listening import activations
 from speechbrain_sim.bottlenecks.coded import (
     CodedEncoder,
-    activation_deviation,
     change_codes,
+    draw_codes,
     move,
     rank_features,
 )
@@ -162,22 +162,24 @@ def test_deviation_of_activations():
         sae.encoder.bias += 100  # nothing is cut off
     mean, log_var = torch.randn(3, 4), torch.randn(3, 4)
     generator = torch.Generator().manual_seed(0)
-    found = activation_deviation(sae, mean, log_var, 4000, generator)
+    found = draw_codes(sae, mean, log_var, 4000, generator).deviation
     wanted = log_var.exp() @ sae.encoder.weight.square().T
     torch.testing.assert_close(found, wanted.sqrt(), rtol=0.06, atol=0)
     few = [
-        activation_deviation(sae, mean, log_var, 3, g.manual_seed(1))
+        draw_codes(sae, mean, log_var, 3, g.manual_seed(1))
         for g in (generator, torch.Generator())
     ]
     noise = torch.Generator().manual_seed(1)
     draws = [torch.empty(3, 4).normal_(generator=noise) for _ in range(3)]
     draws = [sae.encode(mean + (log_var / 2).exp() * x) for x in draws]
-    torch.testing.assert_close(few[0], torch.stack(draws).std(0))
-    assert torch.equal(*few)
-    sure = activation_deviation(sae, mean, torch.full((3, 4), -60.0))
-    assert sure.max() < 1e-3
+    draws = torch.stack(draws)
+    wanted = (draws != 0).float().mean(0), draws.mean(0), draws.std(0)
+    torch.testing.assert_close(tuple(few[0]), wanted)
+    assert all(map(torch.equal, *few))
+    sure = draw_codes(sae, mean, torch.full((3, 4), -60.0))
+    assert sure.deviation.max() < 1e-3
     with pytest.raises(ValueError, match="1 draws"):
-        activation_deviation(sae, mean, log_var, 1)
+        draw_codes(sae, mean, log_var, 1)
 
 
 def test_moments_are_where_features_are_largest():

@@ -325,6 +325,15 @@ def test_idle_frames_are_counted():
     assert sae.idle[7] == 30
 
 
+def test_frames_of_pairs_are_counted_once():
+    """The next frames are rows of their own in an epoch."""
+    sae, x = made("temporal", dead_after=25), frames(10)
+    with torch.no_grad():
+        sae.encoder.bias[7] = -100
+    train(sae, x, 2, lr=0)
+    assert sae.idle[7] == 20 and not sae.dead()[7]
+
+
 @pytest.mark.parametrize("auxk", [0, 1 / 32])
 def test_auxk_revives(auxk):
     """A unit that is never among the k largest comes back, by AuxK alone."""
@@ -448,6 +457,14 @@ def test_resumed_bit_for_bit(variant):
     [
         ({"k": 21}, "k is 21, of 20 units"),
         ({"k": 0}, "k is 0"),
+        ({"k": 2.5}, "k is 2.5: it must be a whole number"),
+        ({"dead_after": -1}, "dead_after is -1: it must be a whole number"),
+        ({"dead_after": None}, "dead_after is None"),
+        ({"auxk": -1}, "auxk is -1: it must be a number from 0"),
+        ({"sparsity": float("nan")}, "sparsity is nan"),
+        ({"temporal": "1"}, "temporal is '1'"),
+        ({"variant": "temporal", "widths": 20}, "widths are 20: .* a list"),
+        ({"variant": "temporal", "widths": [2.5, 20]}, "whole numbers"),
         ({"variant": "gated"}, "variant is 'gated'.*topk, batchtopk"),
         ({"normalisation": "layer"}, "normalisation is 'layer'.*standardise"),
         ({"variant": "matryoshka", "widths": [10, 5, 20]}, "widths are"),
@@ -459,6 +476,14 @@ def test_bad_arguments(arguments, message):
     """An argument out of range is named, with its range."""
     with pytest.raises(ValueError, match=message):
         SparseAutoencoder(6, 20, **{"k": 3, **arguments})
+
+
+def test_thresholds_of_frames_that_are_all_alike():
+    """Where nothing is positive at first, thresholds stay 0."""
+    sae = made("jumprelu")
+    sae.threshold.data.zero_()
+    sae.initialise(sae.mean.expand(20, -1))
+    assert (sae.threshold == 0).all()
 
 
 def test_bad_frames():

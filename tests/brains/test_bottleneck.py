@@ -114,7 +114,8 @@ def make_brain(folder, planned, epochs=2, sae=(), steps=0, **changes):
 
 def train(brain, stores, encoder):
     save_parts(brain.hparams.output_folder, {"encoder": encoder})
-    brain.fit_stores(*stores, sha256_of(encoder))
+    stores = dict(zip(("train", "valid"), stores, strict=True))
+    brain.fit_stores(stores, sha256_of(encoder))
     return brain
 
 
@@ -369,14 +370,20 @@ def bad_store(folder, encoder, kind):
         ("layer", "has no other, only low, high, side: encode"),
     ],
 )
-def test_refused_before_the_first_step(encoder, tmp_path, kind, message):
+def test_refused_before_the_first_step(
+    encoder, stores, tmp_path, kind, message
+):
     store = bad_store(tmp_path / "store", encoder, kind)
     digest = "000" if kind == "encoder" else sha256_of(encoder)
     brain = make_brain(tmp_path / "run", plan_of("low"))
     brain.layers = ["other"] if kind == "layer" else brain.layers
     brain.learn = None
     with pytest.raises(ValueError, match=message):
-        brain.fit_stores(store, store, digest)
+        brain.fit_stores({"train": store, "valid": store}, digest)
+    if kind != "constant":  # which is nothing to learn from, but to test on
+        parts = dict(zip(("train", "valid"), stores, strict=True))
+        with pytest.raises(ValueError, match=message):
+            brain.fit_stores({**parts, "test": store}, digest)
 
 
 def test_impossible_sparsities():
