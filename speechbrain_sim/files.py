@@ -204,9 +204,11 @@ def lock_folder(folder):
             f"Another run works in {folder} ({owner or 'unknown process'}): "
             f"wait for its end, or choose another folder."
         ) from error
-    file.truncate(0)
-    print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
     _locks[held] = file
+    with suppress(OSError):  # on a full disk it is held without name
+        file.truncate(0)
+        owner = f"process {os.getpid()} on {platform.node()}\n"
+        os.write(file.fileno(), owner.encode())
 
 
 def write_text(path, text):

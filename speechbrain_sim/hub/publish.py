@@ -1,5 +1,6 @@
 """From a run to a model on the Hub: export, publish, check."""
 
+import io
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,12 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, audio_info, read_audio
 from speechbrain_sim.data.corpora import UNNAMED, corpus_of
-from speechbrain_sim.files import atomic, lock_folder, short_name, write_text
+from speechbrain_sim.files import (
+    lock_folder,
+    short_name,
+    write_bytes,
+    write_text,
+)
 from speechbrain_sim.hub.card import CARD, fill_in, name_source, write_card
 from speechbrain_sim.inference import HPARAMS, SmoothInfoMax
 from speechbrain_sim.models import fetch
@@ -122,8 +128,9 @@ def _files_of(config):
 def _write(folder, parts, config, spoken, data, licence):
     """Writes a model folder; returns config.json."""
     for name, (wav, _) in spoken.items():
-        with atomic(folder / name) as file:
-            soundfile.write(os.fsencode(file), wav, SAMPLE_RATE, format="WAV")
+        example = io.BytesIO()
+        soundfile.write(example, wav, SAMPLE_RATE, format="WAV")
+        write_bytes(folder / name, example.getvalue())
     hparams = {"sample_rate": config["sample_rate"]}
     model = SmoothInfoMax(parts, hparams, config, run_opts={"device": "cpu"})
     more = {

@@ -285,7 +285,8 @@ def test_i3_the_report_shows_what_is_said_and_by_whom(tmp_path):
     manifest.write_text("\n".join(lines))
     clips = read_clips(str(manifest), str(tmp_path), 1600, 3)
     latent = SimpleNamespace(mean=torch.randn(3, 10, 4), log_var=None)
-    system = System("SIM", None, clips.wavs, {"top": latent}, {}, None, {})
+    plain = SimpleNamespace(bottleneck_of=lambda layer: None)
+    system = System("SIM", plain, clips.wavs, {"top": latent}, {}, None, {})
     decoders = {"top": lambda z, samples: z.mean(2).repeat(1, 160)}
     system = system._replace(decoders={WAVEFORM: decoders})
     first, *walks = explore(system, "top", clips)
