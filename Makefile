@@ -1,4 +1,4 @@
-# make demo    SIM and GIM learn from speech and are analysed: 35 minutes of CPU
+# make demo    SIM and GIM learn from speech and are analysed: 40 minutes of CPU
 # make box     trains sim-small, the model in the package, and writes its numbers
 # make check   style, unit tests, doctests, sizes: two minutes
 # make test    everything that CI runs: recipes, Hub, browser, processes, docs

@@ -233,3 +233,25 @@ def memory_row(family, name, ours, reference, target, **more):
         target,
         **more,
     )
+
+
+def floor_row(family, title, timings, name, flops, target, goal=False, **more):
+    """A step's time in floors, the time of its products at this machine's rate.
+
+    `timings` are of `in_turn`, with those of `matrix_product` as "product".
+    """
+    share = flops / PRODUCT_FLOPS
+    product = statistics.median(timings["product"].wall)
+    floors = quotient(timings, name, "product") / share
+    return row(
+        f"{family}: {name} in floors",
+        f"{title}: {name} in floors",
+        "s",
+        statistics.median(timings[name].wall),
+        share * product,
+        floors,
+        target,
+        goal,
+        gflop=flops / 1e9,
+        **more,
+    )

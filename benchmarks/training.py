@@ -4,14 +4,12 @@ from statistics import median
 
 from benchmarks.floor import step_flops
 from benchmarks.measure import (
-    PRODUCT_FLOPS,
     SavedTensors,
+    floor_row,
     in_turn,
     matrix_product,
     memory_row,
     peak_memory,
-    quotient,
-    row,
     time_row,
 )
 from benchmarks.systems import Ours, Plain, make_batch, must_agree
@@ -57,21 +55,9 @@ def speed(regime, repetitions=7):
                 )
             )
         flops = step_flops(ours.model.encoder, ours.model.modules, *shape)
-        floor = flops / PRODUCT_FLOPS * median(timings["product"].wall)
         for name, target in (("ours", goal), ("plain", "≤ 2.86")):
-            rows.append(
-                row(
-                    f"Training step, {regime}: {name} in floors",
-                    f"{title}: {name} in floors",
-                    "s",
-                    median(timings[name].wall),
-                    floor,
-                    quotient(timings, name, "product") * PRODUCT_FLOPS / flops,
-                    target,
-                    goal=name == "ours",
-                    gflop=flops / 1e9,
-                )
-            )
+            measured = f"Training step, {regime}", title, timings, name
+            rows.append(floor_row(*measured, flops, target, name == "ours"))
     return rows
 
 

@@ -142,7 +142,7 @@ def top_features(model, path, layer=None, count=10):
             place = x[at], latent.log_var[0, at], 32, noise
             drawn = draw_codes(bottleneck, *place)
             deviations[i] = float(drawn.deviation[feature])
-    names = encoder.entries.get(layer, {}).get("names", {})
+    names = encoder.names_of(layer)
 
     def seconds(frame):
         time = (center + hop * frame) / SAMPLE_RATE
@@ -151,7 +151,7 @@ def top_features(model, path, layer=None, count=10):
     return [
         ActiveFeature(
             moment.feature,
-            names.get(str(moment.feature)),
+            names.get(moment.feature),
             *moment[1:4],
             seconds(moment.at),
             seconds(moment.start - 0.5),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from speechbrain_sim.analysis import feature_pages, sparsity
 from speechbrain_sim.analysis.feature_cards import F1, GAIN
+from speechbrain_sim.bottlenecks.coded import NAMES
 from speechbrain_sim.files import cached_result
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.format import BOTTLENECK, identity_of
@@ -131,7 +132,7 @@ def repeat_scores(folder, scores, called):
     for name, versions in scores["codes"].items():
         learned, units = versions[sparsity.LEARNED], scores["units"][name]
         own = {"scores": {key: learned[key] for key in REPEATED}}
-        own["names"] = {
+        own[NAMES] = {
             str(unit): f"{label} (F1 {units['f1'][unit]:.2f})"
             for unit, label in called[name].items()
         }

@@ -160,8 +160,9 @@ class Features:
     def choose(self, scores, count):
         """Chooses features by scores, and by their effect.
 
-        By `GAIN`, the best of each name come first; not by `F1`. The effect is that of silencing: the mean change of the mel spectrogram
-        in the strongest moment, in dB.
+        By `GAIN`, the best of each name come first; not by `F1`. The effect is
+        that of silencing: the mean change of the mel spectrogram in the
+        strongest moment, in dB.
         """
         called = [self.names.get(unit, "") for unit in range(len(self.firing))]
         ranked = [
@@ -284,18 +285,14 @@ class Features:
         shown |= {"effect (dB)": self.effects}
         shown = {n: x for n, x in shown.items() if np.isfinite(x[chosen]).any()}
         cards = [self.card(unit, shown, moments) for unit in chosen]
-        numbers = {
-            "chosen": chosen,
-            "firing": self.firing.tolist(),
+        numbers = {"scores": [n for n in scores if n != F1], "of": of}
+        numbers |= {"chosen": chosen, "firing": self.firing.tolist()}
+        numbers |= {
+            "audible": self.audible,
+            "pooled": self.pooled,
             "band": band,
         }
-        numbers |= {
-            "scores": [n for n in scores if n != F1],
-            "labels": self.labels,
-            "of": of,
-        }
-        numbers |= {"audible": self.audible, "pooled": self.pooled}
-        numbers |= {"names": self.names}
+        numbers |= {"labels": self.labels, "names": self.names}
         text = template("features.md").render(numbers)
         caption, steering = (" ".join(x.split()) for x in text.split("---"))
         return Catalogue(title, caption, cards, steering)

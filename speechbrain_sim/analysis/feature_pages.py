@@ -13,9 +13,6 @@ from speechbrain_sim.report.features import Catalogue
 from speechbrain_sim.report.page import Section, write_html, write_page
 from speechbrain_sim.steering import coded_layer
 
-#: of a bottleneck's metadata: unit -> name
-NAMES = "names"
-
 
 def store_source(store, layer, labels, manifest, data_folder):
     """Returns the frames of a store, and their recordings, as a `Source`.
@@ -145,10 +142,7 @@ def file_page(model, path, layer, target, count=16, moments=4):
             f"choose codes of frames."
         )
     origin, bottleneck = encoder.origin(layer), encoder.bottleneck_of(layer)
-    names = encoder.entries.get(layer, {}).get(NAMES, {})
-    units = (unit for unit in range(bottleneck.num_units) if str(unit) in names)
-    names = {unit: str(names[str(unit)]) for unit in units}
-    source = file_source(model, path, origin)
+    source, names = file_source(model, path, origin), encoder.names_of(layer)
     features = Features(bottleneck, source, decoder_below(model, origin), names)
     shown = features.catalogue(layer, {}, count, moments)
     if isinstance(shown, Catalogue):

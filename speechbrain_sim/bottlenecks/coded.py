@@ -13,6 +13,8 @@ from speechbrain_sim.encoders.base import Encoder, masked_mean
 DECODED = ".decoded"
 #: of the metadata of a bottleneck, `pooling`, if trained on means of recordings
 MEAN = "mean"
+#: of the same: unit -> what its feature is called
+NAMES = "names"
 #: how `change_codes` changes a feature
 CHANGES = {
     "set": lambda old, value: torch.full_like(old, value),
@@ -125,6 +127,14 @@ class CodedEncoder(Encoder):
         self.check_layer(layer)
         entry = self.entries.get(layer.removesuffix(DECODED), {})
         return entry.get("pooling") == MEAN
+
+    def names_of(self, layer):
+        """Returns what features of codes are called: dict of int to str."""
+        names = self.entries.get(layer, {}).get(NAMES, {})
+        units = range(self.channels_of(layer))
+        return {
+            unit: str(names[str(unit)]) for unit in units if str(unit) in names
+        }
 
     def channels_of(self, layer):
         """See `Encoder`."""
