@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks import analysis, bottleneck, extraction, training
+from benchmarks import analysis, bottleneck, extraction, stages, training
 from benchmarks.measure import (
     PRODUCT_FLOPS,
     in_turn,
@@ -68,6 +68,7 @@ GROUPS = {
     "drawing": (lambda _: extraction.drawing(), GIVE_BACK),
     "loading": (lambda _: extraction.loading(), {}),
     "delta": (lambda _: analysis.delta(), {}),
+    "stages": (lambda _: stages.stages(), {}),
     "bottleneck": (lambda _: bottleneck.step() + bottleneck.one_pass(), KEEP),
 }
 

@@ -15,6 +15,11 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.brains.schedules import check_decay
+from speechbrain_sim.brains.stages import (
+    StagedBrain,
+    check_stages,
+    make_chain,
+)
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.config import MAY_CHANGE, load_experiment
 from speechbrain_sim.data.batches import classes_of
@@ -27,6 +32,7 @@ from speechbrain_sim.models.format import ENCODER, save_parts
 def check(settings):
     """Raises a ValueError for settings that do not fit together."""
     check_decay(settings)
+    check_stages(settings)
     supervised = settings["objective"] == "supervised"
     label, classes = settings["label"], settings["classes"]
     if supervised and (label is None or classes < 2):
@@ -41,7 +47,7 @@ def check(settings):
 
 
 #: of runs: what may change when they are resumed, and what is refused
-RULES = (MAY_CHANGE, check)
+RULES = ([*MAY_CHANGE, "stages", "stage_timeout"], check)
 
 
 def check_crop(hparams):
@@ -94,16 +100,23 @@ def pretrain(hparams, run_opts):
     if hparams["objective"] == "contrastive":
         check_crop(hparams)
     sb.create_experiment_directory(hparams["output_folder"])
-    brain = GreedyBrain(
+    make, chain = GreedyBrain, {}
+    if hparams["stages"]:
+        make, chain = (
+            StagedBrain,
+            {"chain": make_chain(hparams, run_opts["device"])},
+        )
+    brain = make(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
         hparams=hparams,
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
+        **chain,
     )
     run_on_main(hparams["prepare"])
     name_corpus(hparams)
-    if set(brain.frozen) < set(brain.modules):
+    if set(brain.frozen) < set(brain.module_names()):
         brain.fit_manifests(hparams["label"], *check_label(hparams))
     elif if_main_process():  # a random encoder
         training = {"epochs": 0, "seed": hparams["seed"]}

@@ -74,6 +74,9 @@ class ResumableBrain(WatchedBrain):
     some twenty steps the cost of the run is logged, and kept as `estimate`.
     """
 
+    #: opens the data
+    training_sets = staticmethod(training_sets)
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.rank = getattr(self, "rank", 0)
@@ -101,7 +104,8 @@ class ResumableBrain(WatchedBrain):
         `labels` are the last arguments of `training_sets`.
         """
         hparams, source = self.hparams, self.open_run(*labels[:1])
-        sets = training_sets(*source, hparams.crop, hparams.batch_size, *labels)
+        options = hparams.crop, hparams.batch_size, *labels
+        sets = self.training_sets(*source, *options)
         loaders = hparams.train_loader_kwargs, hparams.valid_loader_kwargs
         loaders = [self.for_device(dict(options)) for options in loaders]
         progressbar = None  # unless --noprogressbar

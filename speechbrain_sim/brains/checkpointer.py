@@ -49,6 +49,8 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._problems = {}  # by folder; None for a good one
+        #: a `Chain`, if other ranks have other modules; what this one saves
+        self.chain, self.parts = None, {}
 
     def _new_checkpoint_dirpath(self):
         path = super()._new_checkpoint_dirpath()
@@ -97,7 +99,9 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
         """Saves; if the disk is full, states it, and leaves nothing of it."""
         try:
             with full_disk_explained(self.checkpoints_dir / "a checkpoint"):
-                return super().save_checkpoint(*args, **kwargs)
+                if self.chain is None:
+                    return super().save_checkpoint(*args, **kwargs)
+                return self._save_parts(*args, **kwargs)
         except (OSError, RuntimeError) as error:
             self._remove_incomplete()
             # torch's, of a full disk
@@ -107,6 +111,19 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
                     f"{self.checkpoints_dir}, and start again."
                 ) from error
             raise
+
+    def _save_parts(self, *args, **kwargs):
+        """Saves in one folder what all stages have; rank 0's has the rest."""
+        saved = None
+        with distributed.MainProcessContext():  # no rank waits for another
+            if distributed.if_main_process():
+                saved = super().save_checkpoint(*args, **kwargs)
+        folder = self.chain.share(saved and saved.path)
+        if not self.chain.first and self.chain.replica == 0:
+            for name, part in self.parts.items():
+                file = folder / (name + checkpoints.PARAMFILE_EXT)
+                checkpoints.torch_save.__wrapped__(part, file)
+        return saved
 
     def _remove_incomplete(self):
         if distributed.if_main_process():

@@ -10,6 +10,7 @@ from speechbrain.utils.logger import get_logger
 from torch import nn
 
 from speechbrain_sim.brains.base import ResumableBrain
+from speechbrain_sim.brains.transport import Here
 from speechbrain_sim.data.labels import NO_LABEL
 from speechbrain_sim.encoders.base import (
     absolute_lengths,
@@ -37,22 +38,33 @@ class GreedyBrain(ResumableBrain):
     All randomness is keyed by (seed, rank, module, epoch, step).
     """
 
+    #: where the bottom module's input comes from
+    transport = Here()
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         frozen = getattr(self.hparams, "frozen", None) or []
         if isinstance(frozen, str):
-            frozen = list(self.modules) if frozen == "all" else [frozen]
+            frozen = self.module_names() if frozen == "all" else [frozen]
         self.frozen = list(frozen)
-        unknown = sorted(set(self.frozen) - set(self.modules))
+        unknown = sorted(set(self.frozen) - set(self.module_names()))
         if unknown:
-            names = ", ".join(self.modules)
+            names = ", ".join(self.module_names())
             raise ValueError(f"frozen names {unknown}; there are {names}.")
-        on_cpus = self.distributed_launch and self.device_type == "cpu"
+        on_cpus = self.replicated() and self.device_type == "cpu"
         if on_cpus and any(map(_is_batch_norm, self.modules.modules())):
             raise ValueError(
                 "Batch norm cannot be shared by several processes on CPUs: "
                 "use --batch_norm False, one process, or GPUs."
             )
+
+    def module_names(self):
+        """Returns the names of all modules, bottom first."""
+        return list(self.modules)
+
+    def replicated(self):
+        """Returns whether other processes train the same modules."""
+        return self.distributed_launch
 
     def freeze_optimizers(self, optimizers):
         """Leaves out the modules that `frozen` names."""
@@ -72,11 +84,11 @@ class GreedyBrain(ResumableBrain):
         Yields name and `ModuleOutput` of each before the next one runs: the
         place to do its backward.
         """
-        wavs, wav_lens = batch.sig
-        lengths = absolute_lengths(wavs, wav_lens)
-        x = to_device(wavs, self.device)[..., None]
-        targets = self.targets(batch)
-        train = stage == sb.Stage.TRAIN
+        train, top = stage == sb.Stage.TRAIN, list(self.modules)[-1]
+        when = int(train), self.hparams.epoch_counter.current, self.step
+        x, lengths = self.transport.receive(batch, when)
+        x, targets = to_device(x, self.device), self.targets(batch)
+        loss = self.transport.below
         learns = set(self.modules) - set(self.frozen) if train else set()
         for name, module in self.modules.items():
             with (  # evaluate_batch has its own autocast, which cannot nest
@@ -84,8 +96,11 @@ class GreedyBrain(ResumableBrain):
                 torch.set_grad_enabled(name in learns),
             ):
                 output = module(x, lengths, self.key(name, stage), targets)
-            yield name, output
             x, lengths = output.x.detach(), output.lengths
+            loss = loss + output.loss.detach()
+            if name == top:  # before the backward
+                self.transport.send(x, lengths, loss, when)
+            yield name, output
 
     def on_fit_batch_start(self, batch, should_step):
         """Keeps the statistics of frozen batch norms as they are."""
@@ -106,7 +121,7 @@ class GreedyBrain(ResumableBrain):
                 self.backward(name, output.loss, should_step)
             losses[name] = output.loss.detach()
             stats.update(output.stats)
-        loss = sum(losses.values())
+        loss = sum(losses.values(), self.transport.below)
         for now, before in statistics:  # a bad batch leaves no trace
             now.copy_(torch.where(torch.isfinite(loss), now, before))
         self.watched = self.step, batch, losses
@@ -129,7 +144,8 @@ class GreedyBrain(ResumableBrain):
         for output in predictions.values():
             stats.update(output.stats)
         self.record(stats, stage)
-        return sum(output.loss for output in predictions.values())
+        losses = [output.loss for output in predictions.values()]
+        return sum(losses, self.transport.below)
 
     def on_stage_start(self, stage, epoch=None):
         """Sets the epoch of crops and of the KL; starts the averages anew."""
@@ -141,7 +157,7 @@ class GreedyBrain(ResumableBrain):
 
     def save_result(self, training):
         """Warns of collapse, saves the encoder."""
-        for name in self.unwrapped:
+        for name in self.module_names():
             self.warn_of_collapse(name, training["train"])
         about = getattr(self.hparams, "about", None) or {}
         training = {**training, "versions": versions(), **about}

@@ -1,0 +1,357 @@
+"""Greedy training in several processes, each of which has some of the modules."""
+
+import time
+from collections import Counter
+from copy import deepcopy
+from itertools import combinations, pairwise
+from types import SimpleNamespace
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import if_main_process, infer_device
+from speechbrain.utils.logger import get_logger
+from torch import distributed as dist
+from torch.nn import SyncBatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler
+
+from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.brains.transport import Chain
+from speechbrain_sim.randomness import keyed_generator
+
+logger = get_logger(__name__)
+
+AUTO = "auto"
+#: steps by which `auto` measures what a module costs, after one more
+MEASURED = 3
+
+
+def check_stages(settings):
+    """Raises a ValueError if the modules cannot be divided as `stages` states.
+
+    What two runs must agree on is the number of replicas: it becomes
+    `processes` of the settings.
+    """
+    stages, ranks = settings["stages"], settings["processes"]
+    if not stages:
+        return
+    if settings["objective"] != "contrastive" or not settings["greedy"]:
+        raise ValueError(
+            "--stages needs modules that learn alone (--model sim or gim): a "
+            "gradient of this model crosses its modules."
+        )
+    names = [f"module{m + 1}" for m in range(len(settings["kernel_sizes"]))]
+    names += ["context"] * (settings["context_channels"] > 0)
+    if settings["frozen"] == "all" or set(names) <= {*settings["frozen"]}:
+        raise ValueError("--stages has no use if all modules are frozen.")
+    refused = {"precision": "fp16", "skip_nonfinite_grads": True}
+    for key, bad in (refused | {"compile": True, "jit": True}).items():
+        if settings.get(key) == bad:
+            raise ValueError(f"--{key} {bad} and --stages exclude each other.")
+    if stages == AUTO:
+        fitting = [n for n in range(2, len(names) + 1) if ranks % n == 0]
+        if not fitting:
+            raise ValueError(
+                f"--stages auto cannot divide {len(names)} modules among "
+                f"{ranks} processes: start a multiple of 2 to {len(names)}."
+            )
+        count = fitting[-1]
+    else:
+        lists = isinstance(stages, list) and all(
+            isinstance(stage, list) and stage for stage in stages
+        )
+        if not lists or sum(stages, []) != names:
+            example = f"[[{names[0]}], [{', '.join(names[1:])}]]"
+            raise ValueError(
+                f"--stages is {stages}, but must be auto, or lists of all "
+                f"modules, bottom first, such as {example}."
+            )
+        count = len(stages)
+    if ranks % count:
+        raise ValueError(
+            f"{ranks} processes cannot be {count} stages, each with as many "
+            f"replicas: start {count}, {2 * count}, {3 * count}, ... "
+            f"(torchrun --nproc-per-node={count})."
+        )
+    settings["processes"] = ranks // count
+
+
+def balance(costs, count):
+    """Divides modules, in their order, so that the slowest stage is fastest.
+
+    Arguments
+    ---------
+    costs : dict of str to float
+        Of each module.
+    count : int
+        Number of stages.
+
+    Returns
+    -------
+    list of list of str
+
+    Example
+    -------
+    >>> balance({"module1": 6, "module2": 3, "module3": 1, "context": 1}, 2)
+    [['module1'], ['module2', 'module3', 'context']]
+    """
+    names = list(costs)
+    plans = [
+        [names[a:b] for a, b in pairwise((0, *cuts, len(names)))]
+        for cuts in combinations(range(1, len(names)), count - 1)
+    ]
+    return min(plans, key=lambda p: max(sum(map(costs.get, s)) for s in p))
+
+
+def measure(modules, batch_size, samples, device="cpu"):
+    """Times forward and backward of modules on noise: dict of str to seconds.
+
+    The modules stay as they are, and no generator of the run is used.
+    """
+    key = "costs", *modules
+    noise = keyed_generator(*key)
+    x = torch.randn(batch_size, samples, 1, generator=noise).to(device)
+    lengths, costs = torch.full((batch_size,), samples), {}
+    for name, module in deepcopy(modules).items():
+        module, seconds = module.to(device), []
+        for _ in range(1 + MEASURED):
+            begin = time.perf_counter()
+            output = module(x, lengths, key)
+            output.loss.backward()
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begin)
+        costs[name] = min(seconds[1:])
+        x, lengths = output.x.detach(), output.lengths
+    return costs
+
+
+def make_chain(hparams, device):
+    """Makes the `Chain` that the key `stages` asks for; measures for `auto`."""
+    stages = hparams["stages"]
+    if stages == AUTO:
+        plan, rank = [None], dist.get_rank()
+        if rank == 0:
+            shape = hparams["batch_size"], hparams["crop_samples"]
+            device = device or infer_device()
+            costs = measure(hparams["modules"], *shape, device)
+            count = dist.get_world_size() // hparams["processes"]
+            plan = [balance(costs, count)]
+            each = ", ".join(f"{n} {1e3 * x:.3g} ms" for n, x in costs.items())
+            logger.info(f"Measured: {each}; --stages {plan[0]}")
+        dist.broadcast_object_list(plan)
+        stages = plan[0]
+    return Chain(stages, hparams["stage_timeout"])
+
+
+class StagedBrain(GreedyBrain):
+    """A GreedyBrain whose process has the modules of one stage.
+
+    Rank 0 loads the data, has the log and saves what all stages have made: the
+    results are those of one process. Others keep no weights of modules that
+    are not theirs.
+
+    Arguments
+    ---------
+    modules : dict of str to GreedyModule
+        All, bottom first; those of other stages lose their weights.
+    chain : Chain
+        Place of this process among the others.
+    **kwargs :
+        See `GreedyBrain`.
+    """
+
+    def __init__(self, modules, chain, **kwargs):
+        self.transport = self.chain = chain
+        own = {name: modules[name] for name in chain.modules}
+        self.others = [m for name, m in modules.items() if name not in own]
+        for module in self.others:
+            module.to("meta")
+        super().__init__(own, **kwargs)
+        self.unwrapped = dict(modules)  # for warnings and sizes
+        self.rank, self.distributed_launch = chain.replica, self.replicated()
+        self.frozen = [name for name in self.frozen if name in own]
+        if self.ckpt_interval_minutes > 0:
+            raise ValueError(
+                "With --stages, checkpoints are counted in steps: use "
+                "--ckpt_interval_steps in place of --ckpt_interval_minutes."
+            )
+        if self.checkpointer is not None:
+            self.checkpointer.chain = chain
+        self._begin = time.perf_counter()
+
+    def module_names(self):
+        """See `GreedyBrain`; of all stages."""
+        return sum(self.chain.stages, [])
+
+    def replicated(self):
+        """See `GreedyBrain`."""
+        return self.chain.replicas > 1
+
+    def training_sets(self, *args):
+        """Opens the data, if this is a first stage."""
+        if self.chain.first:
+            return super().training_sets(*args)
+        return "of the stage below", "of the stage below"
+
+    def make_dataloader(self, dataset, stage, *args, **kwargs):
+        """Makes the loader of a first stage; others await as many batches."""
+        loader = count = None
+        if self.chain.first:
+            loader = super().make_dataloader(dataset, stage, *args, **kwargs)
+            count = len(loader)
+        count = self.chain.share(count)
+        return _Steps(self, count) if loader is None else loader
+
+    def _train_loader_specifics(self, dataset, loader_kwargs):
+        if not self.replicated():
+            return super()._train_loader_specifics(dataset, loader_kwargs)
+        self.train_sampler = DistributedSampler(
+            dataset,
+            num_replicas=self.chain.replicas,
+            rank=self.rank,
+            drop_last=loader_kwargs.get("drop_last", False),
+        )
+        own = {"shuffle": False, "sampler": self.train_sampler}
+        return {**loader_kwargs, **own}
+
+    def _wrap_distributed(self):
+        for name, module in self.modules.items():
+            learns = any(p.requires_grad for p in module.parameters())
+            if self.replicated() and learns:
+                group = self.chain.peers
+                module = SyncBatchNorm.convert_sync_batchnorm(module, group)
+                on_gpu = [self.device] if self.device_type == "cuda" else None
+                self.modules[name] = DistributedDataParallel(
+                    module, device_ids=on_gpu, process_group=group
+                )
+
+    def init_optimizers(self):
+        """See `ResumableBrain`; they and the modules are this rank's part."""
+        super().init_optimizers()
+        if self.checkpointer is not None:
+            names = [*self.modules, *(f"{n}_optimizer" for n in self.modules)]
+            saved = self.checkpointer.recoverables
+            self.checkpointer.parts = {name: saved[name] for name in names}
+
+    def on_fit_start(self):
+        """Resumes; raises a ValueError if ranks resumed at different steps."""
+        super().on_fit_start()
+        if not if_main_process():  # a checkpoint has those of all
+            average = self.averages[sb.Stage.TRAIN]
+            average.sums, average.counts = map(Counter, self._own(average))
+        place = self.hparams.epoch_counter.current, self.step
+        places = self.chain.collect(place)
+        if places and set(places) != {place}:
+            raise ValueError(
+                f"The stages resumed at (epoch, step) {places}: do all "
+                f"processes see the same --output_folder, undamaged?"
+            )
+        self.chain.limit()
+
+    def fit(self, *args, **kwargs):
+        """Trains; an error names the rank that another one waited for."""
+        try:
+            super().fit(*args, **kwargs)
+            with self._naming():
+                self.chain.finish()
+        except ConnectionError:
+            raise
+        except RuntimeError:
+            with self._naming():
+                raise
+
+    def _naming(self):
+        epoch = self.hparams.epoch_counter.current
+        return self.chain.naming(None, (1, epoch, self.step))
+
+    def _should_save_intra_epoch_ckpt(self, last_time, steps):
+        due = 0 < self.ckpt_interval_steps <= steps
+        complete, _ = self.accumulation()
+        return self.checkpointer is not None and complete and due
+
+    def _save_intra_epoch_ckpt(self):
+        self.read()
+        self.collect()
+        super()._save_intra_epoch_ckpt()
+
+    def collect(self):
+        """Gives rank 0 what the others have averaged, in the modules' order."""
+        own = {stage: self._own(a) for stage, a in self.averages.items()}
+        parts = self.chain.collect((own, self.avg_train_loss))
+        if not parts:
+            return
+        for stage, average in self.averages.items():
+            of_stages = [averages[stage] for averages, _ in parts]
+            for kind, each in zip(
+                ("sums", "counts"), zip(*of_stages, strict=True), strict=True
+            ):
+                named = [item for part in each for item in part.items()]
+                setattr(average, kind, Counter(dict(named)))
+        self.avg_train_loss = parts[-1][1]  # of the sum over all modules
+
+    def _own(self, average):
+        """Returns sums and counts of this stage's modules."""
+        names = tuple(f"{name}_" for name in self.chain.modules)
+        return [
+            {key: x for key, x in values.items() if key.startswith(names)}
+            for values in (average.sums, average.counts)
+        ]
+
+    def _report(self):
+        """Logs how busy the stages were in this epoch."""
+        own = time.perf_counter() - self._begin, self.chain.waited
+        parts = self.chain.collect((*own, self.chain.bytes))
+        self.chain.waited, self.chain.bytes = 0.0, 0
+        if parts:
+            whole = parts[0][0]
+            busy = [seconds - waited for seconds, waited, _ in parts]
+            total, sent = sum(busy), sum(sent for *_, sent in parts)
+            shares = ", ".join(f"{x / whole:.0%}" for x in busy)
+            logger.info(
+                f"Stages were busy {shares} of {whole:.3g} s: "
+                f"{total / whole:.2f} times one process, of at most "
+                f"{total / max(busy):.2f}. They sent {sent / 1e6:.3g} MB."
+            )
+
+    def end_epoch(self, epoch, validated, saves=True):
+        """See `ResumableBrain`; rank 0 borrows the others' layers for it."""
+        self._report()
+        self.collect()
+        if saves:
+            self._borrow()
+        super().end_epoch(epoch, validated, saves)
+        for module in self.others:
+            module.to("meta")
+        self._begin = time.perf_counter()
+
+    def _borrow(self):
+        """Gives rank 0 the weights of all encoder layers, on the CPU."""
+        lends = not self.chain.first and self.rank == 0
+        states = {
+            name: {
+                key: value.cpu()
+                for key, value in self.unwrapped[name]
+                .layers.state_dict()
+                .items()
+            }
+            for name in (self.chain.modules if lends else ())
+        }
+        for part in self.chain.collect(states) or ():
+            for name, state in part.items():
+                layers = self.unwrapped[name].layers
+                layers.load_state_dict(state, assign=True)
+
+
+class _Steps:
+    """Batches that the stage below will send: empty, and received later."""
+
+    def __init__(self, brain, count):
+        self.brain, self.count = brain, count
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        for _ in range(self.brain.step, self.count):
+            yield SimpleNamespace()

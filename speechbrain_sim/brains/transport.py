@@ -1,0 +1,207 @@
+"""Where a module's input comes from: this process, or another rank.
+
+Nothing flows back from a module to the one below it. A stage therefore works on
+step t as soon as it has what the stage below sent before its own step t, and the
+run has the bits of the serial one: no parameter is ever stale.
+"""
+
+import re
+import struct
+import time
+from collections import deque
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import distributed as dist
+
+from speechbrain_sim.encoders.base import absolute_lengths
+
+#: steps that a stage may be ahead of the next one
+WINDOW = 2
+#: what a latent may be sent as; the header has the index
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+#: split, epoch, step, dtype, memory order, loss, batch, time, channel
+HEADER = 9
+#: how torch describes a rank that is gone or silent
+LOST = "gloo|peer|[Tt]imed? ?out|Connection|Broken pipe|NCCL"
+
+
+class Here:
+    """All modules in this process: the bottom one reads the batch."""
+
+    #: the loss of the modules that other ranks have, below these
+    below = 0
+
+    def receive(self, batch, when):
+        """Returns the input of this process' bottom module, and its lengths.
+
+        Arguments
+        ---------
+        batch : PaddedBatch
+            Of a DataLoader, if this process loads data.
+        when : tuple of int
+            Split (1 for training), epoch and step.
+        """
+        wavs, wav_lens = batch.sig
+        return wavs[..., None], absolute_lengths(wavs, wav_lens)
+
+    def send(self, x, lengths, loss, when):
+        """Hands on what the topmost module here computed, if anyone waits."""
+
+
+class Chain(Here):
+    """One rank of a mesh of stages and replicas, and its two neighbours.
+
+    Rank = stage * replicas + replica. Latents travel through the memory of the
+    host, by gloo, in their own precision and memory order.
+
+    Arguments
+    ---------
+    stages : list of list of str
+        The modules of each stage, bottom first.
+    timeout : float
+        Seconds after which a rank that does not answer ends the run.
+    """
+
+    def __init__(self, stages, timeout):
+        self.stages, self.timeout = stages, timedelta(seconds=timeout)
+        self.rank, world = dist.get_rank(), dist.get_world_size()
+        self.replicas = world // len(stages)
+        self.stage, self.replica = divmod(self.rank, self.replicas)
+        self.first = self.stage == 0
+        self.last = self.stage == len(stages) - 1
+        self.queue, self.bytes, self.waited = deque(), 0, 0.0
+        # every rank makes every group, in one order
+        self.everyone = dist.new_group(backend="gloo")  # patient: see `limit`
+        self.edges = {}  # by the upper rank
+        for upper in range(self.replicas, world):
+            edge = upper - self.replicas, upper
+            group = self._group(edge)
+            if self.rank in edge:
+                self.edges[upper] = group
+        peers = torch.arange(world).view(-1, self.replicas).tolist()
+        self.peers = [dist.new_group(ranks) for ranks in peers][self.stage]
+
+    def _group(self, ranks):
+        return dist.new_group([*ranks], timeout=self.timeout, backend="gloo")
+
+    def limit(self):
+        """From now on, no rank waits longer than the timeout for all others."""
+        for group in None, self.everyone:
+            dist.distributed_c10d._set_pg_timeout(self.timeout, group)
+
+    @property
+    def modules(self):
+        """The names of this stage's modules."""
+        return self.stages[self.stage]
+
+    def receive(self, batch, when):
+        """See `Here`; on all but the first stage from the rank below."""
+        if self.first:
+            return super().receive(batch, when)
+        source, group = self.rank - self.replicas, self.edges[self.rank]
+
+        def take(*shape, dtype=torch.int64):
+            tensor = torch.empty(shape, dtype=dtype)
+            dist.recv(tensor, source, group)
+            return tensor
+
+        with self.naming(source, when):
+            header = take(HEADER).tolist()
+            sent, (kind, turned, loss), shape = (
+                tuple(header[i : i + 3]) for i in (0, 3, 6)
+            )
+            batch, time_, channel = shape
+            lengths = take(batch)
+            order = (batch, channel, time_) if turned else shape
+            x = take(*order, dtype=DTYPES[kind])
+        if sent != tuple(when):
+            raise RuntimeError(
+                f"{self.describe(self.rank)} is at {_moment(when)}, but got "
+                f"what rank {source} computed at {_moment(sent)}: start all "
+                f"ranks with the same settings."
+            )
+        self.below = torch.tensor(struct.unpack("d", struct.pack("q", loss))[0])
+        return (x.transpose(1, 2) if turned else x), lengths
+
+    def send(self, x, lengths, loss, when):
+        """See `Here`; to the rank above, which may be two steps behind."""
+        if self.last:
+            return
+        while len(self.queue) >= WINDOW:
+            self._wait()
+        # the order in memory decides which convolution runs, thus the bits
+        turned = x.mT.is_contiguous() and not x.is_contiguous()
+        (bits,) = struct.unpack("q", struct.pack("d", float(loss)))
+        kind = DTYPES.index(x.dtype)
+        header = torch.tensor([*when, kind, turned, bits, *x.shape])
+        payload = (x.mT if turned else x.contiguous()).cpu()
+        parts = header, lengths.cpu(), payload
+        target = self.rank + self.replicas
+        with self.naming(target, when):
+            group = self.edges[target]
+            handles = [dist.isend(part, target, group) for part in parts]
+        # gloo reads the tensors until `wait` returns
+        self.queue.append((when, handles, parts))
+        self.bytes += sum(part.nbytes for part in parts)
+
+    def _wait(self):
+        when, handles, _ = self.queue[0]
+        with self.naming(self.rank + self.replicas, when):
+            for handle in handles:
+                handle.wait()
+        self.queue.popleft()
+
+    def finish(self):
+        """Waits until all that was sent is received, by everyone."""
+        while self.queue:
+            self._wait()
+        dist.barrier(self.everyone)
+
+    def share(self, value):
+        """Returns the value of rank 0, on every rank."""
+        values = [value]
+        dist.broadcast_object_list(values, 0, self.everyone)
+        return values[0]
+
+    def collect(self, value):
+        """Returns the values of all stages' first replicas, on rank 0."""
+        world = len(self.stages) * self.replicas
+        values = [None] * world if self.rank == 0 else None
+        dist.gather_object(value, values, 0, self.everyone)
+        return values and values[:: self.replicas]
+
+    @contextmanager
+    def naming(self, peer, when):
+        """Measures the wait for a rank; names it if it is gone or silent.
+
+        `peer` is None if it is not known which one.
+        """
+        begin = time.perf_counter()
+        try:
+            yield
+        except RuntimeError as error:
+            if not re.search(LOST, str(error)):
+                raise
+            other = "another rank" if peer is None else self.describe(peer)
+            seconds = f"{self.timeout.total_seconds():g}"
+            raise ConnectionError(
+                f"{self.describe(self.rank)} stopped at {_moment(when)}: "
+                f"{other} is gone, or did not answer for {seconds} s (a slow "
+                f"run needs a longer --stage_timeout). Start the run again, to "
+                f"go on from its last checkpoint."
+            ) from error
+        finally:
+            self.waited += time.perf_counter() - begin
+
+    def describe(self, rank):
+        """Names a rank, its stage and its modules."""
+        stage = rank // self.replicas
+        names = ", ".join(self.stages[stage])
+        return f"Rank {rank} (stage {stage + 1}: {names})"
+
+
+def _moment(when):
+    train, epoch, step = when
+    return f"epoch {epoch}, {'' if train else 'validation '}step {step}"
