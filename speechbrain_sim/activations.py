@@ -105,7 +105,8 @@ class ActivationStore:
         first : list of (int or None, dict of str to numpy.ndarray)
             Arguments of `write`; not written without a position.
         """
-        folder, half = Path(folder), made_of["rows"] != MEAN
+        folder = Path(folder)
+        half = made_of.get("half", made_of["rows"] != MEAN)
         dtype = np.dtype(np.float16 if half else np.float32)
         index = {"ids": list(recordings), "recordings": [*recordings.values()]}
         places = {layer: place for layer, (place, _) in layers.items()}
@@ -227,6 +228,15 @@ class ActivationStore:
     def __getitem__(self, name):
         """Returns the Rows of an array: a layer's, or `<layer>.log_var`."""
         return Rows([self._array(name)])
+
+    def frames(self, name, position, first, frames):
+        """Returns rows of one utterance of an array, (frames, channels).
+
+        `position` is its place in `ids`, `first` the first row.
+        """
+        array = self._array(name)
+        begin = int(array.first[position]) + first
+        return Rows([array])[begin : begin + frames]
 
     def _array(self, name):
         if name not in self.arrays:

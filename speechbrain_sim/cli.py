@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import re
 import sys
 import traceback
@@ -64,6 +65,14 @@ def make_parser():
     option("--top", type=int, default=10, metavar="N", help="how many")
     option("--json", action="store_true", help="as json")
     option("--html", metavar="FILE", help="a page with sounds, too")
+
+    text = "what training would cost, on how many processes"
+    option = verb("plan", text, hparams="e.g. hparams/Synthetic/pretrain.yaml")
+    option("--ranks", type=int, default=1, metavar="N", help="processes")
+    option("--hours", type=float, default=1.0, help="of audio in the corpus")
+    option("--device", default="cpu", help="where a few steps are measured")
+    key = {"metavar": "KEY=VALUE", "help": "an option of the yaml"}
+    option("--set", action="append", default=[], **key)
     return parser
 
 
@@ -72,11 +81,23 @@ def run(given):
     # here, since `--help` needs no torch
     if given.verb == "features":
         return (yield from list_features(given))
+    if given.verb == "plan":
+        from speechbrain_sim.plan import plan
+
+        options = dict(pair.partition("=")[::2] for pair in given.set)
+        sizes = given.ranks, given.hours, given.device
+        return (yield from plan(given.hparams, *sizes, **options))
     if given.verb in ("encode", "decode"):
+        import torch
+
         from speechbrain_sim import convert
         from speechbrain_sim.config import check_device
 
         check_device(given.device)
+        if given.verb == "encode" and "LOCAL_RANK" in os.environ:
+            torch.distributed.init_process_group("gloo")  # under torchrun
+            if given.device == "cuda":
+                given.device = f"cuda:{os.environ['LOCAL_RANK']}"
         places = (given.source, given.inputs, given.out, given.layer)
     else:
         from speechbrain_sim.hub import publish

@@ -10,6 +10,7 @@ from pathlib import Path
 import soundfile
 import torch
 from safetensors.torch import load_file
+from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, BadAudio
@@ -51,6 +52,7 @@ def encode_files(
 ):
     """Encodes audio files; skips those that are encoded.
 
+    Under torch.distributed each rank encodes its share of what is missing.
     `a/b.wav` of a folder becomes `<folder>/a/b.npy`; encode.json records the
     settings, and content and samples of every recording. Returns what is in
     that file, and a list of BadAudio that were left out. Raises a
@@ -74,27 +76,54 @@ def encode_files(
         encoder, description = plain(encoder, description)
     encoder, folder = encoder.to(device), Path(folder)
     paths = find_files(inputs, AUDIO)
-    entries, bad = _describe(paths, encoder, layer)
+    described = _gather(_describe(_share(paths), paths, encoder, layer))
+    known = {n: entry for part, _ in described for n, entry in part.items()}
+    entries = {name: known[name] for name in paths if name in known}
+    bad = [error for _, part in described for error in part]
     _refuse(on_bad_audio, bad, "Nothing was encoded (--on-bad-audio skip)")
     settings = {"encoder": description["sha256"], "layer": layer}
     settings |= {"format": kind, "sample": sample}
     record = _join_record(folder / RECORD, settings, entries)
     record["hop"] = encoder.frame_geometry(layer)[0]
     record["channels"] = encoder.channels_of(layer)
-    write_json(folder / RECORD, record)
-    for name in tqdm(entries, "encoding", unit="file"):
-        target = folder / f"{name}.{kind}"
+    if if_main_process():
+        write_json(folder / RECORD, record)
+    targets = {name: folder / f"{name}.{kind}" for name in entries}
+    left = _gather([n for n in _share(targets) if not targets[n].exists()])
+    failed = {}
+    for name in tqdm(_share(sum(left, [])), "encoding", unit="file"):
         noise = keyed_generator("encode", name, device=device)
         options = {"sample": sample, "generator": noise}
         try:
-            if not target.exists():
-                write_latents(encoder, paths[name], {layer: target}, **options)
+            write_latents(
+                encoder, paths[name], {layer: targets[name]}, **options
+            )
         except BadAudio as error:
-            bad.append(error)
-            del record["files"][name]  # it may be repaired
-    write_json(folder / RECORD, record)
+            failed[name] = error
+    for name, error in (x for part in _gather(failed) for x in part.items()):
+        bad.append(error)
+        del record["files"][name]  # it may be repaired
+    if if_main_process():
+        write_json(folder / RECORD, record)
     _refuse(on_bad_audio, bad, "All others were encoded")
     return record, bad
+
+
+def _share(names):
+    """Lists the names of which this rank takes care."""
+    if not torch.distributed.is_initialized():
+        return [*names]
+    rank = torch.distributed.get_rank()
+    return [*names][rank :: torch.distributed.get_world_size()]
+
+
+def _gather(value):
+    """Lists what every rank has, all of them the same."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def decode_files(source, inputs, folder, layer, device="cpu"):
@@ -177,10 +206,11 @@ def find_files(inputs, endings):
     return found
 
 
-def _describe(paths, encoder, layer):
-    """Describes each recording for encode.json; lists those that are bad."""
+def _describe(names, paths, encoder, layer):
+    """Describes recordings for encode.json; lists those that are bad."""
     entries, bad = {}, []
-    for name, path in paths.items():
+    for name in names:
+        path = paths[name]
         try:
             samples = check_file(encoder, path, [layer])
         except BadAudio as error:

@@ -46,6 +46,7 @@ def encode_manifest(
     max_seconds=120.0,
     device="cpu",
     only=None,
+    half=True,
 ):
     """Encodes a manifest once, or what is missing of it.
 
@@ -62,8 +63,9 @@ def encode_manifest(
         All layers, and utterances of all IDs, by default.
     rows : str
         "mean": one row per utterance, the mean of its frames, in float32.
-        "labels": the frame of each 10 ms; "all": every frame (float16).
-    log_var, alignment : bool, str
+        "labels": the frame of each 10 ms; "all": every frame (float16, if
+        `half`).
+    log_var, half, alignment : bool, bool, str
         Whether to keep the log-variances, too; see `frames_of_labels`.
     max_seconds : float
         Audio encoded at once, with padding; longer utterances come in pieces.
@@ -81,7 +83,7 @@ def encode_manifest(
         "alignment": alignment if rows == LABELS else None,
         "sampled": False,
         "only": only,
-    }
+    } | ({} if half else {"half": False})
     layers = layers_with(encoder, rows, layers)
     posteriors = filter(encoder.has_posterior, layers if log_var else ())
     arrays = layers + [layer + LOG_VAR for layer in posteriors]
