@@ -105,8 +105,7 @@ class ActivationStore:
         first : list of (int or None, dict of str to numpy.ndarray)
             Arguments of `write`; not written without a position.
         """
-        folder = Path(folder)
-        half = made_of.get("half", made_of["rows"] != MEAN)
+        folder, half = Path(folder), _is_half(made_of)
         dtype = np.dtype(np.float16 if half else np.float32)
         index = {"ids": list(recordings), "recordings": [*recordings.values()]}
         places = {layer: place for layer, (place, _) in layers.items()}
@@ -329,6 +328,11 @@ class ActivationStore:
 def layer_of(name):
     """Returns the layer of an array."""
     return name.removesuffix(LOG_VAR)
+
+
+def _is_half(made_of):
+    """Whether rows are in half precision: all but means, if not `exact`."""
+    return made_of["rows"] != MEAN and not made_of.get("exact")
 
 
 def _overwrite(array, first, rows):

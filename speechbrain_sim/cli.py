@@ -66,6 +66,12 @@ def make_parser():
     option("--json", action="store_true", help="as json")
     option("--html", metavar="FILE", help="a page with sounds, too")
 
+    _add_plan(verb)
+    return parser
+
+
+def _add_plan(verb):
+    """Adds the verb `plan`."""
     text = "what training would cost, on how many processes"
     option = verb("plan", text, hparams="e.g. hparams/Synthetic/pretrain.yaml")
     option("--ranks", type=int, default=1, metavar="N", help="processes")
@@ -73,7 +79,6 @@ def make_parser():
     option("--device", default="cpu", help="where a few steps are measured")
     key = {"metavar": "KEY=VALUE", "help": "an option of the yaml"}
     option("--set", action="append", default=[], **key)
-    return parser
 
 
 def run(given):

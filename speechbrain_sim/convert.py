@@ -10,7 +10,7 @@ from pathlib import Path
 import soundfile
 import torch
 from safetensors.torch import load_file
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import run_on_main
 from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, BadAudio
@@ -54,10 +54,9 @@ def encode_files(
 
     Under torch.distributed each rank encodes its share of what is missing.
     `a/b.wav` of a folder becomes `<folder>/a/b.npy`; encode.json records the
-    settings, and content and samples of every recording. Returns what is in
-    that file, and a list of BadAudio that were left out. Raises a
-    FileNotFoundError without files; a ValueError if two have one name, latents
-    of other settings or files are there, or a file is bad.
+    settings, and content and samples of each recording. Returns its content,
+    and a list of BadAudio that were left out. Raises a FileNotFoundError without
+    files; a ValueError if two have one name, latents of others, or a file is bad.
 
     Arguments
     ---------
@@ -76,35 +75,29 @@ def encode_files(
         encoder, description = plain(encoder, description)
     encoder, folder = encoder.to(device), Path(folder)
     paths = find_files(inputs, AUDIO)
-    described = _gather(_describe(_share(paths), paths, encoder, layer))
-    known = {n: entry for part, _ in described for n, entry in part.items()}
-    entries = {name: known[name] for name in paths if name in known}
-    bad = [error for _, part in described for error in part]
+    entries, bad = _describe(paths, encoder, layer)
     _refuse(on_bad_audio, bad, "Nothing was encoded (--on-bad-audio skip)")
     settings = {"encoder": description["sha256"], "layer": layer}
     settings |= {"format": kind, "sample": sample}
     record = _join_record(folder / RECORD, settings, entries)
     record["hop"] = encoder.frame_geometry(layer)[0]
     record["channels"] = encoder.channels_of(layer)
-    if if_main_process():
-        write_json(folder / RECORD, record)
+    run_on_main(write_json, (folder / RECORD, record))
     targets = {name: folder / f"{name}.{kind}" for name in entries}
-    left = _gather([n for n in _share(targets) if not targets[n].exists()])
+    left = {n: 0 for n in _share(targets) if not targets[n].exists()}
     failed = {}
-    for name in tqdm(_share(sum(left, [])), "encoding", unit="file"):
+    for name in tqdm(_share(_joined(left)), "encoding", unit="file"):
         noise = keyed_generator("encode", name, device=device)
+        target = {layer: targets[name]}
         options = {"sample": sample, "generator": noise}
         try:
-            write_latents(
-                encoder, paths[name], {layer: targets[name]}, **options
-            )
+            write_latents(encoder, paths[name], target, **options)
         except BadAudio as error:
             failed[name] = error
-    for name, error in (x for part in _gather(failed) for x in part.items()):
+    for name, error in _joined(failed).items():
         bad.append(error)
         del record["files"][name]  # it may be repaired
-    if if_main_process():
-        write_json(folder / RECORD, record)
+    run_on_main(write_json, (folder / RECORD, record))
     _refuse(on_bad_audio, bad, "All others were encoded")
     return record, bad
 
@@ -117,13 +110,13 @@ def _share(names):
     return [*names][rank :: torch.distributed.get_world_size()]
 
 
-def _gather(value):
-    """Lists what every rank has, all of them the same."""
+def _joined(of_rank):
+    """Joins the dicts of all ranks."""
     if not torch.distributed.is_initialized():
-        return [value]
-    values = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
+        return of_rank
+    parts = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, of_rank)
+    return {name: x for part in parts for name, x in part.items()}
 
 
 def decode_files(source, inputs, folder, layer, device="cpu"):
@@ -206,19 +199,21 @@ def find_files(inputs, endings):
     return found
 
 
-def _describe(names, paths, encoder, layer):
-    """Describes recordings for encode.json; lists those that are bad."""
-    entries, bad = {}, []
-    for name in names:
+def _describe(paths, encoder, layer):
+    """Describes each recording for encode.json; lists those that are bad."""
+    entries, bad = {}, {}
+    for name in _share(paths):
         path = paths[name]
         try:
             samples = check_file(encoder, path, [layer])
         except BadAudio as error:
-            bad.append(error)
+            bad[name] = error
             continue
         content = {"content": content_hash(path), "samples": samples}
         entries[name] = {"audio": str(path.resolve()), **content}
-    return entries, bad
+    known = _joined(entries)
+    entries = {name: known[name] for name in paths if name in known}
+    return entries, list(_joined(bad).values())
 
 
 def _join_record(path, settings, entries):
