@@ -87,8 +87,10 @@ def run(given):
     if given.verb == "features":
         return (yield from list_features(given))
     if given.verb == "plan":
+        from speechbrain_sim.config import check_device
         from speechbrain_sim.plan import plan
 
+        check_device(given.device)
         options = dict(pair.partition("=")[::2] for pair in given.set)
         sizes = given.ranks, given.hours, given.device
         return (yield from plan(given.hparams, *sizes, **options))
