@@ -87,13 +87,7 @@ def run(given):
     if given.verb == "features":
         return (yield from list_features(given))
     if given.verb == "plan":
-        from speechbrain_sim.config import check_device
-        from speechbrain_sim.plan import plan
-
-        check_device(given.device)
-        options = dict(pair.partition("=")[::2] for pair in given.set)
-        sizes = given.ranks, given.hours, given.device
-        return (yield from plan(given.hparams, *sizes, **options))
+        return (yield from make_plan(given))
     if given.verb in ("encode", "decode"):
         import torch
 
@@ -142,6 +136,17 @@ def run(given):
         publish.publish_model(given.folder, given.repo, *options)
     else:
         yield from publish.check_model(given.source, revision=given.revision)
+
+
+def make_plan(given):
+    """Yields the report of `speechbrain_sim.plan`."""
+    from speechbrain_sim.config import check_device
+    from speechbrain_sim.plan import plan
+
+    check_device(given.device)
+    options = dict(pair.partition("=")[::2] for pair in given.set)
+    sizes = given.ranks, given.hours, given.device
+    yield from plan(given.hparams, *sizes, **options)
 
 
 def list_features(given):
