@@ -34,6 +34,7 @@ from speechbrain_sim.encoders import layers
 from speechbrain_sim.encoders.logmel import SPECTRAL
 from speechbrain_sim.family import build_model
 from speechbrain_sim.files import text_hash
+from speechbrain_sim.logistic import solve_logistic
 from speechbrain_sim.models.format import ENCODER, halve, save_parts
 from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.objectives import kl
@@ -53,6 +54,8 @@ ARTIFICIAL_TRAINING |= {"decay": True, "kl_warmup": 0.1}
 SIZES = {"speakers": 20, "sentences": 30, "test_sentences": 10}
 #: stats that a trial prints, means of its last steps
 STATS, LAST = ("nce", "_kl", "active_units", "accuracy"), 20
+#: of L2, relative, of which the best counts
+STRENGTHS = [0.2, 0.02, 0.002, 0.0002, 0.00002]
 
 
 class Predictor(nn.Module):
@@ -206,30 +209,16 @@ def train(model, batches, chosen, device):
     return {stat: round(value, 2) for stat, value in stats.items()}
 
 
-def logistic(x, y, classes, strength, iterations):
-    """Solves a logistic regression; returns a function to predicted classes."""
+def score(train, valid, classes, strengths):
+    """Returns the share that the best of logistic regressions predicts, in %.
+
+    `train` and `valid` are features and classes.
+    """
+    (x, y), (x_valid, y_valid) = train, valid
     mean, deviation = x.mean(0), x.std(0) + 1e-8
-    weight = torch.zeros(x.shape[1], classes, requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=iterations,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=1e-5,
-    )
-    x = (x - mean) / deviation
-
-    def loss():
-        optimizer.zero_grad()
-        value = nn.functional.cross_entropy(x @ weight + bias, y)
-        value = value + strength * (weight * weight).sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    weight, bias = weight.detach(), bias.detach()
-    return lambda x: ((x - mean) / deviation @ weight + bias).argmax(1)
+    solved = solve_logistic((x - mean) / deviation, y, classes, strengths)
+    right = solved.predict((x_valid - mean) / deviation) == y_valid
+    return round(100 * right.float().mean(1).max().item(), 1)
 
 
 @torch.no_grad()
@@ -270,11 +259,6 @@ def phones_of(encoder, recordings):
     return {layer: torch.cat(rows) for layer, rows in x.items()}, torch.cat(y)
 
 
-def percent(predicted, y):
-    """Returns the share of right predictions, in percent."""
-    return round(100 * (predicted == y).float().mean().item(), 1)
-
-
 class Synthetic:
     """Phones of validation; speakers of a third of training and validation."""
 
@@ -304,14 +288,13 @@ class Synthetic:
         scores = {}
         (x_train, y_train), (x_valid, y_valid) = frames
         for layer in encoder.layer_names:
-            x = x_train[layer][::2]
-            predict = logistic(x, y_train[::2], 41, 1e-5, 80)
-            phones = percent(predict(x_valid[layer]), y_valid)
+            train = x_train[layer][::2], y_train[::2]
+            phones = score(train, (x_valid[layer], y_valid), 41, [2e-5])
             x = means[0][layer]
-            predict = logistic(x[known], ids[0][known], len(names), 1e-4, 80)
+            train = x[known], ids[0][known]
             x = torch.cat([x[asked], means[1][layer]])
-            y = torch.cat([ids[0][asked], ids[1]])
-            scores[layer] = phones, percent(predict(x), y)
+            valid = x, torch.cat([ids[0][asked], ids[1]])
+            scores[layer] = phones, score(train, valid, len(names), [2e-4])
         return scores
 
 
@@ -343,15 +326,11 @@ class Artificial:
                 torch.tensor([names.index(r[1][column]) for r in part])
                 for part in self.parts[1:]
             ]
-            for layer in scores:
-                x, y = (m[layer] for m in means), ids
-                x_train, x_valid = x
-                found = []
-                for strength in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5):
-                    options = len(names), strength, 300
-                    predict = logistic(x_train, y[0], *options)
-                    found.append(percent(predict(x_valid), y[1]))
-                scores[layer].append(max(found))
+            for layer, found in scores.items():
+                train, valid = (
+                    (m[layer], y) for m, y in zip(means, ids, strict=False)
+                )
+                found.append(score(train, valid, len(names), STRENGTHS))
         return scores
 
 

@@ -4,18 +4,18 @@
 
 One table for each score, in percent: a row for each run and sparsity, with the
 layer itself, the codes that were learned (mean over the run's seeds), and these
-less each control of equal width: differences are of each seed, and so is their
-95 % interval (Student's), which a single seed does not have. With `--against
-SIM`, the codes of other runs less those of SIM, seed by seed, too.
+less each control of equal width, of which there is one: 95 % intervals
+(Student's) are over seeds, and a single one has none. With `--against SIM`, the
+codes of other runs less those of SIM, seed by seed, too.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from speechbrain_sim.analysis.code_controls import CONTROLS
-from speechbrain_sim.analysis.intervals import student
 from speechbrain_sim.analysis.sparsity import LEARNED, SEED, layer_of
 from speechbrain_sim.files import read_json
 from speechbrain_sim.report.tables import markdown_table, with_interval
@@ -27,6 +27,8 @@ SCORES = {
     "Loss recovered, layer": ("recovered", "layer"),
     "Units alive": ("firing", "alive"),
     "F1 of single units": ("concept", "one"),
+    "F1 of five units": ("concept", "few", "5"),
+    "F1 of all units": ("concept", "all"),
     "Variance across classes": ("concept", "across"),
     "Disentanglement": ("factors", "disentanglement"),
     "Completeness": ("factors", "completeness"),
@@ -55,13 +57,15 @@ def over_seeds(values, less=None):
         return None
     if less is not None:
         values = [a - b for a, b in zip(values, less, strict=True)]
+    score = {"value": float(np.mean(values))}
     if len(values) > 1:
-        return student(values)
-    return {"value": values[0]}
+        half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+        score["interval"] = [score["value"] - half, score["value"] + half]
+    return score
 
 
 def groups(results):
-    """Maps each layer and sparsity to the scores of its seeds, in their order.
+    """Maps each layer and sparsity to the scores of its seeds, by L0.
 
     `results` is what `measure_codes` of `speechbrain_sim.analysis.sparsity`
     returns; keys are (layer, name of the code without layer and seed).
@@ -70,7 +74,13 @@ def groups(results):
     for name, scores in results["codes"].items():
         code = SEED.sub("", name).rpartition(".")[2]
         found.setdefault((layer_of(name), code), []).append(scores)
-    return found
+    return dict(sorted(found.items(), key=lambda x: (x[0][0], mean_l0(x[1]))))
+
+
+def mean_l0(seeds):
+    """Averages how many units fire; 0 where nothing does."""
+    values = [value_at(scores[LEARNED], ("firing", "l0")) for scores in seeds]
+    return np.mean([value or 0 for value in values])
 
 
 def cell(score, sign=""):
@@ -110,10 +120,9 @@ def table(runs, path, against=None):
             learned = [value_at(s[LEARNED], path) for s in seeds]
             if None in learned:
                 continue
-            l0 = [value_at(s[LEARNED], ("firing", "l0")) for s in seeds]
             itself = value_at(results["layers"].get(layer, {}), path)
             of_layer = None if itself is None else {"value": itself}
-            row = [f"{run} {layer}", f"{np.mean(l0):.1f}", str(len(seeds))]
+            row = [f"{run} {layer}", f"{mean_l0(seeds):.1f}", str(len(seeds))]
             row += [cell(of_layer), cell(over_seeds(learned))]
             for control in CONTROLS:
                 less = [value_at(s.get(control, {}), path) for s in seeds]
@@ -143,6 +152,15 @@ def tables(runs, against=None):
         header, rows = table(runs, path, against)
         if rows:
             yield title, header, rows
+    found = [
+        [f"{run} {code}", *(f"{100 * x['shared']:.1f}" for x in pair)]
+        for run, results in runs.items()
+        for code, score in results["stability"].items()
+        if "shared" in score
+        for pair in [(score, score["random"])]
+    ]
+    if found:
+        yield "Units that other seeds find", ["", LEARNED, "random"], found
 
 
 def make_parser():
@@ -150,6 +168,8 @@ def make_parser():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--against", metavar="NAME")
+    titles = "tables to print, all by default"
+    parser.add_argument("--only", nargs="+", metavar="TITLE", help=titles)
     return parser
 
 
@@ -157,8 +177,13 @@ def main(argv=None):
     """Prints the tables."""
     given = make_parser().parse_args(argv)
     folders = dict(run.split("=", 1) for run in given.runs)
-    runs = {n: read_json(Path(f, "sparsity.json")) for n, f in folders.items()}
+    runs = {
+        name: read_json(Path(folder, "sparsity.json"))["result"]
+        for name, folder in folders.items()
+    }
     for title, header, rows in tables(runs, given.against):
+        if given.only and title not in given.only:
+            continue
         print(f"**{title}**\n\n{markdown_table(header, rows)}\n")
 
 

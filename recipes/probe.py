@@ -45,6 +45,8 @@ from speechbrain_sim.probes import ProbeSolver, units_of
 PARTS = ("train", "valid", "test")
 #: the protocol of the paper's probes
 PAPER = "paper"
+#: of any protocol, the options that results depend on
+SETTINGS = ("layers", "bias", "alignment", "controls", "protocol")
 
 
 def check(settings):
@@ -104,7 +106,7 @@ def encode(hparams, run_opts, encoder, description, rows):
 
 def made_of(hparams, kind, rows, description):
     """Returns what results depend on; with these they are not made anew."""
-    options = sorted({*RUN} & {*hparams})
+    options, used = sorted({*RUN} & {*hparams}), hparams["used_with"]
     manifests = {part: hparams[f"{part}_csv"] for part in PARTS}
     return {
         "label": hparams["label_name"],
@@ -115,10 +117,7 @@ def made_of(hparams, kind, rows, description):
         "encoder": description,
         "settings": {
             key: hparams[key]
-            for key in [
-                *hparams["settings"],
-                *hparams["protocols"][hparams["protocol"]],
-            ]
+            for key in [*SETTINGS, *used["protocol"][hparams["protocol"]]]
         },
         "run_options": {key: str(hparams[key]) for key in options},
         "manifests": {

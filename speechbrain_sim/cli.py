@@ -9,11 +9,15 @@ import sys
 import traceback
 from pathlib import Path
 
+from speechbrain_sim import __version__
+
 
 def make_parser():
     """Makes the parser of the command line."""
     parser = argparse.ArgumentParser("speechbrain-sim", description=__doc__)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    version = f"%(prog)s {__version__}"
+    parser.add_argument("--version", action="version", version=version)
     verbs = parser.add_subparsers(dest="verb", required=True)
 
     def verb(name, text, **positional):

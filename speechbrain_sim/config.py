@@ -52,6 +52,8 @@ MAY_CHANGE += ["tensorboard", "on_bad_audio", "data_folder", "download"]
 MAY_CHANGE += ["download_from", "download_checksum"]
 # the data are compared by their contents, see `check_same_data`
 MAY_CHANGE += ["manifest_folder", "train_csv", "valid_csv"]
+#: keys that are no options: on options, of a yaml and of its bases
+NOTES = "__may_be", "__must_be", "used_with"
 #: former names of keys
 RENAMED = {
     "negatives": "num_negatives",
@@ -126,8 +128,7 @@ def _merge(files):
     for content in reversed(files.values()):
         known |= set(re.findall(r"<(\w+)", dump_yaml(content)))
         known |= set() if "base" in content else content.keys()
-        notes = {"base", "uses", "__may_be", "__must_be"}
-        own = content.keys() - {*notes, *merged}
+        own = content.keys() - {"base", "uses", *NOTES, *merged}
         merged |= {key: content[key] for key in content if key in own}
     for path, content in files.items():
         keys = [key for key in content if not key.startswith("__")]
@@ -349,7 +350,7 @@ def read_settings(hparams_file, options, run_opts, check=None, apart=False):
     several = distributed.is_distributed_initialized()
     processes = torch.distributed.get_world_size() if several else 1
     settings["processes"] = processes
-    for notes in "__may_be", "__must_be":  # for a run of the record
+    for notes in NOTES:  # for a run of the record, too
         of_files = [content.get(notes, {}) for content in contents]
         settings[notes] = {k: v for notes in of_files for k, v in notes.items()}
     check_ranges(settings, settings["__must_be"])

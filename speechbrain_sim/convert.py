@@ -10,7 +10,7 @@ from pathlib import Path
 import soundfile
 import torch
 from safetensors.torch import load_file
-from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.distributed import if_main_process, run_on_main
 from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, BadAudio
@@ -20,6 +20,7 @@ from speechbrain_sim.files import (
     atomic,
     content_hash,
     file_of,
+    lock_folder,
     read_arrays,
     read_json,
     write_json,
@@ -56,7 +57,8 @@ def encode_files(
     `a/b.wav` of a folder becomes `<folder>/a/b.npy`; encode.json records the
     settings, and content and samples of each recording. Returns its content,
     and a list of BadAudio that were left out. Raises a FileNotFoundError without
-    files; a ValueError if two have one name, latents of others, or a file is bad.
+    files; a ValueError if two have one name, latents of others, or a file is
+    bad; a BlockingIOError while another command works in the folder.
 
     Arguments
     ---------
@@ -217,7 +219,12 @@ def _describe(paths, encoder, layer):
 
 
 def _join_record(path, settings, entries):
-    """Joins what a record holds with what is to be encoded, or decoded."""
+    """Joins what a record holds with what is to be encoded, or decoded.
+
+    Reserves its folder.
+    """
+    if if_main_process():
+        lock_folder(path.parent)
     record = read_json(path) if path.exists() else {"files": {}}
     for known, new in (record, settings), (record["files"], entries):
         for key, value in new.items():

@@ -33,6 +33,8 @@ DECODERS = WAVEFORM, SPECTROGRAM = "waveform", "spectrogram"
 BLOCKS, KERNEL, CHANNELS = 2, 5, 128
 #: deviation and mean of the log-power of speech, about: no step is spent on them
 SCALE, LEVEL = 4.0, -8.0
+#: least deviation of a channel, relative to the largest: noise stays small
+QUIET = 0.01
 
 
 class Decoder(nn.Module, ABC):
@@ -171,10 +173,11 @@ class ConvDecoder(Decoder):
 class SpectrogramDecoder(Decoder):
     """A few convolutions, latents -> log-power spectrogram, and Griffin-Lim.
 
-    A convolution of the latents, whose outputs around each 10 ms, side by side,
-    pass a linear layer and two residual convolutions over time; what they
-    predict has a bin per 40 Hz. Its phases are found by `griffin_lim`, which
-    nothing is trained through.
+    Latents are standardized, by each channel's mean and deviation in what it was
+    trained on so far. A convolution of them, whose outputs around each
+    10 ms, side by side, pass a linear layer and two residual convolutions over
+    time; what they predict has a bin per 40 Hz. Its phases are found by
+    `griffin_lim`, which nothing is trained through.
 
     Arguments
     ---------
@@ -192,7 +195,10 @@ class SpectrogramDecoder(Decoder):
 
     def __init__(self, in_channels, channels, kernel_sizes, strides, paddings):
         super().__init__(kernel_sizes, strides, paddings)
-        #: latents on either side of a frame that it is made of
+        self.register_buffer("mean", torch.zeros(in_channels))
+        self.register_buffer("deviation", torch.ones(in_channels))
+        self.register_buffer("batches", torch.zeros(()))  # that these are of
+        #: latents on either side that a frame is made of
         self.beside = -(-HOP // self.hop)
         taps = 2 * self.beside + 1
         # of signed latents: what passes the ReLU can be summed over 10 ms
@@ -213,10 +219,9 @@ class SpectrogramDecoder(Decoder):
 
     def predict(self, z, samples, lengths):
         """Returns log-power spectrograms, (batch, frames, bins)."""
-        valid = frames_of(lengths)
-        latents = self.frames(lengths)[-1]
-        z = zero_padding(z, latents).transpose(1, 2)
-        z = torch.relu(self.before(z)).transpose(1, 2)
+        valid, latents = frames_of(lengths), self.frames(lengths)[-1]
+        z = zero_padding(self.standardize(z, latents), latents)
+        z = torch.relu(self.before(z.transpose(1, 2))).transpose(1, 2)
         x = self.around(zero_padding(z, latents), frames_of(samples))
         x = self.norms[0](self.first(x))
         for block, norm in zip(self.blocks, self.norms[1:], strict=True):
@@ -224,6 +229,17 @@ class SpectrogramDecoder(Decoder):
             x = norm(x + block(y).transpose(1, 2))
         x = SCALE * self.last(torch.relu(x)) + LEVEL
         return zero_padding(x, valid)
+
+    def standardize(self, z, lengths):
+        """Standardizes latents; in training, by these as well."""
+        if self.training:
+            pairs = zip(z.detach(), lengths, strict=True)
+            x = torch.cat([row[:length] for row, length in pairs]).to(self.mean)
+            self.batches += 1
+            self.mean.lerp_(x.mean(0), 1 / self.batches)
+            self.deviation.lerp_(x.std(0), 1 / self.batches)
+        least = QUIET * self.deviation.max() + torch.finfo(z.dtype).tiny
+        return (z - self.mean) / self.deviation.clamp(min=least)
 
     def around(self, z, frames):
         """Lays the latents around each frame side by side."""

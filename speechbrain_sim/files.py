@@ -202,7 +202,7 @@ def lock_folder(folder):
             return  # a file system without locks
         raise BlockingIOError(
             f"Another run works in {folder} ({owner or 'unknown process'}): "
-            f"wait for its end, or choose another --output_folder."
+            f"wait for its end, or choose another folder."
         ) from error
     file.truncate(0)
     print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)

@@ -8,6 +8,9 @@ possible values (of each, in lists and mappings), or text: conditions, with
 commas between, and after a colon perhaps the reason. `>= 1` (or `>`, `=`, `<=`,
 `<`) is for every number in the value, `not empty` and `unique` are for lists.
 Numbers are finite, unless the last condition is `or inf`.
+
+`used_with: {option: {value: keys}}` lists keys that no other value of an option
+uses: see `check_used`.
 """
 
 import contextlib
@@ -22,17 +25,6 @@ import ruamel.yaml
 #: kinds of values; others are objects, made of these
 KINDS = {bool: "True or False", int: "a whole number", float: "a number"}
 KINDS |= {list: "a list", dict: "a mapping", str: "text", type(None): "null"}
-#: option -> its value, or values -> the keys that no other value uses
-USED_WITH = {"decoder": {"waveform": ["mse", "stft", "mel"]}}
-USED_WITH["variant"] = {
-    "jumprelu or l1": ["sparsity_weight", "l1_warmup_epochs"],
-    "matryoshka or temporal": ["widths"],
-    "temporal": ["temporal_weight"],
-    "topk or batchtopk or jumprelu or matryoshka or temporal": [
-        "k",
-        "sparsity",
-    ],
-}
 _SIGNS = {">=": operator.ge, ">": operator.gt, "=": operator.eq}
 _SIGNS |= {"<=": operator.le, "<": operator.lt}
 
@@ -206,22 +198,19 @@ def check_ranges(settings, rules):
 def check_used(settings, given):
     """Raises a ValueError if an option has no use with the value of another.
 
-    Of `USED_WITH`, and `protocols` of settings, which lists the keys that only
-    one `protocol` uses.
-
     Example
     -------
-    >>> check_used({"decoder": "spectrogram"}, {"mel": 1.0})
+    >>> rule = {"used_with": {"decoder": {"waveform": ["mel"]}}}
+    >>> check_used({"decoder": "spectrogram", **rule}, {"mel": 1.0})
     Traceback (most recent call last):
     ValueError: --mel has no use with --decoder spectrogram: leave it out, ...
     """
-    choices = USED_WITH | {"protocol": settings.get("protocols", {})}
-    uses = [(o, v, k) for o, each in choices.items() for v, k in each.items()]
-    for option, value, keys in uses:
-        unused = sorted(given.keys() & {*keys})
-        values = value.split(" or ")
-        if unused and settings.get(option, values[0]) not in values:
-            raise ValueError(
-                f"--{unused[0]} has no use with --{option} {settings[option]}: "
-                f"leave it out, or give --{option} {value}."
-            )
+    for option, uses in settings["used_with"].items():
+        for value, keys in uses.items():
+            unused = sorted(given.keys() & {*keys})
+            if unused and settings[option] not in value.split(" or "):
+                there = f"--{option} {settings[option]}"
+                raise ValueError(
+                    f"--{unused[0]} has no use with {there}: leave it out, or "
+                    f"give --{option} {value}."
+                )

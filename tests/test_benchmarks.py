@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench, bottleneck, decoded, probes, sparse
+from benchmarks import bench, bottleneck, decoded, levers, probes, sparse
 from benchmarks.floor import autoencoder_flops, step_flops
 from benchmarks.measure import (
     SavedTensors,
@@ -261,13 +263,13 @@ def test_only_solved_linear_probes_are_compared(settings, tmp_path):
 def sheet(explained, disentanglement):
     """A score sheet of two seeds of a sparsity, and one seed of another."""
 
-    def scores(value):
+    def scores(value, l0=8.0):
         interval = [value - 0.1, value + 0.1]
         return {
             "reconstruction": {
                 "explained_variance": {"value": value, "interval": interval}
             },
-            "firing": {"l0": {"value": 8.0}, "alive": 0.5},
+            "firing": {"l0": {"value": l0}, "alive": 0.5},
             "factors": {"gap": "There are no factors."},
             "probes": {"digit": {"value": value}},
         }
@@ -275,10 +277,14 @@ def sheet(explained, disentanglement):
     names = "module3.sae", "module3.sae_s2", "module3.sae_k4"
     codes = {}
     for name, value in zip(names, explained, strict=True):
-        codes[name] = {"learned": scores(value), "PCA": scores(0.5)}
+        l0 = 4.0 if name.endswith("k4") else 8.0
+        codes[name] = {"learned": scores(value, l0), "PCA": scores(0.5)}
         codes[name]["learned"]["factors"] = {"disentanglement": disentanglement}
     layer = {"probes": {"digit": {"value": 0.9}}, "factors": {}}
-    return {"layers": {"module3": layer}, "codes": codes}
+    again = {"shared": 0.6, "random": {"shared": 0.1}}
+    stability = {"module3.sae": again, "module3.sae_k4": {"gap": "One seed."}}
+    layers = {"module3": layer}
+    return {"layers": layers, "codes": codes, "stability": stability}
 
 
 def test_score_sheets_are_joined_seed_by_seed(tmp_path, capsys):
@@ -287,10 +293,15 @@ def test_score_sheets_are_joined_seed_by_seed(tmp_path, capsys):
         "b": sheet([0.9, 0.8, 0.4], 0.5),
     }.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "sparsity.json").write_text(json.dumps(sheets))
+        path = tmp_path / name / "sparsity.json"
+        path.write_text(json.dumps({"made_of": {}, "result": sheets}))
     names = [f"{name}={tmp_path / name}" for name in "ab"]
+    sparse.main([*names, "--against", "a", "--only", "Probes: digit"])
+    only = capsys.readouterr().out
     sparse.main([*names, "--against", "a"])
-    printed = capsys.readouterr().out.split("**")
+    out = capsys.readouterr().out
+    assert only.strip() in out and only.count("**") == 2
+    printed = out.split("**")
     found = dict(zip(printed[1::2], printed[2::2], strict=True))
     rows = {
         title: [
@@ -301,18 +312,39 @@ def test_score_sheets_are_joined_seed_by_seed(tmp_path, capsys):
     }
     assert list(rows) == [
         *("Explained variance", "Units alive", "Disentanglement"),
-        "Probes: digit",
+        *("Probes: digit", "Units that other seeds find"),
     ]
-    header, _, a, a4, b, b4 = rows["Explained variance"]
+    header, _, a4, a, b4, b = rows["Explained variance"]
     assert header[1:5] == ["L0", "seeds", "layer", "learned"]
     pca, less_a = header.index("− PCA"), header.index("− a")
     # two values 0.2 apart: their mean and t(0.975, 1) x 0.1 to either side
     half = 12.706 * 0.1
     assert a[:4] == ["a module3", "8.0", "2", ""]
-    assert a[4] == f"70.0 [-57.1, {100 * min(1, 0.7 + half):.1f}]"
+    assert a[4] == f"70.0 [{100 * (0.7 - half):.1f}, {100 * (0.7 + half):.1f}]"
     assert a[pca].split()[0] == "+20.0" and a[less_a] == ""
     assert a4[pca] == "-10.0" and a4[2] == "1"  # no interval of one seed
     # differences of the same seeds: 0.1 and 0.2
     assert b[less_a] == "+15.0 [-48.5, +78.5]" and b4[less_a] == "+0.0"
-    assert rows["Disentanglement"][2][4:] == ["25.0 [25.0, 25.0]", *[""] * 4]
-    assert rows["Probes: digit"][2][3] == "90.0"
+    assert rows["Disentanglement"][3][4:] == ["25.0 [25.0, 25.0]", *[""] * 4]
+    assert rows["Probes: digit"][3][3] == "90.0"
+    again = rows["Units that other seeds find"]
+    assert again[2:] == [[f"{run} module3.sae", "60.0", "10.0"] for run in "ab"]
+
+
+def test_levers_are_scored_by_the_best_strength():
+    generator = torch.Generator().manual_seed(0)
+    x = 9 + torch.randn(300, 4, generator=generator) * torch.tensor(
+        [1, 2, 3, 9]
+    )
+    y = (x[:, 0] - x[:, 1] > 0).long()
+    parts = (x[:200], y[:200]), (x[200:], y[200:])
+    each = [levers.score(*parts, 2, [strength]) for strength in (1e3, 1e-3)]
+    (known, y), (asked, y_asked) = ((x.numpy(), y.numpy()) for x, y in parts)
+    units = StandardScaler().fit(known)
+    solved = LogisticRegression(C=1 / (1e-3 * 200)).fit(
+        units.transform(known), y
+    )
+    assert (
+        each[1] == 100 * solved.score(units.transform(asked), y_asked) > each[0]
+    )
+    assert levers.score(*parts, 2, [1e3, 1e-3]) == each[1]

@@ -130,13 +130,38 @@ def test_a_frame_is_made_of_the_latents_around_it(encoder, layer):
         assert row == [i + 1 if 0 <= i < frames else 0 for i in reach]
 
 
+def test_latents_are_standardized_by_all_that_was_trained_on(encoder):
+    torch.manual_seed(0)
+    decoder, offset = audible(encoder, "module3"), 3.0
+    scale = torch.logspace(-9, 0, decoder.mean.numel()).double()
+    lengths, seen = torch.tensor([5, 9]), []
+    before = {name: x.clone() for name, x in decoder.state_dict().items()}
+    z = offset + scale * torch.randn(2, 9, len(scale)).double()
+    assert torch.equal(decoder.standardize(z, lengths), z)  # in eval mode
+    decoder.train()
+    for _ in range(3):
+        z = offset + scale * torch.randn(2, 9, len(scale)).double()
+        z[0, 5:] = 99  # padding
+        seen.append(torch.cat([z[0, :5], z[1]]))
+        units = decoder.standardize(z, lengths)
+    mean = torch.stack([x.mean(0) for x in seen]).mean(0)
+    deviation = torch.stack([x.std(0) for x in seen]).mean(0)
+    deviation = deviation.clamp(min=0.01 * deviation.max())
+    torch.testing.assert_close(units, (z - mean) / deviation)
+    assert (units[1].std(0) < 2).all() and units[1, :, 0].abs().max() < 1e-3
+    torch.testing.assert_close(decoder.eval().standardize(z, lengths), units)
+    silent = audible(encoder, "module3").train()
+    assert (silent.standardize(0 * z, lengths) == 0).all()
+    decoder.load_state_dict(before)
+    torch.testing.assert_close(decoder.standardize(z, lengths), z)
+
+
 def test_it_learns_more_than_the_mean_spectrogram():
     torch.manual_seed(0)
     encoder = GreedyEncoder(channels=32, context_channels=4).eval()
     pitches = torch.tensor([[0.1], [0.3], [0.5], [0.8]])
     wavs = torch.sin(torch.arange(3200) * pitches)
-    z = encoder(wavs)["module1"].mean.detach()
-    z = (z - z.mean()) / z.std()  # an untrained layer is almost silent
+    z = 1e-6 * encoder(wavs)["module1"].mean.detach()  # almost silent
     decoder = make_decoder(encoder, "module1", SPECTROGRAM)
     loss, lengths = SpectrogramLoss(), torch.full((4,), 3200)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=2e-3)

@@ -299,7 +299,8 @@ def check_python(*words):
         assert imports
         exec(ast.unparse(ast.Module(imports, [])), {})
     elif words[0] == "-m":
-        importlib.import_module(words[1]).make_parser().parse_args(words[2:])
+        given = [re.sub("^@", f"@{ROOT}/", word) for word in words[2:]]
+        importlib.import_module(words[1]).make_parser().parse_args(given)
     elif words[0].startswith("recipes/"):
         check_recipe(*words)
     else:  # our scripts: they print their use

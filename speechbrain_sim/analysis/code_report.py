@@ -3,14 +3,10 @@
 from pathlib import Path
 
 from speechbrain_sim.analysis import feature_pages, sparsity
-from speechbrain_sim.files import cached_result, write_json
+from speechbrain_sim.files import cached_result
 from speechbrain_sim.inference import SmoothInfoMax
-from speechbrain_sim.models.format import (
-    BOTTLENECK,
-    CONFIG,
-    identity_of,
-    read_config,
-)
+from speechbrain_sim.models.format import BOTTLENECK, identity_of
+from speechbrain_sim.models.load import add_metadata
 from speechbrain_sim.report.page import Section, Table
 from speechbrain_sim.report.tables import number
 
@@ -57,7 +53,7 @@ def write_report(
     scores = cached_result(
         folder / "sparsity.json", made_of, lambda: sparsity.measure_codes(*work)
     )
-    repeat_scores(folder, scores["codes"])
+    repeat_scores(folder, scores, names)
     rows = {
         layer: {
             label: (names[label], stores["test"].labels(label, *how, layer))
@@ -77,13 +73,22 @@ def write_report(
     )
 
 
-def repeat_scores(folder, codes):
-    """Writes the main scores of bottlenecks into their folder's config.json."""
-    config = read_config(folder / CONFIG)
-    for name, versions in codes.items():
-        own = {key: versions[sparsity.LEARNED][key] for key in REPEATED}
-        config["parts"][f"{BOTTLENECK}_{name}"]["scores"] = own
-    write_json(folder / CONFIG, config)
+def repeat_scores(folder, scores, names):
+    """Writes main scores and names of features into a folder's config.json.
+
+    A feature is named by the class that goes along with it, and by its F1.
+    """
+    entries = {}
+    for name, versions in scores["codes"].items():
+        learned, units = versions[sparsity.LEARNED], scores["units"][name]
+        own = {"scores": {key: learned[key] for key in REPEATED}, "names": {}}
+        pairs = zip(units.get("class", ()), units.get("f1", ()), strict=True)
+        for feature, (index, f1) in enumerate(pairs):
+            if index is not None and f1 > 0:
+                known = names[learned["concept"]["label"]][index]
+                own["names"][str(feature)] = f"{known} (F1 {f1:.2f})"
+        entries[f"{BOTTLENECK}_{name}"] = own
+    add_metadata(folder, entries)
 
 
 def published_sections(published):

@@ -192,9 +192,10 @@ class Sheet:
         """Scores one, few and all units by the F1 of the concept's classes."""
         if self.concept is None:
             raise Unmeasurable("There are no labels.")
-        classes, _ = self.labels[self.concept]
+        classes, kind = self.labels[self.concept]
         names = self.settings.names.get(self.concept, classes)
-        quiet = [i for i, n in enumerate(names) if n.lower() in NO_PHONES]
+        silence = NO_PHONES if kind == FRAMES else ()
+        quiet = [i for i, name in enumerate(names) if name.lower() in silence]
         (at, y), (to, there), _ = self._labelled(
             self.concept, self.settings.train_rows, quiet
         )

@@ -200,6 +200,33 @@ def section(results, folder):
 
 def plot_probes(results, label, path):
     """Plots the accuracy of z and x̂ over L0, beside x and z of controls."""
+    layers = _lines(results, label)
+    with style.layer_drawing(path, layers) as panels:
+        for layer, lines in layers.items():
+            panel = panels[layer]
+            for i, (line, points) in enumerate(lines.items()):
+                x = sorted(points)
+                y = 100 * np.array([np.mean(points[n], 0) for n in x])
+                look = style.look(line, i)
+                panel.plot(x, y[:, 0], "o-" if i < 2 else "o--", ms=3, **look)
+                shade = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
+                panel.fill_between(x, *y.T[1:], **shade)
+            of_x = results["layers"][layer]["probes"][label]
+            if "gap" not in of_x:
+                panel.axhline(100 * of_x["value"], color="black", label="x")
+                panel.axhspan(*np.multiply(100, of_x["interval"]), alpha=0.1)
+                panel.axhline(100 * of_x["chance"], color="black", ls=":", lw=1)
+            every = [n for points in lines.values() for n in points]
+            ticks = sorted({max(1, round(n)) for n in every})
+            panel.set_xscale("log")
+            panel.set_xticks(ticks, list(map(str, ticks)))
+            panel.minorticks_off()
+            panel.set_xlabel("units that fire (L0)")
+        next(iter(panels.values())).set_ylabel("test accuracy (%)")
+
+
+def _lines(results, label):
+    """Layer -> line -> L0 -> accuracy and ends of its interval, of each seed."""
     layers = {}
     for name, versions in results["codes"].items():
         lines = layers.setdefault(layer_of(name), {})
@@ -209,30 +236,11 @@ def plot_probes(results, label, path):
             if version == LEARNED:
                 found = {"z": found[version], "x̂": scores["decoded"][label]}
             for line, score in found.items():
-                if "gap" not in score and l0:
+                if l0 and "gap" not in score:
                     points = lines.setdefault(line, {})
-                    points.setdefault(round(l0, 1), []).append(score)
-    with style.layer_drawing(path, layers) as panels:
-        for layer, lines in layers.items():
-            panel = panels[layer]
-            for i, (line, points) in enumerate(lines.items()):
-                x = sorted(points)
-                each = [
-                    [[s["value"], *s["interval"]] for s in points[n]] for n in x
-                ]
-                y, low, high = 100 * np.array([np.mean(v, 0) for v in each]).T
-                look = style.look(line, i)
-                panel.plot(x, y, "o-" if i < 2 else "o--", markersize=3, **look)
-                shade = {"color": style.colour(i), "alpha": 0.2, "linewidth": 0}
-                panel.fill_between(x, low, high, **shade)
-            of_x = results["layers"][layer]["probes"][label]
-            if "gap" not in of_x:
-                panel.axhline(100 * of_x["value"], color="black", label="x")
-                panel.axhspan(*np.multiply(100, of_x["interval"]), alpha=0.1)
-                panel.axhline(100 * of_x["chance"], color="black", ls=":", lw=1)
-            panel.set_xscale("log", base=2)
-            panel.set_xlabel("units that fire (L0)")
-        next(iter(panels.values())).set_ylabel("test accuracy (%)")
+                    ends = [score["value"], *score["interval"]]
+                    points.setdefault(round(l0, 1), []).append(ends)
+    return layers
 
 
 def plot_density(results, path):

@@ -272,7 +272,9 @@ def change_codes(codes, features, frames=None, how="set"):
                 f"There is no feature {feature!r}: they are 0 to {units - 1}."
             )
         if not (isinstance(value, Real) and math.isfinite(value)):
-            raise ValueError(f"Feature {feature} is given {value!r}: no number.")
+            raise ValueError(
+                f"Feature {feature} is given {value!r}: no number."
+            )
         old = codes[..., frames, feature]
         codes[..., frames, feature] = CHANGES[how](old, value)
     return codes

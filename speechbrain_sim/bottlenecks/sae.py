@@ -36,6 +36,8 @@ BATCHWISE = (BATCHTOPK, MATRYOSHKA, TEMPORAL)
 NESTED = {MATRYOSHKA: (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1), TEMPORAL: (1 / 5, 1)}
 #: weight of the latest batch in the threshold, once there is one
 MOMENTUM = 0.1
+#: "jumprelu": active units at first, in units of k; fewer leave more dead ones
+HEAD_START = 4
 #: rows whose codes are contrasted with each other
 CONTRASTED = 512
 
@@ -83,7 +85,9 @@ class SparseAutoencoder(Bottleneck):
     L_aux revives dead units, which `dead_after` frames did not activate: of the
     error e = u - u^, no gradient through it, the dead units decode
     e^ = W_d TopK(ReLU(a), D / 2), without b_dec, and
-    L_aux = |e - e^|^2 / |e - mean e|^2 min(dead / (D / 2), 1) [1].
+    L_aux = |e - e^|^2 / |e - mean e|^2 min(dead / (D / 2), 1) [1]. It does
+    little for "l1", whose dead units have ReLU(a) = 0, and for "jumprelu" it
+    depends on the layer: try both.
 
     [1] Gao et al. 2024, arXiv:2406.04093; [2] Bussmann et al. 2024,
     arXiv:2412.06410; [3] Rajamanoharan et al. 2024, arXiv:2407.14435;
@@ -327,14 +331,15 @@ class SparseAutoencoder(Bottleneck):
     def initialise(self, x):
         """Sets b_dec to the geometric median of frames, (rows, channels).
 
-        The thresholds of "jumprelu" begin where k are active on average.
+        The thresholds of "jumprelu" begin where `HEAD_START` k are active.
         """
         check_rows(x, self.input_channels)
         u = self.to_units(x)
         self.b_dec.copy_(geometric_median(u))
         if self.variant == JUMPRELU:
             a = linear(u, self.encoder.weight, self._bias())
-            entries = largest_of_batch(a, int(self.k) * len(a), 0)
+            count = HEAD_START * int(self.k) * len(a)
+            entries = largest_of_batch(a, count, 0)
             self.threshold.fill_(a[entries].min())
 
     @torch.no_grad()

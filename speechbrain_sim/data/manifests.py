@@ -170,8 +170,8 @@ def write_manifests(
     ------
     ValueError
         Before any manifest is written: for bad audio under "fail", an empty
-        split, two files with one ID, or a "$" in a path or label, which
-        SpeechBrain would replace.
+        split, two files with one ID, a part that its file does not have, or a
+        "$" in a path or label, which SpeechBrain would replace.
     """
     if on_bad_audio not in ("fail", "skip"):
         raise ValueError(f"on bad audio 'fail' or 'skip', not {on_bad_audio!r}")
@@ -310,6 +310,11 @@ def _inspect_all(splits, data_folder, min_samples):
             continue
         rate, part = info.sample_rate, {"start": 0, "stop": info.frames} | row
         start, stop = (int(part[column]) for column in DATA_COLUMNS)
+        if not 0 <= start < stop <= info.frames:
+            raise ValueError(
+                f"{row['ID']} has start {start} and stop {stop}: not within the "
+                f"{info.frames} samples of {row['wav']}."
+            )
         samples = num_samples_at(stop, rate) - num_samples_at(start, rate)
         line = {
             "ID": row["ID"],

@@ -76,16 +76,10 @@ class LogMel(Encoder):
         return mel
 
 
-@records_arguments
 class StackedLogMel(LogMel):
-    """Log-mel frames and those around them, silence beyond the edges.
+    """Log-mel frames and 5 on either side, silence beyond the edges.
 
-    Arguments
-    ---------
-    reach : int
-        Frames on either side.
-    n_fft, hop_length, n_mels : int
-        See `LogMel`.
+    Arguments are those of `LogMel`.
 
     Example
     -------
@@ -94,10 +88,7 @@ class StackedLogMel(LogMel):
     """
 
     layer_names = [STACKED]
-
-    def __init__(self, reach=5, n_fft=WINDOW, hop_length=HOP, n_mels=80):
-        super().__init__(n_fft, hop_length, n_mels)
-        self.reach = reach
+    reach = 5
 
     def channels_of(self, layer):
         """See `Encoder`."""
@@ -106,24 +97,17 @@ class StackedLogMel(LogMel):
     def transform(self, mel, frames):
         """See `LogMel`: (batch, time, mels * (2 reach + 1))."""
         above = zero_padding(mel - SILENCE, frames)
-        padded = pad(above, (0, 0, self.reach, self.reach))
-        around = padded.unfold(1, 2 * self.reach + 1, 1)
+        above = pad(above, (0, 0, self.reach, self.reach))
+        around = above.unfold(1, 2 * self.reach + 1, 1)
         return (around + SILENCE).transpose(2, 3).flatten(2)
 
 
-@records_arguments
 class Mfcc(LogMel):
     """Mel-frequency cepstral coefficients c and their slopes.
 
-    The orthonormal DCT of a `LogMel`, and its regression over 5 frames,
+    The first 13 of the orthonormal DCT of a `LogMel`, whose arguments it has,
+    and their regression over 5 frames,
     (sum_n n (c[t + n] - c[t - n])) / (2 sum_n n^2) for n = 1, 2.
-
-    Arguments
-    ---------
-    coefficients : int
-        How many, from the zeroth on.
-    n_fft, hop_length, n_mels : int
-        See `LogMel`.
 
     Example
     -------
@@ -132,15 +116,7 @@ class Mfcc(LogMel):
     """
 
     layer_names = [MFCC]
-    reach = 2
-
-    def __init__(
-        self, coefficients=13, n_fft=WINDOW, hop_length=HOP, n_mels=80
-    ):
-        super().__init__(n_fft, hop_length, n_mels)
-        self.coefficients = coefficients
-        dct = create_dct(coefficients, n_mels, "ortho")  # (mels, coefficients)
-        self.register_buffer("dct", dct, persistent=False)
+    reach, coefficients = 2, 13
 
     def channels_of(self, layer):
         """See `Encoder`."""
@@ -150,9 +126,9 @@ class Mfcc(LogMel):
     def transform(self, mel, frames):
         """See `LogMel`: (batch, time, 2 coefficients)."""
         above = zero_padding(mel - SILENCE, frames)
-        slopes = above.transpose(1, 2)  # over the last dimension
-        slopes = compute_deltas(slopes, mode="constant").transpose(1, 2)
-        return torch.cat([mel @ self.dct, slopes @ self.dct], -1)
+        slopes = compute_deltas(above.mT, mode="constant").mT
+        dct = create_dct(self.coefficients, mel.shape[-1], "ortho").to(mel)
+        return torch.cat([mel @ dct, slopes @ dct], -1)
 
 
 #: what needs no training, by name

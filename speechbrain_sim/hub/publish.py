@@ -1,6 +1,5 @@
 """From a run to a model on the Hub: export, publish, check."""
 
-import io
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +11,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, audio_info, read_audio
 from speechbrain_sim.data.corpora import UNNAMED, corpus_of
-from speechbrain_sim.files import short_name, write_bytes, write_text
+from speechbrain_sim.files import atomic, lock_folder, short_name, write_text
 from speechbrain_sim.hub.card import CARD, fill_in, name_source, write_card
 from speechbrain_sim.inference import HPARAMS, SmoothInfoMax
 from speechbrain_sim.models import fetch
@@ -62,7 +61,7 @@ def export_model(
     folder : str or Path
         Where to: a new folder, or one that an export made.
     probes, decoders : list of str
-        Output folders of recipes/probe.py and recipes/decode.py to take along.
+        Output folders of recipes/probe.py and decode.py to take along.
     examples : list of str or Path, or dict
         Recordings that may be given away, and the text of each; the first
         minute is taken. By default some tones.
@@ -75,25 +74,24 @@ def export_model(
     ------
     FileNotFoundError
         If there is no encoder, probe or decoder.
-    ValueError
+    ValueError, BlockingIOError
         If a probe or decoder belongs to another encoder, or there are two of
-        one label or layer, or the folder holds something else.
+        one label or layer, or the folder holds something else, or another
+        process exports to it.
     """
-    folder = Path(folder)
-    path = folder / CONFIG
-    if folder.exists() and any(folder.iterdir()):
-        if not path.exists() or INTERFACE not in read_config(path):
-            raise ValueError(
-                f"{folder} is not empty, and no model that was exported."
-            )
+    folder, path = Path(folder), Path(folder, CONFIG)
+    exported = path.exists() and INTERFACE in read_config(path)
+    if not exported and folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty, and no exported model.")
     parts, config = _gather(run, probes, decoders, half)
     spoken = _read_examples(examples)
     # written beside it: a full disk or a kill leaves an older model as it was
     folder = folder.resolve()
     beside = folder.with_name(f"{short_name(folder.name)}.part")
-    shutil.rmtree(beside, ignore_errors=True)
+    lock_folder(beside)
     partial = beside / folder.name  # the title of its card
-    partial.mkdir(parents=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
     try:
         config = _write(partial, parts, config, spoken, data, licence)
         _replace(folder, partial, config)
@@ -124,9 +122,8 @@ def _files_of(config):
 def _write(folder, parts, config, spoken, data, licence):
     """Writes a model folder; returns config.json."""
     for name, (wav, _) in spoken.items():
-        example = io.BytesIO()
-        soundfile.write(example, wav, SAMPLE_RATE, format="WAV")
-        write_bytes(folder / name, example.getvalue())
+        with atomic(folder / name) as file:
+            soundfile.write(os.fsencode(file), wav, SAMPLE_RATE, format="WAV")
     hparams = {"sample_rate": config["sample_rate"]}
     model = SmoothInfoMax(parts, hparams, config, run_opts={"device": "cpu"})
     more = {

@@ -172,13 +172,15 @@ def test_rows_that_are_means_have_gaps(encoded):
     stores = encoded[1]("mean")
     labels = {"pitch": LABELS["pitch"]}
     saes = {NAMES[0]: make_saes(stores)[NAMES[0]]}
-    how = encoded[0], saes, stores, labels, {**SMALL, "controls": ()}
+    some = {**SMALL, "controls": (), "names": {"pitch": ["0", "1"]}}
+    how = encoded[0], saes, stores, labels, some
     found = sparsity.measure_codes(*how)
     scores = found["codes"][NAMES[0]]["learned"]
     assert "not frames" in scores["duration"]["gap"]
     assert "no posteriors of frames" in scores["posterior"]["gap"]
     assert "no labels of frames" in scores["recovered"]["above"]["gap"]
     assert scores["concept"]["label"] == "pitch"
+    assert None not in scores["concept"]["all"]["classes"]  # "0": no silence
     assert sparsity.tables(found)
     without = sparsity.measure_codes(*how[:3], {}, how[-1])
     assert "no labels" in without["layers"][LAYER]["concept"]["gap"]

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 from speechbrain_sim.bottlenecks.sae import VARIANTS, SparseAutoencoder
 
 CHANNELS, ATOMS, ACTIVE, NOISE = 64, 256, 4, 0.01
-ROWS, STEPS = 512, {"l1": 600, "matryoshka": 400}
+ROWS, STEPS = 512, {"l1": 600, "jumprelu": 400, "matryoshka": 400}
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,8 @@ def test_planted_dictionary(planted, variant):
     sae.set_units(x.mean(0), x.std(0))
     sae.initialise(x[:4000])
     assert found(sae, atoms) < 0.5
-    optimizer, steps = (
-        torch.optim.Adam(sae.parameters()),
-        STEPS.get(variant, 300),
-    )
+    optimizer = torch.optim.Adam(sae.parameters())
+    steps = STEPS.get(variant, 300)
     for step in range(steps):
         left = 1 - step / steps
         optimizer.param_groups[0]["lr"] = 0.01 * min(1, left / 0.3)
@@ -63,9 +61,6 @@ def test_planted_dictionary(planted, variant):
         sae.before_step()
         optimizer.step()
         sae.after_step()
-    print(
-        variant, found(sae, atoms), 1 - sae.eval().loss(x[:4000]).terms["fvu"]
-    )
     assert found(sae, atoms) > 0.9
     explained = 1 - sae.eval().loss(x[:4000]).terms["fvu"]
     assert explained > 0.7

@@ -13,7 +13,7 @@ import ruamel.yaml
 import torch
 from speechbrain.core import RunOptions
 
-from speechbrain_sim import config
+from speechbrain_sim import __version__, config
 from speechbrain_sim.cli import main as cli
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.config import load_experiment, read_settings
@@ -622,6 +622,33 @@ def test_h20_e14_a_recipe_s_error_is_one_line(runs, tmp_path):
     assert done.returncode == 1 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("probe.py: There is no key chanels in ")
+
+
+def test_the_program_states_its_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli(["--version"])
+    assert not stopped.value.code
+    assert capsys.readouterr().out == f"speechbrain-sim {__version__}\n"
+
+
+@pytest.mark.parametrize("key", ["settings", "used_with"])
+def test_what_results_depend_on_is_no_option(runs, key, tmp_path):
+    with pytest.raises(KeyError, match=f"There is no key {key} in .*yaml"):
+        runs.run("probe", tmp_path, f"--{key}", "[x]")
+
+
+@pytest.mark.parametrize("protocol", ["converged", "paper"])
+def test_keys_of_the_other_protocol_are_refused(protocol, tmp_path):
+    yaml = HPARAMS / "Synthetic/probe.yaml"
+    given = {"encoder": "logmel", "protocol": protocol}
+    settings, _ = read_settings(yaml, given, RunOptions())
+    for other, keys in settings["used_with"]["protocol"].items():
+        for key in keys:
+            options = {**given, key: settings[key]}
+            if other == protocol:
+                read_settings(yaml, options, RunOptions())
+            else:
+                refused(yaml, f"--{key} has no use with --protocol", **options)
 
 
 @pytest.mark.parametrize("recipe", ["pretrain", "probe", "decode", "study"])

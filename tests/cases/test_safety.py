@@ -22,13 +22,14 @@ import requests
 import soundfile
 import torch
 
-from speechbrain_sim import files
+from speechbrain_sim import convert, files
 from speechbrain_sim.analysis.latents import encode_clips
 from speechbrain_sim.brains import checkpointer as checkpoints
 from speechbrain_sim.brains.base import ResumableBrain
 from speechbrain_sim.brains.checkpointer import AtomicCheckpointer, not_finite
 from speechbrain_sim.config import load_experiment
 from speechbrain_sim.data import download
+from speechbrain_sim.decoders import make_decoder
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.extraction import encode_manifest
@@ -37,7 +38,11 @@ from speechbrain_sim.files import file_of, lock_folder, short_name
 from speechbrain_sim.hub.publish import check_model, export_model
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.fetch import HubRepository
-from speechbrain_sim.models.format import load_parts, save_parts
+from speechbrain_sim.models.format import (
+    example_folder,
+    load_parts,
+    save_parts,
+)
 from speechbrain_sim.models.load import (
     check_folder,
     load_encoder,
@@ -220,6 +225,34 @@ def test_g2_a_second_run_is_told_of_the_first(recipes, tiny_yaml, tmp_path):
     os.kill(worker, signal.SIGKILL)
     lock_folder(tmp_path)  # an inner run of a study
     lock_folder(tmp_path / "inner")
+
+
+def test_g2_a_second_encode_decode_or_export_is_refused(tmp_path):
+    model, out = example_folder(tmp_path / "model"), tmp_path / "out"
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, np.zeros(4000), 16000)
+    convert.encode_files(model, [wav], tmp_path / "z", "module1")
+    decoder = make_decoder(load_encoder(model)[0], "module1")
+    save_parts(model, {"decoder_module1": decoder}, training={})
+    new = tmp_path / "new"
+    held = [out, tmp_path / "new.part"]
+    pids = [start_holder(folder)[0] for folder in held]
+    try:
+        for start in (
+            lambda: convert.encode_files(model, [wav], out, "module1"),
+            lambda: convert.decode_files(
+                model, [tmp_path / "z"], out, "module1"
+            ),
+            lambda: export_model(model, new),
+        ):
+            with pytest.raises(BlockingIOError, match="choose another folder"):
+                start()
+    finally:
+        for pid in pids:
+            kill(pid)
+    assert [path.name for path in out.iterdir()] == [".lock"]
+    export_model(model, new)
+    assert not held[1].exists() and not (new / ".lock").exists()
 
 
 def test_g2_no_locks_on_this_file_system(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import soundfile
 import torch
 
+from speechbrain_sim.analysis.code_report import REPEATED, repeat_scores
 from speechbrain_sim.bottlenecks.coded import CodedEncoder
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
 from speechbrain_sim.brains.probe import ProbeBatches, ProbeBrain, make_probes
@@ -102,6 +103,20 @@ def test_metadata_are_added(folder):
     assert entry["scores"] == {"explained": 0.5}
     assert entry["names"] == {"3": "AA"}
     assert before == sorted(path.name for path in folder.iterdir())
+
+
+def test_features_are_named_by_their_best_class(folder):
+    learned = dict.fromkeys(REPEATED, {"value": 0.5})
+    learned["concept"] = {"label": "phones"}
+    known = {"class": [1, None, 0], "f1": [0.714, 0.0, 0.0]}
+    scores = {"codes": {NAME: {"learned": learned}}, "units": {NAME: known}}
+    repeat_scores(folder, scores, {"phones": ["AA", "B"]})
+    entry = load_encoder(folder)[0].entries[NAME]
+    assert entry["names"] == {"0": "B (F1 0.71)"}
+    assert entry["scores"] == dict.fromkeys(REPEATED, {"value": 0.5})
+    scores["units"][NAME] = {}
+    repeat_scores(folder, scores, {})
+    assert load_encoder(folder)[0].entries[NAME]["names"] == {}
 
 
 def test_codes_of_spectra_and_of_a_transformer(tmp_path):

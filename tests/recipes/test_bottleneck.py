@@ -14,7 +14,7 @@ from tests.conftest import HPARAMS, finish, options_for, same, start_recipe
 YAML = HPARAMS / "Folder/sae.yaml"
 #: a run of seconds, but of many steps
 TINY = ["--num_units", "12", "--k", "[2, 4]", "--seeds", "[1]"]
-TINY += ["--batch_size", "16", "--number_of_epochs", "3", "--lr", "0.01"]
+TINY += ["--batch_size", "64", "--number_of_epochs", "3", "--lr", "0.01"]
 
 
 def command(yaml, corpora, folder, *options):
@@ -56,7 +56,7 @@ def test_labels_of_frames_have_no_means(recipes, corpora, tmp_path):
 def test_killed_anywhere_it_ends_the_same(corpora, tmp_path):
     """While it encodes, in the middle of an epoch, and after one."""
     own = ["--encoder", "logmel", "--layers", "[logmel]", "--labels", "[]"]
-    own += ["--ckpt_interval_steps", "5"]
+    own += ["--ckpt_interval_steps", "10"]
     folder, whole = tmp_path / "killed", tmp_path / "whole"
     argv, other = (
         ["bottleneck.py", *command(YAML, corpora, f, *own)]

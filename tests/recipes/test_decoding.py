@@ -191,7 +191,7 @@ def test_an_audible_decoder_learns_is_saved_and_sounds(
     recipes, decode_yaml, encoder_folder, tmp_path
 ):
     argv = [str(decode_yaml), "--output_folder", str(tmp_path)]
-    argv += ["--decoder", "spectrogram", "--layer", "module1", "--lr", "0.004"]
+    argv += ["--decoder", "spectrogram", "--layer", "module1", "--lr", "0.01"]
     argv += ["--lr_decay_epochs", "4"]
     argv += ["--sampled", "False", "--num_workers", "0", "--device", "cpu"]
     recipes["decode"].main([*argv, "--number_of_epochs", "4"])

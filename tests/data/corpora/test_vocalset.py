@@ -8,7 +8,9 @@ import soundfile as sf
 
 from speechbrain_sim.data.audio import read_audio
 from speechbrain_sim.data.batches import make_dataset
+from speechbrain_sim.data.corpora import corpus_of, recognise
 from speechbrain_sim.data.corpora.vocalset import prepare_vocalset
+from speechbrain_sim.data.manifests import write_manifests
 from speechbrain_sim.data.tables import read_manifest
 from tests.conftest import make_vocalset
 
@@ -98,6 +100,21 @@ def test_a_short_recording_is_one_clip(singers, tmp_path):
             assert row["start"] == 0 and row["num_samples"] in (
                 *(9600, 24000, 13062),
             )
+
+
+def test_its_licence_is_given_by_name_only(singers, tmp_path):
+    prepare(singers, tmp_path / "save")
+    manifests = [tmp_path / "save/train.csv"]
+    assert recognise("VocalSet", manifests, singers) is None
+    assert corpus_of({}, "VocalSet").licence == "cc-by-4.0"
+
+
+@pytest.mark.parametrize("part", [(-1, 5), (5, 5), (0, 99999999)], ids=str)
+def test_a_part_that_is_not_there_is_refused(singers, tmp_path, part):
+    wav = next(singers.glob("FULL/female1/scales/belt/*.wav"))
+    row = {"ID": "a", "wav": wav, "start": part[0], "stop": part[1]}
+    with pytest.raises(ValueError, match="a has start .* not within the"):
+        write_manifests({"train": [row]}, tmp_path / "save", singers, 400)
 
 
 def test_what_is_wrong_is_named(singers, tmp_path):
