@@ -56,9 +56,9 @@ def encode_files(
     Under torch.distributed each rank encodes its share of what is missing.
     `a/b.wav` of a folder becomes `<folder>/a/b.npy`; encode.json records the
     settings, and content and samples of each recording. Returns its content,
-    and a list of BadAudio that were left out. Raises a FileNotFoundError without
-    files; a ValueError if two have one name, latents of others, or a file is
-    bad; a BlockingIOError while another command works in the folder.
+    and a list of BadAudio left out. Raises a FileNotFoundError without files; a
+    ValueError for two of one name, latents of others, a bad file; a
+    BlockingIOError while another command works in the folder.
 
     Arguments
     ---------
@@ -89,11 +89,10 @@ def encode_files(
     left = {n: 0 for n in _share(targets) if not targets[n].exists()}
     failed = {}
     for name in tqdm(_share(_joined(left)), "encoding", unit="file"):
+        place = paths[name], {layer: targets[name]}
         noise = keyed_generator("encode", name, device=device)
-        target = {layer: targets[name]}
-        options = {"sample": sample, "generator": noise}
         try:
-            write_latents(encoder, paths[name], target, **options)
+            write_latents(encoder, *place, sample=sample, generator=noise)
         except BadAudio as error:
             failed[name] = error
     for name, error in _joined(failed).items():
