@@ -14,6 +14,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.brains.one_by_one import OneByOneBrain
 from speechbrain_sim.brains.schedules import check_decay
 from speechbrain_sim.brains.stages import (
     StagedBrain,
@@ -31,9 +32,32 @@ from speechbrain_sim.models.format import ENCODER, save_parts
 
 def check(settings):
     """Raises a ValueError for settings that do not fit together."""
+    supervised = settings["objective"] == "supervised"
+    one_by_one, each = settings["schedule"] == "one_by_one", "module_epochs"
+    epochs = settings[each] or settings["number_of_epochs"]
+    if one_by_one and isinstance(epochs, list):
+        settings = {**settings, "number_of_epochs": max(epochs)}
     check_decay(settings)
     check_stages(settings)
-    supervised = settings["objective"] == "supervised"
+    if one_by_one and settings["stages"]:
+        raise ValueError(
+            "--stages is for --schedule together: one_by_one trains one module "
+            "at a time, in one process."
+        )
+    if one_by_one and (supervised or not settings["greedy"]):
+        raise ValueError(
+            f"--schedule one_by_one needs modules without a gradient between "
+            f"them, such as --model sim or gim, not {settings['model_name']}."
+        )
+    if one_by_one and settings["frozen"]:
+        raise ValueError(
+            "--frozen is for --schedule together: in --module_epochs, 0 is for "
+            "a module that does not learn."
+        )
+    if not one_by_one and (settings[each] or settings["store"]):
+        raise ValueError(
+            "--module_epochs and --store are for --schedule one_by_one."
+        )
     label, classes = settings["label"], settings["classes"]
     if supervised and (label is None or classes < 2):
         raise ValueError(
@@ -47,7 +71,7 @@ def check(settings):
 
 
 #: of runs: what may change when they are resumed, and what is refused
-RULES = ([*MAY_CHANGE, "stages", "stage_timeout"], check)
+RULES = ([*MAY_CHANGE, "module_epochs", "stages", "stage_timeout"], check)
 
 
 def check_crop(hparams):
@@ -101,11 +125,11 @@ def pretrain(hparams, run_opts):
         check_crop(hparams)
     sb.create_experiment_directory(hparams["output_folder"])
     make, chain = GreedyBrain, {}
-    if hparams["stages"]:
-        make, chain = (
-            StagedBrain,
-            {"chain": make_chain(hparams, run_opts["device"])},
-        )
+    if hparams["schedule"] == "one_by_one":
+        make = OneByOneBrain
+    elif hparams["stages"]:
+        made = make_chain(hparams, run_opts["device"])
+        make, chain = StagedBrain, {"chain": made}
     brain = make(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],

@@ -105,7 +105,7 @@ class ActivationStore:
         first : list of (int or None, dict of str to numpy.ndarray)
             Arguments of `write`; not written without a position.
         """
-        folder, half = Path(folder), made_of["rows"] != MEAN
+        folder, half = Path(folder), _is_half(made_of)
         dtype = np.dtype(np.float16 if half else np.float32)
         index = {"ids": list(recordings), "recordings": [*recordings.values()]}
         places = {layer: place for layer, (place, _) in layers.items()}
@@ -228,6 +228,15 @@ class ActivationStore:
         """Returns the Rows of an array: a layer's, or `<layer>.log_var`."""
         return Rows([self._array(name)])
 
+    def frames(self, name, position, first, frames):
+        """Returns rows of one utterance of an array, (frames, channels).
+
+        `position` is its place in `ids`, `first` the first row.
+        """
+        array = self._array(name)
+        begin = int(array.first[position]) + first
+        return Rows([array])[begin : begin + frames]
+
     def _array(self, name):
         if name not in self.arrays:
             known = ", ".join(self.arrays)
@@ -319,6 +328,11 @@ class ActivationStore:
 def layer_of(name):
     """Returns the layer of an array."""
     return name.removesuffix(LOG_VAR)
+
+
+def _is_half(made_of):
+    """Whether rows are in half precision: all but means, if not `exact`."""
+    return made_of["rows"] != MEAN and not made_of.get("exact")
 
 
 def _overwrite(array, first, rows):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import re
 import sys
 import traceback
@@ -68,7 +69,20 @@ def make_parser():
     option("--top", type=int, default=10, metavar="N", help="how many")
     option("--json", action="store_true", help="as json")
     option("--html", metavar="FILE", help="a page with sounds, too")
+
+    _add_plan(verb)
     return parser
+
+
+def _add_plan(verb):
+    """Adds the verb `plan`."""
+    text = "what training would cost, on how many processes"
+    option = verb("plan", text, hparams="e.g. hparams/Synthetic/pretrain.yaml")
+    option("--ranks", type=int, default=1, metavar="N", help="processes")
+    option("--hours", type=float, default=1.0, help="of audio in the corpus")
+    option("--device", default="cpu", help="where a few steps are measured")
+    key = {"metavar": "KEY=VALUE", "help": "an option of the yaml"}
+    option("--set", action="append", default=[], **key)
 
 
 def run(given):
@@ -76,11 +90,19 @@ def run(given):
     # here, since `--help` needs no torch
     if given.verb == "features":
         return (yield from list_features(given))
+    if given.verb == "plan":
+        return (yield from make_plan(given))
     if given.verb in ("encode", "decode"):
+        import torch
+
         from speechbrain_sim import convert
         from speechbrain_sim.config import check_device
 
         check_device(given.device)
+        if given.verb == "encode" and "LOCAL_RANK" in os.environ:
+            torch.distributed.init_process_group("gloo")  # under torchrun
+            if given.device == "cuda":
+                given.device = f"cuda:{os.environ['LOCAL_RANK']}"
         places = (given.source, given.inputs, given.out, given.layer)
     else:
         from speechbrain_sim.hub import publish
@@ -118,6 +140,17 @@ def run(given):
         publish.publish_model(given.folder, given.repo, *options)
     else:
         yield from publish.check_model(given.source, revision=given.revision)
+
+
+def make_plan(given):
+    """Yields the report of `speechbrain_sim.plan`."""
+    from speechbrain_sim.config import check_device
+    from speechbrain_sim.plan import plan
+
+    check_device(given.device)
+    options = dict(pair.partition("=")[::2] for pair in given.set)
+    sizes = given.ranks, given.hours, given.device
+    yield from plan(given.hparams, *sizes, **options)
 
 
 def list_features(given):

@@ -10,6 +10,7 @@ from pathlib import Path
 import soundfile
 import torch
 from safetensors.torch import load_file
+from speechbrain.utils.distributed import if_main_process, run_on_main
 from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, BadAudio
@@ -52,12 +53,12 @@ def encode_files(
 ):
     """Encodes audio files; skips those that are encoded.
 
+    Under torch.distributed each rank encodes its share of what is missing.
     `a/b.wav` of a folder becomes `<folder>/a/b.npy`; encode.json records the
-    settings, and content and samples of every recording. Returns what is in
-    that file, and a list of BadAudio that were left out. Raises a
-    FileNotFoundError without files; a ValueError if two have one name, latents
-    of other settings or files are there, or a file is bad; a BlockingIOError
-    while another process works in the folder.
+    settings, and content and samples of each recording. Returns its content,
+    and a list of BadAudio left out. Raises a FileNotFoundError without files; a
+    ValueError for two of one name, latents of others, a bad file; a
+    BlockingIOError while another command works in the folder.
 
     Arguments
     ---------
@@ -83,20 +84,40 @@ def encode_files(
     record = _join_record(folder / RECORD, settings, entries)
     record["hop"] = encoder.frame_geometry(layer)[0]
     record["channels"] = encoder.channels_of(layer)
-    write_json(folder / RECORD, record)
-    for name in tqdm(entries, "encoding", unit="file"):
-        target = folder / f"{name}.{kind}"
+    run_on_main(write_json, (folder / RECORD, record))
+    targets = {name: folder / f"{name}.{kind}" for name in entries}
+    left = {n: 0 for n in _share(targets) if not targets[n].exists()}
+    failed = {}
+    for name in tqdm(_share(_joined(left)), "encoding", unit="file"):
+        place = paths[name], {layer: targets[name]}
         noise = keyed_generator("encode", name, device=device)
-        options = {"sample": sample, "generator": noise}
         try:
-            if not target.exists():
-                write_latents(encoder, paths[name], {layer: target}, **options)
+            write_latents(encoder, *place, sample=sample, generator=noise)
         except BadAudio as error:
-            bad.append(error)
-            del record["files"][name]  # it may be repaired
-    write_json(folder / RECORD, record)
+            failed[name] = error
+    for name, error in _joined(failed).items():
+        bad.append(error)
+        del record["files"][name]  # it may be repaired
+    run_on_main(write_json, (folder / RECORD, record))
     _refuse(on_bad_audio, bad, "All others were encoded")
     return record, bad
+
+
+def _share(names):
+    """Lists the names of which this rank takes care."""
+    if not torch.distributed.is_initialized():
+        return [*names]
+    rank = torch.distributed.get_rank()
+    return [*names][rank :: torch.distributed.get_world_size()]
+
+
+def _joined(of_rank):
+    """Joins the dicts of all ranks."""
+    if not torch.distributed.is_initialized():
+        return of_rank
+    parts = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, of_rank)
+    return {name: x for part in parts for name, x in part.items()}
 
 
 def decode_files(source, inputs, folder, layer, device="cpu"):
@@ -181,16 +202,19 @@ def find_files(inputs, endings):
 
 def _describe(paths, encoder, layer):
     """Describes each recording for encode.json; lists those that are bad."""
-    entries, bad = {}, []
-    for name, path in paths.items():
+    entries, bad = {}, {}
+    for name in _share(paths):
+        path = paths[name]
         try:
             samples = check_file(encoder, path, [layer])
         except BadAudio as error:
-            bad.append(error)
+            bad[name] = error
             continue
         content = {"content": content_hash(path), "samples": samples}
         entries[name] = {"audio": str(path.resolve()), **content}
-    return entries, bad
+    known = _joined(entries)
+    entries = {name: known[name] for name in paths if name in known}
+    return entries, list(_joined(bad).values())
 
 
 def _join_record(path, settings, entries):
@@ -198,7 +222,8 @@ def _join_record(path, settings, entries):
 
     Reserves its folder.
     """
-    lock_folder(path.parent)
+    if if_main_process():
+        lock_folder(path.parent)
     record = read_json(path) if path.exists() else {"files": {}}
     for known, new in (record, settings), (record["files"], entries):
         for key, value in new.items():

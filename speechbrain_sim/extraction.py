@@ -46,6 +46,7 @@ def encode_manifest(
     max_seconds=120.0,
     device="cpu",
     only=None,
+    half=True,
 ):
     """Encodes a manifest once, or what is missing of it.
 
@@ -62,13 +63,11 @@ def encode_manifest(
         All layers, and utterances of all IDs, by default.
     rows : str
         "mean": one row per utterance, the mean of its frames, in float32.
-        "labels": the frame of each 10 ms; "all": every frame (float16).
-    log_var, alignment : bool, str
-        Whether to keep the log-variances, too; see `frames_of_labels`.
-    max_seconds : float
-        Audio encoded at once, with padding; longer utterances come in pieces.
-    device : str
-        Of the encoder.
+        "labels": the frame of each 10 ms; "all": every frame.
+    log_var, half, alignment : bool, bool, str
+        Log-variances, too; whether frames are float16; see `frames_of_labels`.
+    max_seconds, device : float, str
+        Audio encoded at once, with padding, longer utterances in pieces; where.
     """
     if rows not in activations.KEPT:
         raise ValueError(f"rows must be in {activations.KEPT}, got {rows!r}")
@@ -81,10 +80,11 @@ def encode_manifest(
         "alignment": alignment if rows == LABELS else None,
         "sampled": False,
         "only": only,
+        "exact": None if half else True,
     }
     layers = layers_with(encoder, rows, layers)
-    posteriors = filter(encoder.has_posterior, layers if log_var else ())
-    arrays = layers + [layer + LOG_VAR for layer in posteriors]
+    gaussian = filter(encoder.has_posterior, layers if log_var else ())
+    arrays = layers + [layer + LOG_VAR for layer in gaussian]
     dataset = make_dataset(manifest, data_folder)
     dataset.data_ids = only or dataset.data_ids
     dataset = dataset.filtered_sorted(sort_key="duration")

@@ -511,6 +511,14 @@ def test_two_ranks_share_the_work(encoder, corpus, tmp_path):
     for name in store.arrays:
         assert torch.equal(store[name][:], whole[name][:])
         assert torch.equal(store.statistics(name), whole.statistics(name))
+    # one of two ranks died: its share is divided anew
+    as_if_killed(shared, range(0, 20, 2))
+    finish(torchrun(script, corpus.train, corpus.folder, shared))
+    sizes = [int((shared / f"rank{rank}").read_text()) for rank in (0, 1)]
+    assert 10 <= sum(sizes) <= 20 and min(sizes) >= 2  # whole batches
+    again = ActivationStore.open(shared)
+    for name in store.arrays:
+        assert torch.equal(again[name][:], whole[name][:])
 
 
 # memory ------------------------------------------------------------------------

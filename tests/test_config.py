@@ -304,7 +304,11 @@ def test_the_papers_training():
 
 
 READERS = {
-    "pretrain": ["recipes/pretrain.py", "speechbrain_sim/brains/greedy.py"],
+    "pretrain": [
+        "recipes/pretrain.py",
+        "speechbrain_sim/brains/greedy.py",
+        "speechbrain_sim/brains/one_by_one.py",
+    ],
     "decode": ["recipes/decode.py", "speechbrain_sim/brains/decoder.py"],
     "probe": ["recipes/probe.py", "speechbrain_sim/brains/probe.py"],
 }

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from speechbrain_sim import cli, convert, features
 from speechbrain_sim.inference import SmoothInfoMax
-from tests.conftest import ROOT
+from tests.brains.test_distributed import torchrun
+from tests.conftest import ROOT, finish
 from tests.encoders.test_huggingface import save_model
 
 
@@ -295,3 +296,32 @@ def test_the_record_knows_relative_folders(
     encode(trained.run, "ann", out=Path("../out"))
     encode(trained.run, audio / "ann", out=tmp_path / "out")  # the same
     assert len(list((tmp_path / "out").rglob("*.npy"))) == 2
+
+
+def test_ranks_share_the_files(audio, tmp_path, trained):
+    """One index; what a dead rank left out is encoded by the next ones."""
+    options = ["--layer", "module2", "--out"]
+    words = ["encode", str(trained.model), str(audio), *options]
+    cli.main([*words, str(tmp_path / "whole")])
+
+    def encode():
+        module = ("-m", "speechbrain_sim.cli")
+        finish(torchrun(*module, *words, tmp_path / "shared"))
+        files = (tmp_path / "shared").rglob("*.npy")
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    first = encode()
+    for path in first:
+        other = tmp_path / "whole" / path.relative_to(tmp_path / "shared")
+        assert path.read_bytes() == other.read_bytes()
+    records = [
+        json.loads((tmp_path / name / "encode.json").read_text())
+        for name in ("whole", "shared")
+    ]
+    assert records[0] == records[1] and len(first) == 4
+    dead = sorted(first)[1::2]
+    for path in dead:
+        path.unlink()
+    again = encode()
+    assert again.keys() == first.keys()
+    assert {path for path in first if again[path] != first[path]} == {*dead}

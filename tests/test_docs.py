@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import re
 import shlex
 import shutil
@@ -309,9 +310,19 @@ def check_python(*words):
         )
 
 
-def check_torchrun(option, *words):
-    assert re.fullmatch(r"--nproc-per-node=\d", option)
+def check_torchrun(*words):
+    options = [*itertools.takewhile(lambda w: w[:2] == "--", words)]
+    assert any(re.fullmatch(r"--nproc-per-node=\d", o) for o in options)
+    words = words[len(options) :]
+    if words[0] == "-m":
+        assert words[1] == "speechbrain_sim.cli"
+        return check_speechbrain_sim(*words[2:])
     check_recipe(*words)
+
+
+def check_srun(program, *words):
+    assert program == "torchrun"
+    check_torchrun(*words)
 
 
 def check_pip(verb, what):
@@ -326,6 +337,7 @@ CHECKS = {
     "speechbrain-sim": check_speechbrain_sim,
     "python": check_python,
     "torchrun": check_torchrun,
+    "srun": check_srun,
     "pip": check_pip,
 }
 

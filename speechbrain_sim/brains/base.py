@@ -108,8 +108,13 @@ class ResumableBrain(WatchedBrain):
         sets = self.training_sets(*source, *options)
         loaders = hparams.train_loader_kwargs, hparams.valid_loader_kwargs
         loaders = [self.for_device(dict(options)) for options in loaders]
+        self.fit_sets(*sets, *loaders)
+
+    def fit_sets(self, train, valid, train_loader, valid_loader):
+        """Trains on two datasets, with options of their loaders."""
+        sets = self.hparams.epoch_counter, train, valid
         progressbar = None  # unless --noprogressbar
-        self.fit(hparams.epoch_counter, *sets, progressbar, *loaders)
+        self.fit(*sets, progressbar, train_loader, valid_loader)
 
     def open_run(self, label=None):
         """Opens the tensorboard, if there is one; refuses other data.

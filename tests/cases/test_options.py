@@ -374,6 +374,7 @@ RANGES = {
         kl_warmup_epochs -1|kl_reduction x|objective x|batch_size 0|seed -1
         num_workers -1|num_workers 100000|window_frames 1|prediction_steps 0|classes -1|lr .nan
         within_utterance_negatives -1|lr .inf|initial_log_var .inf
+        schedule x|module_epochs -1|module_epochs [1,-1,1,1]
         kl_weight .nan|kl_weight [.nan,0,0]|on_bad_audio maybe
         epochs_per_save 0|ckpt_interval_steps -1|precision fp64|max_grad_norm 0|jit True
         max_grad_norm -1|max_grad_norm .nan|grad_accumulation_factor 0

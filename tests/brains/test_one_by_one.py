@@ -1,0 +1,184 @@
+"""Module after module, on frozen ones below."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from speechbrain_sim.activations import ActivationStore
+from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.brains.one_by_one import hash_up_to, stored_set
+from speechbrain_sim.data.batches import KeyedCrop, make_dataset
+from speechbrain_sim.encoders.greedy import GreedyEncoder
+from speechbrain_sim.extraction import encode_manifest
+from tests.brains.test_resume import checkpoints
+from tests.conftest import same
+
+OPTIONS = {"schedule": "one_by_one", "number_of_epochs": 1, "random_crop": True}
+OPTIONS |= {"num_workers": 0, "device": "cpu", "noprogressbar": True}
+WHOLE = {"crop_samples": 20000}  # no utterance is as long
+
+
+@pytest.fixture(scope="module")
+def trained(recipes, tiny_yaml, tmp_path_factory):
+    """Runs a recipe once for each set of options; returns its folder."""
+    folders = {}
+
+    def train(folder=None, **options):
+        made_of = tuple(options.items())
+        if folder is None and made_of in folders:
+            return folders[made_of]
+        new = folder or tmp_path_factory.mktemp("run")
+        words = [f"--{k}" for k in {**OPTIONS, **options}]
+        words = [
+            w
+            for k, v in {**OPTIONS, **options}.items()
+            for w in (
+                [f"--{k}"] if v is True and k[0] == "n" else [f"--{k}", str(v)]
+            )
+        ]
+        recipes["pretrain"].main(
+            [str(tiny_yaml), "--output_folder", str(new), *words]
+        )
+        if folder is None:
+            folders[made_of] = new
+        return new
+
+    return train
+
+
+def weights_of(folder):
+    return load_file(folder / "encoder.safetensors")
+
+
+def layers(folder, *names):
+    state = weights_of(folder)
+    return {k: x for k, x in state.items() if k.split(".")[1] in names}
+
+
+def final(folder):
+    """All that the last checkpoint holds of modules and optimizers."""
+    newest = folder / "save" / checkpoints(folder)[-1]
+    names = ["module1", "module2", "module3", "context"]
+    names += [f"{name}_optimizer" for name in names]
+    return {name: torch.load(newest / f"{name}.ckpt") for name in names}
+
+
+def test_the_first_module_is_that_of_training_together(trained):
+    apart, together = trained(), trained(schedule="together")
+    assert same(layers(apart, "module1"), layers(together, "module1"))
+    assert not same(layers(apart, "module2"), layers(together, "module2"))
+    log = (apart / "train_log.txt").read_text().splitlines()
+    names = ["module1", "module2", "module3", "context"]
+    for name, line in zip(names, log, strict=True):
+        assert f"train {name}_loss" in line and f"valid {name}_loss" in line
+        assert line.count("_loss") == 2
+
+
+def test_only_the_last_module_has_an_optimizer_state(trained):
+    state = final(trained())
+    filled = [n for n in state if "optim" in n and state[n]["state"]]
+    assert filled == ["context_optimizer"]
+
+
+@pytest.mark.parametrize("step", [14, 35])
+def test_killed_is_the_same(trained, tmp_path, monkeypatch, step):
+    """In module 2 and in the context, between two checkpoints."""
+    learn, count = GreedyBrain.learn, iter(range(100))
+
+    def killed(self, *args):
+        if next(count) == step:
+            raise KeyboardInterrupt
+        return learn(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(GreedyBrain, "learn", killed)
+        trained(tmp_path, ckpt_interval_steps=2)
+    trained(tmp_path, ckpt_interval_steps=2)
+    assert same(final(tmp_path), final(trained()))
+    log = [(f / "train_log.txt").read_text() for f in (tmp_path, trained())]
+    assert log[0] == log[1]
+
+
+def test_learning_goes_on_at_a_module(trained, tmp_path):
+    trained(tmp_path, module_epochs="[1, 1, 0, 0]")
+    trained(tmp_path, module_epochs="[1, 1, 1, 1]")
+    assert same(weights_of(tmp_path), weights_of(trained()))
+    with pytest.raises(ValueError, match="module2 was trained until epoch 2"):
+        trained(tmp_path, module_epochs="[1, 2, 1, 1]")
+
+
+def test_a_store_and_recomputation_are_one_where_no_crop_is_cut(
+    trained, tmp_path
+):
+    again = trained(**WHOLE)
+    store = {"store": str(tmp_path / "latents"), **WHOLE}
+    exact = trained(**store, store_half=False)
+    for name, x in weights_of(again).items():
+        torch.testing.assert_close(weights_of(exact)[name], x, msg=name)
+    arrays = sorted(path.name for path in tmp_path.glob("latents/*/module*"))
+    assert len(arrays) == 6  # means and log-variances of three modules
+    before = [p.stat().st_mtime_ns for p in tmp_path.glob("latents/*/module*")]
+    half = trained(
+        **store, kl_weight=0.02, model="sim", module_epochs="[1, 1, 0, 0]"
+    )
+    after = [p.stat().st_mtime_ns for p in tmp_path.glob("latents/*/module*")]
+    assert before != after  # of another module 1
+    assert weights_of(half).keys() == weights_of(exact).keys()
+
+
+def test_a_store_is_of_the_weights_below():
+    torch.manual_seed(0)
+    encoder = GreedyEncoder(channels=6, context_channels=4)
+    hashes = {n: hash_up_to(encoder, n) for n in ("module1", "module2")}
+    encoder.layers["module2"].mean.bias.data += 1
+    assert hash_up_to(encoder, "module1") == hashes["module1"]
+    assert hash_up_to(encoder, "module2") != hashes["module2"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "edge"), [("module1", 1), ("module2", 2), ("module3", 2)]
+)
+def test_crops_of_a_store_differ_at_the_edges_only(
+    corpus, tmp_path, layer, edge
+):
+    torch.manual_seed(0)
+    encoder = GreedyEncoder(channels=6, context_channels=4).eval()
+    store = encode_manifest(
+        encoder,
+        {"sha256": "of a test"},
+        *(corpus.train, corpus.folder, tmp_path, [layer]),
+        rows="all",
+        log_var=True,
+        half=False,
+    )
+    assert isinstance(store, ActivationStore)
+    crop = KeyedCrop(4000, random=True, seed=1)
+    crop.set_epoch(5)
+    train = make_dataset(corpus.train, corpus.folder, crop)
+    stored = stored_set(store, layer, train, crop, encoder)
+    shifted = 0
+    for row, latent in zip(train, stored, strict=True):
+        assert row["id"] == latent["id"]
+        expected = encoder(row["sig"][None], layers=[layer], sample=False)
+        expected = torch.cat(expected[layer][:2], -1)[0]
+        assert latent["latent"].shape == expected.shape
+        inside = slice(edge, len(expected) - edge)
+        difference = (latent["latent"] - expected).abs().amax(1)
+        torch.testing.assert_close(latent["latent"][inside], expected[inside])
+        shifted += difference[0] > 1e-4
+    assert shifted  # the test can fail
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"model": "cpc"}, "without a gradient"),
+        ({"frozen": "[module1]"}, "--frozen"),
+        ({"schedule": "together", "store": "x"}, "are for --schedule"),
+        ({"module_epochs": "[1, 2]"}, "2 numbers for the modules"),
+        ({"module_epochs": "[9, 1, 1, 1]", "lr_decay_epochs": 3}, "0 after"),
+    ],
+)
+def test_what_does_not_fit_is_refused(trained, tmp_path, options, problem):
+    with pytest.raises(ValueError, match=problem):
+        trained(tmp_path, **options)
