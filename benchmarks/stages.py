@@ -13,7 +13,7 @@ import soundfile as sf
 import torch
 
 from benchmarks.measure import row
-from speechbrain_sim.brains.stages import balance, measure
+from speechbrain_sim.brains.costs import measure, meshes
 from speechbrain_sim.family import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,9 +58,9 @@ def stages(repetitions=3):
     """Measures the speed-up, and the ceiling: sum / max of measured costs."""
     torch.set_num_threads(1)
     modules = build_model("sim", channels=CHANNELS).modules
-    costs = measure(modules, *SHAPE)
-    slowest = max(sum(map(costs.get, s)) for s in balance(costs, 2))
-    ceiling = min(2.0, sum(costs.values()) / slowest)
+    costs = measure(modules, torch.optim.Adam, *SHAPE)
+    ceiling = meshes(costs, 2)[-1].ceiling
+    costs = {name: cost.step for name, cost in costs.items()}
     launch = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
     with tempfile.TemporaryDirectory() as folder:
         write_corpus(folder)

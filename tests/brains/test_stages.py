@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speechbrain_sim.brains.stages import balance, check_stages
+from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
+from speechbrain_sim.brains.stages import check_stages
 from tests.conftest import ROOT, finish, same, start_process
 
 THREE = ["--stages", "[[module1], [module2], [module3, context]]"]
@@ -64,8 +65,8 @@ def outcome(folder):
     left = {"log": (folder / "train_log.txt").read_text()}
     left["encoder"] = load_file(folder / "encoder.safetensors")
     left["config"] = (folder / "config.json").read_text()
-    newest = max((folder / "save").glob("CKPT*"))
-    for file in newest.glob("*.ckpt"):
+    newest = AtomicCheckpointer(folder / "save").find_checkpoint()
+    for file in newest.path.glob("*.ckpt"):
         plain = file.stem in PLAIN
         left[file.name] = file.read_text() if plain else torch.load(file)
     return left
@@ -140,17 +141,16 @@ def test_torchrun_restarts_and_goes_on(whole, tiny_yaml, tmp_path):
     check_same(tmp_path, whole)
 
 
-@pytest.mark.slow
-def test_replicas_learn_what_processes_without_stages_learn(launch, tmp_path):
-    even = "--grad_accumulation_factor", "2"
-    launch(tmp_path / "ddp", 2, *even)
-    launch(tmp_path / "mesh", 4, *TWO, *even)
-    ddp, mesh = outcome(tmp_path / "ddp"), outcome(tmp_path / "mesh")
-    for name, weight in ddp["encoder"].items():
+def test_replicas_learn_what_one_process_accumulates(launch, tmp_path):
+    launch(tmp_path / "one", 1, "--grad_accumulation_factor", "2")
+    launch(tmp_path / "mesh", 4, *TWO, "--grad_accumulation_factor", "1")
+    one, mesh = outcome(tmp_path / "one"), outcome(tmp_path / "mesh")
+    for name, weight in one["encoder"].items():
+        print(name, (weight-mesh["encoder"][name]).abs().max())
         torch.testing.assert_close(
             mesh["encoder"][name], weight, rtol=1e-5, atol=1e-5
         )
-    assert mesh["log"] == ddp["log"]
+    assert mesh["log"] == one["log"]
 
 
 @pytest.mark.slow
@@ -158,13 +158,6 @@ def test_auto_measures_and_divides(launch, whole, tmp_path):
     first, _ = launch(tmp_path, 2, "--stages", "auto")
     assert re.search(r"Measured: module1 .* ms, .*; --stages \[\[", first)
     check_same(tmp_path, whole)
-
-
-def test_stages_are_balanced():
-    costs = {"a": 5.0, "b": 1.0, "c": 1.0, "d": 5.0}
-    assert balance(costs, 1) == [["a", "b", "c", "d"]]
-    assert balance(costs, 2) == [["a", "b"], ["c", "d"]]
-    assert balance(costs, 3) == [["a"], ["b", "c"], ["d"]]
 
 
 SETTINGS = {"objective": "contrastive", "greedy": True, "frozen": []}
