@@ -6,8 +6,7 @@ from itertools import islice
 from types import SimpleNamespace
 
 import speechbrain as sb
-import torch
-from speechbrain.utils.distributed import if_main_process, infer_device
+from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.logger import get_logger
 from torch import distributed as dist
 from torch.nn import SyncBatchNorm
