@@ -118,28 +118,31 @@ def tell(capsys):
 
     def row(*cells):
         with capsys.disabled():
-            print("|", *cells, sep=" | ", end=" |\n")
+            print(f"| {' | '.join(map(str, cells))} |")
 
     return row
 
 
 @pytest.mark.slow
 def test_table_of_bits(launch, whole, tmp_path, tell):
-    tell("processes", "largest difference of weights", "other bits")
+    tell("run", "weights differ by", "log by", "checkpoints")
     runs = {
         "2 stages": (2, *TWO),
         "3 stages": (3, *THREE),
         "2 stages, auto": (2, "--stages", "auto"),
         "2 stages x 2 replicas": (4, *TWO, *HALF),
-        "2 replicas, no stages": (2, *HALF),
+        "2 replicas without stages": (2, *HALF),
     }
     for name, run in runs.items():
         folder = tmp_path / name
         launch(folder, *run)
-        largest = difference(folder, whole.folder)
+        weights = difference(folder, whole.folder)
+        pairs = zip(numbers(folder), numbers(whole.folder), strict=True)
+        log = max(abs(a - b) / abs(b) for a, b in pairs)
         others = differing(folder, whole.folder)
-        tell(name, f"{largest:.1e}", ", ".join(others) or "none")
-        assert largest < 1e-5
+        checkpoints = "differ" if others else "equal"
+        tell(name, f"{weights:.2g}", f"{log:.2g}", checkpoints)
+        assert weights < 1e-5
         assert "replicas" in name or others == []
 
 
