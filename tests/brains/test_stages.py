@@ -109,7 +109,7 @@ def test_replicas_learn_what_one_process_accumulates(launch, whole, tmp_path):
     launch(tmp_path, 4, *TWO, *HALF)
     assert difference(tmp_path, whole.folder) < 1e-5
     mesh, one = numbers(tmp_path), numbers(whole.folder)
-    assert len(one) > 50 and mesh == pytest.approx(one, rel=1e-5)
+    assert len(one) > 50 and mesh == pytest.approx(one, rel=1e-5, abs=1e-6)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_table_of_bits(launch, whole, tmp_path, tell):
         launch(folder, *run)
         weights = difference(folder, whole.folder)
         pairs = zip(numbers(folder), numbers(whole.folder), strict=True)
-        log = max(abs(a - b) / abs(b) for a, b in pairs)
+        log = max(abs(a - b) for a, b in pairs)
         others = differing(folder, whole.folder)
         checkpoints = "differ" if others else "equal"
         tell(name, f"{weights:.2g}", f"{log:.2g}", checkpoints)
@@ -164,7 +164,7 @@ def test_table_of_kills(launch, whole, tmp_path, tell):
         seconds = f"{launch.seconds:.1f} s"
         if given:
             assert said == [None, None]
-            message = "none: it went on after 5 s"
+            seconds, message = "", "none: it went on after 5 s"
         else:
             assert all(said)
             launch(folder, 3, *THREE)
