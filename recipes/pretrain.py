@@ -12,6 +12,7 @@ import sys
 
 import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process, run_on_main
+from torch import distributed as dist
 
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.brains.one_by_one import OneByOneBrain
@@ -127,7 +128,7 @@ def pretrain(hparams, run_opts):
     make, chain = GreedyBrain, {}
     if hparams["schedule"] == "one_by_one":
         make = OneByOneBrain
-    elif hparams["stages"]:
+    elif hparams["stages"] and dist.is_initialized():
         made = make_chain(hparams, run_opts["device"])
         make, chain = StagedBrain, {"chain": made}
     brain = make(

@@ -10,12 +10,14 @@ import torch
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
+from torch import distributed as dist
 from torch import nn
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from speechbrain_sim.brains import estimate
 from speechbrain_sim.brains.checkpointer import Averages
 from speechbrain_sim.brains.watch import WatchedBrain
-from speechbrain_sim.data.batches import training_sets
+from speechbrain_sim.data.batches import BatchShare, training_sets
 from speechbrain_sim.data.manifests import check_same_data
 
 logger = get_logger(__name__)
@@ -80,6 +82,7 @@ class ResumableBrain(WatchedBrain):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.rank = getattr(self, "rank", 0)
+        self.replicas = self.count_replicas()
         if self.max_grad_norm <= 0:
             raise ValueError(
                 f"max_grad_norm is {self.max_grad_norm}, which would reverse "
@@ -97,6 +100,25 @@ class ResumableBrain(WatchedBrain):
             others = {"averages": self.averages[sb.Stage.TRAIN]}
             others["train_logger"] = self.hparams.train_logger
             self.checkpointer.add_recoverables({**self.unwrapped, **others})
+
+    def count_replicas(self):
+        """Returns how many processes train the same modules."""
+        return dist.get_world_size() if self.distributed_launch else 1
+
+    def _train_loader_specifics(self, dataset, loader_kwargs):
+        """Gives each replica its share of the batches of one process."""
+        launched, self.distributed_launch = self.distributed_launch, False
+        options = super()._train_loader_specifics(dataset, {**loader_kwargs})
+        self.distributed_launch = launched
+        if self.replicas == 1:
+            return options
+        options.pop("shuffle", None)
+        sampler = options.pop("sampler", None) or SequentialSampler(dataset)
+        shape = options.pop("batch_size", 1), options.pop("drop_last", False)
+        batches = options.pop("batch_sampler", None)
+        batches = batches or BatchSampler(sampler, *shape)
+        self.train_sampler = BatchShare(batches, self.rank, self.replicas)
+        return {**options, "batch_sampler": self.train_sampler}
 
     def fit_manifests(self, *labels):
         """Trains on the manifests that `hparams` name.
@@ -280,7 +302,9 @@ class ResumableBrain(WatchedBrain):
         """Returns the key of the draws of one module in this step."""
         if stage == sb.Stage.TRAIN:
             epoch = self.hparams.epoch_counter.current
-            return (self.hparams.seed, self.rank, name, epoch, self.step)
+            # of one process that does what all replicas do, in turn
+            step = (self.step - 1) * self.replicas + self.rank + 1
+            return (self.hparams.seed, 0, name, epoch, step)
         return (self.hparams.seed, stage.name, name, self.step)
 
     def record(self, stats, stage):

@@ -35,7 +35,9 @@ class GreedyBrain(ResumableBrain):
     `output_folder`; optional `frozen` (modules that do not learn),
     `kl_schedule` (epoch -> share of beta), `about` (metadata of the encoder).
 
-    All randomness is keyed by (seed, rank, module, epoch, step).
+    All randomness is keyed by (seed, module, epoch, step). R processes draw
+    and learn what one process does in R times as many steps, if it accumulates
+    gradients over R.
     """
 
     #: where the bottom module's input comes from
@@ -51,7 +53,7 @@ class GreedyBrain(ResumableBrain):
         if unknown:
             names = ", ".join(self.module_names())
             raise ValueError(f"frozen names {unknown}; there are {names}.")
-        on_cpus = self.replicated() and self.device_type == "cpu"
+        on_cpus = self.replicas > 1 and self.device_type == "cpu"
         if on_cpus and any(map(_is_batch_norm, self.modules.modules())):
             raise ValueError(
                 "Batch norm cannot be shared by several processes on CPUs: "
@@ -61,10 +63,6 @@ class GreedyBrain(ResumableBrain):
     def module_names(self):
         """Returns the names of all modules, bottom first."""
         return list(self.modules)
-
-    def replicated(self):
-        """Returns whether other processes train the same modules."""
-        return self.distributed_launch
 
     def freeze_optimizers(self, optimizers):
         """Leaves out the modules that `frozen` names."""

@@ -1,29 +1,24 @@
 """Greedy training in several processes, each of which has some of the modules."""
 
 import time
-from collections import Counter
-from copy import deepcopy
-from itertools import combinations, pairwise
+from contextlib import contextmanager
+from itertools import islice
 from types import SimpleNamespace
 
 import speechbrain as sb
-import torch
-from speechbrain.utils.distributed import if_main_process, infer_device
+from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.logger import get_logger
 from torch import distributed as dist
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DistributedSampler
 
+from speechbrain_sim.brains.costs import balance, measure
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.brains.transport import Chain
-from speechbrain_sim.randomness import keyed_generator
 
 logger = get_logger(__name__)
 
 AUTO = "auto"
-#: steps by which `auto` measures what a module costs, after one more
-MEASURED = 3
 
 
 def check_stages(settings):
@@ -76,56 +71,6 @@ def check_stages(settings):
     settings["processes"] = ranks // count
 
 
-def balance(costs, count):
-    """Divides modules, in their order, so that the slowest stage is fastest.
-
-    Arguments
-    ---------
-    costs : dict of str to float
-        Of each module.
-    count : int
-        Number of stages.
-
-    Returns
-    -------
-    list of list of str
-
-    Example
-    -------
-    >>> balance({"module1": 6, "module2": 3, "module3": 1, "context": 1}, 2)
-    [['module1'], ['module2', 'module3', 'context']]
-    """
-    names = list(costs)
-    plans = [
-        [names[a:b] for a, b in pairwise((0, *cuts, len(names)))]
-        for cuts in combinations(range(1, len(names)), count - 1)
-    ]
-    return min(plans, key=lambda p: max(sum(map(costs.get, s)) for s in p))
-
-
-def measure(modules, batch_size, samples, device="cpu"):
-    """Times forward and backward of modules on noise: dict of str to seconds.
-
-    The modules stay as they are, and no generator of the run is used.
-    """
-    key = "costs", *modules
-    noise = keyed_generator(*key)
-    x = torch.randn(batch_size, samples, 1, generator=noise).to(device)
-    lengths, costs = torch.full((batch_size,), samples), {}
-    for name, module in deepcopy(modules).items():
-        module, seconds = module.to(device), []
-        for _ in range(1 + MEASURED):
-            begin = time.perf_counter()
-            output = module(x, lengths, key)
-            output.loss.backward()
-            if x.is_cuda:
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - begin)
-        costs[name] = min(seconds[1:])
-        x, lengths = output.x.detach(), output.lengths
-    return costs
-
-
 def make_chain(hparams, device):
     """Makes the `Chain` that the key `stages` asks for; measures for `auto`."""
     stages = hparams["stages"]
@@ -133,10 +78,12 @@ def make_chain(hparams, device):
         plan, rank = [None], dist.get_rank()
         if rank == 0:
             shape = hparams["batch_size"], hparams["crop_samples"]
-            device = device or infer_device()
-            costs = measure(hparams["modules"], *shape, device)
+            make = hparams["modules"], hparams["opt_class"]
+            costs = measure(*make, *shape, device or infer_device())
+            costs = {name: cost.step for name, cost in costs.items()}
             count = dist.get_world_size() // hparams["processes"]
-            plan = [balance(costs, count)]
+            names, sizes = iter(costs), balance([*costs.values()], count)
+            plan = [[list(islice(names, size)) for size in sizes]]
             each = ", ".join(f"{n} {1e3 * x:.3g} ms" for n, x in costs.items())
             logger.info(f"Measured: {each}; --stages {plan[0]}")
         dist.broadcast_object_list(plan)
@@ -169,7 +116,7 @@ class StagedBrain(GreedyBrain):
             module.to("meta")
         super().__init__(own, **kwargs)
         self.unwrapped = dict(modules)  # for warnings and sizes
-        self.rank, self.distributed_launch = chain.replica, self.replicated()
+        self.rank, self.distributed_launch = chain.replica, self.replicas > 1
         self.frozen = [name for name in self.frozen if name in own]
         if self.ckpt_interval_minutes > 0:
             raise ValueError(
@@ -184,9 +131,9 @@ class StagedBrain(GreedyBrain):
         """See `GreedyBrain`; of all stages."""
         return sum(self.chain.stages, [])
 
-    def replicated(self):
-        """See `GreedyBrain`."""
-        return self.chain.replicas > 1
+    def count_replicas(self):
+        """See `ResumableBrain`."""
+        return self.chain.replicas
 
     def training_sets(self, *args):
         """Opens the data, if this is a first stage."""
@@ -203,22 +150,10 @@ class StagedBrain(GreedyBrain):
         count = self.chain.share(count)
         return _Steps(self, count) if loader is None else loader
 
-    def _train_loader_specifics(self, dataset, loader_kwargs):
-        if not self.replicated():
-            return super()._train_loader_specifics(dataset, loader_kwargs)
-        self.train_sampler = DistributedSampler(
-            dataset,
-            num_replicas=self.chain.replicas,
-            rank=self.rank,
-            drop_last=loader_kwargs.get("drop_last", False),
-        )
-        own = {"shuffle": False, "sampler": self.train_sampler}
-        return {**loader_kwargs, **own}
-
     def _wrap_distributed(self):
         for name, module in self.modules.items():
             learns = any(p.requires_grad for p in module.parameters())
-            if self.replicated() and learns:
+            if self.replicas > 1 and learns:
                 group = self.chain.peers
                 module = SyncBatchNorm.convert_sync_batchnorm(module, group)
                 on_gpu = [self.device] if self.device_type == "cuda" else None
@@ -237,9 +172,12 @@ class StagedBrain(GreedyBrain):
     def on_fit_start(self):
         """Resumes; raises a ValueError if ranks resumed at different steps."""
         super().on_fit_start()
-        if not if_main_process():  # a checkpoint has those of all
-            average = self.averages[sb.Stage.TRAIN]
-            average.sums, average.counts = map(Counter, self._own(average))
+        average = self.averages[sb.Stage.TRAIN]  # a checkpoint has those of all
+        names = tuple(f"{name}_" for name in self.chain.modules)
+        names = names if self.rank == 0 else ()
+        for numbers in average.sums, average.counts:
+            for key in [key for key in numbers if not key.startswith(names)]:
+                del numbers[key]
         place = self.hparams.epoch_counter.current, self.step
         places = self.chain.collect(place)
         if places and set(places) != {place}:
@@ -272,31 +210,27 @@ class StagedBrain(GreedyBrain):
 
     def _save_intra_epoch_ckpt(self):
         self.read()
-        self.collect()
-        super()._save_intra_epoch_ckpt()
+        with self.collected():
+            super()._save_intra_epoch_ckpt()
 
-    def collect(self):
-        """Gives rank 0 what the others have averaged, in the modules' order."""
-        own = {stage: self._own(a) for stage, a in self.averages.items()}
-        parts = self.chain.collect((own, self.avg_train_loss))
-        if not parts:
-            return
+    @contextmanager
+    def collected(self):
+        """Lends rank 0 what all have averaged, in the modules' order."""
+        shown = self.avg_train_loss
+        own = {s: (a.sums, a.counts) for s, a in self.averages.items()}
+        parts = self.chain.collect((own, shown))
+        for stage, average in self.averages.items() if parts else ():
+            average.clear()
+            for averages, _ in parts:
+                sums, counts = averages[stage]
+                average.sums.update(sums)
+                average.counts.update(counts)
+        if parts:  # of the sum over all modules
+            self.avg_train_loss = parts[-self.replicas][1]
+        yield
+        self.avg_train_loss = shown
         for stage, average in self.averages.items():
-            of_stages = [averages[stage] for averages, _ in parts]
-            for kind, each in zip(
-                ("sums", "counts"), zip(*of_stages, strict=True), strict=True
-            ):
-                named = [item for part in each for item in part.items()]
-                setattr(average, kind, Counter(dict(named)))
-        self.avg_train_loss = parts[-1][1]  # of the sum over all modules
-
-    def _own(self, average):
-        """Returns sums and counts of this stage's modules."""
-        names = tuple(f"{name}_" for name in self.chain.modules)
-        return [
-            {key: x for key, x in values.items() if key.startswith(names)}
-            for values in (average.sums, average.counts)
-        ]
+            average.sums, average.counts = own[stage]
 
     def _report(self):
         """Logs how busy the stages were in this epoch."""
@@ -304,10 +238,10 @@ class StagedBrain(GreedyBrain):
         parts = self.chain.collect((*own, self.chain.bytes))
         self.chain.waited, self.chain.bytes = 0.0, 0
         if parts:
-            whole = parts[0][0]
+            whole, sent = parts[0][0], sum(sent for *_, sent in parts)
             busy = [seconds - waited for seconds, waited, _ in parts]
-            total, sent = sum(busy), sum(sent for *_, sent in parts)
             shares = ", ".join(f"{x / whole:.0%}" for x in busy)
+            total = sum(busy)
             logger.info(
                 f"Stages were busy {shares} of {whole:.3g} s: "
                 f"{total / whole:.2f} times one process, of at most "
@@ -317,10 +251,10 @@ class StagedBrain(GreedyBrain):
     def end_epoch(self, epoch, validated, saves=True):
         """See `ResumableBrain`; rank 0 borrows the others' layers for it."""
         self._report()
-        self.collect()
         if saves:
             self._borrow()
-        super().end_epoch(epoch, validated, saves)
+        with self.collected():
+            super().end_epoch(epoch, validated, saves)
         for module in self.others:
             module.to("meta")
         self._begin = time.perf_counter()

@@ -88,7 +88,7 @@ class Chain(Here):
 
     def limit(self):
         """From now on, no rank waits longer than the timeout for all others."""
-        for group in None, self.everyone:
+        for group in None, self.everyone, self.peers:
             dist.distributed_c10d._set_pg_timeout(self.timeout, group)
 
     @property
@@ -166,11 +166,11 @@ class Chain(Here):
         return values[0]
 
     def collect(self, value):
-        """Returns the values of all stages' first replicas, on rank 0."""
+        """Returns the values of all ranks, on rank 0."""
         world = len(self.stages) * self.replicas
         values = [None] * world if self.rank == 0 else None
         dist.gather_object(value, values, 0, self.everyone)
-        return values and values[:: self.replicas]
+        return values
 
     @contextmanager
     def naming(self, peer, when):

@@ -1,5 +1,7 @@
 """From manifests to the batches of a Brain."""
 
+from itertools import islice
+
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import provides, takes
@@ -60,6 +62,42 @@ class KeyedCrop:
             key = key_seed(self.seed, "crop", utterance, int(self.epoch))
             start = labels.HOP * (key % (spare // labels.HOP + 1))
         return start, start + self.samples
+
+
+class BatchShare:
+    """The batches of one of several processes: every n-th.
+
+    All have equally many; a rest of fewer than n batches is left out.
+
+    Arguments
+    ---------
+    batches : torch.utils.data.BatchSampler
+        Of all processes, in the same order on each.
+    rank, replicas : int
+        The process, and their number n.
+
+    Example
+    -------
+    >>> batches = [[3, 1], [4, 0], [2, 5], [7, 6], [8]]
+    >>> list(BatchShare(batches, 1, 2))
+    [[4, 0], [7, 6]]
+    """
+
+    def __init__(self, batches, rank, replicas):
+        self.batches, self.rank, self.replicas = batches, rank, replicas
+
+    def set_epoch(self, epoch):
+        """Sets the epoch, on which the order depends."""
+        for sampler in self.batches, getattr(self.batches, "sampler", None):
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
+
+    def __len__(self):
+        return len(self.batches) // self.replicas
+
+    def __iter__(self):
+        end = len(self) * self.replicas
+        return islice(self.batches, self.rank, end, self.replicas)
 
 
 def _open(manifest, data_folder, label):

@@ -1,20 +1,22 @@
 """Modules in other processes learn the same bits."""
 
-import json
 import os
 import re
 import signal
-import subprocess
+import socket
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from speechbrain_sim.brains.stages import balance, check_stages
-from tests.conftest import ROOT, finish, same, start_process
+from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
+from speechbrain_sim.brains.stages import StagedBrain, check_stages
+from tests.brains.forked import Launcher
+from tests.conftest import ROOT, finish, make_brain, same, start_process
 
 THREE = ["--stages", "[[module1], [module2], [module3, context]]"]
 TWO = ["--stages", "[[module1, module2], [module3, context]]"]
@@ -22,39 +24,18 @@ TWO = ["--stages", "[[module1, module2], [module3, context]]"]
 #: the last step of accumulated gradients
 OPTIONS = ["--batch_size", "3", "--random_crop", "True", "--lr", "0.01"]
 OPTIONS += ["--grad_accumulation_factor", "4", "--ckpt_interval_steps", "4"]
+OPTIONS += ["--number_of_epochs", "3"]
+#: two replicas accumulate half
+HALF = ["--grad_accumulation_factor", "2", "--ckpt_interval_steps", "2"]
 #: saved as text
 PLAIN = {"averages", "brain", "epoch_counter", "train_logger"}
 PLAIN |= {"dataloader-TRAIN"}
-
-
-class Launcher:
-    """Runs pretrain.py in forks of one process, see tests/brains/forked.py."""
-
-    def __init__(self, yaml):
-        self.yaml = str(yaml)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.brains.forked"],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self, folder, ranks, *options, fails=False, **given):
-        """Runs it in a folder; returns the ranks' outputs."""
-        argv = [self.yaml, "--output_folder", str(folder), *OPTIONS, *options]
-        job = {"ranks": ranks, "argv": argv, **given}
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        done = json.loads(self.process.stdout.readline())
-        assert any(done["codes"]) == fails, "\n".join(done["outputs"])
-        return done["outputs"]
+STOPPED = r"Rank {} \(stage {}: .*\) stopped at epoch \d, .*step \d"
 
 
 @pytest.fixture(scope="module")
 def launch(tiny_yaml):
-    launcher = Launcher(tiny_yaml)
+    launcher = Launcher(tiny_yaml, *OPTIONS)
     yield launcher
     launcher.process.communicate()
 
@@ -64,107 +45,202 @@ def outcome(folder):
     left = {"log": (folder / "train_log.txt").read_text()}
     left["encoder"] = load_file(folder / "encoder.safetensors")
     left["config"] = (folder / "config.json").read_text()
-    newest = max((folder / "save").glob("CKPT*"))
-    for file in newest.glob("*.ckpt"):
+    newest = AtomicCheckpointer(folder / "save").find_checkpoint()
+    for file in newest.path.glob("*.ckpt"):
         plain = file.stem in PLAIN
         left[file.name] = file.read_text() if plain else torch.load(file)
     return left
 
 
-def check_same(one, other):
+def differing(one, other):
+    """Lists what two runs left that has not the same bits."""
     one, other = outcome(one), outcome(other)
-    assert one.keys() == other.keys()
-    for name in one:
-        if isinstance(one[name], str):
-            assert one[name] == other[name], name
-        else:
-            assert same(one[name], other[name]), name
+    return [n for n in one | other if not same(one.get(n), other.get(n))]
+
+
+def difference(one, other):
+    """Returns the largest difference of two runs' weights."""
+    one, other = outcome(one)["encoder"], outcome(other)["encoder"]
+    return max(float((one[n] - other[n]).abs().max()) for n in one | other)
+
+
+def numbers(folder):
+    log = (folder / "train_log.txt").read_text()
+    return [float(x) for x in re.findall(r"[-\d.e]+(?=,|$)", log)]
 
 
 @pytest.fixture(scope="module")
 def whole(launch, tmp_path_factory):
-    """The folder of a run of one process."""
+    """The folder of a run of one process, and its output."""
     folder = tmp_path_factory.mktemp("serial")
-    launch(folder, 1)
-    return folder
+    return SimpleNamespace(folder=folder, output=launch(folder, 1)[0])
 
 
-def test_stages_have_the_bits_of_one_process(launch, whole, tmp_path):
-    """Started with three, resumed with one; and stopped, resumed with two."""
-    first, *others = launch(
-        tmp_path / "three", 3, *THREE, "--number_of_epochs", "1"
-    )
-    assert first.count("Epoch 1, train (valid): module1 loss") == 1
+def test_three_stages_have_the_bits_of_one_process(launch, whole, tmp_path):
+    """What concerns all is logged once, and only the first reads audio."""
+    first, *others = launch(tmp_path, 3, *THREE, readers=1)
+    assert differing(tmp_path, whole.folder) == []
+    once = [r"Epoch 1, train \(valid\): module1 loss", "may have collapsed"]
+    for text in once:
+        count = len(re.findall(text, whole.output))
+        assert len(re.findall(text, first)) == count > 0
+        assert not any(re.search(text, other) for other in others)
     assert "Stages were busy" in first
-    assert not any("Epoch 1" in other for other in others)
-    launch(tmp_path / "three", 1)
-    check_same(tmp_path / "three", whole)
-    killed = [0, signal.SIGKILL, str(tmp_path / "one/save/CKPT*")]
-    launch(tmp_path / "one", 1, fails=True, signal=killed)
-    launch(tmp_path / "one", 2, *TWO)
-    check_same(tmp_path / "one", whole)
 
 
-def test_a_lost_rank_ends_all_and_the_run_goes_on(launch, whole, tmp_path):
+def test_a_lost_rank_ends_all_and_another_number_goes_on(
+    launch, whole, tmp_path
+):
     new = str(tmp_path / "save/CKPT*")
-    stopped = r"Rank {} \(stage {}: .*\) stopped at epoch \d, .*step \d"
+    launch(tmp_path, 1, fails=True, signal=[0, signal.SIGKILL, new])
     killed = [1, signal.SIGKILL, new]
     outputs = launch(tmp_path, 3, *THREE, fails=True, signal=killed)
     for rank in 0, 2:
-        assert re.search(stopped.format(rank, rank + 1), outputs[rank])
-    silent, more = [2, signal.SIGSTOP, new], ["--stage_timeout", "15"]
-    outputs = launch(tmp_path, 3, *THREE, *more, fails=True, signal=silent)
-    assert re.search(stopped.format(1, 2), outputs[1])
-    assert "did not answer for 15 s" in outputs[1]
-    launch(tmp_path, 3, *THREE)
-    check_same(tmp_path, whole)
+        assert re.search(STOPPED.format(rank, rank + 1), outputs[rank])
+    silent, patience = [1, signal.SIGSTOP, new], ["--stage_timeout", "8"]
+    outputs = launch(tmp_path, 2, *TWO, *patience, fails=True, signal=silent)
+    assert re.search(STOPPED.format(0, 1), outputs[0])
+    assert "did not answer for 8 s" in outputs[0]
+    launch(tmp_path, 1)
+    assert differing(tmp_path, whole.folder) == []
+
+
+def test_replicas_learn_what_one_process_accumulates(launch, whole, tmp_path):
+    launch(tmp_path, 4, *TWO, *HALF)
+    assert difference(tmp_path, whole.folder) < 1e-5
+    mesh, one = numbers(tmp_path), numbers(whole.folder)
+    assert len(one) > 50 and mesh == pytest.approx(one, rel=1e-5)
+
+
+@pytest.fixture
+def tell(capsys):
+    """Prints a row of a table, past pytest's capture."""
+
+    def row(*cells):
+        with capsys.disabled():
+            print(f"| {' | '.join(map(str, cells))} |")
+
+    return row
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_and_goes_on(whole, tiny_yaml, tmp_path):
-    process = start_process(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node=2", "--max-restarts=1"),
-            *(ROOT / "recipes/pretrain.py", tiny_yaml, *OPTIONS, *TWO),
-            *("--output_folder", tmp_path, "--num_workers", "0"),
-            *("--device", "cpu", "--distributed_backend", "gloo"),
-        ]
-    )
-    while not any(tmp_path.glob("save/CKPT*")):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
-    assert "Loading a checkpoint from" in finish(process)
-    check_same(tmp_path, whole)
+def test_table_of_bits(launch, whole, tmp_path, tell):
+    tell("run", "weights differ by", "log by", "checkpoints")
+    runs = {
+        "2 stages": (2, *TWO),
+        "3 stages": (3, *THREE),
+        "2 stages, auto": (2, "--stages", "auto"),
+        "2 stages x 2 replicas": (4, *TWO, *HALF),
+        "2 replicas without stages": (2, *HALF),
+    }
+    for name, run in runs.items():
+        folder = tmp_path / name
+        launch(folder, *run)
+        weights = difference(folder, whole.folder)
+        pairs = zip(numbers(folder), numbers(whole.folder), strict=True)
+        log = max(abs(a - b) / abs(b) for a, b in pairs)
+        others = differing(folder, whole.folder)
+        checkpoints = "differ" if others else "equal"
+        tell(name, f"{weights:.2g}", f"{log:.2g}", checkpoints)
+        assert weights < 1e-5
+        assert "replicas" in name or others == []
 
 
 @pytest.mark.slow
-def test_replicas_learn_what_processes_without_stages_learn(launch, tmp_path):
-    even = "--grad_accumulation_factor", "2"
-    launch(tmp_path / "ddp", 2, *even)
-    launch(tmp_path / "mesh", 4, *TWO, *even)
-    ddp, mesh = outcome(tmp_path / "ddp"), outcome(tmp_path / "mesh")
-    for name, weight in ddp["encoder"].items():
-        torch.testing.assert_close(
-            mesh["encoder"][name], weight, rtol=1e-5, atol=1e-5
+def test_table_of_kills(launch, whole, tmp_path, tell):
+    tell("rank", "signal", "all ended after", "message", "after a restart")
+    disturbances = [(rank, signal.SIGKILL, {}) for rank in range(3)]
+    disturbances += [(rank, signal.SIGSTOP, {}) for rank in range(3)]
+    disturbances += [(1, signal.SIGSTOP, {"pause": 5})]
+    for rank, number, given in disturbances:
+        folder = tmp_path / f"{rank}{number}{len(given)}"
+        disturbance = [rank, number, str(folder / "save/CKPT*")]
+        outputs = launch(
+            *(folder, 3, *THREE, "--stage_timeout", "10"),
+            **{"fails": not given, "signal": disturbance, **given},
         )
-    assert mesh["log"] == ddp["log"]
+        others = {n: x for n, x in enumerate(outputs) if n != rank}
+        said = [re.search(STOPPED.format(n, n + 1), others[n]) for n in others]
+        seconds = f"{launch.seconds:.1f} s"
+        if given:
+            assert said == [None, None]
+            message = "none: it went on after 5 s"
+        else:
+            assert all(said)
+            launch(folder, 3, *THREE)
+            message = said[0][0]
+        assert differing(folder, whole.folder) == []
+        name = signal.Signals(number).name
+        tell(rank, name, seconds, message, "same bits")
+
+
+def torchrun(yaml, folder, *options):
+    """Starts torchrun with the recipe in two stages or more."""
+    launch = (sys.executable, "-m", "torch.distributed.run", *options)
+    recipe = ROOT / "recipes/pretrain.py", yaml, *OPTIONS, *TWO
+    more = "--output_folder", folder, "--num_workers", "0", "--device", "cpu"
+    return start_process([*launch, *recipe, *more, *GLOO])
+
+
+GLOO = "--distributed_backend", "gloo"
 
 
 @pytest.mark.slow
-def test_auto_measures_and_divides(launch, whole, tmp_path):
-    first, _ = launch(tmp_path, 2, "--stages", "auto")
-    assert re.search(r"Measured: module1 .* ms, .*; --stages \[\[", first)
-    check_same(tmp_path, whole)
+def test_two_runs_do_not_meet_and_a_killed_one_restarts(
+    whole, tiny_yaml, tmp_path
+):
+    options = "--standalone", "--nproc-per-node=2", "--max-restarts=1"
+    folders = tmp_path / "one", tmp_path / "two"
+    one, two = (torchrun(tiny_yaml, folder, *options) for folder in folders)
+    while not any(folders[0].glob("save/CKPT*")):
+        assert one.poll() is None, one.stdout.read()
+        time.sleep(0.01)
+    children = Path(f"/proc/{one.pid}/task/{one.pid}/children")
+    os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
+    assert "Loading a checkpoint from" in finish(one)
+    finish(two)
+    for folder in folders:
+        assert differing(folder, whole.folder) == []
 
 
-def test_stages_are_balanced():
-    costs = {"a": 5.0, "b": 1.0, "c": 1.0, "d": 5.0}
-    assert balance(costs, 1) == [["a", "b", "c", "d"]]
-    assert balance(costs, 2) == [["a", "b"], ["c", "d"]]
-    assert balance(costs, 3) == [["a"], ["b", "c"], ["d"]]
+@pytest.mark.slow
+def test_two_machines_are_two_launches(whole, tiny_yaml, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"
+    options += (f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=7")
+    nodes = [torchrun(tiny_yaml, tmp_path, *options) for _ in range(2)]
+    outputs = [finish(node) for node in nodes]
+    assert differing(tmp_path, whole.folder) == []
+    assert sum("Stages were busy" in output for output in outputs) == 1
+
+
+def test_a_rank_keeps_its_own_modules_only(tmp_path):
+    brain = make_brain(tmp_path)
+    chain = SimpleNamespace(
+        stages=[["module1"], ["module2", "module3"], ["context"]],
+        modules=["module2", "module3"],
+        replicas=1,
+        replica=0,
+        first=False,
+    )
+    staged = StagedBrain(
+        brain.unwrapped,
+        chain,
+        opt_class=brain.opt_class,
+        hparams=vars(brain.hparams),
+        run_opts={"device": "cpu"},
+        checkpointer=brain.checkpointer,
+    )
+    staged.init_optimizers()
+    for name, module in brain.unwrapped.items():
+        own = name in chain.modules
+        assert all(p.is_meta != own for p in module.parameters())
+    assert [*staged.optimizers_dict] == [*staged.modules] == chain.modules
+    parts = {*chain.modules, *(f"{name}_optimizer" for name in chain.modules)}
+    assert {*staged.checkpointer.parts} == parts
+    assert staged.training_sets("no", "manifest") == staged.training_sets()
 
 
 SETTINGS = {"objective": "contrastive", "greedy": True, "frozen": []}
