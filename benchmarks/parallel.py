@@ -36,8 +36,11 @@ from speechbrain_sim.family import build_model
 ROOT = Path(__file__).resolve().parent.parent
 #: rounds, and steps of a round in one process and in two
 ROUNDS, STEPS = 5, 3
-#: twelve modules whose weights, not their activations, take the memory
+#: twelve equal modules whose weights, not their activations, take the memory
 WIDE = {**stack(12), "channels": 768}
+WIDE |= {"kernel_sizes": [[80, 3]] + [[3]] * 11}
+WIDE |= {"strides": [[80, 1]] + [[1]] * 11}
+WIDE |= {"paddings": [[0, 1]] + [[1]] * 11}
 WIDE_BATCH = 2, 2560
 ADAM = functools.partial(torch.optim.Adam, fused=True)
 

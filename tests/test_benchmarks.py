@@ -361,7 +361,7 @@ def test_levers_are_scored_by_the_best_strength():
 @pytest.mark.parametrize(
     ("seconds", "replicas", "expected"),
     [([6, 3, 1], [1, 1, 1], 10 / 6), ([6, 3, 1], [2, 1, 1], 10 / 3)]
-    + [([6, 3, 1], [4, 3, 1], 10), ([1, 4], [1, 2], 2.5), ([5], [3], 3)],
+    + [([6, 3, 1], [4, 3, 1], 20 / 3), ([1, 4], [1, 2], 2.5), ([5], [3], 3)],
 )
 def test_simulated_stages_reach_the_slowest_one(seconds, replicas, expected):
     """Sum / max, where r processes take turns: the known answer."""
