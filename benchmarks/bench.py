@@ -20,8 +20,10 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks import analysis, bottleneck, extraction, stages, training
+from benchmarks import analysis, bottleneck, extraction, parallel, training
 from benchmarks.measure import (
+    GIVE_BACK,
+    KEEP,
     PRODUCT_FLOPS,
     in_turn,
     matrix_product,
@@ -35,15 +37,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCS = ROOT / "results/bench", ROOT / "docs"
 
 AS_INSTALLED, MEMORY_KEPT = "as installed", "memory kept"
-#: glibc gives no memory back, so that no step waits for the system to find
-#: some: both sides run at the speed of their arithmetic
-KEEP = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
-    "MALLOC_TOP_PAD_": str(1 << 28),
-}
-#: glibc gives every tensor back at once: what is resident is what is alive
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def _write_profile():
@@ -68,7 +61,7 @@ GROUPS = {
     "drawing": (lambda _: extraction.drawing(), GIVE_BACK),
     "loading": (lambda _: extraction.loading(), {}),
     "delta": (lambda _: analysis.delta(), {}),
-    "stages": (lambda _: stages.stages(), {}),
+    "parallel": (lambda _: parallel.parallel(), {}),
     "bottleneck": (lambda _: bottleneck.step() + bottleneck.one_pass(), KEEP),
 }
 

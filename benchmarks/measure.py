@@ -13,6 +13,16 @@ from typing import NamedTuple
 
 import torch
 
+#: glibc gives no memory back, so that no step waits for the system to find
+#: some: both sides run at the speed of their arithmetic
+KEEP = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+#: glibc gives every tensor back at once: what is resident is what is alive
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -79,14 +89,19 @@ def _status(key):
     raise KeyError(key)
 
 
+def resident():
+    """Bytes of resident memory, when freed memory is given back. Linux only."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return _status("VmRSS")
+
+
 def peak_memory(function):
     """Bytes of resident memory that a call needs beyond what there is.
 
     Linux only. Freed memory is given back to the system before.
     """
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = _status("VmRSS")
+    before = resident()
     REFERENCES.write_text("5")  # the peak starts anew
     function()
     return _status("VmHWM") - before

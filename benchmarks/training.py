@@ -145,7 +145,7 @@ def checkpointing():
     ]
 
 
-def _stack(modules):
+def stack(modules):
     """Shapes of a stack whose modules all run at 200 Hz."""
     return {
         "context_channels": 0,
@@ -161,7 +161,7 @@ def depth():
     for model, target in (("sim", "≤ 1.05"), ("sim_end_to_end", "")):
         peaks, saved = {}, {}
         for modules in depths:
-            step = Ours(model, make_batch(*PAPER), **_stack(modules))
+            step = Ours(model, make_batch(*PAPER), **stack(modules))
             step()
             peaks[modules] = median([peak_memory(step) for _ in range(3)])
             with SavedTensors(step.parameters()) as tensors:
@@ -201,7 +201,7 @@ def growth(repetitions=9):
         systems[name] = Ours("sim", batch, **{**small, **changes})
     for modules in (3, 6):
         systems[f"{modules} modules"] = Ours(
-            "sim", make_batch(8, 10240), **{**small, **_stack(modules)}
+            "sim", make_batch(8, 10240), **{**small, **stack(modules)}
         )
     timings = in_turn(systems, repetitions, warm_up=2)
     pairs = [(name, "base") for name in DOUBLED] + [("6 modules", "3 modules")]

@@ -47,6 +47,7 @@ def encode_manifest(
     device="cpu",
     only=None,
     half=True,
+    alone=False,
 ):
     """Encodes a manifest once, or what is missing of it.
 
@@ -68,6 +69,8 @@ def encode_manifest(
         Log-variances, too; whether frames are float16; see `frames_of_labels`.
     max_seconds, device : float, str
         Audio encoded at once, with padding, longer utterances in pieces; where.
+    alone : bool
+        Whether each utterance is encoded by itself, to bits of its own.
     """
     if rows not in activations.KEPT:
         raise ValueError(f"rows must be in {activations.KEPT}, got {rows!r}")
@@ -81,6 +84,7 @@ def encode_manifest(
         "sampled": False,
         "only": only,
         "exact": None if half else True,
+        "alone": alone or None,
     }
     layers = layers_with(encoder, rows, layers)
     gaussian = filter(encoder.has_posterior, layers if log_var else ())
@@ -90,8 +94,10 @@ def encode_manifest(
     dataset = dataset.filtered_sorted(sort_key="duration")
     job = _Encoding(encoder.to(device), arrays, dataset, made_of, device)
     job.longest *= max_seconds
-    sampler = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **ORDER)
-    job.run(folder, list(sampler))
+    batches = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **ORDER)
+    if alone:  # the longest first
+        batches = [[position] for position in reversed(range(len(dataset)))]
+    job.run(folder, list(batches))
     return ActivationStore.open(folder)
 
 

@@ -10,7 +10,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench, bottleneck, decoded, levers, probes, sparse
+from benchmarks import (
+    bench,
+    bottleneck,
+    decoded,
+    levers,
+    parallel,
+    probes,
+    sparse,
+)
 from benchmarks.floor import autoencoder_flops, step_flops
 from benchmarks.measure import (
     SavedTensors,
@@ -348,3 +356,26 @@ def test_levers_are_scored_by_the_best_strength():
         each[1] == 100 * solved.score(units.transform(asked), y_asked) > each[0]
     )
     assert levers.score(*parts, 2, [1e3, 1e-3]) == each[1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "replicas", "expected"),
+    [([6, 3, 1], [1, 1, 1], 10 / 6), ([6, 3, 1], [2, 1, 1], 10 / 3)]
+    + [([6, 3, 1], [4, 3, 1], 20 / 3), ([1, 4], [1, 2], 2.5), ([5], [3], 3)],
+)
+def test_simulated_stages_reach_the_slowest_one(seconds, replicas, expected):
+    """Sum / max, where r processes take turns: the known answer."""
+    assert parallel.simulate(seconds, replicas, 4000) == pytest.approx(
+        expected, rel=0.01
+    )
+
+
+def test_the_fastest_division_is_chosen():
+    # module 1 takes six tenths: of four workers, two, or three if uneven
+    assert parallel.best_division([6, 3, 1], 4, False) == ([6, 4], [2, 2])
+    assert parallel.best_division([6, 3, 1], 5, True) == ([6, 4], [3, 2])
+    assert parallel.best_division([6, 3, 1], 10, True) == (
+        [6, 3, 1],
+        [6, 3, 1],
+    )
+    assert len(parallel.divisions(7, 3)) == 15  # 6 choose 2

@@ -298,30 +298,46 @@ def test_the_record_knows_relative_folders(
     assert len(list((tmp_path / "out").rglob("*.npy"))) == 2
 
 
-def test_ranks_share_the_files(audio, tmp_path, trained):
-    """One index; what a dead rank left out is encoded by the next ones."""
+#: of two ranks, the second dies in its second file, once
+DEAD_RANK = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv.pop(1))
+from speechbrain_sim import cli, convert
+write, count, marker = convert.write_latents, 0, Path(sys.argv.pop(1))
+def write_some(encoder, path, targets, **options):
+    global count
+    count += 1
+    if os.environ["RANK"] == "1" and count == 2 and not marker.exists():
+        target = targets["module2"]
+        target.parent.mkdir()
+        target.with_name(target.name + ".part").write_bytes(b"half")
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(encoder, path, targets, **options)
+convert.write_latents = write_some
+cli.main(sys.argv[1:])
+"""
+
+
+def test_a_dead_rank_s_share_is_taken_up(audio, tmp_path, trained):
+    """By torchrun's restart; one index, and the files of one process."""
     options = ["--layer", "module2", "--out"]
     words = ["encode", str(trained.model), str(audio), *options]
-    cli.main([*words, str(tmp_path / "whole")])
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    script, marker = tmp_path / "rank.py", tmp_path / "killed"
+    script.write_text(DEAD_RANK)
+    cli.main([*words, str(whole)])
+    words = [script, ROOT, marker, *words, shared]
+    output = finish(torchrun("--max-restarts=1", *words))
+    assert "SIGKILL" in output or "exitcode: -9" in output, output
+    assert files_in(shared) == files_in(whole)
+    for name in files_in(whole):
+        assert (shared / name).read_bytes() == (whole / name).read_bytes()
+    # what rank 1 had written before stays as it is
+    kept = [p for p in shared.rglob("*.npy") if older(p, marker)]
+    assert 1 <= len(kept) < 4
 
-    def encode():
-        module = ("-m", "speechbrain_sim.cli")
-        finish(torchrun(*module, *words, tmp_path / "shared"))
-        files = (tmp_path / "shared").rglob("*.npy")
-        return {path: path.stat().st_mtime_ns for path in files}
 
-    first = encode()
-    for path in first:
-        other = tmp_path / "whole" / path.relative_to(tmp_path / "shared")
-        assert path.read_bytes() == other.read_bytes()
-    records = [
-        json.loads((tmp_path / name / "encode.json").read_text())
-        for name in ("whole", "shared")
-    ]
-    assert records[0] == records[1] and len(first) == 4
-    dead = sorted(first)[1::2]
-    for path in dead:
-        path.unlink()
-    again = encode()
-    assert again.keys() == first.keys()
-    assert {path for path in first if again[path] != first[path]} == {*dead}
+def older(path, other):
+    return path.stat().st_mtime_ns <= other.stat().st_mtime_ns

@@ -135,7 +135,7 @@ class OneByOneBrain(GreedyBrain):
         places = hparams.train_csv, hparams.data_folder
         folder = Path(hparams.store, layer)
         options = {"rows": ALL, "log_var": True, "half": hparams.store_half}
-        options["device"] = self.device
+        options |= {"device": self.device, "alone": self.device_type == "cpu"}
         return encode_manifest(
             encoder, description, *places, folder, [layer], **options
         )
@@ -175,10 +175,7 @@ class OneByOneBrain(GreedyBrain):
             wavs = to_device(wavs, self.device)
             if self.below is None:
                 return wavs[..., None], lengths
-            latents = self.hparams.encoder(
-                wavs, lengths, [self.below], sample=False
-            )
-            latent = latents[self.below]
+            latent = self.encode_below(wavs, lengths)
         if (
             stage != sb.Stage.TRAIN
             or self.unwrapped[self.below].sample is False
@@ -187,6 +184,19 @@ class OneByOneBrain(GreedyBrain):
         key = self.key(self.below, stage)
         noise = keyed_generator(*key, "noise", device=self.device)
         return latent.draw(noise), latent.lengths
+
+    def encode_below(self, wavs, lengths):
+        """Encodes the input of the module that learns: a Latent.
+
+        On CPUs each utterance alone, as for a store: how many rows a product
+        has changes the last bits of each.
+        """
+        encoder, below = self.hparams.encoder, [self.below]
+        if wavs.device.type != "cpu":
+            return encoder(wavs, lengths, below, sample=False)[self.below]
+        rows = (wav[None, :n] for wav, n in zip(wavs, lengths, strict=True))
+        latents = [encoder(row, None, below, sample=False) for row in rows]
+        return Latent.pad([latent[self.below] for latent in latents])
 
     def epochs_done(self):
         """Returns the epochs of this module, with a fraction."""

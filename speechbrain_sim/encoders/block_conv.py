@@ -95,11 +95,13 @@ class BlockConv1d(nn.Conv1d):
             x = x.unfold(1, kernel_size, stride)
             # the bias is the weight of a further tap, which is always one
             x = nn.functional.pad(x, (0, 1), value=1.0)
-            weight = torch.cat([weight, bias[:, None]], dim=1)
+            # row by row in memory: its gradient is then X' G, not (G' X)', slow
+            weight = torch.cat([weight.t(), bias[None]])
             if device != "cpu":  # its products are fast for multiples of 8
-                more = 0, -weight.shape[1] % 8
-                x, weight = (nn.functional.pad(t, more) for t in (x, weight))
-            return (x.flatten(0, 1) @ weight.t()).unflatten(0, x.shape[:2])
+                more = -len(weight) % 8
+                x = nn.functional.pad(x, (0, more))
+                weight = nn.functional.pad(weight, (0, 0, 0, more))
+            return (x.flatten(0, 1) @ weight).unflatten(0, x.shape[:2])
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
