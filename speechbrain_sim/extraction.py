@@ -66,8 +66,7 @@ def encode_manifest(
         "mean": one row per utterance, the mean of its frames, in float32.
         "labels": the frame of each 10 ms; "all": every frame.
     log_var, half, alignment, alone : bool, bool, str, bool
-        Log-variances, too; frames in float16; see `frames_of_labels`; each
-        utterance by itself, to bits of its own, rather than in batches.
+        Log-variances, too; float16; see `frames_of_labels`; not in batches.
     max_seconds, device : float, str
         Audio encoded at once, with padding, longer utterances in pieces; where.
     """
