@@ -21,6 +21,7 @@ from torch import distributed as dist
 from benchmarks.measure import (
     GIVE_BACK,
     KEEP,
+    matrix_product,
     memory_row,
     peak_memory,
     resident,
@@ -41,7 +42,7 @@ WIDE = {**stack(12), "channels": 768}
 WIDE |= {"kernel_sizes": [[80, 3]] + [[3]] * 11}
 WIDE |= {"strides": [[80, 1]] + [[1]] * 11}
 WIDE |= {"paddings": [[0, 1]] + [[1]] * 11}
-WIDE_BATCH = 2, 2560
+WIDE_BATCH = 1, 2560
 ADAM = functools.partial(torch.optim.Adam, fused=True)
 
 
@@ -113,11 +114,13 @@ def speed(channels):
 
 def memory(channels):
     """Measures what each rank holds of a stack, at its peak, above nothing."""
-    Ours("sim", make_batch(2, 10240), channels=8)()  # pools and buffers
     wide, batch = {**WIDE, "channels": channels}, make_batch(*WIDE_BATCH)
     modules = [f"module{m}" for m in range(1, 13)]
     share = len(modules) // dist.get_world_size()
     stages = [modules[n : n + share] for n in range(0, 12, share)]
+    # what the process itself keeps: code, threads, buffers of products
+    Rank(stages, batch, **{**wide, "channels": 8})(2)
+    matrix_product()()
     before = resident()
     rank = Rank(stages, batch, **wide)
     rank(2)  # makes the optimizers' state

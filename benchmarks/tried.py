@@ -7,6 +7,8 @@ way; both are checked against each other. CPU seconds of one thread, since that 
 what a busy machine leaves comparable.
 """
 
+import argparse
+
 import torch
 from torch import nn
 from torch.autograd import Function
@@ -191,5 +193,12 @@ def tried(repetitions=15):
     return markdown_table(header, rows)
 
 
+def make_parser():
+    """Makes the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=15)
+    return parser
+
+
 if __name__ == "__main__":
-    print(tried())
+    print(tried(make_parser().parse_args().repetitions))

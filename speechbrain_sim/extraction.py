@@ -65,12 +65,10 @@ def encode_manifest(
     rows : str
         "mean": one row per utterance, the mean of its frames, in float32.
         "labels": the frame of each 10 ms; "all": every frame.
-    log_var, half, alignment : bool, bool, str
-        Log-variances, too; whether frames are float16; see `frames_of_labels`.
+    log_var, half, alignment, alone : bool, bool, str, bool
+        Log-variances, too; float16; see `frames_of_labels`; not in batches.
     max_seconds, device : float, str
         Audio encoded at once, with padding, longer utterances in pieces; where.
-    alone : bool
-        Whether each utterance is encoded by itself, to bits of its own.
     """
     if rows not in activations.KEPT:
         raise ValueError(f"rows must be in {activations.KEPT}, got {rows!r}")
@@ -93,11 +91,7 @@ def encode_manifest(
     dataset.data_ids = only or dataset.data_ids
     dataset = dataset.filtered_sorted(sort_key="duration")
     job = _Encoding(encoder.to(device), arrays, dataset, made_of, device)
-    job.longest *= max_seconds
-    batches = DynamicBatchSampler(dataset, max_seconds, BUCKETS, **ORDER)
-    if alone:  # the longest first
-        batches = [[position] for position in reversed(range(len(dataset)))]
-    job.run(folder, list(batches))
+    job.run(folder, job.batches(max_seconds, alone))
     return ActivationStore.open(folder)
 
 
@@ -128,6 +122,14 @@ class _Encoding:
         self.samples = [r["num_samples"] for r in self.rows.values()]
         # samples (per second) beyond which an utterance is read in pieces
         self.longest = SAMPLE_RATE if encoder.streams else math.inf
+
+    def batches(self, max_seconds, alone):
+        """Lists the positions of what is encoded at once, the longest first."""
+        self.longest *= max_seconds
+        if alone:
+            return [[position] for position in reversed(range(len(self.rows)))]
+        sampler = self.dataset, max_seconds, BUCKETS
+        return list(DynamicBatchSampler(*sampler, **ORDER))
 
     def run(self, folder, batches):
         """Encodes what is missing; batches are the same after a kill."""

@@ -1,5 +1,6 @@
 """Training curves: the terms of each module's loss over the epochs."""
 
+import math
 import re
 from pathlib import Path
 
@@ -25,12 +26,14 @@ def read_train_log(path):
     Returns
     -------
     dict of str to list of float
-        The numbers of each name over the epochs, e.g. "train module1_nce".
+        The numbers of each name over the epochs, e.g. "train module1_nce"; NaN
+        in those that have none, as of modules that train one after another.
     """
-    numbers = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    numbers, lines = {}, Path(path).read_text(encoding="utf-8").splitlines()
+    for epoch, line in enumerate(lines):
         for name, value in re.findall(r"([\w ]+): ([-+.e\w]+)", line):
-            numbers.setdefault(name.strip(), []).append(float(value))
+            values = numbers.setdefault(name.strip(), [math.nan] * len(lines))
+            values[epoch] = float(value)
     return numbers
 
 

@@ -189,7 +189,7 @@ class OneByOneBrain(GreedyBrain):
         """Encodes the input of the module that learns: a Latent.
 
         On CPUs each utterance alone, as for a store: how many rows a product
-        has changes the last bits of each.
+        has may change the last bits of each.
         """
         encoder, below = self.hparams.encoder, [self.below]
         if wavs.device.type != "cpu":

@@ -50,3 +50,13 @@ def test_only_the_kl_lacks_a_posterior(tmp_path):
     plot_training(write_logs(tmp_path), tmp_path / "training")
     svg = (tmp_path / "training.svg").read_text()
     assert svg.count("no posterior") == 2  # CPC and supervised
+
+
+def test_modules_that_train_one_after_another_have_gaps(tmp_path):
+    lines = ["train module1_nce: 5.00", "train module2_nce: 4.00"]
+    log = tmp_path / "train_log.txt"
+    rows = [f"epoch: {i + 1} - {line}\n" for i, line in enumerate(lines)]
+    log.write_text("".join(rows))
+    found = curves(read_train_log(log), "nce")
+    assert str(found) == "{'module1': [5.0, nan], 'module2': [nan, 4.0]}"
+    plot_training({"apart": log}, tmp_path / "training")
