@@ -11,6 +11,7 @@ import torch
 from speechbrain_sim import extras
 from speechbrain_sim.analysis import (
     code_parts,
+    code_scores,
     egemaps,
     feature_scores,
     sparsity,
@@ -41,6 +42,14 @@ SMALL |= {"factor_rows": 200, "posterior_rows": 50, "draws": 4}
 #: of InfoNCE of the layer above, for two steps
 MATRICES = {"context": torch.linspace(-1, 1, 2 * 6 * 4).reshape(12, 4)}
 NAMES = "module3.sae", "module3.sae_k8", "module3.sae_k8_s2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_draws():
+    """Intervals of a hundred draws: a thousand take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_scores, "DRAWS", 100)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +146,11 @@ def test_every_score_is_there(results):
     for versions in results["codes"].values():
         assert list(versions) == ["learned", "untrained", "random", "PCA"]
         for scores in versions.values():
-            gaps = [*sparsity._reasons(scores)]  # of random phones
-            assert {*gaps[:3]} == {gaps[0]} and "no loss to" in gaps[0]
+            gaps = [*sparsity._reasons(scores)]
+            assert "no loss to recover" in gaps[0]  # of random phones
             # of two speakers, ABX is within these
-            assert len({*gaps[3:]}) < 2 and len(gaps) == 3 + len(scores["abx"])
+            gaps = [reason for reason in gaps if "no loss to" not in reason]
+            assert len({*gaps}) < 2 and len(gaps) == len(scores["abx"])
             for score in (
                 scores["firing"]["l0"],
                 scores["duration"],
@@ -371,7 +381,7 @@ def test_a_dead_code_is_a_gap(encoded, stores):
     sae = make_saes(stores)[NAMES[0]]
     sae.encoder.weight.zero_()
     sae.encoder.bias.fill_(-1.0)
-    how = {NAMES[0]: sae}, stores, LABELS, SMALL
+    how = {NAMES[0]: sae}, stores, LABELS, {**SMALL, "controls": ()}
     found = sparsity.measure_codes(encoded[0], *how)
     scores = found["codes"][NAMES[0]]["learned"]
     assert "Nothing fires" in scores["posterior"]["gap"]
