@@ -23,6 +23,7 @@ from speechbrain_sim.report.tables import markdown_table, with_interval
 #: where scores lie; those of probes, by label, follow
 SCORES = {
     "Explained variance": ("reconstruction", "explained_variance"),
+    "Loss recovered, InfoNCE above": ("recovered", "nce"),
     "Loss recovered, layer above": ("recovered", "above"),
     "Loss recovered, layer": ("recovered", "layer"),
     "Units alive": ("firing", "alive"),
@@ -33,6 +34,10 @@ SCORES = {
     "Disentanglement": ("factors", "disentanglement"),
     "Completeness": ("factors", "completeness"),
     "Informativeness": ("factors", "informativeness"),
+    "ABX within speakers": ("abx", "codes", "within"),
+    "ABX across speakers": ("abx", "codes", "across"),
+    "ABX of reconstructions within": ("abx", "decoded", "within"),
+    "ABX of reconstructions across": ("abx", "decoded", "across"),
 }
 
 
@@ -117,9 +122,13 @@ def table(runs, path, against=None):
         others = {code: s for (_, code), s in groups(runs[against]).items()}
     for run, results in runs.items():
         for (layer, code), seeds in groups(results).items():
-            learned = [value_at(s[LEARNED], path) for s in seeds]
-            if None in learned:
+            values = [value_at(s[LEARNED], path) for s in seeds]
+            seeds = [
+                s for s, x in zip(seeds, values, strict=True) if x is not None
+            ]
+            if not seeds:
                 continue
+            learned = [x for x in values if x is not None]
             itself = value_at(results["layers"].get(layer, {}), path)
             of_layer = None if itself is None else {"value": itself}
             row = [f"{run} {layer}", f"{mean_l0(seeds):.1f}", str(len(seeds))]

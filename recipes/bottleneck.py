@@ -18,6 +18,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_sim import config
+from speechbrain_sim.analysis.code_parts import read_predictors
 from speechbrain_sim.analysis.code_report import write_report
 from speechbrain_sim.analysis.probes import check_examples
 from speechbrain_sim.analysis.sparsity import read_settings
@@ -158,6 +159,7 @@ def bottleneck(hparams, run_opts):
     for layer in layers:
         encoder.check_layer(layer)
     check_folder(folder, encoder, description, source)
+    predictors = read_predictors(source, encoder)
     sb.create_experiment_directory(folder)
     labels = read_labels(hparams)
     brain = make_brain(hparams, run_opts, encoder, layers)
@@ -174,6 +176,7 @@ def bottleneck(hparams, run_opts):
         hparams["sheet"],
         hparams["factors_of"],
         hparams["published"],
+        predictors,
         title=hparams["title"],
         note=hparams["note"],
     )

@@ -157,15 +157,18 @@ def list_features(given):
     """Yields a table of the features of a file, or their json."""
     from speechbrain_sim.inference import SmoothInfoMax
     from speechbrain_sim.report.tables import markdown_table
+    from speechbrain_sim.steering import coded_layer, top_features
 
     if given.top < 1:
         raise ValueError(f"--top is {given.top}: give 1 or more.")
     model = SmoothInfoMax.from_pretrained(given.source)
-    found = model.top_features(given.input, given.layer, given.top)
+    layer = coded_layer(model, given.layer)
+    latent = model.encode_file(given.input, model.encoder.origin(layer))
+    found = top_features(model, given.input, layer, given.top, latent)
     if given.html:
         from speechbrain_sim.analysis.feature_pages import file_page
 
-        file_page(model, given.input, given.layer, given.html)
+        file_page(model, given.input, layer, given.html, latent=latent)
     if given.json:
         return (yield json.dumps([x._asdict() for x in found], indent=2))
     header = (

@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote
 import ruamel.yaml
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.core import RunOptions
 from speechbrain.utils import distributed
 
@@ -35,6 +35,7 @@ from speechbrain_sim.options import (
     dump_yaml,
     kind_of,
     parse_yaml,
+    resolve,
     tag_of,
     typed,
 )
@@ -379,9 +380,7 @@ def _resolve(document, options):
     if holes:
         raise ValueError(f"This run needs --{', --'.join(holes)}.")
     literal = parse_yaml(dump_yaml(options).replace("<", _LESS))
-    text, before = dump_yaml({**document, **literal}), None
-    while "!ref" in text and text != before:  # one may lead to another
-        text, before = resolve_references(text).getvalue(), text
+    text = resolve(dump_yaml({**document, **literal}))
     return parse_yaml(text.replace(_LESS, "<"))
 
 

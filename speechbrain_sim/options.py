@@ -14,13 +14,16 @@ uses: see `check_used`.
 """
 
 import contextlib
+import copy
 import io
 import operator
 import re
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 
 import ruamel.yaml
+from hyperpyyaml import resolve_references
 
 #: kinds of values; others are objects, made of these
 KINDS = {bool: "True or False", int: "a whole number", float: "a number"}
@@ -31,7 +34,22 @@ _SIGNS |= {"<=": operator.le, "<": operator.lt}
 
 def parse_yaml(text, kind="rt"):
     """Reads yaml, with its tags; with the kind `safe`, without."""
+    return copy.deepcopy(_parsed(text, kind))
+
+
+@lru_cache(maxsize=64)
+def _parsed(text, kind):
+    """Reads yaml once: a study reads the same files for every run."""
     return ruamel.yaml.YAML(typ=kind, pure=True).load(text)
+
+
+@lru_cache(maxsize=64)
+def resolve(text):
+    """Resolves the references in a yaml, some of which may lead to others."""
+    before = None
+    while "!ref" in text and text != before:
+        text, before = resolve_references(text).getvalue(), text
+    return text
 
 
 def dump_yaml(content):

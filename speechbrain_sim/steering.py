@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from speechbrain_sim.bottlenecks.coded import (
-    change_codes,
+    code_blocks,
     draw_codes,
     move,
     rank_features,
@@ -16,9 +16,6 @@ from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.features import check_file
 from speechbrain_sim.inputs import as_batch
 from speechbrain_sim.randomness import keyed_generator
-
-#: frames that are coded at once
-FRAMES = 4096
 
 
 class Steered(NamedTuple):
@@ -117,23 +114,26 @@ def steer(model, wav, layer, features, span=None, how="set"):
     if span is not None:
         place = encoder.frame_geometry(layer)
         frames = frames_of_span(span, *place, x.shape[1])
-    changed = change_codes(codes, features, frames, how)
-    moved = move(encoder.bottleneck_of(layer), x, codes, changed)
+    parts = encoder.bottleneck_of(layer), x, codes
+    moved, changed = move(*parts, features, frames, how)
     sounds = model.decode(torch.cat([x, moved]), origin, samples)
     return Steered(*sounds, codes[0], changed[0])
 
 
-def top_features(model, path, layer=None, count=10):
-    """Ranks the features of a file: see `SmoothInfoMax.top_features`."""
+def top_features(model, path, layer=None, count=10, latent=None):
+    """Ranks the features of a file: see `SmoothInfoMax.top_features`.
+
+    `latent` is that of the file and the layer below, if it was encoded.
+    """
     layer = coded_layer(model, layer)
     encoder, bottleneck = model.encoder, model.encoder.bottleneck_of(layer)
-    latent = model.encode_file(path, encoder.origin(layer))
+    latent = latent or model.encode_file(path, encoder.origin(layer))
     samples = check_file(encoder, path, [layer])
     hop, center = encoder.frame_geometry(layer)
     x = latent.mean[0]
     if encoder.pools(layer):  # one frame, which is the whole recording
         x, hop, center = x.mean(0, keepdim=True), samples, samples / 2
-    codes = [bottleneck.encode(part).to_sparse() for part in x.split(FRAMES)]
+    codes = [z.to_sparse() for z in code_blocks(bottleneck, x)]
     moments = rank_features(torch.cat(codes), count)
     deviations = [None] * len(moments)
     if latent.log_var is not None and not encoder.pools(layer):

@@ -288,6 +288,9 @@ def sheet(explained, disentanglement):
         l0 = 4.0 if name.endswith("k4") else 8.0
         codes[name] = {"learned": scores(value, l0), "PCA": scores(0.5)}
         codes[name]["learned"]["factors"] = {"disentanglement": disentanglement}
+        codes[name]["learned"]["abx"] = {}
+    first = codes["module3.sae"]["learned"]["abx"]  # of a first seed only
+    first["codes"] = {"within": {"value": 0.05}}
     layer = {"probes": {"digit": {"value": 0.9}}, "factors": {}}
     again = {"shared": 0.6, "random": {"shared": 0.1}}
     stability = {"module3.sae": again, "module3.sae_k4": {"gap": "One seed."}}
@@ -320,7 +323,11 @@ def test_score_sheets_are_joined_seed_by_seed(tmp_path, capsys):
     }
     assert list(rows) == [
         *("Explained variance", "Units alive", "Disentanglement"),
-        *("Probes: digit", "Units that other seeds find"),
+        *(
+            "ABX within speakers",
+            "Probes: digit",
+            "Units that other seeds find",
+        ),
     ]
     header, _, a4, a, b4, b = rows["Explained variance"]
     assert header[1:5] == ["L0", "seeds", "layer", "learned"]
@@ -335,6 +342,8 @@ def test_score_sheets_are_joined_seed_by_seed(tmp_path, capsys):
     assert b[less_a] == "+15.0 [-48.5, +78.5]" and b4[less_a] == "+0.0"
     assert rows["Disentanglement"][3][4:] == ["25.0 [25.0, 25.0]", *[""] * 4]
     assert rows["Probes: digit"][3][3] == "90.0"
+    a, b = rows["ABX within speakers"][2:]
+    assert a[2:6] == ["1", "", "5.0", ""] and b[pca + 1] == ""
     again = rows["Units that other seeds find"]
     assert again[2:] == [[f"{run} module3.sae", "60.0", "10.0"] for run in "ab"]
 

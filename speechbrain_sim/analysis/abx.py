@@ -199,7 +199,9 @@ def average(cells, errors, resamples=RESAMPLES, seed=0):
         return x.mean() if len(x) else np.nan
 
     draws = draw_counts(len(people), resamples, seed)
-    low, high = middle([mean(weights) for weights in draws])
+    draws, which = np.unique(draws, axis=0, return_inverse=True)
+    means = np.array([mean(weights) for weights in draws])
+    low, high = middle(means[which.ravel()])
     return float(mean(np.ones(len(people)))), (float(low), float(high))
 
 
@@ -277,7 +279,7 @@ def abx(features, tokens, group=10, speakers=5, seed=0):
         value, interval = average(cells, errors)
         counts = {"cells": len(errors), "tokens": len(used), "speakers": people}
         counts["triphones"] = bool(tokens[0].context)
-        results[kind] = {"value": value, "interval": interval, **counts}
+        results[kind] = {"value": value, "interval": [*interval], **counts}
     return results
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from speechbrain_sim.analysis import feature_pages, sparsity
 from speechbrain_sim.analysis.feature_cards import F1, GAIN
 from speechbrain_sim.bottlenecks.coded import NAMES
-from speechbrain_sim.files import cached_result
+from speechbrain_sim.files import cached_result, text_hash
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.format import BOTTLENECK, identity_of
 from speechbrain_sim.models.load import add_metadata
@@ -20,7 +20,15 @@ REPEATED = ("reconstruction", "firing", "probes", "recovered")
 
 
 def write_report(
-    folder, stores, labels, data, sheet, factors_of=None, published=None, **page
+    folder,
+    stores,
+    labels,
+    data,
+    sheet,
+    factors_of=None,
+    published=None,
+    predictors=None,
+    **page,
 ):
     """Scores the bottlenecks of a model folder, and writes its report.
 
@@ -40,22 +48,16 @@ def write_report(
         See `speechbrain_sim.analysis.score_sheet.Settings`.
     published : dict, optional
         Numbers of a paper: see `hparams/published/VocalSet.yaml`.
+    predictors : dict of str to torch.Tensor, optional
+        See `speechbrain_sim.analysis.code_parts.read_predictors`.
     **page : str
         `title` and `note`.
     """
     folder, model = Path(folder), SmoothInfoMax.from_pretrained(folder)
     coded = model.encoder
-    kinds = {label: known[:2] for label, known in labels.items()}
     names = {label: known[2] for label, known in labels.items()}
-    settings = {"names": names, "factors_of": factors_of, **sheet}
-    made_of = {"sheet": sheet, "labels": labels, "of": sparsity.VERSION}
-    made_of["factors"] = factors_of and describe_function(factors_of)
-    made_of["model"] = identity_of(model.config)
-    made_of["stores"] = {part: s.made_of for part, s in stores.items()}
-    work = coded.encoder, coded.bottlenecks, stores, kinds, settings
-    scores = cached_result(
-        folder / "sparsity.json", made_of, lambda: sparsity.measure_codes(*work)
-    )
+    settings = sheet, factors_of, predictors or {}
+    scores = _scores(folder, model, stores, labels, *settings)
     called = {
         name: name_units(scores, name, names) for name in coded.bottlenecks
     }
@@ -63,7 +65,7 @@ def write_report(
     rows = {
         layer: {
             label: (names[label], stores["test"].labels(label, *how, layer))
-            for label, how in kinds.items()
+            for label, (*how, _) in labels.items()
         }
         for layer in map(coded.origin, coded.bottlenecks)
     }
@@ -76,6 +78,27 @@ def write_report(
     page |= {"sections": sections, "names": called, "scores": chosen_by}
     feature_pages.write_pages(
         folder, model, stores["test"], rows, *data, **page
+    )
+
+
+def _scores(folder, model, stores, labels, sheet, factors_of, predictors):
+    """Scores the bottlenecks, or reads what was scored."""
+    kinds = {label: known[:2] for label, known in labels.items()}
+    names = {label: known[2] for label, known in labels.items()}
+    settings = {"names": names, "factors_of": factors_of, **sheet}
+    settings["predictors"] = predictors
+    made_of = {"sheet": sheet, "labels": labels, "of": sparsity.VERSION}
+    made_of["factors"] = factors_of and describe_function(factors_of)
+    made_of["predictors"] = {
+        layer: text_hash(str(weight.tolist()))
+        for layer, weight in predictors.items()
+    }
+    made_of["model"] = identity_of(model.config)
+    made_of["stores"] = {part: s.made_of for part, s in stores.items()}
+    coded = model.encoder
+    work = coded.encoder, coded.bottlenecks, stores, kinds, settings
+    return cached_result(
+        folder / "sparsity.json", made_of, lambda: sparsity.measure_codes(*work)
     )
 
 

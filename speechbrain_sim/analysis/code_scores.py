@@ -14,11 +14,11 @@ from speechbrain_sim.analysis.intervals import (
     middle,
     resample_ratio,
 )
-from speechbrain_sim.bottlenecks.coded import draw_codes
+from speechbrain_sim.bottlenecks.coded import code_blocks, draw_codes
 from speechbrain_sim.randomness import keyed_generator
 
-#: rows that are dense at once
-BLOCK = 4096
+#: rows whose posteriors are drawn from at once
+BLOCK = 512
 #: draws of an interval
 DRAWS = 1000
 #: shares of rows in which frequent units fire, and ends of the histogram's bins
@@ -41,14 +41,11 @@ def encode_rows(bottleneck, x):
     codes, decoded : (scipy.sparse.csr_array, numpy.ndarray)
         (rows, units) and (rows, channels).
     """
-    codes, decoded = [], np.empty_like(x)
-    device = next(bottleneck.buffers()).device
-    for first in range(0, len(x), BLOCK):
-        rows = torch.from_numpy(x[first : first + BLOCK]).to(device)
-        z = bottleneck.encode(rows)
-        decoded[first : first + BLOCK] = bottleneck.decode(z).cpu()
+    codes, decoded = [], []
+    for z in code_blocks(bottleneck, torch.from_numpy(x)):
+        decoded.append(bottleneck.decode(z).cpu())
         codes.append(sparse.csr_array(z.cpu().numpy()))
-    return sparse.vstack(codes, "csr"), decoded
+    return sparse.vstack(codes, "csr"), torch.cat(decoded).numpy()
 
 
 def sum_by(x, group):
@@ -224,8 +221,8 @@ def sureness(bottleneck, mean, log_var, unit, draws=32, seed=0):
         varies.
     """
     device, per_row, per_unit = next(bottleneck.buffers()).device, [], 0
-    for first in range(0, len(mean), BLOCK // 8):
-        at = slice(first, first + BLOCK // 8)
+    for first in range(0, len(mean), BLOCK):
+        at = slice(first, first + BLOCK)
         x, log_variance = (
             torch.from_numpy(part[at]).to(device) for part in (mean, log_var)
         )

@@ -17,7 +17,7 @@ from speechbrain_sim.analysis.moments import (
     profile,
     top_moments,
 )
-from speechbrain_sim.bottlenecks.coded import change_codes, move
+from speechbrain_sim.bottlenecks.coded import BLOCK, code_blocks, move
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import NO_LABEL
 from speechbrain_sim.decoders import SpectrogramDecoder, shortest
@@ -25,14 +25,15 @@ from speechbrain_sim.report.features import Card, Catalogue, Clip
 from speechbrain_sim.report.page import Gap, template
 from speechbrain_sim.spectrograms import log_mel, log_power, mel_filters
 
-#: activations above 0 that are kept in memory, and frames encoded at a time
-MOST_ACTIVATIONS, PIECE = 20_000_000, 4096
+#: activations above 0 that are kept in memory
+MOST_ACTIVATIONS = 20_000_000
 #: seconds of a clip, of one of a recording without moments, and of a whole file
 CLIP_SECONDS, POOLED_SECONDS, FILE_SECONDS = 0.6, 2.0, 10.0
 #: features whose effect is measured for each one that is shown
 TRIED = 3
 #: what a feature's activations are multiplied by in the steered clips
-FACTORS = {"unchanged": 1.0, "silenced": 0.0, "three times as strong": 3.0}
+FACTORS = {"unchanged": 1.0, "silenced": 0.0, "half as strong": 0.5}
+FACTORS |= {"twice as strong": 2.0, "three times as strong": 3.0}
 #: decibels of a factor e of power
 DB = 10 / np.log(10)
 #: scores of the names of features
@@ -76,16 +77,14 @@ def read_codes(bottleneck, source, most=MOST_ACTIVATIONS):
         (kept rows, units), none below 0; which rows these are. So many are kept
         that about `most` activations are above 0, by the first frames.
     """
-    device = bottleneck.mean.device
-    first = bottleneck.encode(source.rows[:PIECE].to(device))
+    first = next(code_blocks(bottleneck, source.rows))
     fires = max(1.0, float((first > 0).sum()) / len(first))
     step = int(np.ceil(len(source.rows) * fires / most))
     kept = np.flatnonzero(source.utterance % step == 0)
-    pieces = torch.from_numpy(kept).split(PIECE)
-    bar = tqdm(pieces, "features", disable=len(pieces) < 9, unit="piece")
-    rows = (source.rows[at].to(device) for at in bar)
-    codes = (bottleneck.encode(x).clamp(min=0).cpu() for x in rows)
-    codes = [sparse.csr_array(z.numpy()) for z in codes]
+    blocks = code_blocks(bottleneck, source.rows, torch.from_numpy(kept))
+    few, total = len(kept) < 8 * BLOCK, -(-len(kept) // BLOCK)
+    bar = tqdm(blocks, "features", total, disable=few, unit="block")
+    codes = [sparse.csr_array(z.clamp(min=0).cpu().numpy()) for z in bar]
     return sparse.vstack(codes, "csc"), kept
 
 
@@ -110,8 +109,8 @@ def steered(bottleneck, decoder, h, unit, span, factors):
     """
     h = h.to(bottleneck.mean.device)
     z = bottleneck.encode(h)
-    changes = [change_codes(z, {unit: x}, span, "scale") for x in factors]
-    h = torch.stack([move(bottleneck, h, z, changed) for changed in changes])
+    changes = [({unit: factor}, span, "scale") for factor in factors]
+    h = torch.stack([move(bottleneck, h, z, *how)[0] for how in changes])
     samples = shortest(decoder.shapes, h.shape[1])
     predicted = decoder(h, samples, as_sound=False)
     spectrogram = predicted

@@ -40,13 +40,13 @@ def store_source(store, layer, labels, manifest, data_folder):
     return Source(rows, rows.utterance, geometry, store.ids, read, labels)
 
 
-def file_source(model, path, layer):
+def file_source(model, path, layer, latent=None):
     """Returns the frames of a file, and the file, as a `Source`."""
 
     def read(_, start, stop):
         return read_audio(path, start, stop).numpy()
 
-    rows = model.encode_file(path, layer).mean[0].cpu()
+    rows = (latent or model.encode_file(path, layer)).mean[0].cpu()
     geometry = model.encoder.frame_geometry(layer)
     owner = np.zeros(len(rows), np.int64)
     return Source(rows, owner, geometry, [Path(path).name], read, {})
@@ -117,7 +117,7 @@ def write_pages(
     return section
 
 
-def file_page(model, path, layer, target, count=16, moments=4):
+def file_page(model, path, layer, target, count=16, moments=4, latent=None):
     """Writes a page of the features of one recording: one html file.
 
     Arguments
@@ -128,6 +128,8 @@ def file_page(model, path, layer, target, count=16, moments=4):
         Codes, such as "module3.sae", or the only ones; the page.
     count, moments :
         See `write_pages`.
+    latent : Latent, optional
+        Of the file and the layer below, if it was encoded.
 
     Raises
     ------
@@ -142,7 +144,8 @@ def file_page(model, path, layer, target, count=16, moments=4):
             f"choose codes of frames."
         )
     origin, bottleneck = encoder.origin(layer), encoder.bottleneck_of(layer)
-    source, names = file_source(model, path, origin), encoder.names_of(layer)
+    source = file_source(model, path, origin, latent)
+    names = encoder.names_of(layer)
     features = Features(bottleneck, source, decoder_below(model, origin), names)
     shown = features.catalogue(layer, {}, count, moments)
     if isinstance(shown, Catalogue):

@@ -88,7 +88,7 @@ def accuracy(reader, codes, y, unit, known_y):
 
 
 def recovered(losses, unit):
-    """Measures how much of a layer's use for a probe a code keeps.
+    """Measures how much of a layer's use, for a probe or a module, a code keeps.
 
     (L_0 - L_x̂) / (L_0 - L_x), L being the mean of losses, (rows,), of the
     layer's mean, of the reconstruction and of the frames: 1 is all, 0 nothing.
@@ -104,8 +104,8 @@ def recovered(losses, unit):
     gain = over_recordings(of_mean - frames, np.ones(len(unit)), unit)
     if gain["interval"][0] <= 0:
         raise Unmeasurable(
-            "The probe is hardly better on the frames than on their mean: there "
-            "is no loss to recover."
+            "The loss of the frames is hardly below that of their mean: there is "
+            "no loss to recover."
         )
     return over_recordings(of_mean - decoded, of_mean - frames, unit)
 

@@ -10,7 +10,12 @@ from scipy import sparse
 from speechbrain_sim.activations import ALL, LOG_VAR
 from speechbrain_sim.analysis import code_scores, feature_scores
 from speechbrain_sim.analysis.code_controls import CONTROLS
-from speechbrain_sim.analysis.code_parts import LayerAbove, read_part
+from speechbrain_sim.analysis.code_parts import (
+    LayerAbove,
+    Phones,
+    nce_losses,
+    read_part,
+)
 from speechbrain_sim.analysis.code_scores import encode_rows
 from speechbrain_sim.analysis.factor_scores import dci
 from speechbrain_sim.analysis.intervals import Unmeasurable
@@ -24,6 +29,8 @@ from speechbrain_sim.randomness import keyed_generator
 LOOSE = 1e-2
 #: those of a sheet
 PARTS = ("train", "test", "valid")
+#: what ABX is measured of
+ABX = ("codes", "decoded")
 
 
 class Settings(NamedTuple):
@@ -50,6 +57,10 @@ class Settings(NamedTuple):
     factors_of : callable, optional
         Row of a manifest -> dict of factors of its recording, beside the
         labels: see `speechbrain_sim.analysis.factors.Factors`.
+    abx_recordings : int
+        Test recordings whose phones ABX compares.
+    predictors : dict of str to torch.Tensor
+        See `speechbrain_sim.analysis.code_parts.read_predictors`.
     """
 
     seed: int = 1
@@ -63,6 +74,8 @@ class Settings(NamedTuple):
     controls: tuple = CONTROLS
     names: dict = {}
     factors_of: Callable | None = None
+    abx_recordings: int = 30
+    predictors: dict = {}
 
 
 def read_settings(given):
@@ -75,7 +88,7 @@ def read_settings(given):
         raise ValueError(f"The sheet has no setting '{name}': {known}.")
     settings = Settings(**given)
     for name, value in settings._asdict().items():
-        if name.endswith(("rows", "draws")) and not value >= 2:
+        if name.endswith(("rows", "draws", "recordings")) and not value >= 2:
             raise ValueError(f"The sheet's {name} is {value}: at least 2.")
     for control in {*settings.controls} - {*CONTROLS}:
         known = ", ".join(CONTROLS)
@@ -127,7 +140,17 @@ class Sheet:
         )
         x = [part.x for part in self.parts]
         self.readers, self.probes = self._probe(x)
-        self.above = measured(self._solve_above, encoder, stores)
+        self.phones = measured(self._find_phones)
+        self.above = measured(self._find_above, encoder)
+        losses = "layer", self._lost_here, "above", self._lost_above
+        losses += "nce", self._lost_nce
+        #: of frames, their utterances and the layer above -> losses, recordings
+        self.losses = {
+            name: measured(find, stores)
+            for name, find in zip(losses[::2], losses[1::2], strict=True)
+        }
+        mean = np.broadcast_to(self.mean, self.test.x.shape)
+        self.ends = self._losses(mean), self._losses(self.test.x)
 
     def score_layer(self):
         """Scores the layer itself: its channels are two units, one per sign."""
@@ -138,10 +161,14 @@ class Sheet:
             "probes": self.probes,
             "concept": measured(self._concept, units, (x, z), self.readers),
             "factors": measured(self._factors, x, z),
+            "abx": {"codes": self._abx(lambda x: x)},
         }
 
-    def score(self, code):
-        """Scores a bottleneck, or a control; see `measure_codes`."""
+    def score(self, code, abx=()):
+        """Scores a bottleneck, or a control; see `measure_codes`.
+
+        `abx` are "codes" and "decoded", or fewer of them.
+        """
         pairs = [encode_rows(code, part.x) for part in self.parts]
         codes, decoded = zip(*pairs, strict=True)
         unit, z = self.test.unit, codes[1]
@@ -157,6 +184,11 @@ class Sheet:
             "recovered": self._recovered(decoded[1]),
             "concept": measured(self._concept, codes[:2], codes[:2], readers),
             "factors": measured(self._factors, *codes[:2]),
+            "abx": {
+                n: self._abx(lambda x, i=i: encode_rows(code, x)[i])
+                for i, n in enumerate(ABX)
+                if n in abx
+            },
         }
 
     def _draw(self, at, most, *key):
@@ -262,56 +294,109 @@ class Sheet:
         given = self.test.x[at], log_var.numpy(), self.test.unit[at]
         return code_scores.sureness(code, *given, settings.draws, settings.seed)
 
-    def _recovered(self, decoded):
-        """Measures what probes, of the layer and of the one above, recover."""
-        test, label, recovered = (
-            self.test,
-            self.concept,
-            feature_scores.recovered,
-        )
-
-        def in_layer():
-            if label is None:
-                raise Unmeasurable("There are no labels.")
-            _, (at, y), _ = self._labelled(label, 0)
-            x = np.broadcast_to(self.mean, decoded.shape), decoded, test.x
-            losses = [self.readers[label].losses(z[at], y) for z in x]
-            return recovered(losses, test.unit[at])
-
-        found = {"layer": measured(in_layer)}
-        if isinstance(self.above, dict):
-            return {**found, "above": self.above}
-        layer, read, y, unit, (of_mean, of_x) = self.above
-        z, _ = layer.run(decoded, test.utterance)
-        losses = of_mean, read.losses(z[y != NO_LABEL], y[y != NO_LABEL]), of_x
-        return {**found, "above": measured(recovered, losses, unit)}
-
-    def _solve_above(self, encoder, stores):
-        """Solves a probe of the layer above, which runs on this one's means.
-
-        Returns layer, Reader, labels of test rows, recordings of those that
-        have one, and the losses of this layer's mean and of its frames.
-        """
-        layer, label = LayerAbove(encoder, self.layer), self.concept
+    def _check_frames(self):
+        """Raises an Unmeasurable unless rows, and the concept's labels, are frames."""
         frames = self.store.made_of["rows"] == ALL
-        if not frames or self.labels.get(label, [None])[-1] != FRAMES:
+        if not frames or self.labels.get(self.concept, [None])[-1] != FRAMES:
             raise Unmeasurable("There are no labels of frames.")
+
+    def _find_phones(self):
+        """Reads what ABX compares."""
+        self._check_frames()
+        label, settings = self.concept, self.settings
+        classes = self.labels[label][0]
+        names = settings.names.get(label, classes)
+        names = dict(zip(classes, names, strict=True))
+        given = label, names, settings.abx_recordings, settings.seed
+        return Phones(self.store, self.layer, *given)
+
+    def _abx(self, encode):
+        """Measures ABX of what becomes of frames, or returns a gap."""
+        if isinstance(self.phones, dict):
+            return self.phones
+        return self.phones.abx(encode(self.phones.x))
+
+    def _recovered(self, decoded):
+        """Measures what probes and the module above recover."""
+        found, (of_mean, of_x) = self._losses(decoded), self.ends
+        for name, lost in found.items():
+            if not isinstance(lost, dict):
+                losses = of_mean[name][0], lost[0], of_x[name][0]
+                given = losses, lost[1]
+                found[name] = measured(feature_scores.recovered, *given)
+        return found
+
+    def _losses(self, x):
+        """Computes the `losses` of frames; gaps stay."""
+        found, above = dict(self.losses), None
+        if not isinstance(self.above, dict):
+            above = self.above.run(x, self.test.utterance)
+        for name, lost in found.items():
+            if not isinstance(lost, dict):
+                found[name] = lost(x, above)
+        return found
+
+    def _lost_here(self, stores):
+        """Returns what the layer's probe loses."""
+        label, test = self.concept, self.test
+        if label is None:
+            raise Unmeasurable("There are no labels.")
+        _, (at, y), _ = self._labelled(label, 0)
+        reader = self.readers[label]
+        return lambda x, _: (reader.losses(x[at], y), test.unit[at])
+
+    def _find_above(self, encoder):
+        """Returns the layer above, which runs on frames."""
+        if self.store.made_of["rows"] != ALL:
+            raise Unmeasurable("Rows are means of utterances, not frames.")
+        return LayerAbove(encoder, self.layer)
+
+    def _lost_above(self, stores):
+        """Returns what a probe of the layer above loses, solved on means."""
+        self._check_frames()
+        layer, label = self._above(), self.concept
         classes, sides = self.labels[label][0], []
         for name, part in zip(PARTS[:2], self.parts, strict=False):
             x, owner = layer.run(part.x, part.utterance)
             y = layer.labels(stores[name], label, classes, owner)
             check_labelled(np.flatnonzero(y != NO_LABEL), name, label)
             sides.append((x, y, owner))
-        (x, y, _), (z, there, owner) = sides
+        (x, y, _), (_, there, owner) = sides
         at = np.flatnonzero(y != NO_LABEL)
         at = self._draw(at, self.settings.probe_rows, "above")
         fits = (x[at], y[at]) * 2  # one strength: nothing to choose
         strengths = self.settings.strengths[-1:]
         read = feature_scores.fit_reader(*fits, len(classes), strengths)
-        mean = np.broadcast_to(self.mean, self.test.x.shape)
-        mean, _ = layer.run(mean, self.test.utterance)
         kept = there != NO_LABEL
-        losses = [read.losses(v[kept], there[kept]) for v in (mean, z)]
-        unit = np.zeros(1 + owner.max(), int)
+        y, unit = there[kept], self._unit_of(owner[kept])
+        return lambda _, above: (read.losses(above[0][kept], y), unit)
+
+    def _lost_nce(self, stores):
+        """Returns what the InfoNCE of the module above loses, as it was trained."""
+        layer, seed = self._above(), self.settings.seed
+        if layer.name not in self.settings.predictors:
+            raise Unmeasurable(
+                f"The matrices that {layer.name} learned are in checkpoints of "
+                f"a greedy training: give --encoder the folder of such a run."
+            )
+        weight = self.settings.predictors[layer.name]
+
+        def lost(x, above):
+            c, owner = above
+            z = np.ascontiguousarray(x) if layer.predicts_input else c
+            losses = nce_losses(c, z, owner, weight, seed)
+            return losses, self._unit_of(owner)
+
+        return lost
+
+    def _above(self):
+        """Returns the layer above, or raises why there is none."""
+        if isinstance(self.above, dict):
+            raise Unmeasurable(self.above["gap"])
+        return self.above
+
+    def _unit_of(self, utterance):
+        """Returns the recording of each of the test part's utterances."""
+        unit = np.zeros(1 + self.test.utterance.max(), int)
         unit[self.test.utterance] = self.test.unit
-        return layer, read, there, unit[owner][kept], losses
+        return unit[utterance]

@@ -11,10 +11,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from speechbrain_sim.analysis.abx import KINDS
 from speechbrain_sim.analysis.code_controls import make_control
 from speechbrain_sim.analysis.code_scores import DECADES
 from speechbrain_sim.analysis.egemaps import group_of
-from speechbrain_sim.analysis.score_sheet import Sheet, measured, read_settings
+from speechbrain_sim.analysis.score_sheet import (
+    ABX,
+    Sheet,
+    measured,
+    read_settings,
+)
 from speechbrain_sim.analysis.stability import dictionary, stability
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Gap, Section, Table
@@ -25,7 +31,7 @@ LEARNED = "learned"
 #: of a bottleneck's name, what is its seed
 SEED = re.compile(r"_s\d+$")
 #: counts up whenever these scores change: older ones are stale
-VERSION = 2
+VERSION = 3
 #: what to know about each table
 CAPTIONS = {
     "Reconstruction and sparsity": "Explained variance in percent, mean squared "
@@ -48,10 +54,14 @@ CAPTIONS = {
     "effective number of units, exp(H). R² on test frames, mean over factors; "
     "and over those of a group.",
     "What reconstructions keep": "Percent of the loss recovered, (L₀ − L_x̂) / "
-    "(L₀ − L_x), L₀ of the layer's mean, for probes: of the layer, and of the "
-    "layer above, which runs on x̂. The untrained control's decoder has the wrong "
-    "scale: what recovers more than it proves nothing. The loss of the next module's InfoNCE is not "
-    "measured: its matrices are in checkpoints, not in model folders.",
+    "(L₀ − L_x), L₀ of the layer's mean: L of a probe of the layer, of one of "
+    "the layer above, which runs on x̂, and the InfoNCE of that module, with the "
+    "matrices it was trained with. The untrained control's decoder has the wrong "
+    "scale: what recovers more than it proves nothing.",
+    "Phones apart": "ABX error in percent: how often a phone is nearer to "
+    "another than to itself, within and across speakers, phones in any context, "
+    "frames by angle; 0 is perfect, 50 chance. Of a few recordings, and of the "
+    "first seed; intervals over speakers. z: codes, x̂: what they decode to.",
     "Other seeds": "Percent of units with a partner in another seed's dictionary "
     "(cosine above 0.7, one to one), mean cosine of partners, and overlap of the "
     "subspaces of the main directions; beside random dictionaries of the same "
@@ -98,7 +108,7 @@ def measure_codes(encoder, bottlenecks, stores, labels, settings=None):
     """
     settings = read_settings(settings or {})
     results = {"layers": {}, "codes": {}, "stability": {}, "units": {}}
-    layers, kept = {}, {}
+    layers, kept, done = {}, {}, set()
     bar = tqdm(bottlenecks.items(), "score sheet", unit="code", disable=None)
     for name, code in bar:
         layer = layer_of(name)
@@ -107,15 +117,18 @@ def measure_codes(encoder, bottlenecks, stores, labels, settings=None):
             layers[layer] = sheet = Sheet(*given)
             results["layers"][layer] = sheet.score_layer()
         sheet = layers[layer]
-        scores = results["codes"][name] = {LEARNED: sheet.score(code)}
+        group = SEED.sub("", name)
+        abx = () if group in done else ABX
+        done.add(group)
+        scores = results["codes"][name] = {LEARNED: sheet.score(code, abx)}
         fires = scores[LEARNED]["firing"]
         k = max(1, round(fires.get("l0", {"value": 0})["value"]))
         for control in settings.controls:  # seeds share them
-            key = SEED.sub("", name), control, code.num_units, k
+            key = group, control, code.num_units, k
             if key not in kept:
                 x = torch.from_numpy(sheet.train.x)
                 made = make_control(control, code, x, k, settings.seed)
-                kept[key] = sheet.score(made)
+                kept[key] = sheet.score(made, abx[:1])
                 _units(kept[key])
             scores[control] = kept[key]
         results["units"][name] = _units(scores[LEARNED])
@@ -157,7 +170,8 @@ def tables(results):
             rows[title].append({"": layer, **cells})
     for name, scores in _each_code(results):
         for title, cells in {**_own(scores), **_shared(scores)}.items():
-            rows[title].append({"": name, **cells})
+            if cells:
+                rows[title].append({"": name, **cells})
     for name, found in results["stability"].items():
         pair = {name: found, f"{name}, random": found.get("random")}
         for row, one in pair.items() if "gap" not in found else ():
@@ -310,7 +324,11 @@ def _own(scores):
         },
         "What reconstructions keep": _cells(
             scores["recovered"],
-            {"this layer": "layer", "the layer above": "above"},
+            {
+                "this layer": "layer",
+                "the layer above": "above",
+                "its InfoNCE": "nce",
+            },
             100,
             1,
         ),
@@ -337,6 +355,10 @@ def _shared(scores):
         for group, each in groups.items():
             r2 = np.mean([x["informativeness"] for x in each])
             found[f"{group}, R²"] = number(r2)
+    apart = {}
+    for of, score in scores["abx"].items():
+        kinds = {k + ", x̂" * (of != ABX[0]): k for k in KINDS}
+        apart |= _cells(score, kinds, 100, 1)
     return {
         "Linear probes": read,
         "Units and labels": {
@@ -345,6 +367,7 @@ def _shared(scores):
             **_cells(concept, last, 100, 1),
         },
         "Known factors": found,
+        "Phones apart": apart,
     }
 
 

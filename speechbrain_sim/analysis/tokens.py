@@ -87,7 +87,9 @@ def find_tokens(labels, speaker, utterance, context=WITHIN):
     return tokens
 
 
-def read_tokens(manifest, label="phones", context=WITHIN, count=200, seed=0):
+def read_tokens(
+    manifest, label="phones", context=WITHIN, count=200, seed=0, names=None
+):
     """Reads the phones of recordings, of as few speakers as possible.
 
     Arguments
@@ -98,6 +100,8 @@ def read_tokens(manifest, label="phones", context=WITHIN, count=200, seed=0):
         See `find_tokens`.
     count, seed : int
         How many recordings at most; the seed draws the order of speakers.
+    names : dict of str to str, optional
+        What labels are called; by default as a list beside the manifest does.
 
     Returns
     -------
@@ -122,9 +126,10 @@ def read_tokens(manifest, label="phones", context=WITHIN, count=200, seed=0):
     order = torch.randperm(len(every), generator=generator).tolist()
     chosen = [(every[i], n) for i in order for n in speakers[every[i]]][:count]
     labels = {name: rows[name][label].split() for _, name in chosen}
-    classes = sorted(set().union(*labels.values()))
-    names = name_phones(label, classes, Path(manifest).parent)
-    names, tokens = dict(zip(classes, names, strict=True)), []
+    classes, tokens = sorted(set().union(*labels.values())), []
+    if names is None:
+        names = name_phones(label, classes, Path(manifest).parent)
+        names = dict(zip(classes, names, strict=True))
     for speaker, name in chosen:
         phones = [names[number] for number in labels[name]]
         tokens += find_tokens(phones, speaker, name, context)

@@ -15,6 +15,8 @@ DECODED = ".decoded"
 MEAN = "mean"
 #: of the same: unit -> what its feature is called
 NAMES = "names"
+#: frames that are coded at once
+BLOCK = 4096
 #: how `change_codes` changes a feature
 CHANGES = {
     "set": lambda old, value: torch.full_like(old, value),
@@ -247,6 +249,28 @@ def decoder_of(encoder, layer, decoder):
     return decoder if bottleneck is None else CodeDecoder(decoder, bottleneck)
 
 
+@torch.no_grad()
+def code_blocks(bottleneck, x, rows=None):
+    """Codes frames, `BLOCK` at a time.
+
+    Arguments
+    ---------
+    bottleneck, x : Bottleneck, Rows or torch.Tensor
+        Frames, (frames, channels).
+    rows : torch.Tensor, optional
+        Which of them, (frames,), int64; all by default.
+
+    Yields
+    ------
+    torch.Tensor
+        Codes, (block, units), on the bottleneck's device.
+    """
+    device = next(bottleneck.buffers()).device
+    rows = torch.arange(len(x)) if rows is None else rows
+    for block in rows.split(BLOCK):
+        yield bottleneck.encode(x[block].to(device))
+
+
 def change_codes(codes, features, frames=None, how="set"):
     """Changes features of some frames, and returns all codes.
 
@@ -290,7 +314,7 @@ def change_codes(codes, features, frames=None, how="set"):
     return codes
 
 
-def move(bottleneck, x, codes, changed):
+def move(bottleneck, x, codes, features, frames=None, how="set"):
     """Moves frames as a change of their codes moves what these decode to.
 
     x + decode(changed) - decode(codes): what the bottleneck loses of x is not
@@ -298,14 +322,20 @@ def move(bottleneck, x, codes, changed):
 
     Arguments
     ---------
-    bottleneck, x : Bottleneck, torch.Tensor
-        Frames, (..., time, channels).
-    codes, changed : torch.Tensor
-        (..., time, units): the frames', and from `change_codes`.
+    bottleneck, x, codes : Bottleneck, torch.Tensor, torch.Tensor
+        Frames, (..., time, channels), and their codes, (..., time, units).
+    features, frames, how :
+        See `change_codes`.
+
+    Returns
+    -------
+    moved, changed : (torch.Tensor, torch.Tensor)
+        Frames and codes.
     """
+    changed = change_codes(codes, features, frames, how)
     moved = bottleneck.decode(changed) - bottleneck.decode(codes)
     still = (changed == codes).all(-1, keepdim=True)  # but for rounding
-    return x + moved.masked_fill(still, 0)
+    return x + moved.masked_fill(still, 0), changed
 
 
 class Drawn(NamedTuple):

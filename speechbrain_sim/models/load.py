@@ -211,6 +211,8 @@ def load_decoder(source, layer, encoder_sha256):
         there is none; a ValueError if it decodes another encoder, or is damaged.
     """
     name = f"{DECODER}_{layer}"
+    if encoder_sha256 in SPECTRAL:  # whose parts carry a hash
+        encoder_sha256 = sha256_of(SPECTRAL[encoder_sha256]())
     try:
         parts, config = load_parts(source, [name])
     except FileNotFoundError as error:

@@ -31,6 +31,22 @@ for (const box of document.querySelectorAll(".features")) {
     const places = cards.map((_, i) => i).sort((a, b) => by(a) - by(b) || a - b);
     box.querySelector(".cards").append(...places.map((i) => cards[i]));
   });
+  for (const slider of box.querySelectorAll(".steer input")) {
+    const clips = [...slider.closest(".card").querySelectorAll(".steered .clip")].slice(1);
+    const choose = () => {
+      const [now, before] = [clips[slider.value - 1], clips.find((clip) => !clip.hidden)];
+      const [sound, last] = [now, before].map((clip) => clip.querySelector("audio"));
+      const label = now.querySelector("figcaption").textContent;
+      set(slider.previousElementSibling, label);
+      slider.setAttribute("aria-valuetext", label);
+      clips.forEach((clip) => (clip.hidden = clip !== now));
+      if (last.paused || sound === last) return;
+      sound.currentTime = last.currentTime;
+      sound.play();
+    };
+    slider.addEventListener("input", choose);
+    choose();
+  }
   for (const card of cards) {
     card.addEventListener("toggle", () => fill(card));
     if (card.open) fill(card);

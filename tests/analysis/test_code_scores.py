@@ -48,7 +48,7 @@ def make_sae(x, units=24, k=3):
 
 def test_blocks_do_not_change_codes(rows, monkeypatch):
     sae = make_sae(rows)
-    monkeypatch.setattr("speechbrain_sim.analysis.code_scores.BLOCK", 50)
+    monkeypatch.setattr("speechbrain_sim.bottlenecks.coded.BLOCK", 50)
     codes, decoded = encode_rows(sae, rows)
     whole = sae(torch.from_numpy(rows))
     assert codes.nnz <= 3 * len(rows)

@@ -6,6 +6,7 @@ import torch
 from speechbrain_sim.analysis.feature_pages import file_page
 from speechbrain_sim.bottlenecks.coded import CodedEncoder
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
+from speechbrain_sim.cli import main
 from speechbrain_sim.data.audio import BadAudio
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.inference import SmoothInfoMax
@@ -33,6 +34,22 @@ def model():
 def test_a_layer_without_moments_is_refused(model, layer, problem, corpus):
     with pytest.raises(ValueError, match=problem):
         file_page(model, f"{corpus.folder}/utterance00.wav", layer, "a.html")
+
+
+def test_a_recording_is_encoded_once(model, tmp_path, corpus, monkeypatch):
+    """By the command, which lists features and writes their page."""
+    encoded, encode = [], SmoothInfoMax.encode_file
+    paths = str(tmp_path), f"{corpus.folder}/utterance00.wav"
+    monkeypatch.setattr(SmoothInfoMax, "from_pretrained", lambda _: model)
+
+    def count(model, path, layer):
+        encoded.append((path, layer))
+        return encode(model, path, layer)
+
+    monkeypatch.setattr(SmoothInfoMax, "encode_file", count)
+    page = str(tmp_path / "a.html")
+    main(["features", *paths, "--layer", FRAMES, "--html", page])
+    assert encoded == [(paths[1], "logmel")]
 
 
 def test_a_file_that_cannot_be_read_leaves_no_page(model, tmp_path):

@@ -1,5 +1,6 @@
 """The whole sheet of a small encoder: contents, gaps, tables, section."""
 
+import csv
 import json
 from types import SimpleNamespace
 
@@ -8,8 +9,20 @@ import pytest
 import torch
 
 from speechbrain_sim import extras
-from speechbrain_sim.analysis import egemaps, feature_scores, sparsity
-from speechbrain_sim.analysis.code_parts import LayerAbove, read_part
+from speechbrain_sim.analysis import (
+    code_parts,
+    code_scores,
+    egemaps,
+    feature_scores,
+    sparsity,
+)
+from speechbrain_sim.analysis.code_parts import (
+    LayerAbove,
+    Phones,
+    nce_losses,
+    read_part,
+    read_predictors,
+)
 from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.score_sheet import Sheet
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
@@ -17,13 +30,26 @@ from speechbrain_sim.data.labels import NO_LABEL
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.extraction import encode_manifest
+from speechbrain_sim.family import contrastive_modules
+from speechbrain_sim.objectives.info_nce import draw_negatives, info_nce
+from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report.page import Figure, Gap, Table, write_page
 
 LAYER, PHONES = "module3", [*"01234"]
 LABELS = {"phones": (PHONES, "frames"), "pitch": (["high", "low"], "utterance")}
 SMALL = {"train_rows": 600, "test_rows": 200, "probe_rows": 300}
 SMALL |= {"factor_rows": 200, "posterior_rows": 50, "draws": 4}
+#: of InfoNCE of the layer above, for two steps
+MATRICES = {"context": torch.linspace(-1, 1, 2 * 6 * 4).reshape(12, 4)}
 NAMES = "module3.sae", "module3.sae_k8", "module3.sae_k8_s2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_draws():
+    """Intervals of a hundred draws: a thousand take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_scores, "DRAWS", 100)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +58,16 @@ def encoded(corpus, tmp_path_factory):
     torch.manual_seed(0)
     encoder = GreedyEncoder(channels=6, context_channels=4).eval()
     folder = tmp_path_factory.mktemp("stores")
+    with open(corpus.valid, newline="") as file:
+        cells = [*csv.DictReader(file)]
+    with open(folder / "test.csv", "w", newline="") as file:
+        test = csv.DictWriter(file, [*cells[0], "speaker"])
+        test.writeheader()
+        test.writerows({**x, "speaker": i % 2} for i, x in enumerate(cells))
 
     def encode(rows):
         paths = {"train": corpus.train, "valid": corpus.valid}
-        paths["test"] = corpus.valid
+        paths["test"] = folder / "test.csv"
         return {
             part: encode_manifest(
                 encoder.requires_grad_(False),
@@ -72,7 +104,8 @@ def make_saes(stores):
 @pytest.fixture(scope="module")
 def results(encoded, stores):
     how = encoded[0], make_saes(stores), stores, LABELS
-    return sparsity.measure_codes(*how, {**SMALL, "factors_of": loudness})
+    given = {**SMALL, "factors_of": loudness, "predictors": MATRICES}
+    return sparsity.measure_codes(*how, given)
 
 
 def loudness(row):
@@ -113,8 +146,11 @@ def test_every_score_is_there(results):
     for versions in results["codes"].values():
         assert list(versions) == ["learned", "untrained", "random", "PCA"]
         for scores in versions.values():
-            gaps = [*sparsity._reasons(scores)]  # of random phones
-            assert len(gaps) == 2 and "no loss to recover" in gaps[0] == gaps[1]
+            gaps = [*sparsity._reasons(scores)]
+            assert "no loss to recover" in gaps[0]  # of random phones
+            # of two speakers, ABX is within these
+            gaps = [reason for reason in gaps if "no loss to" not in reason]
+            assert len({*gaps}) < 2 and len(gaps) == len(scores["abx"])
             for score in (
                 scores["firing"]["l0"],
                 scores["duration"],
@@ -142,7 +178,7 @@ def test_every_score_is_there(results):
 def test_what_is_recovered_is_between_the_mean_and_the_frames(
     encoded, stores, monkeypatch
 ):
-    settings = sparsity.read_settings(SMALL)
+    settings = sparsity.read_settings({**SMALL, "predictors": MATRICES})
     sheet = Sheet(LAYER, encoded[0], stores, LABELS, settings)
 
     def means(losses, unit):
@@ -153,8 +189,81 @@ def test_what_is_recovered_is_between_the_mean_and_the_frames(
     mean = np.broadcast_to(sheet.mean, sheet.test.x.shape)
     for x, same in ((sheet.test.x, 2), (mean, 0)):
         found = sheet._recovered(x)
-        for losses in found["layer"], found["above"]:
+        assert [*found] == ["layer", "above", "nce"]
+        for losses in found.values():
             assert losses[1] == pytest.approx(losses[same], rel=1e-5)
+
+
+def test_the_nce_of_rows_is_that_of_the_training(monkeypatch):
+    torch.manual_seed(0)
+    lengths, weight = torch.tensor([9, 5, 7]), torch.randn(3 * 6, 4)
+    c, z = torch.randn(3, 9, 4), torch.randn(3, 9, 6)
+    kept = torch.arange(9) < lengths[:, None]
+    owner = np.repeat([2, 5, 6], lengths.numpy())
+    rows = c[kept].numpy(), z[kept].numpy(), owner
+    found = nce_losses(*rows, weight)
+    noise = keyed_generator(0, "negatives", 0)
+    negatives = draw_negatives(lengths, 9, 9, 10, 0, noise)
+    wanted = torch.zeros(3, 9)
+    for i, length in enumerate(lengths.tolist()):
+        for t in range(length):
+            for k, w in enumerate(weight.split(6)):
+                if t + k + 1 < length:
+                    of = torch.cat(
+                        [
+                            z[i, t + k + 1, None],
+                            z.flatten(0, 1)[negatives[i, t]],
+                        ]
+                    )
+                    wanted[i, t] -= (of @ w @ c[i, t]).log_softmax(0)[0]
+    np.testing.assert_allclose(found, wanted[kept], rtol=1e-4, atol=1e-5)
+    one = (c @ weight[:6].T)[:, :, None]
+    mean = info_nce(one, z, lengths, 0, negatives).loss
+    one = nce_losses(*rows, weight[:6])
+    assert one.sum() / (lengths - 1).sum() == pytest.approx(float(mean))
+    monkeypatch.setattr(code_parts, "WINDOW", 4)
+    np.testing.assert_allclose(nce_losses(*rows, weight), found, rtol=1e-5)
+    same = np.ones_like(rows[1])  # what are alike is at chance
+    chance = nce_losses(rows[0], same, owner, weight[:6])
+    np.testing.assert_allclose(chance[chance > 0], np.log(11), rtol=1e-5)
+
+
+def test_matrices_are_those_of_the_checkpoint_of_the_encoder(tmp_path):
+    encoder = GreedyEncoder(channels=6, context_channels=4)
+    modules = contrastive_modules(encoder, prediction_steps=2)
+    assert read_predictors("sim-small", encoder) == {}
+    for name, module in modules.items():
+        for checkpoint in "CKPT+1", "CKPT+2":
+            path = tmp_path / "save" / checkpoint / f"{name}.ckpt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(module.state_dict(), path)
+    found = read_predictors(tmp_path, encoder)
+    assert list(found) == list(encoder.layer_names)
+    wanted = modules["context"].smooth_info_nce.predictor.weight
+    assert torch.equal(found["context"], wanted)
+    with torch.no_grad():
+        next(encoder.layers["module2"].parameters()).add_(1)
+    assert "module2" not in read_predictors(tmp_path, encoder)
+    assert read_predictors(tmp_path, LogMel()) == {}
+
+
+def test_phones_have_the_frames_of_their_labels(encoded, stores):
+    names = {"0": "SIL", **{name: name for name in PHONES[1:]}}
+    found = Phones(stores["test"], LAYER, "phones", names, 3, 1)
+    rows = encoded[1]("labels")["test"]
+    assert found.x.shape[0] == sum(found.stops.values())
+    assert len(found.stops) == 3 and "SIL" not in {
+        t.phone for t in found.tokens
+    }
+    first = 0
+    for name, stop in found.stops.items():
+        at = rows.ids.index(name)
+        wanted = rows.frames(LAYER, at, 0, stop)
+        here = found.x[first : first + stop]
+        np.testing.assert_allclose(here, wanted, atol=0.02)
+        first += stop
+    score = found.abx(found.x)["within"]
+    assert 0.3 < score["value"] < 0.7  # phones are random
 
 
 def test_a_label_without_rows_in_a_part_is_a_gap(encoded, stores):
@@ -182,6 +291,7 @@ def test_a_label_without_rows_in_a_part_is_a_gap(encoded, stores):
         scores = found["codes"][NAMES[0]]["learned"]
         gaps = scores["probes"]["phones"], scores["decoded"]["phones"]
         gaps += scores["recovered"]["layer"], scores["concept"]
+        assert "checkpoints of a greedy" in scores["recovered"]["nce"]["gap"]
         for gap in gaps:
             assert f"No row of the {part} part has a class" in gap["gap"]
         assert "value" in scores["probes"]["pitch"]
@@ -197,9 +307,9 @@ def test_units_and_seeds(results):
     assert "two seeds" in results["stability"]["module3.sae"]["gap"]
     found = results["stability"]["module3.sae_k8"]
     assert 0 <= found["shared"] < 0.9 and len(found["pairs"]) == 1
-    codes = results["codes"]  # seeds share controls
-    assert codes[NAMES[1]]["PCA"] == codes[NAMES[2]]["PCA"]
-    assert codes[NAMES[0]]["PCA"] != codes[NAMES[1]]["PCA"]
+    codes = results["codes"]  # seeds share controls, but for ABX
+    pca = [{**codes[name]["PCA"], "abx": None} for name in NAMES]
+    assert pca[1] == pca[2] != pca[0]
     l0 = codes[NAMES[0]]["PCA"]["firing"]["l0"]["value"]
     assert l0 == codes[NAMES[0]]["learned"]["firing"]["l0"]["value"] == 3
 
@@ -210,9 +320,12 @@ def test_tables_and_section(results, tmp_path):
     names = [row[0] for row in tables["Linear probes"]]
     assert names[:3] == [LAYER, NAMES[0], "module3.sae, untrained"]
     assert len(names) == 1 + 3 + 2 * 3  # controls of seeds, once
+    apart = tables["Phones apart"]  # of the first seed, and of controls' codes
+    assert [row[0] for row in apart] == [n for n in names if "s2" not in n]
+    assert len(apart[1]) == 5 and apart[2][3:] == ["", ""]
     section = sparsity.section(results, tmp_path)
     kinds = [type(item) for item in section.items]
-    assert kinds == [Figure] * 3 + [Table] * 6 + [Gap] * 2
+    assert kinds == [Figure] * 3 + [Table] * 7 + [Gap] * 3
     write_page(tmp_path, "SAE", "", [section], [])
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "nan" not in page and "loudness, R²" in page
@@ -268,7 +381,7 @@ def test_a_dead_code_is_a_gap(encoded, stores):
     sae = make_saes(stores)[NAMES[0]]
     sae.encoder.weight.zero_()
     sae.encoder.bias.fill_(-1.0)
-    how = {NAMES[0]: sae}, stores, LABELS, SMALL
+    how = {NAMES[0]: sae}, stores, LABELS, {**SMALL, "controls": ()}
     found = sparsity.measure_codes(encoded[0], *how)
     scores = found["codes"][NAMES[0]]["learned"]
     assert "Nothing fires" in scores["posterior"]["gap"]

@@ -109,10 +109,11 @@ def test_only_what_was_changed_moves(plain):
     sae = coded(plain).bottlenecks[NAME]
     x = torch.randn(2, 9, 8)
     codes = sae.encode(x)
-    assert torch.equal(move(sae, x, codes, codes), x)
+    assert torch.equal(move(sae, x, codes, {})[0], x)
     feature = int(codes[0, 4].argmax())
-    changed = change_codes(codes, {feature: 0.0}, slice(3, 6))
-    moved = move(sae, x, codes, changed)
+    moved, changed = move(sae, x, codes, {feature: 0.0}, slice(3, 6))
+    wanted = change_codes(codes, {feature: 0.0}, slice(3, 6))
+    assert torch.equal(changed, wanted)
     assert torch.equal(moved[:, :3], x[:, :3])
     assert torch.equal(moved[:, 6:], x[:, 6:])
     column = sae.decoder.weight[:, feature] * sae.std

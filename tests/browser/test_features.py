@@ -13,6 +13,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
+from speechbrain_sim.analysis.feature_cards import FACTORS
 from speechbrain_sim.analysis.feature_pages import write_pages
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
 from speechbrain_sim.cli import main
@@ -139,9 +140,9 @@ def test_moments_and_steering_sound_and_differ(page):
     assert all(a.get_dom_attribute("src") is None for a in audio)  # yet
     unfold(page, card)
     sounds = [samples(a) for a in audio]
-    assert len(sounds) == 3 + 3  # moments, and what is steered
+    assert len(sounds) == 3 + 5  # moments, and what is steered
     hashes = {hashlib.sha256(s.tobytes()).hexdigest() for s in sounds[3:]}
-    assert len(hashes) == 3
+    assert len(hashes) == 5
     assert all(np.abs(s).max() > 0.01 for s in sounds)
     page.execute_script("arguments[0].load()", audio[0])
     wait(page, lambda: audio[0].get_property("duration"))
@@ -150,13 +151,30 @@ def test_moments_and_steering_sound_and_differ(page):
     pictures = card.find_elements(By.CSS_SELECTOR, "img")
     wait(page, lambda: all(p.get_property("naturalWidth") for p in pictures))
     changes = card.find_elements(By.CSS_SELECTOR, "img.change")
-    assert len({p.get_dom_attribute("src") for p in changes}) == 2
+    assert len({p.get_dom_attribute("src") for p in changes}) == 4
+
+
+def test_a_slider_steers(page):
+    card = cards(page)[0]
+    unfold(page, card)
+    slider = card.find_element(By.CSS_SELECTOR, ".steer input")
+    output = card.find_element(By.CSS_SELECTOR, ".steer output")
+    heard = []
+    for name in [*FACTORS][1:]:
+        shown = [c for c in visible(page, ".steered .clip")]
+        assert len(shown) == 2 and name in shown[1].text
+        assert output.text == slider.get_dom_attribute("aria-valuetext") == name
+        audio = shown[1].find_element(By.TAG_NAME, "audio")
+        heard.append(samples(audio).tobytes())
+        slider.send_keys(Keys.ARROW_RIGHT)
+    assert len({*heard}) == 4
+    assert "unchanged" in shown[0].text
 
 
 def test_the_mark_lies_in_the_picture(page):
     card = cards(page)[0]
     unfold(page, card)
-    for strip in card.find_elements(By.CSS_SELECTOR, ".strip"):
+    for strip in visible(page, ".card .strip"):
         mark = strip.find_element(By.CSS_SELECTOR, ".mark").rect
         assert mark["width"] > 0
         ends = strip.rect["x"], strip.rect["x"] + strip.rect["width"]
@@ -190,12 +208,12 @@ def test_the_page_of_a_file(browser, folder, corpus):
         first, *others = cards(page)[0].find_elements(By.TAG_NAME, "audio")
         wav, _ = soundfile.read(f"{corpus.folder}/utterance03.wav")
         assert abs(len(samples(first)) - len(wav)) <= 160
-        assert len(names(page)) > 3 and len(others) >= 1 + 3
+        assert len(names(page)) > 3 and len(others) >= 1 + 5
         check_width(page)
 
 
 def test_markdown_links_to_the_sounds(folder):
     text = (folder / "report.md").read_text()
     links = re.findall(r"\(audio/([^)]+)\)", text)
-    assert len(links) == 6 * (3 + 3)
+    assert len(links) == 6 * (3 + 5)
     assert all((folder / "audio" / link).exists() for link in links)

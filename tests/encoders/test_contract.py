@@ -219,17 +219,17 @@ def test_a_stream_equals_the_batch_or_is_refused(encoder, size):
             torch.testing.assert_close(joined.log_var, latent.log_var)
 
 
-@pytest.mark.parametrize("more", [0, 1, 1600, 8821])
-def test_a_mirrored_decoder_gives_the_samples_back(encoder, shortest, more):
-    samples = shortest + more
+@torch.no_grad()
+def test_a_mirrored_decoder_gives_the_samples_back(encoder, shortest):
     for name in encoder.layer_names:
         decoder = mirror(encoder, name)
-        latent = encoder(torch.randn(2, samples))[name]
-        decoded = decoder(latent.mean.detach(), samples)
-        assert decoded.shape == (2, samples)
         again = type(decoder)(**decoder.arguments)
         again.load_state_dict(decoder.state_dict())
-        assert torch.equal(again(latent.mean.detach(), samples), decoded)
+        for samples in (shortest + more for more in (8821, 1600, 1, 0)):
+            z = encoder(torch.randn(2, samples))[name].mean
+            decoded = decoder(z, samples)
+            assert decoded.shape == (2, samples)
+        assert torch.equal(again(z, samples), decoded)
 
 
 def test_arguments_make_another(encoder):

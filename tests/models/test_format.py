@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from speechbrain_sim import files
-from speechbrain_sim.decoders import mirror
+from speechbrain_sim.decoders import SPECTROGRAM, make_decoder, mirror
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.models.format import load_parts, save_parts
@@ -89,6 +89,17 @@ def test_parts_join_those_of_the_same_encoder(tmp_path, encoder):
     save(encoder, tmp_path)
     assert list(load_parts(tmp_path)[0]) == ["encoder"]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_decoders_of_log_mel_belong_to_it_by_name(tmp_path):
+    encoder, description = load_encoder("logmel")
+    save_encoder(tmp_path, encoder, description, "logmel")
+    made = make_decoder(encoder, "logmel", SPECTROGRAM)
+    save_parts(tmp_path, {"decoder_logmel": made})
+    decoder, _ = load_decoder(tmp_path, "logmel", description["sha256"])
+    assert torch.equal(decoder.last.weight, made.last.weight)
+    with pytest.raises(ValueError, match="decodes the encoder"):
+        load_decoder(tmp_path, "logmel", "f" * 64)
 
 
 def test_an_encoder_that_cannot_be_saved_is_referred_to(tmp_path, encoder):

@@ -15,6 +15,8 @@ YAML = HPARAMS / "Folder/sae.yaml"
 #: a run of seconds, but of many steps
 TINY = ["--num_units", "12", "--k", "[2, 4]", "--seeds", "[1]"]
 TINY += ["--batch_size", "64", "--number_of_epochs", "3", "--lr", "0.01"]
+SHEET = "{train_rows: 300, test_rows: 200, probe_rows: 100, draws: 2, "
+TINY += ["--sheet", SHEET + "controls: [PCA], posterior_rows: 50}"]
 
 
 def command(yaml, corpora, folder, *options):

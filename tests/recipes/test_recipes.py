@@ -15,10 +15,11 @@ from tests.encoders.test_huggingface import save_mert, save_model
 REAL = ROOT.parent / "shared/data/ArtificialSpeech"
 TINY = ["--channels", "8", "--context_channels", "8", "--device", "cpu"]
 TINY += ["--number_of_epochs", "1", "--num_workers", "0", "--noprogressbar"]
-TINY_SAE = ["--num_units", "16", "--k", "[2]", "--sparsity", "null"]
+TINY_SAE = ["--num_units", "8", "--k", "[2]", "--sparsity", "null"]
 TINY_SAE += ["--number_of_epochs", "1", "--batch_size", "64", "--device", "cpu"]
 TINY_SAE += ["--seeds", "[1]", "--noprogressbar", "--sheet"]
-TINY_SAE += ["{train_rows: 300, test_rows: 200, probe_rows: 100, draws: 2}"]
+TINY_SAE += ["{train_rows: 300, test_rows: 200, probe_rows: 100, draws: 2, "]
+TINY_SAE[-1] += "controls: [random], posterior_rows: 50, factor_rows: 100}"
 
 
 @pytest.fixture(autouse=True)

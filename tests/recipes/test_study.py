@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from speechbrain_sim.analysis import delta
 from speechbrain_sim.analysis.delta import delta_at_share
 from speechbrain_sim.analysis.latents import read_clips
 from speechbrain_sim.analysis.listening import WALK_STOPS
-from speechbrain_sim.analysis.tools import TOOLS
+from speechbrain_sim.analysis.tools import TOOLS, choose_tools
 from speechbrain_sim.config import load_experiment
 from tests.browser.conftest import opened
 from tests.browser.test_page import stops, visible
@@ -338,6 +339,35 @@ def test_hidden_states_from_elsewhere_without_labels(
     assert "nan" not in text.lower().replace("|", " ").split()
 
 
+def one_of_each(systems, wanted):
+    """Leaves out systems that differ from others in values and seeds alone.
+
+    All that are `wanted` stay, and what a system is `of`.
+    """
+
+    def kind(system):
+        known = "yaml", "encoder", "per_label"
+        keys = [sorted(system.get(k, {})) for k in ("options", "probe")]
+        return [[system.get(key) for key in known], keys, "of" in system]
+
+    wanted, kinds = {*wanted}, [kind(systems[name]) for name in wanted]
+    for name, system in reversed(systems.items()):
+        if name in wanted or kind(system) not in kinds:
+            wanted |= {name, system.get("of", name)}
+            kinds.append(kind(system))
+    return {n: system for n, system in systems.items() if n in wanted}
+
+
+def check_all(study, argv):
+    """Checks the runs of all systems of a study, as it does before it begins."""
+    hparams, run_opts = load_experiment(argv, None, study.check)
+    inside, kinds = bool(hparams["inside"]), hparams["decoders"]
+    chosen = choose_tools(hparams["tools"], inside, kinds)
+    runs = study.open_runs(Path(argv[0]).parent, hparams, run_opts)
+    for fold in study.folds_of(hparams, runs).values():
+        study.check_runs(*fold, chosen)
+
+
 @pytest.mark.parametrize("yaml", sorted(HPARAMS.glob("*/study*.yaml")), ids=str)
 def test_every_study(recipes, corpora, tmp_path, yaml, capsys):
     """The probes of every study, with the delta of one layer if it has any."""
@@ -345,8 +375,11 @@ def test_every_study(recipes, corpora, tmp_path, yaml, capsys):
     asked, _ = load_experiment(argv)
     inside = asked["inside"][-1:]  # GIM, which is never silent
     argv += ["--inside", str(inside), "--layers", "[module3]"]
-    systems = asked["systems"]
-    systems.pop("log-mel-stacked", None)  # of 880 channels, slow to probe
+    check_all(recipes["study"], argv)
+    systems = one_of_each(asked["systems"], {asked["baseline"], *inside})
+    # of 880 channels, slow to probe
+    systems.pop("log-mel-stacked", None)
+    asked["systems"] = systems
     for system in systems.values():
         system["seeds"] = [1]
         if "protocol" in system.get("probe", {}):
