@@ -207,7 +207,7 @@ def same(state, other):
 def recipes():
     """The recipes as modules."""
     sys.path.insert(0, str(ROOT / "recipes"))
-    names = ["pretrain", "probe", "decode", "bottleneck", "study", "box"]
+    names = ["pretrain", "probe", "decode", "bottleneck", "vib", "study", "box"]
     yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(str(ROOT / "recipes"))
 
@@ -260,6 +260,8 @@ def corpora(tmp_path_factory):
             path = folder / "Folder" / speaker / f"{number}.{kind}"
             sf.write(path, stereo, rate)
     make_vocalset(folder / "VocalSet", rng)
+    make_ravdess(folder / "RAVDESS", rng)
+    make_iemocap(folder / "IEMOCAP", rng)
     return folder
 
 
@@ -275,6 +277,45 @@ def make_vocalset(folder, rng, rate=8000, seconds=(0.4, 0.7)):
         wave = 0.1 * rng.standard_normal(int(rate * seconds[number % 2]))
         name = f"{singer[0]}{singer[-1]}_scales_{technique}_{vowel}.wav"
         sf.write(place / name, wave, rate)
+
+
+def make_ravdess(folder, rng, actors=(1, 2, 19, 22), samples=3200):
+    """Four emotions and a sung one by actors of all parts."""
+    for actor, emotion, strength in itertools.product(actors, "13452", "12"):
+        if emotion + strength == "12":  # no strong neutral
+            continue
+        place = folder / f"Actor_{actor:02}"
+        place.mkdir(parents=True, exist_ok=True)
+        channel = "02" if emotion == "2" else "01"
+        for sentence, take in itertools.product("12", "12"):
+            name = f"03-{channel}-0{emotion}-0{strength}-0{sentence}-0{take}"
+            wave = 0.1 * rng.standard_normal(samples)
+            sf.write(place / f"{name}-{actor:02}.wav", wave, 8000)
+
+
+def make_iemocap(folder, rng, turns="neu hap exc sad ang neu fru xxx", count=2):
+    """A dialogue of each session, in which both speak every emotion."""
+    for session in range(1, 6):
+        dialogue = f"Ses0{session}F_impro01"
+        wavs = folder / f"Session{session}/sentences/wav" / dialogue
+        wavs.mkdir(parents=True)
+        files = {"EmoEvaluation": ["% TURN"], "transcriptions": ["M: (aside)"]}
+        turn = itertools.product(turns.split() * count, "FM")
+        for number, (code, sex) in enumerate(turn):
+            name = f"{dialogue}_{sex}{number:03}"
+            wave = 0.1 * rng.standard_normal(3200)
+            sf.write(wavs / f"{name}.wav", wave, 8000)
+            label = (
+                f"[{number}.29 - {number}.93]\t{name}\t{code}\t[2.5, 2.5, 2.5]"
+            )
+            files["EmoEvaluation"] += [label, "C-E2:\tNeutral;\t()", ""]
+            said = ("I see.", "Oh, well. [BREATHING]")[number % 2]
+            text = f"{name} [{number}.29-{number}.93]: {said}"
+            files["transcriptions"].append(text)
+        for place, lines in files.items():
+            path = folder / f"Session{session}/dialog/{place}/{dialogue}.txt"
+            path.parent.mkdir(parents=True)
+            path.write_text("\n".join(lines))
 
 
 def syllables(words):
