@@ -1,0 +1,158 @@
+"""Which frames drive a class: attention and integrated gradients, beside cues.
+
+A score is a distribution over the frames of an utterance: the attention of one
+half, or the norm of the integrated gradients of a classifier of h. A cue is what
+happens in the frames: peaks and valleys of pitch or intensity, words. Reference:
+section 7 of the paper on textual and acoustic halves.
+"""
+
+import numpy as np
+import torch
+from scipy.signal import find_peaks
+
+from speechbrain_sim.analysis.attribution import integrated_gradients
+from speechbrain_sim.analysis.code_scores import over_recordings
+
+#: how far a peak must stand out, in deviations of its contour
+PROMINENCE = 0.5
+
+
+def frame_gradients(function, h, baseline=None, steps=64):
+    """Attributes the value of a function to the frames of one utterance.
+
+    s_t = |g_t| / Σ |g_t'|, with the norm over channels of the integrated
+    gradients g: time is kept.
+
+    Arguments
+    ---------
+    function : callable
+        (batch, time, channels) -> (batch,): the logit of a class.
+    h, baseline : torch.Tensor
+        Unpadded frames (time, channels); and what they are compared with, of the
+        same shape, zeros by default.
+    steps : int
+        See `speechbrain_sim.analysis.attribution.integrated_gradients`.
+
+    Returns
+    -------
+    scores, gap : (numpy.ndarray, float)
+        (time,), which sum to 1; the error of the integration, relative.
+    """
+    start = None if baseline is None else baseline[None]
+    found = integrated_gradients(function, h[None], start, steps)
+    norms = found.values[0].norm(dim=1)
+    if not norms.sum() > 0:  # nothing depends on the frames
+        norms = torch.ones_like(norms)
+    return (norms / norms.sum()).cpu().numpy(), float(found.gap[0])
+
+
+def turning_points(contour, prominence=PROMINENCE):
+    """Marks the peaks and valleys of a contour.
+
+    Arguments
+    ---------
+    contour : numpy.ndarray
+        (frames,), NaN where there is none, as of pitch in unvoiced frames: no
+        peak is looked for across such a pause.
+    prominence : float
+        By how many deviations of the contour a peak stands out.
+
+    Returns
+    -------
+    numpy.ndarray
+        (frames,): 1 at a peak or a valley, else 0.
+
+    Example
+    -------
+    >>> turning_points(np.array([0.0, 0, 3, 0, 0, -3, 0]))
+    array([0., 0., 1., 0., 0., 1., 0.])
+    """
+    marks, there = np.zeros(len(contour)), np.isfinite(contour)
+    if not there.any() or not (deviation := np.std(contour[there])) > 0:
+        return marks
+    ends = np.flatnonzero(np.diff(np.r_[False, there, False]))
+    for first, last in ends.reshape(-1, 2):
+        for sign in (1, -1):
+            part = sign * contour[first:last] / deviation
+            marks[first + find_peaks(part, prominence=prominence)[0]] = 1
+    return marks
+
+
+def span_cue(spans, times):
+    """Marks the frames of spans, such as words with a polarity.
+
+    Arguments
+    ---------
+    spans : list of (float, float, float)
+        Start and stop in seconds, and a weight, of which the size counts.
+    times : numpy.ndarray
+        Centre of each frame in seconds, (frames,).
+
+    Example
+    -------
+    >>> span_cue([(0.1, 0.3, -0.5)], np.array([0.0, 0.1, 0.2, 0.3]))
+    array([0. , 0.5, 0.5, 0. ])
+    """
+    cue = np.zeros(len(times))
+    for start, stop, weight in spans:
+        inside = (times >= start) & (times < stop)
+        cue[inside] = np.maximum(cue[inside], abs(weight))
+    return cue
+
+
+def resampled(values, at, times):
+    """Reads a contour, known `at` some seconds, at those of the frames.
+
+    The nearest value counts; NaN stays NaN.
+
+    Example
+    -------
+    >>> resampled(np.array([1.0, 2.0]), np.array([0.0, 1.0]), [0.2, 0.9])
+    array([1., 2.])
+    """
+    middle = (np.asarray(at)[1:] + np.asarray(at)[:-1]) / 2
+    return np.asarray(values, float)[np.searchsorted(middle, times)]
+
+
+def agreement(scores, cues, unit):
+    """Compares distributions over frames with a cue.
+
+    The dot product Σ_t s_t c_t of each utterance, mean over utterances; and the
+    same over what a uniform distribution reaches (the mean of all shifts of s in
+    time): 1 is no agreement.
+
+    Arguments
+    ---------
+    scores, cues : list of numpy.ndarray
+        Of each utterance, (frames,); scores sum to 1.
+    unit : numpy.ndarray
+        The recording of each utterance.
+
+    Returns
+    -------
+    dict
+        `value` and `interval` of the dot product, and `ratio`, the same of the
+        ratio. Unmeasurable if no utterance has the cue.
+
+    Example
+    -------
+    >>> found = agreement([np.array([0.5, 0.5])] * 2, [np.array([1, 0])] * 2, [0, 1])
+    >>> found["value"], found["ratio"]["value"]
+    (0.5, 1.0)
+    """
+    pairs = [*zip(scores, cues, strict=True)]
+    dots = np.array([np.dot(s, c) for s, c in pairs])
+    uniform = np.array([np.mean(c) for c in cues])
+    ratio = over_recordings(dots, uniform, unit)
+    return {**over_recordings(dots, np.ones(len(dots)), unit), "ratio": ratio}
+
+
+def compare_cues(scores, cues, unit, measured):
+    """Compares all scores with all cues: score -> cue -> `agreement` or gap."""
+    return {
+        name: {
+            cue: measured(agreement, each, marks, unit)
+            for cue, marks in cues.items()
+        }
+        for name, each in scores.items()
+    }

@@ -1,0 +1,242 @@
+"""What probes read of each half of a layer, and how much of it survives.
+
+A half (z^text, z^acoustic) and the layer h that it was made of have the same
+frames, and are probed for the same labels, by the same rows.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from speechbrain_sim.analysis import intervals
+from speechbrain_sim.analysis.code_scores import over_recordings
+from speechbrain_sim.analysis.intervals import Unmeasurable
+from speechbrain_sim.analysis.probes import score_probes
+from speechbrain_sim.data.labels import NO_LABEL, UTTERANCE
+from speechbrain_sim.probes import ProbeSolver
+from speechbrain_sim.randomness import keyed_generator
+from speechbrain_sim.rows import Examples, Rows, StoredArray, moments
+
+#: the layer that the halves were made of
+WHOLE = "h"
+#: rows that are read at once
+PIECE = 2**14
+
+
+class Side(NamedTuple):
+    """One part of a corpus: the frames of a layer, and of its halves.
+
+    Arguments
+    ---------
+    x : dict of str to Rows
+        Name -> (rows, channels): unpadded frames, utterance after utterance.
+    first : numpy.ndarray
+        First row of each utterance, and last the number of rows.
+    ids, recordings : list of str
+        Of the utterances; and what is resampled for intervals.
+    y : dict of str to numpy.ndarray
+        Label -> classes of the utterances, (utterances,), or of the frames,
+        (rows,); NO_LABEL where there is none.
+    """
+
+    x: dict
+    first: np.ndarray
+    ids: list
+    recordings: list
+    y: dict
+
+    @classmethod
+    def of(cls, x, y, recordings=None):
+        """Makes a Side of arrays.
+
+        Arguments
+        ---------
+        x : dict of str to list of numpy.ndarray
+            Name -> the frames of each utterance, (time, channels).
+        y, recordings : dict, list of str, optional
+            See `Side`; each utterance is a recording by default.
+        """
+        every = next(iter(x.values()))
+        first = np.cumsum([0, *map(len, every)])
+        rows = {
+            name: Rows([StoredArray(np.concatenate(frames), first)])
+            for name, frames in x.items()
+        }
+        ids = [*map(str, range(len(every)))]
+        return cls(rows, first, ids, recordings or ids, y)
+
+    @classmethod
+    def read(cls, store, layers, labels, binned=None):
+        """Reads an ActivationStore of all frames.
+
+        Arguments
+        ---------
+        store, layers : ActivationStore, dict of str to str
+            Name -> layer of the store.
+        labels : dict of str to (list of str, str)
+            Classes and kind of each label of the manifest.
+        binned : dict of str to dict of str to int, optional
+            Further labels: utterance -> class.
+        """
+        layer = next(iter(layers.values()))
+        first = np.searchsorted(
+            store[layer].utterance, np.arange(1 + len(store.ids))
+        )
+        y = {n: store.labels(n, *how, layer) for n, how in labels.items()}
+        for name, (_, kind) in labels.items():
+            if kind == UTTERANCE:
+                y[name] = y[name][first[:-1]]
+        for name, known in (binned or {}).items():
+            y[name] = np.array([known.get(i, NO_LABEL) for i in store.ids])
+        x = {name: store[layer] for name, layer in layers.items()}
+        return cls(x, first, store.ids, store.recordings, y)
+
+    def frames(self, name, utterance):
+        """Returns the frames of an utterance, (time, channels)."""
+        return self.x[name][slice(*self.first[utterance : utterance + 2])]
+
+    def means(self, name):
+        """Computes the mean over the frames of each utterance."""
+        each = range(len(self.ids))
+        means = [self.frames(name, i).double().mean(0) for i in each]
+        return torch.stack(means).float().numpy()
+
+    def units(self, name):
+        """Computes mean and standard deviation of the frames' channels."""
+        return moments(self.x[name].split(PIECE))
+
+    def examples(self, label, names, most, seed):
+        """Returns what probes are trained or tested on: name -> Examples.
+
+        Means of utterances or, of a label of frames, `most` of the frames at
+        most, drawn.
+        """
+        y, count = self.y[label], len(self.ids)
+        at = np.flatnonzero(y != NO_LABEL)
+        if not len(at):
+            raise Unmeasurable(f"Nothing has a class of {label}.")
+        owner = np.arange(count)
+        if len(y) != count:  # of frames
+            noise = keyed_generator(seed, "frames", label, len(at))
+            drawn = torch.randperm(len(at), generator=noise)[:most]
+            at = np.sort(at[drawn.numpy()])
+            owner = np.repeat(owner, np.diff(self.first))
+        kept = np.unique([self.recordings[i] for i in owner[at]])
+        number = {name: i for i, name in enumerate(kept.tolist())}
+        unit = np.array([number[self.recordings[i]] for i in owner[at]])
+        found = {}
+        for name in names:
+            if len(y) == count:
+                array = StoredArray(self.means(name), np.arange(1 + count))
+            else:
+                (array,) = self.x[name].parts
+            x = Rows([array._replace(index=at)])
+            found[name] = Examples(x, y[at], unit, kept.tolist())
+        return found
+
+
+def probe(sides, label, classes, names, settings, hidden, folder):
+    """Solves probes of a label, linear or of one hidden layer, and controls.
+
+    Strengths are chosen on the validation part; probes and controls are then
+    solved on training and validation part, and tested.
+
+    Arguments
+    ---------
+    sides : dict of str to Side
+        "train", "valid" and "test".
+    label, classes, names : str, int, list of str
+        What is probed for, how many classes it has, and of what.
+    settings : Settings
+        See `speechbrain_sim.analysis.halves`.
+    hidden, folder : int, Path
+        Units of the hidden layer, or 0; where what is solved is kept.
+
+    Returns
+    -------
+    scores, outcomes, chance : (dict, dict, numpy.ndarray)
+        See `speechbrain_sim.analysis.probes.score_probes` and `by_chance`.
+    """
+    rows = dict.fromkeys(sides, settings.frame_rows)
+    rows["test"] = settings.test_rows
+    known, valid, test = (
+        sides[part].examples(label, names, rows[part], settings.seed)
+        for part in ("train", "valid", "test")
+    )
+    units = {n: {True: moments(x.x.split(PIECE))} for n, x in known.items()}
+    folder = Path(folder, f"{label}_{hidden}")
+    options = classes, True, hidden, settings.passes, settings.device
+    solver = ProbeSolver(*options, folder)
+    choosing = known, valid, units, list(settings.strengths)
+    choices, chosen = solver.choose(*choosing)
+    both = {name: x.join(valid[name]) for name, x in known.items()}
+    testing = both, test, units, choices, settings.controls
+    _, tested, converged = solver.test(*testing)
+    notes = {n: {"converged": converged[n]} for n in names}
+    train_y = next(iter(both.values())).y
+    scored = score_probes(chosen, valid, tested, test, train_y, 1, notes)
+    return (*scored, by_chance(next(iter(test.values())), train_y, classes))
+
+
+def by_chance(test, train_y, classes):
+    """Counts what is right without looking, of each recording.
+
+    The test examples of the most frequent training class or, if these are
+    fewer, 1 / classes of each: see `intervals.chance_level`.
+    """
+    frequent = np.bincount(train_y).argmax()
+    right = (test.y == frequent)[None]
+    hits, total = intervals.per_utterance(right, test.utterance)
+    return hits if hits.sum() * classes > total.sum() else total / classes
+
+
+def survives(half, whole, chance, total):
+    """Computes how much of what is read of h is read of a half.
+
+    Σ (half - chance) / Σ (whole - chance), its interval by drawing recordings:
+    of all three together, so it is paired. 0: the half is at chance, 1: as good
+    as h.
+
+    Arguments
+    ---------
+    half, whole, chance : numpy.ndarray
+        Right answers of each recording, (recordings,): of a probe of the half,
+        of one of h, and by chance; or negative errors.
+    total : numpy.ndarray
+        Examples, (recordings,).
+
+    Returns
+    -------
+    dict
+        `value` and `interval`; a `gap` where h itself is at chance.
+
+    Example
+    -------
+    >>> half, whole = np.array([3.0, 5.0]), np.array([8.0, 8.0])
+    >>> survives(half, whole, np.full(2, 2.0), np.full(2, 10))["value"]
+    0.333...
+    """
+    at = np.arange(len(total))
+    if over_recordings(whole - chance, total, at)["interval"][0] <= 0:
+        return {"gap": "h itself is at chance: nothing can be kept or lost."}
+    return over_recordings(half - chance, whole - chance, at)
+
+
+def compare_halves(scores, outcomes, chance):
+    """Adds to the scores of `probe` what they prove, beside chance and h.
+
+    To each `above`, the accuracy above chance, with its interval; `at_chance`,
+    whether that interval contains 0 or less; and to each half its `leakage`,
+    from `survives`.
+    """
+    total, whole = outcomes["total"], outcomes[WHOLE]
+    at = np.arange(len(total))
+    for name, score in scores.items():
+        above = over_recordings(outcomes[name] - chance, total, at)
+        score |= {"above": above, "at_chance": above["interval"][0] <= 0}
+        if name != WHOLE:
+            left = survives(outcomes[name], whole, chance, total)
+            score["leakage"] = left
+    return scores

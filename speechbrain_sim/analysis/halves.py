@@ -1,0 +1,235 @@
+"""The two halves of a layer: what each keeps, drops, and where it looks.
+
+Paper: a frozen layer h is split into z^text, what can be transcribed, and
+z^acoustic, what else a label needs. Its section 5, as a measurement: every probe
+has controls and an interval, and what a half leaks is a share of what h holds.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from speechbrain_sim.analysis.half_probes import (
+    WHOLE,
+    Side,
+    compare_halves,
+    probe,
+)
+from speechbrain_sim.analysis.intervals import Unmeasurable
+from speechbrain_sim.analysis.score_sheet import measured
+from speechbrain_sim.analysis.sequence_probes import probe_pooled, probe_text
+from speechbrain_sim.data.acoustics import quantile_bins
+from speechbrain_sim.data.labels import FRAMES
+from speechbrain_sim.extras import import_extra
+from speechbrain_sim.files import cached_result, text_hash
+
+#: parts of the corpus
+PARTS = "train", "valid", "test"
+#: kinds of probes: of the mean over frames, or of single frames, linear and with
+#: a hidden layer; and the paper's
+LINEAR, HIDDEN, POOLED = PROBES = "linear", "hidden layer", "attention pooling"
+#: counts up whenever these scores change: older ones are stale
+VERSION = 1
+
+
+class Settings(NamedTuple):
+    """How halves are measured.
+
+    Arguments
+    ---------
+    seed : int
+        Of all draws.
+    probes : tuple of str
+        Of `PROBES`.
+    frame_rows, test_rows : int
+        Most frames, drawn, that probes of frames are trained and tested on.
+    strengths : tuple of float
+        Of L2, to choose from on the validation part.
+    hidden, passes : int
+        Units of the hidden layer; most passes of a solver.
+    controls : int
+        Probes with shuffled labels.
+    epochs, lr : int, float
+        Of the probes of sequences: CTC, and `POOLED`.
+    bins : int
+        Quantile bins of a number.
+    device : str
+        Where probes are solved.
+    """
+
+    seed: int = 1
+    probes: tuple = (LINEAR, HIDDEN)
+    frame_rows: int = 6_000
+    test_rows: int = 20_000
+    strengths: tuple = (1e-1, 1e-2, 1e-3)
+    hidden: int = 64
+    passes: int = 300
+    controls: int = 10
+    epochs: int = 30
+    lr: float = 5e-3
+    bins: int = 4
+    device: str = "cpu"
+
+
+def names_of(layers, layer):
+    """Names the layer and its halves: name -> layer of a CodedEncoder.
+
+    Example
+    -------
+    >>> names_of(["c", "c.vib.text", "c.vib.sex", "c.sae"], "c")
+    {'h': 'c', 'z_text': 'c.vib.text', 'z_sex': 'c.vib.sex'}
+    """
+    start = f"{layer}.vib."
+    halves = [name for name in layers if name.startswith(start)]
+    return {WHOLE: layer} | {f"z_{n[len(start):]}": n for n in halves}
+
+
+def read_sides(stores, names, labels, values, bins=4):
+    """Reads the parts of a corpus, numbers of recordings as quantile bins.
+
+    Arguments
+    ---------
+    stores : dict of str to ActivationStore
+        "train", "valid" and "test", of all frames.
+    names : dict of str to str
+        From `names_of`.
+    labels : dict of str to (list of str, str)
+        Classes and kind of labels of the manifests.
+    values : dict of str to dict of str to float
+        Further ones, such as pitch: utterance -> number.
+    bins : int
+        Their number; edges are those of the training part.
+
+    Returns
+    -------
+    sides, classes : (dict of str to Side, dict of str to int)
+        By part; and how many classes each label has.
+    """
+    binned = {part: {} for part in PARTS}
+    for label, known in values.items():
+        there = {
+            part: [i for i in stores[part].ids if np.isfinite(known.get(i, np.nan))]
+            for part in PARTS
+        }
+        numbers = {p: np.array([known[i] for i in ids]) for p, ids in there.items()}
+        for part, ids in there.items():
+            found = quantile_bins(numbers["train"], numbers[part], bins)
+            binned[part][label] = dict(zip(ids, map(int, found), strict=True))
+    sides = {p: Side.read(stores[p], names, labels, binned[p]) for p in PARTS}
+    classes = {label: len(known) for label, (known, _) in labels.items()}
+    return sides, classes | dict.fromkeys(values, bins)
+
+
+def measure(sides, classes, settings, folder, targets=None):
+    """Measures what probes read of h and of its halves.
+
+    Arguments
+    ---------
+    sides, classes :
+        From `read_sides`, or `Side.of`.
+    settings : Settings
+        How.
+    folder : str or Path
+        Where probes are kept that are solved, until all are.
+    targets : Targets, optional
+        The transcripts of all parts, for probes by CTC.
+
+    Returns
+    -------
+    dict
+        Ready for json. `probes`: kind of probe -> label -> name -> scores (see
+        `compare_halves`), or a `gap`; `text`: see `probe_text`; `map`: half ->
+        place of each test utterance.
+    """
+    folder, names = Path(folder, "half_probes"), [*sides["test"].x]
+    counts = {p: len(side.ids) for p, side in sides.items()}
+    found = {"probes": {}, "text": {}, "recordings": counts}
+
+    def solve(kind, label):
+        of = sides, label, classes[label], names, settings
+        if kind == POOLED:
+            if len(sides["test"].y[label]) != len(sides["test"].ids):
+                raise Unmeasurable("Attention pools utterances, not frames.")
+            return compare_halves(*probe_pooled(*of))
+        hidden = settings.hidden if kind == HIDDEN else 0
+        return compare_halves(*probe(*of, hidden, folder))
+
+    for kind in settings.probes:
+        found["probes"][kind] = {
+            label: measured(solve, kind, label) for label in classes
+        }
+    if targets is not None and settings.epochs:
+        found["text"] = probe_text(sides, targets, names, settings)
+    halves = [name for name in names if name != WHOLE]
+    means = {name: sides["test"].means(name) for name in halves}
+    found["map"] = measured(map_means, means, settings.seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def map_means(means, seed=1):
+    """Maps the means of utterances to a plane by t-SNE.
+
+    Arguments
+    ---------
+    means : dict of str to numpy.ndarray
+        Half -> (utterances, channels): of unpadded frames, see `Side.means`.
+    seed : int
+        Of t-SNE.
+
+    Returns
+    -------
+    dict of str to list of list of float
+        Half -> x and y of each utterance. Unmeasurable if there are fewer than
+        four.
+    """
+    manifold, places = import_extra("sklearn.manifold", "analysis"), {}
+    for name, x in means.items():
+        if len(x) < 4:
+            raise Unmeasurable(f"{len(x)} utterances are no map: four are.")
+        x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-8)
+        perplexity = min(30, (len(x) - 1) / 3)
+        tsne = manifold.TSNE(perplexity=perplexity, random_state=seed)
+        places[name] = tsne.fit_transform(x).astype(float).round(3).tolist()
+    return places
+
+
+def measure_stores(
+    path, stores, layer, labels, values, settings, targets=None
+):
+    """Measures the halves of a layer of a CodedEncoder, or reads what was.
+
+    Arguments
+    ---------
+    path : str or Path
+        The json file that keeps the result, with hashes of all it is made of.
+    stores, labels, values, settings, targets :
+        See `read_sides` and `measure`.
+    layer : str
+        Whose halves, see `names_of`.
+
+    Returns
+    -------
+    dict
+    """
+    names = names_of(stores["test"].layers, layer)
+    texts = {} if targets is None else targets.ids
+    made_of = {
+        "of": VERSION,
+        "stores": {part: store.made_of for part, store in stores.items()},
+        "names": names,
+        "labels": labels,
+        "values": text_hash(json.dumps(values, sort_keys=True)),
+        "texts": text_hash(str({n: x.tolist() for n, x in texts.items()})),
+        "settings": settings._asdict() | {"device": None},
+    }
+
+    def compute():
+        read = read_sides(stores, names, labels, values, settings.bins)
+        return measure(*read, settings, Path(path).parent, targets)
+
+    return cached_result(path, made_of, compute)
