@@ -85,7 +85,7 @@ def names_of(layers, layer):
     """
     start = f"{layer}.vib."
     halves = [name for name in layers if name.startswith(start)]
-    return {WHOLE: layer} | {f"z_{n[len(start):]}": n for n in halves}
+    return {WHOLE: layer} | {f"z_{n[len(start) :]}": n for n in halves}
 
 
 def read_sides(stores, names, labels, values, bins=4):
@@ -112,10 +112,14 @@ def read_sides(stores, names, labels, values, bins=4):
     binned = {part: {} for part in PARTS}
     for label, known in values.items():
         there = {
-            part: [i for i in stores[part].ids if np.isfinite(known.get(i, np.nan))]
+            part: [
+                i for i in stores[part].ids if np.isfinite(known.get(i, np.nan))
+            ]
             for part in PARTS
         }
-        numbers = {p: np.array([known[i] for i in ids]) for p, ids in there.items()}
+        numbers = {
+            p: np.array([known[i] for i in ids]) for p, ids in there.items()
+        }
         for part, ids in there.items():
             found = quantile_bins(numbers["train"], numbers[part], bins)
             binned[part][label] = dict(zip(ids, map(int, found), strict=True))
@@ -198,9 +202,7 @@ def map_means(means, seed=1):
     return places
 
 
-def measure_stores(
-    path, stores, layer, labels, values, settings, targets=None
-):
+def measure_stores(path, stores, layer, labels, values, settings, targets=None):
     """Measures the halves of a layer of a CodedEncoder, or reads what was.
 
     Arguments
@@ -217,7 +219,9 @@ def measure_stores(
     dict
     """
     names = names_of(stores["test"].layers, layer)
-    texts = {} if targets is None else targets.ids
+    texts = (
+        {} if targets is None else targets.ids["train"] | targets.ids["test"]
+    )
     made_of = {
         "of": VERSION,
         "stores": {part: store.made_of for part, store in stores.items()},

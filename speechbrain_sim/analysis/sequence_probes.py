@@ -222,27 +222,29 @@ def probe_text(sides, targets, names, settings):
     -------
     dict
         Kind of error ("PER", "WER", "CER") -> name -> `value`, errors per symbol,
-        and `interval`; of the `control` the same; `above`, how many errors less
-        than the control, `at_chance` and, of a half, `leakage`.
+        and `interval`; of its `control` the same; `above`, how many less than
+        the best control, which knows texts and not which; `at_chance` and, of a
+        half, `leakage`: see `compare_halves`.
     """
     train, test = sides["train"], sides["test"]
-    known = [targets.ids[i] for i in train.ids]
+    labels, true = targets.labels, targets.ids["test"]
+    known = [targets.ids["train"][i] for i in train.ids]
     noise = keyed_generator(settings.seed, "control", "transcripts")
     order = torch.randperm(len(known), generator=noise).tolist()
     both, rates = [known, [known[i] for i in order]], {}
     for name in names:
         units = train.units(name)
-        shape = len(units[0]), len(targets.symbols), 2, settings.seed
+        shape = len(units[0]), len(labels.symbols), 2, settings.seed
         probes, parts = FrameProbes(*shape), (train, test)
         train_, test_ = (Sequences(part, name, units) for part in parts)
         fit(probes, sequence_loss, train_, both, settings)
         found = [[], []]
         for logits, lengths in test_.outputs(probes):
             for texts, part in zip(found, logits, strict=True):
-                texts += targets.decode(part.log_softmax(-1), lengths)
+                texts += labels.decode(part, lengths)
         for texts in found:
             said = dict(zip(test.ids, texts, strict=True))
-            for kind, rate in error_rates(said, targets).items():
+            for kind, rate in error_rates(said, true, labels).items():
                 pairs = rates.setdefault(kind, {}).setdefault(name, [])
                 pairs.append(rate)
     unit = np.unique(test.recordings, return_inverse=True)[1]
@@ -251,22 +253,20 @@ def probe_text(sides, targets, names, settings):
 
 def _errors(rates, unit):
     """Scores error rates: name -> [of the probe, of its control]."""
-    scores = {}
-    for name, pair in rates.items():
-        edits, control = (np.array(rate.edits, float) for rate in pair)
-        total = np.array(pair[0].lengths, float)
-        score = scores[name] = over_recordings(edits, total, unit)
+    edits = {
+        name: [np.array(rate.edits, float) for rate in pair]
+        for name, pair in rates.items()
+    }
+    total = np.array(next(iter(rates.values()))[0].lengths, float)
+    controls = [control for _, control in edits.values()]
+    chance, scores = min(controls, key=np.sum), {}
+    for name, (wrong, control) in edits.items():
+        score = scores[name] = over_recordings(wrong, total, unit)
         score["control"] = over_recordings(control, total, unit)
-        score["above"] = over_recordings(control - edits, total, unit)
+        score["above"] = over_recordings(chance - wrong, total, unit)
         score["at_chance"] = score["above"]["interval"][0] <= 0
-        if name == WHOLE:
-            whole, chance = edits, control
-        else:
-            sums = (-edits, -whole, -chance, total)
-            score["leakage"] = survives(*(_by(x, unit) for x in sums))
+        if name != WHOLE:
+            sums = -wrong, -edits[WHOLE][0], -chance, total
+            sums = (np.bincount(unit, values) for values in sums)
+            score["leakage"] = survives(*sums)
     return scores
-
-
-def _by(x, unit):
-    """Adds up values of utterances, of each recording."""
-    return np.bincount(unit, x)

@@ -1,0 +1,200 @@
+"""The section of a report on the two halves of a layer."""
+
+from pathlib import Path
+
+import numpy as np
+
+from speechbrain_sim.analysis.half_probes import WHOLE
+from speechbrain_sim.report import style
+from speechbrain_sim.report.page import (
+    Explorer,
+    Figure,
+    Gap,
+    Section,
+    Stop,
+    Table,
+)
+from speechbrain_sim.report.tables import (
+    NOT_MEASURED,
+    number,
+    percent,
+    with_interval,
+)
+
+#: classes beyond which a map has no legend
+LEGEND = 8
+#: what to know about each table
+CAPTIONS = {
+    "read": "Test accuracy in percent, with 95 % intervals over recordings, of "
+    "probes that are solved: logistic regressions, and networks of one hidden "
+    "layer; of attention pooling, trained by a fixed protocol. Labels of "
+    "recordings are read from means over unpadded frames, those of frames from "
+    "single frames, the same ones for h and its halves. Numbers such as pitch "
+    "are quantile bins of the training part. Chance: the most frequent class, "
+    "or one drawn at random. Shuffled labels: the same probes, which learned "
+    "from labels in random order; visible: how many points above chance would "
+    "have been seen.",
+    "kept": "Percent of what a probe of h reads above chance that a probe of the "
+    "half reads, and its 95 % interval over recordings, which are drawn for both "
+    "alike. 0: nothing is left; 100: all. At chance: halves whose interval of "
+    "the accuracy above chance contains 0.",
+    "text": "Errors per symbol in percent of a linear layer that is trained by "
+    "CTC. Shuffled texts: the same, which learned from the texts of other "
+    "recordings. Kept: as above, of the errors that h avoids.",
+    "cues": "Mean over recordings of the dot product of weights of frames, which "
+    "sum to 1, with a cue, over what equal weights (the mean of all shifts in "
+    "time) reach: 1 is no agreement.",
+}
+
+
+def tables(found):
+    """Makes the tables of `speechbrain_sim.analysis.halves.measure`."""
+    read, kept, texts, gaps = [], [], [], {}
+    for kind, labels in found["probes"].items():
+        for label, scores in labels.items():
+            row = {"": f"{label}, {kind}"}
+            if "gap" in scores:
+                gaps.setdefault(scores["gap"], row[""])
+                continue
+            whole = scores[WHOLE]
+            cells = {n: percent(score) for n, score in scores.items()}
+            cells["chance"] = number(100 * whole["chance"], 1)
+            for column, key in {
+                "shuffled": "accuracy",
+                "visible": "visible",
+            }.items():
+                most = max(s["control"][key] for s in scores.values())
+                cells[column] = number(100 * most, 1)
+            read.append(row | cells)
+            kept.append(row | _kept(scores))
+    for kind, scores in found["text"].items():
+        for name, score in scores.items():
+            cells = {"": f"{kind}, {name}", "errors (%)": score}
+            cells["shuffled texts (%)"] = score["control"]
+            shown = {n: with_interval(x, 100, 1) for n, x in cells.items() if n}
+            texts.append(cells | shown)
+        kept.append({"": f"{kind}, linear CTC"} | _kept(scores))
+    shown = {
+        "What probes read of h and of its halves": (read, "read"),
+        "What transcribes h and its halves": (texts, "text"),
+        "What is left in each half (%)": (kept, "kept"),
+    }
+    items = [
+        Table.of(title, CAPTIONS[key], rows)
+        for title, (rows, key) in shown.items()
+        if rows
+    ]
+    return items + [Gap(name, reason) for reason, name in gaps.items()]
+
+
+def _kept(scores):
+    """Cells of the shares that halves keep, and which are at chance."""
+    cells = {}
+    for name, score in scores.items():
+        if name != WHOLE:
+            left = score["leakage"]
+            gap = "gap" in left
+            cells[name] = NOT_MEASURED if gap else with_interval(left, 100, 1)
+    of_h = scores[WHOLE]["at_chance"]
+    least = [n for n, s in scores.items() if n != WHOLE and s["at_chance"]]
+    cells["at chance"] = "h" if of_h else " and ".join(least) or "none"
+    return cells
+
+
+def headline(found, label):
+    """Makes the sentence of the section from the leakage of linear probes."""
+    parts = []
+    for kind, labels in found["probes"].items():
+        for half, score in labels.get(label, {}).items():
+            if "leakage" in score and "gap" not in score["leakage"]:
+                left = with_interval(score["leakage"], 100, 0)
+                parts.append(f"{half} keeps {left} % ({kind})")
+    if not parts:
+        return "What each half of the layer keeps, beside the layer itself."
+    return f"Of what h holds of {label}, {'; '.join(parts)}."
+
+
+def plot_probes(labels, path):
+    """Plots accuracies, a panel per label: label -> name -> score."""
+    labels = {n: s for n, s in labels.items() if "gap" not in s}
+    with style.layer_drawing(path, labels, width=1.4) as panels:
+        for label, panel in panels.items():
+            for i, (name, score) in enumerate(labels[label].items()):
+                y, ends = style.error_bars([score], "accuracy", 100)
+                bar = {"yerr": ends, "error_kw": {"elinewidth": 1}}
+                panel.bar(i, y, **bar, **style.look(name, i))
+            chance = 100 * labels[label][WHOLE]["chance"]
+            panel.axhline(chance, color="black", ls=":", lw=1)
+            panel.set_xticks([])
+        next(iter(panels.values())).set_ylabel("test accuracy (%)")
+
+
+def plot_map(places, labels, path):
+    """Plots `map_means`, a row per label: label -> (classes, class of each)."""
+    size = 2.8 * len(places) + 1.6, 2.6 * len(labels)
+    grid = len(labels), len(places), size
+    with style.drawing(path, *grid) as (figure, axes):
+        import matplotlib
+
+        wheel = matplotlib.colormaps["turbo"]
+        for row, (label, (classes, y)) in zip(
+            axes, labels.items(), strict=True
+        ):
+            few = len(classes) <= LEGEND
+            for panel, (half, xy) in zip(row, places.items(), strict=True):
+                x = np.array(xy)
+                for i, name in enumerate(classes):
+                    look = style.look(name, i)
+                    if not few:
+                        look["color"] = wheel(i / (len(classes) - 1))
+                    panel.scatter(*x[y == i].T, s=8, **look)
+                panel.set_title(f"{half}, by {label}", loc="left", size=8)
+                panel.set_xticks([])
+                panel.set_yticks([])
+            if few:
+                place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+                row[-1].legend(fontsize=7, **place)
+        figure.tight_layout()
+
+
+def plot_layers(panels, layers, path):
+    """Plots curves over layers, such as figure 4's three panels.
+
+    Arguments
+    ---------
+    panels : dict of str to dict of str to dict
+        Title -> line -> layer -> score (`value`, `interval`).
+    layers : list of str
+        In order.
+    path : Path
+        See `style.drawing`.
+    """
+    size = 2.9 * len(panels) + 0.4, 3.0
+    with style.drawing(path, 1, len(panels), size) as (figure, axes):
+        for panel, (title, lines) in zip(axes[0], panels.items(), strict=True):
+            for i, (line, scores) in enumerate(lines.items()):
+                at = [n for n, layer in enumerate(layers) if layer in scores]
+                y, ends = style.error_bars(
+                    [scores[layers[n]] for n in at], scale=100
+                )
+                how = {"yerr": ends, "marker": "o", "ms": 3, "capsize": 2}
+                panel.errorbar(at, y, **how, **style.look(line, i))
+            panel.set_title(title, loc="left", size=9)
+            panel.set_xticks(
+                range(len(layers)), layers, rotation=30, ha="right"
+            )
+        axes[0, 0].set_ylabel("%")
+        style.legend_below(figure)
+
+
+def plot_weights(weights, path):
+    """Plots the weights of layers in mixtures: name -> layer -> weight."""
+    layers = [*next(iter(weights.values()))]
+    with style.drawing(path) as (_, axes):
+        width = 0.8 / len(weights)
+        for i, (name, found) in enumerate(weights.items()):
+            at = np.arange(len(layers)) + (i - (len(weights) - 1) / 2) * width
+            axes[0, 0].bar(at, found.values(), width, **style.look(name, i))
+        axes[0, 0].set_xticks(range(len(layers)), layers)
+        axes[0, 0].set_ylabel("weight")
+        axes[0, 0].legend()
