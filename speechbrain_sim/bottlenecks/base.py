@@ -47,6 +47,9 @@ class Bottleneck(nn.Module, ABC):
         One of `NORMALISATIONS`.
     """
 
+    #: whether `decode` works
+    decodes = True
+
     def __init__(self, input_channels, num_units, normalisation=STANDARDISE):
         super().__init__()
         if normalisation not in NORMALISATIONS:
@@ -68,10 +71,11 @@ class Bottleneck(nn.Module, ABC):
         """Decodes codes, (..., units), to frames, (..., channels)."""
 
     @abstractmethod
-    def loss(self, x, following=None):
-        """Returns the BottleneckLoss of frames, (rows, channels).
+    def loss(self, x, *others):
+        """Returns the BottleneckLoss of frames, and what belongs to them.
 
-        `following` holds the next frame of each row, or is None.
+        Of sparse codes, (rows, channels), and the frame that follows each row,
+        or None.
         """
 
     def forward(self, x):

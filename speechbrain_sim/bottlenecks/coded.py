@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from speechbrain_sim.encoders.base import Encoder, masked_mean
+from speechbrain_sim.encoders.mixed import MixedEncoder
 
 #: follows the name of codes in that of what they decode to
 DECODED = ".decoded"
 #: of the metadata of a bottleneck, `pooling`, if trained on means of recordings
 MEAN = "mean"
+#: of the same: the layers that lie side by side in the layer `mix`
+MIXED = "mixed"
 #: of the same: unit -> what its feature is called
 NAMES = "names"
 #: how `change_codes` changes a feature
@@ -29,9 +32,12 @@ class CodedEncoder(Encoder):
     Each coded layer is followed by, for instance, `module3.sae`, the codes of
     its means, and `module3.sae.decoded`, what these decode to. `sample` holds
     the codes of samples, where any are drawn. Bottlenecks stay in eval mode.
+    Codes of an information bottleneck (`module3.vib.text`) decode to nothing.
 
     One that was trained on means over recordings (`pooling`: "mean") codes the
     mean of a recording: all its frames hold this one code, and nothing streams.
+    One of several layers (`mixed`: their names) codes a layer `mix`, see
+    `MixedEncoder`, which is there, too.
 
     Arguments
     ---------
@@ -61,15 +67,19 @@ class CodedEncoder(Encoder):
 
     def __init__(self, encoder, bottlenecks, entries=None):
         super().__init__()
-        self.encoder, self.entries = encoder, dict(entries or {})
+        self.entries = dict(entries or {})
+        mixed = [e[MIXED] for e in self.entries.values() if MIXED in e]
+        self.encoder = MixedEncoder(encoder, mixed[0]) if mixed else encoder
+        encoder = self.encoder
         # a ModuleDict takes no name with a dot
         self.coders = nn.ModuleList(bottlenecks.values())
         self._coder, self._origin = list(bottlenecks), {}
         for layer in encoder.layer_names:
             self._origin[layer] = layer
-            for name in bottlenecks:
+            for name, bottleneck in bottlenecks.items():
                 if name.partition(".")[0] == layer:
-                    self._origin |= dict.fromkeys([name, name + DECODED], layer)
+                    names = [name, name + DECODED][: 1 + bottleneck.decodes]
+                    self._origin |= dict.fromkeys(names, layer)
         for name, bottleneck in self.bottlenecks.items():
             layer = self._origin.get(name)
             if layer in (name, None) or name.endswith(DECODED):
@@ -90,6 +100,12 @@ class CodedEncoder(Encoder):
         super().train(mode)
         self.coders.eval()
         return self
+
+    @property
+    def plain(self):
+        """The encoder, without codes and mixture."""
+        mixed = isinstance(self.encoder, MixedEncoder)
+        return self.encoder.encoder if mixed else self.encoder
 
     @property
     def bottlenecks(self):

@@ -7,7 +7,8 @@ A folder holds `config.json`
      "training": {...}, "versions": {...}}
 
 and `NAME.safetensors` for every part: `encoder`, `decoder_<layer>`,
-`probe_<label>`, `bottleneck_<layer>.<name>`. Weights are float32, or float16 if
+`probe_<label>`, `bottleneck_<layer>.<name>`, `baseline_<layer>.<label>` (an
+information bottleneck that codes nothing, which is no layer). Weights are float32, or float16 if
 they were rounded to it before (see `halve`). An encoder is identified by the
 sha256 of this file, see `identity_of`; every other part carries that of its
 encoder as `encoder`, and probes of codes those of their bottlenecks as
@@ -47,9 +48,9 @@ from speechbrain_sim.models.limits import (
 )
 
 ENCODER, DECODER, PROBE = "encoder", "decoder", "probe"
-BOTTLENECK = "bottleneck"
+BOTTLENECK, BASELINE = "bottleneck", "baseline"
 #: kinds of parts that a layer or a label is appended to
-PREFIXES = (DECODER, PROBE, BOTTLENECK)
+PREFIXES = (DECODER, PROBE, BOTTLENECK, BASELINE)
 CONFIG, WEIGHTS = "config.json", ".safetensors"
 #: of config.json: recordings beside the model, and the text of each
 EXAMPLES = "examples"
@@ -67,6 +68,8 @@ CLASSES = {
     "SpectrogramDecoder": "speechbrain_sim.decoders",
     "LayerProbes": "speechbrain_sim.probes",
     "SparseAutoencoder": "speechbrain_sim.bottlenecks.sae",
+    "TextHalf": "speechbrain_sim.bottlenecks.vib",
+    "UtteranceHalf": "speechbrain_sim.bottlenecks.vib",
 }
 
 
@@ -145,7 +148,7 @@ def sha256_of(encoder):
         name: hashlib.sha256(_serialise(name, part)).hexdigest()
         for name, part in getattr(encoder, "bottlenecks", {}).items()
     }
-    encoder = encoder.encoder if coded else encoder
+    encoder = encoder.plain if coded else encoder
     weights = hashlib.sha256(_serialise(ENCODER, encoder)).hexdigest()
     return joined_hash(weights, coded)
 

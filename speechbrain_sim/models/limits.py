@@ -8,15 +8,18 @@ LARGEST = {None: 1_000_000, **dict.fromkeys(SPECTRAL_CLASSES, 10_000)}
 LEAST = {"context_channels": 0, "paddings": 0, "refinements": 0, "hidden": 0}
 LEAST["initial_log_var"] = -LARGEST[None]
 MOST = {"refinements": LONGEST_LIST, "probes": LONGEST_LIST}
-#: arguments of bottlenecks that are sizes; others are names and numbers
-SIZES = ("input_channels", "num_units")
+LEAST["text_units"] = 0
+#: bottlenecks, whose arguments are sizes; others are names and numbers
+BOTTLENECKS = "SparseAutoencoder", "TextHalf", "UtteranceHalf"
+SIZES = "input_channels", "num_units", "layers"
+SIZES += "labels", "classes", "text_units"
 
 
 def out_of_range(kind, arguments):
     """Yields what no constructor of a part takes, before memory is taken."""
     largest = LARGEST.get(kind, LARGEST[None])
     for key, value in arguments.items():
-        if kind == "SparseAutoencoder" and key not in SIZES:
+        if kind in BOTTLENECKS and key not in SIZES:
             continue  # takes no memory; its constructor checks it
         values = value if isinstance(value, list) else [value]
         values = [*value.values()] if isinstance(value, dict) else values

@@ -137,9 +137,9 @@ def plain(encoder, description):
     if not isinstance(encoder, CodedEncoder):
         return encoder, description
     description = {**description, "sha256": description["encoder"]}
-    description["layers"] = list(encoder.encoder.layer_names)
+    description["layers"] = list(encoder.plain.layer_names)
     del description["encoder"], description["bottlenecks"]
-    return encoder.encoder, description
+    return encoder.plain, description
 
 
 def save_encoder(folder, encoder, description, source):
