@@ -9,10 +9,19 @@ section 7 of the paper on textual and acoustic halves.
 import numpy as np
 import torch
 from scipy.signal import find_peaks
+from tqdm import tqdm
 
 from speechbrain_sim.analysis.attribution import integrated_gradients
 from speechbrain_sim.analysis.code_scores import over_recordings
+from speechbrain_sim.analysis.half_probes import WHOLE
+from speechbrain_sim.analysis.intervals import Unmeasurable
+from speechbrain_sim.analysis.score_sheet import measured
 
+#: what scores are called
+TEXTUAL, ACOUSTIC = "textual attention", "acoustic attention"
+GRADIENTS = "integrated gradients of h"
+#: utterances that are attributed, and of which strips are shown
+MOST, SHOWN = 60, 3
 #: how far a peak must stand out, in deviations of its contour
 PROMINENCE = 0.5
 
@@ -147,12 +156,92 @@ def agreement(scores, cues, unit):
     return {**over_recordings(dots, np.ones(len(dots)), unit), "ratio": ratio}
 
 
-def compare_cues(scores, cues, unit, measured):
-    """Compares all scores with all cues: score -> cue -> `agreement` or gap."""
+def attribute(text_half, half, baseline, h):
+    """Scores the frames of one utterance, by attention and by gradients.
+
+    Arguments
+    ---------
+    text_half, half, baseline : TextHalf, UtteranceHalf, UtteranceHalf
+        Of one layer, in eval mode: stage 1, stage 2, and the classifier of h
+        itself (`coded=False`, without text), whose likeliest class is
+        attributed, beginning at the mean of the layer.
+    h : torch.Tensor
+        Frames of the layer, unpadded, (time, channels).
+
+    Returns
+    -------
+    scores, gap : (dict of str to numpy.ndarray, float)
+        `TEXTUAL`, `ACOUSTIC` and `GRADIENTS`, (time,) each; see
+        `frame_gradients`.
+    """
+    size, x = torch.tensor([len(h)]), h[None]
+    with torch.no_grad():
+        text = text_half.encode(x) if half.text_units else None
+        _, attention = half(half.encode(x), size, text)
+        logits, _ = baseline(baseline.encode(x), size)
+    chosen = int(logits.argmax())
+
+    def logit(x):
+        return baseline(baseline.encode(x), size.expand(len(x)))[0][:, chosen]
+
+    scores = {ACOUSTIC: attention.own[0].cpu().numpy()}
+    if text is not None:
+        scores = {TEXTUAL: attention.text[0].cpu().numpy(), **scores}
+    start = baseline.mean.expand_as(h)
+    scores[GRADIENTS], gap = frame_gradients(logit, h, start)
+    return scores, gap
+
+
+def measure_attribution(side, parts, cues, most=MOST):
+    """Compares what drives a class with what happens in the frames.
+
+    Arguments
+    ---------
+    side : Side
+        Test part, with h.
+    parts : tuple
+        The first three arguments of `attribute`.
+    cues : dict of str to dict of str to numpy.ndarray
+        Name -> utterance -> (frames,), from 0 to 1; see `turning_points` and
+        `span_cue`. Utterances without any are left out.
+    most : int
+        Utterances that are attributed, the first ones.
+
+    Returns
+    -------
+    dict
+        `cues`: score -> cue -> `agreement`, or a `gap`; `gaps`, of the
+        integration, of each utterance; `strips`: of some utterances, scores and
+        cues of each frame, by their names.
+    """
+    known = [
+        i for i, n in enumerate(side.ids) if any(n in c for c in cues.values())
+    ]
+    scores, gaps, ids = {}, [], [side.ids[i] for i in known[:most]]
+    for i in tqdm(known[:most], "attribution", unit="utterance"):
+        found, gap = attribute(*parts, side.frames(WHOLE, i))
+        gaps.append(gap)
+        for name, values in found.items():
+            scores.setdefault(name, {})[side.ids[i]] = values
+    owner = dict(zip(side.ids, side.recordings, strict=True))
+
+    def compare(score, cue):
+        if not (there := [name for name in ids if name in cue]):
+            raise Unmeasurable("No utterance has this cue.")
+        pairs = [[of[name] for name in there] for of in (score, cue)]
+        return agreement(*pairs, [owner[name] for name in there])
+
+    rows = {**scores, **cues}
     return {
-        name: {
-            cue: measured(agreement, each, marks, unit)
-            for cue, marks in cues.items()
-        }
-        for name, each in scores.items()
+        "cues": {
+            name: {
+                cue: measured(compare, score, of) for cue, of in cues.items()
+            }
+            for name, score in scores.items()
+        },
+        "gaps": gaps,
+        "strips": {
+            i: {n: of[i].round(5).tolist() for n, of in rows.items() if i in of}
+            for i in ids[:SHOWN]
+        },
     }

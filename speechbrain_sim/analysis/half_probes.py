@@ -192,18 +192,17 @@ def by_chance(test, train_y, classes):
     return hits if hits.sum() * classes > total.sum() else total / classes
 
 
-def survives(half, whole, chance, total):
+def survives(half, whole, total):
     """Computes how much of what is read of h is read of a half.
 
-    Σ (half - chance) / Σ (whole - chance), its interval by drawing recordings:
-    of all three together, so it is paired. 0: the half is at chance, 1: as good
-    as h.
+    Σ half / Σ whole, and its interval by drawing recordings: for both alike, so
+    it is paired. 0: the half is at chance, 1: as good as h.
 
     Arguments
     ---------
-    half, whole, chance : numpy.ndarray
-        Right answers of each recording, (recordings,): of a probe of the half,
-        of one of h, and by chance; or negative errors.
+    half, whole : numpy.ndarray
+        What probes of the half, and of h, get right above chance, of each
+        recording, (recordings,).
     total : numpy.ndarray
         Examples, (recordings,).
 
@@ -214,29 +213,28 @@ def survives(half, whole, chance, total):
 
     Example
     -------
-    >>> half, whole = np.array([3.0, 5.0]), np.array([8.0, 8.0])
-    >>> survives(half, whole, np.full(2, 2.0), np.full(2, 10))["value"]
+    >>> half, whole = np.array([1.0, 3.0]), np.array([6.0, 6.0])
+    >>> survives(half, whole, np.full(2, 10))["value"]
     0.333...
     """
     at = np.arange(len(total))
-    if over_recordings(whole - chance, total, at)["interval"][0] <= 0:
+    if over_recordings(whole, total, at)["interval"][0] <= 0:
         return {"gap": "h itself is at chance: nothing can be kept or lost."}
-    return over_recordings(half - chance, whole - chance, at)
+    return over_recordings(half, whole, at)
 
 
 def compare_halves(scores, outcomes, chance):
     """Adds to the scores of `probe` what they prove, beside chance and h.
 
     To each `above`, the accuracy above chance, with its interval; `at_chance`,
-    whether that interval contains 0 or less; and to each half its `leakage`,
-    from `survives`.
+    whether that interval reaches 0; and to each half its `leakage`, from
+    `survives`.
     """
-    total, whole = outcomes["total"], outcomes[WHOLE]
-    at = np.arange(len(total))
+    total = outcomes["total"]
+    at, above = np.arange(len(total)), {n: outcomes[n] - chance for n in scores}
     for name, score in scores.items():
-        above = over_recordings(outcomes[name] - chance, total, at)
-        score |= {"above": above, "at_chance": above["interval"][0] <= 0}
+        score["above"] = over_recordings(above[name], total, at)
+        score["at_chance"] = score["above"]["interval"][0] <= 0
         if name != WHOLE:
-            left = survives(outcomes[name], whole, chance, total)
-            score["leakage"] = left
+            score["leakage"] = survives(above[name], above[WHOLE], total)
     return scores

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from speechbrain_sim.analysis.half_probes import (
     WHOLE,
@@ -23,7 +22,6 @@ from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.score_sheet import measured
 from speechbrain_sim.analysis.sequence_probes import probe_pooled, probe_text
 from speechbrain_sim.data.acoustics import quantile_bins
-from speechbrain_sim.data.labels import FRAMES
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.files import cached_result, text_hash
 
@@ -106,8 +104,8 @@ def read_sides(stores, names, labels, values, bins=4):
 
     Returns
     -------
-    sides, classes : (dict of str to Side, dict of str to int)
-        By part; and how many classes each label has.
+    sides, classes : (dict of str to Side, dict of str to list of str)
+        By part; and the classes of each label.
     """
     binned = {part: {} for part in PARTS}
     for label, known in values.items():
@@ -124,8 +122,9 @@ def read_sides(stores, names, labels, values, bins=4):
             found = quantile_bins(numbers["train"], numbers[part], bins)
             binned[part][label] = dict(zip(ids, map(int, found), strict=True))
     sides = {p: Side.read(stores[p], names, labels, binned[p]) for p in PARTS}
-    classes = {label: len(known) for label, (known, _) in labels.items()}
-    return sides, classes | dict.fromkeys(values, bins)
+    classes = {label: known for label, (known, _) in labels.items()}
+    parts = [f"{i + 1} of {bins}" for i in range(bins)]
+    return sides, classes | dict.fromkeys(values, parts)
 
 
 def measure(sides, classes, settings, folder, targets=None):
@@ -146,17 +145,16 @@ def measure(sides, classes, settings, folder, targets=None):
     -------
     dict
         Ready for json. `probes`: kind of probe -> label -> name -> scores (see
-        `compare_halves`), or a `gap`; `text`: see `probe_text`; `map`: half ->
-        place of each test utterance.
+        `compare_halves`), or a `gap`; `text`: see `probe_text`; `map`: see
+        `map_means`, and `mapped`, label -> classes and those of utterances.
     """
-    folder, names = Path(folder, "half_probes"), [*sides["test"].x]
-    counts = {p: len(side.ids) for p, side in sides.items()}
-    found = {"probes": {}, "text": {}, "recordings": counts}
+    folder, names = Path(folder, "half_probes"), [*sides["train"].x]
+    test, found = sides["test"], {"probes": {}, "text": {}}
 
     def solve(kind, label):
-        of = sides, label, classes[label], names, settings
+        of = sides, label, len(classes[label]), names, settings
         if kind == POOLED:
-            if len(sides["test"].y[label]) != len(sides["test"].ids):
+            if len(test.y[label]) != len(test.ids):
                 raise Unmeasurable("Attention pools utterances, not frames.")
             return compare_halves(*probe_pooled(*of))
         hidden = settings.hidden if kind == HIDDEN else 0
@@ -169,8 +167,19 @@ def measure(sides, classes, settings, folder, targets=None):
     if targets is not None and settings.epochs:
         found["text"] = probe_text(sides, targets, names, settings)
     halves = [name for name in names if name != WHOLE]
-    means = {name: sides["test"].means(name) for name in halves}
+    means = {name: test.means(name) for name in halves}
     found["map"] = measured(map_means, means, settings.seed)
+    found["mapped"] = {
+        label: (known, test.y[label].tolist())
+        for label, known in classes.items()
+        if len(test.y[label]) == len(test.ids)
+    }
+    if targets is not None:
+        texts = [targets.ids["test"][i].tolist() for i in test.ids]
+        texts = [targets.labels.text(ids) for ids in texts]
+        known, of = np.unique(texts, return_inverse=True)
+        if 2 * len(known) <= len(texts):  # they are spoken again
+            found["mapped"]["text"] = known.tolist(), of.tolist()
     shutil.rmtree(folder, ignore_errors=True)
     return found
 

@@ -147,7 +147,7 @@ def plot_map(places, labels, path):
                     look = style.look(name, i)
                     if not few:
                         look["color"] = wheel(i / (len(classes) - 1))
-                    panel.scatter(*x[y == i].T, s=8, **look)
+                    panel.scatter(*x[np.array(y) == i].T, s=8, **look)
                 panel.set_title(f"{half}, by {label}", loc="left", size=8)
                 panel.set_xticks([])
                 panel.set_yticks([])
@@ -198,3 +198,110 @@ def plot_weights(weights, path):
         axes[0, 0].set_xticks(range(len(layers)), layers)
         axes[0, 0].set_ylabel("weight")
         axes[0, 0].legend()
+
+
+def plot_cues(cues, path):
+    """Plots ratios of `agreement`, a group per cue: score -> cue -> score."""
+    names = [*next(iter(cues.values()))]
+    with style.drawing(path) as (_, axes):
+        width = 0.8 / len(cues)
+        for i, (name, found) in enumerate(cues.items()):
+            at = [n for n, cue in enumerate(names) if "gap" not in found[cue]]
+            ratios = [found[names[n]]["ratio"] for n in at]
+            if not at:
+                continue
+            y, ends = style.error_bars(ratios)
+            shift = (i - (len(cues) - 1) / 2) * width
+            bar = {"yerr": ends, "error_kw": {"elinewidth": 1}}
+            look = style.look(name, i)
+            axes[0, 0].bar(np.array(at) + shift, y, width, **bar, **look)
+        axes[0, 0].axhline(1, color="black", ls=":", lw=1)
+        axes[0, 0].set_xticks(range(len(names)), names)
+        axes[0, 0].set_ylabel("agreement / that of equal weights")
+        axes[0, 0].legend()
+
+
+def attribution_items(found, folder, read):
+    """Makes the items of `measure_attribution`.
+
+    `read` is utterance -> samples at 16 kHz, for the player.
+    """
+    rows, gaps = [], {}
+    for name, cues in found["cues"].items():
+        cells = {"": name}
+        for cue, score in cues.items():
+            gap = score.get("gap")
+            ratio = None if gap else score["ratio"]
+            cells[cue] = NOT_MEASURED if gap else with_interval(ratio)
+            gaps |= {gap: cue} if gap else {}
+        rows.append(cells)
+    stem = style.figure_stem("halves", "cues")
+    plot_cues(found["cues"], Path(folder, stem))
+    title = "What drives the class, beside what happens in the frames"
+    alt = "Bars of each score, in groups of cues."
+    worst = number(100 * max(found["gaps"]), 2)
+    caption = f"{CAPTIONS['cues']} Gradients miss {worst} % of the difference "
+    caption += "that they explain, at most."
+    items = [Figure(title, caption, stem, alt)]
+    items.append(Table.of(f"{title}: ratios", CAPTIONS["cues"], rows))
+    items += [Gap(cue, reason) for reason, cue in gaps.items()]
+    stops = [
+        Stop(name, read(name), {n: np.array(x) for n, x in strips.items()})
+        for name, strips in found["strips"].items()
+    ]
+    about = (
+        "Weights of the frames, and cues, below the sound; the darkest is 0."
+    )
+    return items + [Explorer("Where it looks", about, stops)] * bool(stops)
+
+
+def section(found, folder, label, attribution=None, weights=None, read=None):
+    """Draws figures into the report's folder; returns the Section of halves.
+
+    Arguments
+    ---------
+    found : dict
+        From `speechbrain_sim.analysis.halves.measure`.
+    folder, label : str or Path, str
+        Of the report; the label of stage 2.
+    attribution : dict, optional
+        From `measure_attribution`, or a `gap`.
+    weights : dict, optional
+        See `plot_weights`.
+    read : callable, optional
+        See `attribution_items`.
+    """
+    folder, items = Path(folder), []
+    for kind, labels in found["probes"].items():
+        if any("gap" not in scores for scores in labels.values()):
+            stem = style.figure_stem("halves", kind)
+            plot_probes(labels, folder / stem)
+            title = f"What probes read, {kind}"
+            alt = "Bars of accuracy of h and of its halves, a panel per label."
+            caption = "Test accuracy, 95 % intervals; chance dotted."
+            items.append(Figure(title, caption, stem, alt))
+    items += tables(found)
+    if "gap" in found["map"]:
+        items.append(Gap("Map", found["map"]["gap"]))
+    else:
+        mapped = dict(found["mapped"])
+        first = {label: mapped.pop(label)} if label in mapped else {}
+        others = sorted(mapped, key=lambda n: (n != "text", len(mapped[n][0])))
+        rows = first | {other: mapped[other] for other in others[:1]}
+        stem = style.figure_stem("halves", "map")
+        plot_map(found["map"], rows, folder / stem)
+        caption = "t-SNE of means over unpadded frames; a point is a recording."
+        alt = "Points of test recordings, a panel per half, by their classes."
+        items.append(Figure("Maps of both halves", caption, stem, alt))
+    if weights:
+        stem = style.figure_stem("halves", "weights")
+        plot_weights(weights, folder / stem)
+        caption = "Softmax weights of the layers that are mixed."
+        alt = "Bars of weights of each layer."
+        items.append(Figure("Weights of layers", caption, stem, alt))
+    if attribution and "gap" in attribution:
+        items.append(Gap("Attribution", attribution["gap"]))
+    elif attribution:
+        items += attribution_items(attribution, folder, read)
+    sentence = headline(found, label)
+    return Section("halves", "Textual and acoustic halves", sentence, items)

@@ -223,8 +223,8 @@ def probe_text(sides, targets, names, settings):
     dict
         Kind of error ("PER", "WER", "CER") -> name -> `value`, errors per symbol,
         and `interval`; of its `control` the same; `above`, how many less than
-        the best control, which knows texts and not which; `at_chance` and, of a
-        half, `leakage`: see `compare_halves`.
+        the mean of all controls, which know texts and not which; `at_chance`
+        and, of a half, `leakage`: see `compare_halves`.
     """
     train, test = sides["train"], sides["test"]
     labels, true = targets.labels, targets.ids["test"]
@@ -253,20 +253,17 @@ def probe_text(sides, targets, names, settings):
 
 def _errors(rates, unit):
     """Scores error rates: name -> [of the probe, of its control]."""
-    edits = {
-        name: [np.array(rate.edits, float) for rate in pair]
-        for name, pair in rates.items()
-    }
+    edits = {n: np.array([r.edits for r in pair]) for n, pair in rates.items()}
     total = np.array(next(iter(rates.values()))[0].lengths, float)
-    controls = [control for _, control in edits.values()]
-    chance, scores = min(controls, key=np.sum), {}
+    chance = np.mean([control for _, control in edits.values()], 0)
+    scores, avoided = {}, {}
     for name, (wrong, control) in edits.items():
         score = scores[name] = over_recordings(wrong, total, unit)
         score["control"] = over_recordings(control, total, unit)
         score["above"] = over_recordings(chance - wrong, total, unit)
         score["at_chance"] = score["above"]["interval"][0] <= 0
+        avoided[name] = np.bincount(unit, chance - wrong)
         if name != WHOLE:
-            sums = -wrong, -edits[WHOLE][0], -chance, total
-            sums = (np.bincount(unit, values) for values in sums)
-            score["leakage"] = survives(*sums)
+            pair = avoided[name], avoided[WHOLE]
+            score["leakage"] = survives(*pair, np.bincount(unit, total))
     return scores
