@@ -88,7 +88,7 @@ RUN |= dict.fromkeys(["jit_module_keys", "compile_module_keys"], [""])
 #: keys that only one recipe's yaml has, by which its records are known
 RECIPES = {"kl_schedule": "pretrain.py", "reconstruction": "decode.py"}
 RECIPES |= {"controls": "probe.py", "systems": "study.py"}
-RECIPES |= {"bottleneck": "bottleneck.py"}
+RECIPES |= {"bottleneck": "bottleneck.py", "halves": "vib.py"}
 #: stands for "<" while references are resolved
 _LESS = "\ue000"
 # from now on, texts that look like HyperPyYAML's tuples are quoted

@@ -208,7 +208,7 @@ def check_used(settings, given):
     for option, uses in settings["used_with"].items():
         for value, keys in uses.items():
             unused = sorted(given.keys() & {*keys})
-            if unused and settings[option] not in value.split(" or "):
+            if unused and str(settings[option]) not in value.split(" or "):
                 there = f"--{option} {settings[option]}"
                 raise ValueError(
                     f"--{unused[0]} has no use with {there}: leave it out, or "

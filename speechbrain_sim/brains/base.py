@@ -25,7 +25,7 @@ READ_STEPS = 50
 
 
 #: stats of an epoch's line on the screen; the accuracy too if there is no KL
-SHOWN = ("loss", "kl", "explained", "l0", "dead")
+SHOWN = ("loss", "kl", "error", "explained", "l0", "dead")
 #: modules of which there are more get a line each
 MODULES_IN_LINE = 4
 
@@ -47,11 +47,12 @@ def epoch_line(epoch, train, valid=None):
     'Epoch 3, train (valid): m1 loss 5.12 (5.5), m1 kl 2, m2 accuracy 0.2'
     """
     parts, valid = {}, valid or {}
-    for name, value in train.items():
+    for name in {**train, **valid}:
         prefix, _, stat = name.rpartition("_")
         if stat in SHOWN or stat == "accuracy" and f"{prefix}_kl" not in train:
-            beside = f" ({valid[name]:.3g})" if name in valid else ""
-            text = f"{name.replace('_', ' ')} {value:.3g}{beside}"
+            numbers = [f"{train[name]:.3g}"] if name in train else []
+            numbers += [f"({valid[name]:.3g})"] if name in valid else []
+            text = " ".join([name.replace("_", " "), *numbers])
             parts.setdefault(prefix, []).append(text)
     kinds = "train (valid)" if valid else "train"
     first, between = " ", ", "

@@ -29,6 +29,32 @@ class LinearWarmup:
         return min(1.0, epoch / self.epochs) if self.epochs else 1.0
 
 
+class LinearRise:
+    """A weight that rises linearly from `start` to `end`, and stays there.
+
+    Arguments
+    ---------
+    start, end : float
+        Its first and last value.
+    epochs : float
+        When it is at its end; 0 or less: always.
+
+    Example
+    -------
+    >>> beta = LinearRise(start=0.1, end=1.0, epochs=3)
+    >>> [round(beta(epochs), 3) for epochs in (0, 1.5, 3, 5)]
+    [0.1, 0.55, 1.0, 1.0]
+    """
+
+    def __init__(self, start, end, epochs):
+        self.start, self.end, self.epochs = start, end, epochs
+
+    def __call__(self, epochs):
+        """Returns the weight after so many epochs, with a fraction."""
+        share = min(1.0, epochs / self.epochs) if self.epochs > 0 else 1.0
+        return self.start + (self.end - self.start) * share
+
+
 class WarmupAndDecay:
     """A share of the learning rate: it rises linearly, then falls as a cosine.
 

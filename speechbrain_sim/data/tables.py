@@ -138,7 +138,7 @@ def read_manifest(path, data_folder=None):
         the audio does not have; for a manifest that its preparation did not
         write like this.
     """
-    made, rows = _prepared(path), _cells(path)
+    made, rows = _prepared(path), manifest_rows(path)
     inspected = data_folder is None or (
         made and made.get("content") == manifest_hash(path, data_folder)
     )
@@ -181,7 +181,7 @@ def row_hashes(path, data_folder, columns=None):
         return text_hash(text)[:16]
 
     _prepared(path)
-    return _by_id(hashed, _cells(path))
+    return _by_id(hashed, manifest_rows(path))
 
 
 def manifest_hash(path, data_folder):
@@ -191,14 +191,16 @@ def manifest_hash(path, data_folder):
 
 def audio_of(path, data_folder):
     """Returns the audio file of each row of a manifest: ID -> str."""
-    return {row["ID"]: _place(row, data_folder) for _, row in _cells(path)}
+    return {
+        row["ID"]: _place(row, data_folder) for _, row in manifest_rows(path)
+    }
 
 
 def _place(row, data_folder):
     return ROOT.sub(lambda _: str(data_folder), row["wav"])
 
 
-def _cells(path):
+def manifest_rows(path):
     """File and line, and the texts of each row of a manifest."""
     if Path(path).suffix.lower() == ".json":
         rows = _json_rows(path)

@@ -1,0 +1,222 @@
+"""Splits a layer of a frozen encoder into a textual and acoustic halves.
+
+    python recipes/vib.py hparams/Synthetic/vib.yaml --encoder sim-small \
+        --layers "[context]" --latent_dim 64
+
+Stage 1 keeps of each frame what transcribes it (--target chars, phones, words or
+pieces, by CTC); stage 2 what else the --labels need, given that. Beside each half
+the same decoder learns from the layer itself: the probing baseline. The run's
+folder becomes a model: the encoder, and the halves, whose codes are layers named
+`context.vib.text` and `context.vib.speaker`; and it gets `vib.json`, the scores
+of the test part. Started again after a kill, a run is resumed, in either stage.
+"""
+
+import sys
+
+import speechbrain as sb
+from bottleneck import keep_model
+from speechbrain.utils.distributed import infer_device
+from speechbrain.utils.epoch_loop import EpochCounter
+
+from speechbrain_sim import config
+from speechbrain_sim.activations import ALL
+from speechbrain_sim.analysis.half_scores import score_halves, score_rows
+from speechbrain_sim.bottlenecks.coded import MIXED
+from speechbrain_sim.brains.checkpointer import (
+    AtomicCheckpointer,
+    RewindingTrainLogger,
+)
+from speechbrain_sim.brains.schedules import check_decay
+from speechbrain_sim.brains.vib import (
+    TEXT,
+    HalvesBrain,
+    make_halves,
+    read_labels,
+    read_text_half,
+    text_part,
+)
+from speechbrain_sim.cli import run_command
+from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.data.labels import UTTERANCE, kind_of
+from speechbrain_sim.data.targets import read_targets
+from speechbrain_sim.encoders.mixed import MIX, MixedEncoder
+from speechbrain_sim.extraction import encode_manifest
+from speechbrain_sim.files import write_json
+from speechbrain_sim.models.format import load_parts, save_parts
+from speechbrain_sim.models.load import check_folder, load_encoder, plain
+from speechbrain_sim.report.page import Table
+from speechbrain_sim.report.tables import markdown_table
+
+PARTS = ("train", "valid", "test")
+
+
+def check(settings):
+    """Raises a ValueError for settings that do not go together."""
+    check_decay(settings)
+    for label in settings["labels"]:
+        kind = kind_of(label, settings["label_kinds"])
+        if kind != UTTERANCE or label == TEXT or not label.isidentifier():
+            raise ValueError(
+                f"--labels has {label!r}: a label is a column of whole "
+                f"utterances, of letters and digits, and not named {TEXT}."
+            )
+    if not settings["labels"] and settings["text_from"]:
+        raise ValueError(
+            "There is nothing to train: give --labels, or leave --text_from out."
+        )
+
+
+#: of runs: what may change when they are resumed, but not the number of epochs,
+#: on which the schedules depend; and what is refused
+RULES = [n for n in config.MAY_CHANGE if n != "number_of_epochs"]
+RULES = ([*RULES, "encoder"], check)
+
+
+def open_layer(encoder, layers, latent_dim):
+    """Returns encoder, layer, and what is mixed in it, or None."""
+    for layer in layers:
+        encoder.check_layer(layer)
+    channels = encoder.channels_of(layers[0])
+    if latent_dim > channels:
+        raise ValueError(
+            f"--latent_dim {latent_dim} is more than the {channels} channels of "
+            f"{layers[0]}: a bottleneck is not wider than its layer."
+        )
+    if len(layers) == 1:
+        return encoder, layers[0], None
+    return MixedEncoder(encoder, layers), MIX, layers
+
+
+def read_data(hparams, encoder, layer):
+    """Prepares the corpus; returns its `Targets`, if needed, and `Labels`.
+
+    Raises a ValueError, before any work, for what cannot be learnt.
+    """
+    hparams["prepare"]()
+    manifests = {part: hparams[f"{part}_csv"] for part in PARTS}
+    labels = read_labels(manifests, hparams["data_folder"], hparams["labels"])
+    if hparams["text_from"]:
+        return None, labels
+    targets = read_targets(
+        manifests,
+        hparams["target"],
+        hparams["text_column"],
+        frames=lambda samples: encoder.output_lengths(samples, layer),
+        data_folder=hparams["data_folder"],
+        vocabulary=hparams["pieces"],
+    )
+    return targets, labels
+
+
+def encode(hparams, run_opts, encoder, description, layer):
+    """Encodes the parts of the corpus, unless they are cached."""
+    if layer == MIX:
+        arguments = {MIXED: hparams["layers"], "of": description["arguments"]}
+        description = {**description, "arguments": arguments}
+    options = {"layers": [layer], "rows": ALL}
+    options["max_seconds"] = hparams["encoding_seconds"]
+    options["device"] = run_opts["device"] or infer_device()
+    return {
+        part: encode_manifest(
+            encoder,
+            description,
+            hparams[f"{part}_csv"],
+            hparams["data_folder"],
+            f"{hparams['output_folder']}/activations/{part}",
+            **options,
+        )
+        for part in PARTS
+    }
+
+
+def second_stage(hparams):
+    """Returns settings with other objects that count, log and save epochs.
+
+    The first stage has the yaml's: by these, a run is known again.
+    """
+    counter = EpochCounter(hparams["number_of_epochs"])
+    saved = f"{hparams['save_folder']}/labels", {"epoch_counter": counter}
+    log = f"{hparams['output_folder']}/train_log_labels.txt"
+    return {
+        **hparams,
+        "epoch_counter": counter,
+        "train_logger": RewindingTrainLogger(log, 4),
+        "checkpointer": AtomicCheckpointer(*saved),
+    }
+
+
+def train(hparams, run_opts, kind, made, stores, labels, encoder_sha256):
+    """Trains the halves of a stage; returns the scores of the test part.
+
+    `made`: label -> arguments of its half.
+    """
+    sizes = (hparams[n] for n in ("channels", "latent_dim", "num_mixed"))
+    make = hparams["halves"][kind], hparams["seed"], made, *sizes
+    brain = HalvesBrain(
+        make_halves(*make),
+        hparams["opt_class"],
+        hparams,
+        run_opts,
+        hparams["checkpointer"],
+    )
+    brain.open_run()
+    y = labels.y if kind != TEXT else dict.fromkeys(PARTS, {})
+    brain.fit_stores(stores, y, encoder_sha256)
+    found = brain.test(stores["test"], y["test"])
+    return score_halves(found, hparams["frame_rate"], y["test"], y["train"])
+
+
+def vib(hparams, run_opts):
+    """Encodes, trains both stages, and scores the halves."""
+    folder, source = hparams["output_folder"], hparams["encoder"]
+    original, description = plain(*load_encoder(source))
+    encoder, layer, mixed = open_layer(
+        original, hparams["layers"], hparams["latent_dim"]
+    )
+    check_folder(folder, original, description, source)
+    digest, given = description["sha256"], None
+    if hparams["text_from"]:
+        given = read_text_half(hparams["text_from"], digest, layer, mixed)
+    sb.create_experiment_directory(folder)
+    targets, labels = read_data(hparams, encoder, layer)
+    stores = encode(hparams, run_opts, encoder, description, layer)
+    keep_model(folder, original, description, source)
+    hparams |= {"layer": layer, "mixed": mixed, "targets": targets}
+    hparams |= {"channels": encoder.channels_of(layer), "text_half": None}
+    hparams |= {"num_mixed": len(hparams["layers"])}
+    rate = hparams["frame_rate"] = (
+        SAMPLE_RATE / encoder.frame_geometry(layer)[0]
+    )
+    data, scores, name = (stores, labels, digest), {}, text_part(layer)
+    if given is None:
+        texts = {"symbols": targets.symbols, "target": targets.target}
+        made = {TEXT: {"labels": len(targets.symbols)}}
+        stage = {**hparams, "about": {TEXT: texts}}
+        scores = train(stage, run_opts, TEXT, made, *data)
+        hparams = second_stage(hparams)
+    else:
+        save_parts(folder, {name: given[0]}, {name: given[1]})
+    if labels.classes:
+        parts, found = load_parts(folder, [name])
+        units, made, about = parts[name].num_units, {}, {}
+        for label, names in labels.classes.items():
+            made[label] = {"classes": len(names), "text_units": units}
+            about[label] = {"classes": names}
+            about[label]["text"] = found["parts"][name]["sha256"]
+        stage = {**hparams, "about": about, "text_half": parts[name]}
+        scores |= train(stage, run_opts, "label", made, *data)
+    written = {"layer": layer, "mixed": mixed, "frame_rate": rate}
+    written["split"] = labels.shared
+    write_json(f"{folder}/vib.json", {**written, "halves": scores})
+    table = Table.of("", "", score_rows(scores))
+    print(f"\n{markdown_table(table.header, table.rows)}\n\n{labels.shared}")
+    print(f"\nWritten to {folder}/vib.json")
+
+
+def main(argv):
+    """Runs the recipe with a command line."""
+    vib(*config.load_experiment(argv, *RULES))
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:], "vib.py")
