@@ -25,13 +25,37 @@ WHOLE = "h"
 PIECE = 2**14
 
 
+class CodedRows:
+    """Rows of a layer, coded as they are read; see `Rows`.
+
+    Arguments
+    ---------
+    rows, half : Rows, Bottleneck
+        Of the layer; what codes them.
+    """
+
+    def __init__(self, rows, half):
+        self.rows, self.half = rows, half
+
+    @torch.no_grad()
+    def __getitem__(self, chosen):
+        """Returns codes of rows (a tensor, or a slice), (rows, units)."""
+        return self.half.encode(self.rows[chosen])
+
+    def split(self, size):
+        """Yields all in order, so many at a time."""
+        for first in range(0, len(self.rows), size):
+            yield self[first : first + size]
+
+
 class Side(NamedTuple):
     """One part of a corpus: the frames of a layer, and of its halves.
 
     Arguments
     ---------
-    x : dict of str to Rows
-        Name -> (rows, channels): unpadded frames, utterance after utterance.
+    x : dict of str to Rows or CodedRows
+        Name -> (rows, channels): unpadded frames, utterance after utterance;
+        `WHOLE`, the layer itself, is first.
     first : numpy.ndarray
         First row of each utterance, and last the number of rows.
     ids, recordings : list of str
@@ -68,30 +92,29 @@ class Side(NamedTuple):
         return cls(rows, first, ids, recordings or ids, y)
 
     @classmethod
-    def read(cls, store, layers, labels, binned=None):
+    def read(cls, store, layer, halves, labels, binned=None):
         """Reads an ActivationStore of all frames.
 
         Arguments
         ---------
-        store, layers : ActivationStore, dict of str to str
-            Name -> layer of the store.
+        store, layer : ActivationStore, str
+            What h is.
+        halves : dict of str to Bottleneck
+            Name -> what codes the frames of the layer.
         labels : dict of str to (list of str, str)
             Classes and kind of each label of the manifest.
-        binned : dict of str to dict of str to int, optional
-            Further labels: utterance -> class.
+        binned : dict of str to numpy.ndarray, optional
+            Further labels of utterances, (utterances,).
         """
-        layer = next(iter(layers.values()))
-        first = np.searchsorted(
-            store[layer].utterance, np.arange(1 + len(store.ids))
-        )
+        rows = store[layer]
+        first = np.searchsorted(rows.utterance, np.arange(1 + len(store.ids)))
         y = {n: store.labels(n, *how, layer) for n, how in labels.items()}
         for name, (_, kind) in labels.items():
             if kind == UTTERANCE:
                 y[name] = y[name][first[:-1]]
-        for name, known in (binned or {}).items():
-            y[name] = np.array([known.get(i, NO_LABEL) for i in store.ids])
-        x = {name: store[layer] for name, layer in layers.items()}
-        return cls(x, first, store.ids, store.recordings, y)
+        y |= binned or {}
+        x = {name: CodedRows(rows, half) for name, half in halves.items()}
+        return cls({WHOLE: rows, **x}, first, store.ids, store.recordings, y)
 
     def frames(self, name, utterance):
         """Returns the frames of an utterance, (time, channels)."""
@@ -129,10 +152,10 @@ class Side(NamedTuple):
         found = {}
         for name in names:
             if len(y) == count:
-                array = StoredArray(self.means(name), np.arange(1 + count))
+                x = self.means(name)[at]
             else:
-                (array,) = self.x[name].parts
-            x = Rows([array._replace(index=at)])
+                x = self.x[name][torch.from_numpy(at)].numpy()
+            x = Rows([StoredArray(x, [0, len(at)])])
             found[name] = Examples(x, y[at], unit, kept.tolist())
         return found
 
@@ -165,6 +188,8 @@ def probe(sides, label, classes, names, settings, hidden, folder):
         sides[part].examples(label, names, rows[part], settings.seed)
         for part in ("train", "valid", "test")
     )
+    if len(sides["test"].y[label]) == len(sides["test"].ids):
+        check_classes(known, test, label)
     units = {n: {True: moments(x.x.split(PIECE))} for n, x in known.items()}
     folder = Path(folder, f"{label}_{hidden}")
     options = classes, True, hidden, settings.passes, settings.device
@@ -178,6 +203,16 @@ def probe(sides, label, classes, names, settings, hidden, folder):
     train_y = next(iter(both.values())).y
     scored = score_probes(chosen, valid, tested, test, train_y, 1, notes)
     return (*scored, by_chance(next(iter(test.values())), train_y, classes))
+
+
+def check_classes(known, test, label):
+    """Raises an Unmeasurable for classes of recordings that training lacks."""
+    known, test = (next(iter(part.values())).y for part in (known, test))
+    if lacking := np.setdiff1d(test, known).size:
+        raise Unmeasurable(
+            f"The test part has {lacking} classes of {label} that the training "
+            f"part lacks: it is divided by {label}, and no probe can read it."
+        )
 
 
 def by_chance(test, train_y, classes):

@@ -21,6 +21,7 @@ from speechbrain_sim.analysis.half_probes import (
 from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.score_sheet import measured
 from speechbrain_sim.analysis.sequence_probes import probe_pooled, probe_text
+from speechbrain_sim.bottlenecks.base import CONSTANT
 from speechbrain_sim.data.acoustics import quantile_bins
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.files import cached_result, text_hash
@@ -30,6 +31,8 @@ PARTS = "train", "valid", "test"
 #: kinds of probes: of the mean over frames, or of single frames, linear and with
 #: a hidden layer; and the paper's
 LINEAR, HIDDEN, POOLED = PROBES = "linear", "hidden layer", "attention pooling"
+#: fewest recordings of a map
+FEWEST = 5
 #: counts up whenever these scores change: older ones are stale
 VERSION = 1
 
@@ -73,28 +76,28 @@ class Settings(NamedTuple):
     device: str = "cpu"
 
 
-def names_of(layers, layer):
-    """Names the layer and its halves: name -> layer of a CodedEncoder.
+def halves_of(coded, layer):
+    """Returns the halves of a layer of a CodedEncoder: name -> bottleneck.
 
-    Example
-    -------
-    >>> names_of(["c", "c.vib.text", "c.vib.sex", "c.sae"], "c")
-    {'h': 'c', 'z_text': 'c.vib.text', 'z_sex': 'c.vib.sex'}
+    That of `context.vib.text` is named `z_text`.
     """
     start = f"{layer}.vib."
-    halves = [name for name in layers if name.startswith(start)]
-    return {WHOLE: layer} | {f"z_{n[len(start) :]}": n for n in halves}
+    return {
+        f"z_{name.removeprefix(start)}": half
+        for name, half in coded.bottlenecks.items()
+        if name.startswith(start)
+    }
 
 
-def read_sides(stores, names, labels, values, bins=4):
+def read_sides(stores, layer, halves, labels, values, bins=4):
     """Reads the parts of a corpus, numbers of recordings as quantile bins.
 
     Arguments
     ---------
     stores : dict of str to ActivationStore
         "train", "valid" and "test", of all frames.
-    names : dict of str to str
-        From `names_of`.
+    layer, halves : str, dict of str to Bottleneck
+        What h is; from `halves_of`.
     labels : dict of str to (list of str, str)
         Classes and kind of labels of the manifests.
     values : dict of str to dict of str to float
@@ -105,26 +108,25 @@ def read_sides(stores, names, labels, values, bins=4):
     Returns
     -------
     sides, classes : (dict of str to Side, dict of str to list of str)
-        By part; and the classes of each label.
+        By part; and the classes of each label: none if its values do not fill
+        the bins.
     """
-    binned = {part: {} for part in PARTS}
+    binned, classes = {part: {} for part in PARTS}, {}
     for label, known in values.items():
-        there = {
-            part: [
-                i for i in stores[part].ids if np.isfinite(known.get(i, np.nan))
-            ]
+        numbers = {
+            part: [known.get(name, np.nan) for name in stores[part].ids]
             for part in PARTS
         }
-        numbers = {
-            p: np.array([known[i] for i in ids]) for p, ids in there.items()
-        }
-        for part, ids in there.items():
-            found = quantile_bins(numbers["train"], numbers[part], bins)
-            binned[part][label] = dict(zip(ids, map(int, found), strict=True))
-    sides = {p: Side.read(stores[p], names, labels, binned[p]) for p in PARTS}
-    classes = {label: known for label, (known, _) in labels.items()}
-    parts = [f"{i + 1} of {bins}" for i in range(bins)]
-    return sides, classes | dict.fromkeys(values, parts)
+        try:
+            for part, found in numbers.items():
+                y = quantile_bins(numbers["train"], found, bins, label)
+                binned[part][label] = y
+            classes[label] = [f"{i + 1} of {bins}" for i in range(bins)]
+        except ValueError:  # equal, or few
+            classes[label] = []
+    given = layer, halves, labels
+    sides = {p: Side.read(stores[p], *given, binned[p]) for p in PARTS}
+    return sides, {n: known for n, (known, _) in labels.items()} | classes
 
 
 def measure(sides, classes, settings, folder, targets=None):
@@ -152,6 +154,9 @@ def measure(sides, classes, settings, folder, targets=None):
     test, found = sides["test"], {"probes": {}, "text": {}}
 
     def solve(kind, label):
+        if not classes[label]:
+            few = f"The training part has too few values of {label}"
+            raise Unmeasurable(f"{few}, or too many that are equal, for bins.")
         of = sides, label, len(classes[label]), names, settings
         if kind == POOLED:
             if len(test.y[label]) != len(test.ids):
@@ -172,7 +177,7 @@ def measure(sides, classes, settings, folder, targets=None):
     found["mapped"] = {
         label: (known, test.y[label].tolist())
         for label, known in classes.items()
-        if len(test.y[label]) == len(test.ids)
+        if known and len(test.y[label]) == len(test.ids)
     }
     if targets is not None:
         texts = [targets.ids["test"][i].tolist() for i in test.ids]
@@ -197,52 +202,63 @@ def map_means(means, seed=1):
     Returns
     -------
     dict of str to list of list of float
-        Half -> x and y of each utterance. Unmeasurable if there are fewer than
-        four.
+        Half -> x and y of each utterance, without halves whose means are all
+        alike. Unmeasurable if none is left, or there are too few utterances.
     """
     manifold, places = import_extra("sklearn.manifold", "analysis"), {}
     for name, x in means.items():
-        if len(x) < 4:
-            raise Unmeasurable(f"{len(x)} utterances are no map: four are.")
-        x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-8)
-        perplexity = min(30, (len(x) - 1) / 3)
-        tsne = manifold.TSNE(perplexity=perplexity, random_state=seed)
-        places[name] = tsne.fit_transform(x).astype(float).round(3).tolist()
+        if len(x) < FEWEST:
+            few = f"{len(x)} test recordings are no map"
+            raise Unmeasurable(f"{few}: it needs {FEWEST}.")
+        varies = x.std(0) > CONSTANT * np.abs(x).max()
+        if varies.any():
+            x = x[:, varies].astype(float)
+            x = (x - x.mean(0)) / x.std(0)
+            perplexity = min(30, (len(x) - 1) / 3)
+            tsne = manifold.TSNE(perplexity=perplexity, random_state=seed)
+            place = tsne.fit_transform(x)
+            places[name] = place.astype(float).round(3).tolist()
+    if not places:
+        raise Unmeasurable("The halves do not vary over test recordings.")
     return places
 
 
-def measure_stores(path, stores, layer, labels, values, settings, targets=None):
-    """Measures the halves of a layer of a CodedEncoder, or reads what was.
+def measure_model(
+    path, model, stores, layer, labels, values, settings, targets=None
+):
+    """Measures the halves of a layer of a model, or reads what was measured.
 
     Arguments
     ---------
     path : str or Path
         The json file that keeps the result, with hashes of all it is made of.
-    stores, labels, values, settings, targets :
+    model : (CodedEncoder, dict)
+        From `speechbrain_sim.models.load.load_encoder`.
+    stores, layer, labels, values, settings, targets :
         See `read_sides` and `measure`.
-    layer : str
-        Whose halves, see `names_of`.
 
     Returns
     -------
     dict
     """
-    names = names_of(stores["test"].layers, layer)
-    texts = (
-        {} if targets is None else targets.ids["train"] | targets.ids["test"]
-    )
+    coded, description = model
+    halves = halves_of(coded, layer)
+    texts = {} if targets is None else targets.ids
+    texts = {p: {n: x.tolist() for n, x in t.items()} for p, t in texts.items()}
     made_of = {
         "of": VERSION,
+        "model": description["sha256"],
+        "layer": layer,
         "stores": {part: store.made_of for part, store in stores.items()},
-        "names": names,
         "labels": labels,
         "values": text_hash(json.dumps(values, sort_keys=True)),
-        "texts": text_hash(str({n: x.tolist() for n, x in texts.items()})),
+        "texts": text_hash(json.dumps(texts, sort_keys=True)),
         "settings": settings._asdict() | {"device": None},
     }
 
     def compute():
-        read = read_sides(stores, names, labels, values, settings.bins)
-        return measure(*read, settings, Path(path).parent, targets)
+        given = stores, layer, halves, labels, values, settings.bins
+        folder = Path(path).parent
+        return measure(*read_sides(*given), settings, folder, targets)
 
     return cached_result(path, made_of, compute)

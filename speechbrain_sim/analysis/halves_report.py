@@ -23,6 +23,11 @@ from speechbrain_sim.report.tables import (
 
 #: classes beyond which a map has no legend
 LEGEND = 8
+#: what it means where controls are above chance
+FAILED = (
+    "Probes on shuffled labels are above chance: labels reach the features, or "
+    "examples are few. These accuracies mean nothing."
+)
 #: what to know about each table
 CAPTIONS = {
     "read": "Test accuracy in percent, with 95 % intervals over recordings, of "
@@ -56,6 +61,8 @@ def tables(found):
             if "gap" in scores:
                 gaps.setdefault(scores["gap"], row[""])
                 continue
+            if not all(s["control"]["passed"] for s in scores.values()):
+                gaps.setdefault(FAILED, row[""])
             whole = scores[WHOLE]
             cells = {n: percent(score) for n, score in scores.items()}
             cells["chance"] = number(100 * whole["chance"], 1)
@@ -155,6 +162,45 @@ def plot_map(places, labels, path):
                 place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
                 row[-1].legend(fontsize=7, **place)
         figure.tight_layout()
+
+
+def curves_of(runs, label):
+    """Makes the three panels of curves over layers from a run of each.
+
+    Arguments
+    ---------
+    runs : dict of str to (dict, dict)
+        Layer -> scores of the training, from `score_halves`, and from
+        `speechbrain_sim.analysis.halves.measure`.
+    label : str
+        Of stage 2.
+
+    Returns
+    -------
+    dict of str to dict of str to dict
+        See `plot_layers`: errors of stage 1 and accuracies of stage 2, beside
+        the same decoder of h; and what linear probes read of each half.
+    """
+    panels = {}
+
+    def add(title, line, layer, score):
+        panels.setdefault(title, {}).setdefault(line, {})[layer] = score
+
+    for layer, (trained, found) in runs.items():
+        kinds = [k for k, x in trained["text"].items() if isinstance(x, dict)]
+        for half, line in {"text": "z_text", "text_baseline": WHOLE}.items():
+            score = trained[half][kinds[0]]
+            add(f"{kinds[0]}, stage 1", line, layer, score)
+        for half, line in {
+            label: f"z_{label}",
+            f"{label}_baseline": WHOLE,
+        }.items():
+            add(f"{label}, stage 2", line, layer, trained[half]["accuracy"])
+        scores = next(iter(found["probes"].values()))[label]
+        for name, score in scores.items() if "gap" not in scores else ():
+            score = {"value": score["accuracy"], "interval": score["interval"]}
+            add(f"{label}, by each half", name, layer, score)
+    return panels
 
 
 def plot_layers(panels, layers, path):

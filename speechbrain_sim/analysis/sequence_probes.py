@@ -13,7 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from speechbrain_sim.analysis.code_scores import over_recordings
-from speechbrain_sim.analysis.half_probes import WHOLE, by_chance, survives
+from speechbrain_sim.analysis.half_probes import (
+    WHOLE,
+    by_chance,
+    check_classes,
+    survives,
+)
 from speechbrain_sim.analysis.probes import score_probes
 from speechbrain_sim.data.labels import NO_LABEL
 from speechbrain_sim.data.targets import error_rates
@@ -186,6 +191,7 @@ def probe_pooled(sides, label, classes, names, settings):
     known, valid, test = (
         side.examples(label, names, 0, settings.seed) for side in sides.values()
     )
+    check_classes(known, test, label)
     kept = [np.flatnonzero(s.y[label] != NO_LABEL) for s in sides.values()]
     y = torch.from_numpy(next(iter(known.values())).y)
     targets = [y, *shuffled_labels(y, settings.controls).long()]
