@@ -14,6 +14,7 @@ of the test part. Started again after a kill, a run is resumed, in either stage.
 import sys
 
 import speechbrain as sb
+import torch
 from bottleneck import keep_model
 from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -31,14 +32,14 @@ from speechbrain_sim.brains.vib import (
     TEXT,
     HalvesBrain,
     make_halves,
-    read_labels,
+    read_label,
+    read_text,
     read_text_half,
     text_part,
 )
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import UTTERANCE, kind_of
-from speechbrain_sim.data.targets import read_targets
 from speechbrain_sim.encoders.mixed import MIX, MixedEncoder
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.files import write_json
@@ -87,25 +88,30 @@ def open_layer(encoder, layers, latent_dim):
     return MixedEncoder(encoder, layers), MIX, layers
 
 
-def read_data(hparams, encoder, layer):
-    """Prepares the corpus; returns its `Targets`, if needed, and `Labels`.
+def read_tasks(hparams, encoder, layer):
+    """Prepares the corpus, and lists its tasks: the text first, if needed.
 
     Raises a ValueError, before any work, for what cannot be learnt.
     """
     hparams["prepare"]()
-    manifests = {part: hparams[f"{part}_csv"] for part in PARTS}
-    labels = read_labels(manifests, hparams["data_folder"], hparams["labels"])
-    if hparams["text_from"]:
-        return None, labels
-    targets = read_targets(
-        manifests,
-        hparams["target"],
-        hparams["text_column"],
-        frames=lambda samples: encoder.output_lengths(samples, layer),
-        data_folder=hparams["data_folder"],
-        vocabulary=hparams["pieces"],
-    )
-    return targets, labels
+    manifests, tasks = {part: hparams[f"{part}_csv"] for part in PARTS}, []
+    data, folder = hparams["data_folder"], hparams["save_folder"]
+    if not hparams["text_from"]:
+        task = read_text(
+            manifests,
+            data,
+            f"{folder}/{TEXT}",
+            hparams["split"],
+            target=hparams["target"],
+            text=hparams["text_column"],
+            frames=lambda samples: encoder.output_lengths(samples, layer),
+            vocabulary=hparams["pieces"],
+        )
+        tasks.append(task)
+    for label in hparams["labels"]:
+        asked = f"{folder}/{label}", hparams["split"], label
+        tasks.append(read_label(manifests, data, *asked))
+    return tasks
 
 
 def encode(hparams, run_opts, encoder, description, layer):
@@ -116,8 +122,8 @@ def encode(hparams, run_opts, encoder, description, layer):
     options = {"layers": [layer], "rows": ALL}
     options["max_seconds"] = hparams["encoding_seconds"]
     options["device"] = run_opts["device"] or infer_device()
-    return {
-        part: encode_manifest(
+    return [
+        encode_manifest(
             encoder,
             description,
             hparams[f"{part}_csv"],
@@ -126,17 +132,17 @@ def encode(hparams, run_opts, encoder, description, layer):
             **options,
         )
         for part in PARTS
-    }
+    ]
 
 
-def second_stage(hparams):
+def next_stage(hparams, name):
     """Returns settings with other objects that count, log and save epochs.
 
-    The first stage has the yaml's: by these, a run is known again.
+    The first stage has those of the yaml: by these, a run is known again.
     """
     counter = EpochCounter(hparams["number_of_epochs"])
-    saved = f"{hparams['save_folder']}/labels", {"epoch_counter": counter}
-    log = f"{hparams['output_folder']}/train_log_labels.txt"
+    saved = f"{hparams['save_folder']}/{name}", {"epoch_counter": counter}
+    log = f"{hparams['output_folder']}/train_log_{name}.txt"
     return {
         **hparams,
         "epoch_counter": counter,
@@ -145,71 +151,63 @@ def second_stage(hparams):
     }
 
 
-def train(hparams, run_opts, kind, made, stores, labels, encoder_sha256):
-    """Trains the halves of a stage; returns the scores of the test part.
-
-    `made`: label -> arguments of its half.
-    """
-    sizes = (hparams[n] for n in ("channels", "latent_dim", "num_mixed"))
-    make = hparams["halves"][kind], hparams["seed"], made, *sizes
-    brain = HalvesBrain(
-        make_halves(*make),
-        hparams["opt_class"],
-        hparams,
-        run_opts,
-        hparams["checkpointer"],
+def train(hparams, run_opts, task, stores, text_half=None):
+    """Trains a half, and its baseline; returns their scores of the test part."""
+    kind = TEXT if task.name == TEXT else "label"
+    sizes = hparams["latent_dim"], getattr(text_half, "num_units", 0)
+    halves = make_halves(
+        task,
+        hparams["halves"][kind],
+        hparams["seed"],
+        *sizes,
+        input_channels=hparams["channels"],
+        layers=len(hparams["layers"]),
     )
+    own = {"task": task, "text_half": text_half}
+    own |= {f"{part}_csv": path for part, path in task.manifests.items()}
+    saved = hparams["checkpointer"]
+    settings = {**hparams, **own}
+    brain = HalvesBrain(halves, hparams["opt_class"], settings, run_opts, saved)
     brain.open_run()
-    y = labels.y if kind != TEXT else dict.fromkeys(PARTS, {})
-    brain.fit_stores(stores, y, encoder_sha256)
-    found = brain.test(stores["test"], y["test"])
-    return score_halves(found, hparams["frame_rate"], y["test"], y["train"])
+    print(f"\n=== {task.name}: {task.division}", flush=True)
+    brain.fit_stores(stores)
+    y = []
+    for part in ("test", "train") if kind != TEXT else ():
+        y.append(torch.stack([*task.targets[part].values()]).numpy())
+    return score_halves(brain.test(), hparams["frame_rate"], *y)
 
 
 def vib(hparams, run_opts):
     """Encodes, trains both stages, and scores the halves."""
     folder, source = hparams["output_folder"], hparams["encoder"]
     original, description = plain(*load_encoder(source))
-    encoder, layer, mixed = open_layer(
-        original, hparams["layers"], hparams["latent_dim"]
-    )
+    asked = hparams["layers"], hparams["latent_dim"]
+    encoder, layer, mixed = open_layer(original, *asked)
     check_folder(folder, original, description, source)
-    digest, given = description["sha256"], None
+    name, given = text_part(layer), None
     if hparams["text_from"]:
-        given = read_text_half(hparams["text_from"], digest, layer, mixed)
+        asked = description["sha256"], layer, mixed
+        given = read_text_half(hparams["text_from"], *asked)
     sb.create_experiment_directory(folder)
-    targets, labels = read_data(hparams, encoder, layer)
+    tasks = read_tasks(hparams, encoder, layer)
     stores = encode(hparams, run_opts, encoder, description, layer)
     keep_model(folder, original, description, source)
-    hparams |= {"layer": layer, "mixed": mixed, "targets": targets}
-    hparams |= {"channels": encoder.channels_of(layer), "text_half": None}
-    hparams |= {"num_mixed": len(hparams["layers"])}
-    rate = hparams["frame_rate"] = (
-        SAMPLE_RATE / encoder.frame_geometry(layer)[0]
-    )
-    data, scores, name = (stores, labels, digest), {}, text_part(layer)
-    if given is None:
-        texts = {"symbols": targets.symbols, "target": targets.target}
-        made = {TEXT: {"labels": len(targets.symbols)}}
-        stage = {**hparams, "about": {TEXT: texts}}
-        scores = train(stage, run_opts, TEXT, made, *data)
-        hparams = second_stage(hparams)
-    else:
+    if given is not None:
         save_parts(folder, {name: given[0]}, {name: given[1]})
-    if labels.classes:
-        parts, found = load_parts(folder, [name])
-        units, made, about = parts[name].num_units, {}, {}
-        for label, names in labels.classes.items():
-            made[label] = {"classes": len(names), "text_units": units}
-            about[label] = {"classes": names}
-            about[label]["text"] = found["parts"][name]["sha256"]
-        stage = {**hparams, "about": about, "text_half": parts[name]}
-        scores |= train(stage, run_opts, "label", made, *data)
-    written = {"layer": layer, "mixed": mixed, "frame_rate": rate}
-    written["split"] = labels.shared
-    write_json(f"{folder}/vib.json", {**written, "halves": scores})
+    rate = SAMPLE_RATE / encoder.frame_geometry(layer)[0]
+    made = {"layer": layer, "mixed": mixed, "frame_rate": rate}
+    hparams |= {**made, "channels": encoder.channels_of(layer)}
+    scores = {}
+    for task in tasks:
+        stage = next_stage(hparams, task.name) if scores else hparams
+        half = (
+            None if task.name == TEXT else load_parts(folder, [name])[0][name]
+        )
+        scores |= train(stage, run_opts, task, stores, half)
+    made["split"] = {task.name: task.division for task in tasks}
+    write_json(f"{folder}/vib.json", {**made, "halves": scores})
     table = Table.of("", "", score_rows(scores))
-    print(f"\n{markdown_table(table.header, table.rows)}\n\n{labels.shared}")
+    print(f"\n{markdown_table(table.header, table.rows)}")
     print(f"\nWritten to {folder}/vib.json")
 
 

@@ -3,13 +3,12 @@
 import numpy as np
 
 from speechbrain_sim.analysis.intervals import bootstrap_interval, chance_level
-from speechbrain_sim.models.format import BASELINE
 from speechbrain_sim.report.tables import number, with_interval
 
 ACCURACY = "accuracy"
 
 
-def score_halves(found, frame_rate, y, train_y):
+def score_halves(found, frame_rate, y=None, train_y=None):
     """Scores what `HalvesBrain.test` found, with intervals over utterances.
 
     Arguments
@@ -18,8 +17,8 @@ def score_halves(found, frame_rate, y, train_y):
         Module -> KL per frame, or None, and errors by kind.
     frame_rate : float
         Frames per second.
-    y, train_y : dict of str to dict of str to int
-        Label -> utterance -> class, of this part and of the training part.
+    y, train_y : numpy.ndarray, optional
+        Classes of this part and of the training part, for chance.
 
     Returns
     -------
@@ -31,7 +30,7 @@ def score_halves(found, frame_rate, y, train_y):
     Example
     -------
     >>> found = {"text": (2.0, {"PER": ([1, 0], [4, 4])})}
-    >>> score_halves(found, 100.0, {}, {})["text"]["PER"]["value"]
+    >>> score_halves(found, 100.0)["text"]["PER"]["value"]
     0.125
     """
     scores = {}
@@ -42,9 +41,7 @@ def score_halves(found, frame_rate, y, train_y):
         for kind, (wrong, of) in errors.items():
             if kind == "error":
                 kind, wrong = ACCURACY, np.subtract(of, wrong)
-                label = name.removesuffix(f"_{BASELINE}")
-                classes = (list(part[label].values()) for part in (train_y, y))
-                numbers["chance"] = chance_level(*map(np.array, classes))
+                numbers["chance"] = chance_level(train_y, y)
             interval = bootstrap_interval(wrong, of)
             value = float(np.sum(wrong) / np.sum(of))
             numbers[kind] = {"value": value, "interval": list(interval)}
