@@ -14,8 +14,9 @@ from tqdm import tqdm
 from speechbrain_sim.analysis.attribution import integrated_gradients
 from speechbrain_sim.analysis.code_scores import over_recordings
 from speechbrain_sim.analysis.half_probes import WHOLE
-from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.score_sheet import measured
+from speechbrain_sim.data.acoustics import contours
+from speechbrain_sim.data.labels import labels_of_frames
 
 #: what scores are called
 TEXTUAL, ACOUSTIC = "textual attention", "acoustic attention"
@@ -109,18 +110,33 @@ def span_cue(spans, times):
     return cue
 
 
-def resampled(values, at, times):
-    """Reads a contour, known `at` some seconds, at those of the frames.
+def acoustic_cues(wav, frames, geometry):
+    """Marks peaks and valleys of pitch and of intensity at the frames of a layer.
 
-    The nearest value counts; NaN stays NaN.
+    Arguments
+    ---------
+    wav : torch.Tensor
+        (samples,) at 16 kHz.
+    frames, geometry : int, (int, float)
+        Of the utterance; see `Encoder.frame_geometry`.
 
-    Example
+    Returns
     -------
-    >>> resampled(np.array([1.0, 2.0]), np.array([0.0, 1.0]), [0.2, 0.9])
-    array([1., 2.])
+    dict of str to numpy.ndarray
+        `pitch` and `intensity`, (frames,): see `turning_points`.
     """
-    middle = (np.asarray(at)[1:] + np.asarray(at)[:-1]) / 2
-    return np.asarray(values, float)[np.searchsorted(middle, times)]
+    found = contours(wav)
+    at, cues = labels_of_frames(frames, *geometry).numpy(), {}
+    for name in "pitch", "intensity":
+        contour = getattr(found, name).numpy()
+        marks, cues[name] = (
+            np.flatnonzero(turning_points(contour)),
+            np.zeros(frames),
+        )
+        # of a slow layer, the frame that is nearest
+        nearest = np.abs(at[:, None] - marks).argmin(0)
+        cues[name][nearest] = 1
+    return cues
 
 
 def agreement(scores, cues, unit):
@@ -192,20 +208,20 @@ def attribute(text_half, half, baseline, h):
     return scores, gap
 
 
-def measure_attribution(side, parts, cues, most=MOST):
+def measure_attribution(side, parts, cues_of, most=MOST):
     """Compares what drives a class with what happens in the frames.
 
     Arguments
     ---------
     side : Side
-        Test part, with h.
+        Test part.
     parts : tuple
         The first three arguments of `attribute`.
-    cues : dict of str to dict of str to numpy.ndarray
-        Name -> utterance -> (frames,), from 0 to 1; see `turning_points` and
-        `span_cue`. Utterances without any are left out.
+    cues_of : callable
+        (utterance, frames) -> name -> (frames,), from 0 to 1: see
+        `acoustic_cues` and `span_cue`.
     most : int
-        Utterances that are attributed, the first ones.
+        Utterances that are attributed: evenly spread.
 
     Returns
     -------
@@ -214,34 +230,27 @@ def measure_attribution(side, parts, cues, most=MOST):
         integration, of each utterance; `strips`: of some utterances, scores and
         cues of each frame, by their names.
     """
-    known = [
-        i for i, n in enumerate(side.ids) if any(n in c for c in cues.values())
-    ]
-    scores, gaps, ids = {}, [], [side.ids[i] for i in known[:most]]
-    for i in tqdm(known[:most], "attribution", unit="utterance"):
-        found, gap = attribute(*parts, side.frames(WHOLE, i))
+    chosen = np.unique(np.linspace(0, len(side.ids) - 1, most).astype(int))
+    scores, cues, gaps, strips = {}, {}, [], {}
+    for i in tqdm(chosen.tolist(), "attribution", unit="utterance"):
+        h, name = side.frames(WHOLE, i), side.ids[i]
+        found, gap = attribute(*parts, h)
+        known = cues_of(name, len(h))
         gaps.append(gap)
-        for name, values in found.items():
-            scores.setdefault(name, {})[side.ids[i]] = values
-    owner = dict(zip(side.ids, side.recordings, strict=True))
+        for score, values in found.items():
+            scores.setdefault(score, {})[i] = values
+        for cue, marks in known.items():
+            cues.setdefault(cue, {})[i] = marks
+        if len(strips) < SHOWN:
+            rows = {**found, **known}.items()
+            strips[name] = {n: x.round(5).tolist() for n, x in rows}
 
     def compare(score, cue):
-        if not (there := [name for name in ids if name in cue]):
-            raise Unmeasurable("No utterance has this cue.")
-        pairs = [[of[name] for name in there] for of in (score, cue)]
-        return agreement(*pairs, [owner[name] for name in there])
+        pairs = [[of[i] for i in cue] for of in (score, cue)]
+        return agreement(*pairs, [side.recordings[i] for i in cue])
 
-    rows = {**scores, **cues}
-    return {
-        "cues": {
-            name: {
-                cue: measured(compare, score, of) for cue, of in cues.items()
-            }
-            for name, score in scores.items()
-        },
-        "gaps": gaps,
-        "strips": {
-            i: {n: of[i].round(5).tolist() for n, of in rows.items() if i in of}
-            for i in ids[:SHOWN]
-        },
+    compared = {
+        name: {cue: measured(compare, score, of) for cue, of in cues.items()}
+        for name, score in scores.items()
     }
+    return {"cues": compared, "gaps": gaps, "strips": strips}

@@ -42,45 +42,40 @@ class CodedRows:
         """Returns codes of rows (a tensor, or a slice), (rows, units)."""
         return self.half.encode(self.rows[chosen])
 
-    def split(self, size):
-        """Yields all in order, so many at a time."""
-        for first in range(0, len(self.rows), size):
-            yield self[first : first + size]
-
 
 class Side(NamedTuple):
-    """One part of a corpus: the frames of a layer, and of its halves.
+    """Utterances: the frames of a layer, and of its halves, and labels.
 
     Arguments
     ---------
     x : dict of str to Rows or CodedRows
-        Name -> (rows, channels): unpadded frames, utterance after utterance;
-        `WHOLE`, the layer itself, is first.
-    first : numpy.ndarray
-        First row of each utterance, and last the number of rows.
+        Name -> (rows, channels): unpadded frames; `WHOLE`, the layer itself, is
+        first.
+    spans : numpy.ndarray
+        First and last row of each utterance, (utterances, 2).
     ids, recordings : list of str
         Of the utterances; and what is resampled for intervals.
-    y : dict of str to numpy.ndarray
-        Label -> classes of the utterances, (utterances,), or of the frames,
-        (rows,); NO_LABEL where there is none.
+    y : dict of str to list of numpy.ndarray
+        Label -> of each utterance its class, (), or those of its frames,
+        (time,); NO_LABEL where there is none.
     """
 
     x: dict
-    first: np.ndarray
+    spans: np.ndarray
     ids: list
     recordings: list
     y: dict
 
     @classmethod
-    def of(cls, x, y, recordings=None):
+    def of(cls, x, y, ids=None):
         """Makes a Side of arrays.
 
         Arguments
         ---------
         x : dict of str to list of numpy.ndarray
             Name -> the frames of each utterance, (time, channels).
-        y, recordings : dict, list of str, optional
-            See `Side`; each utterance is a recording by default.
+        y, ids : dict, list of str
+            See `Side`; each utterance is a recording.
         """
         every = next(iter(x.values()))
         first = np.cumsum([0, *map(len, every)])
@@ -88,37 +83,48 @@ class Side(NamedTuple):
             name: Rows([StoredArray(np.concatenate(frames), first)])
             for name, frames in x.items()
         }
-        ids = [*map(str, range(len(every)))]
-        return cls(rows, first, ids, recordings or ids, y)
+        ids = ids or [*map(str, range(len(every)))]
+        return cls(rows, _spans(first), ids, ids, y)
 
     @classmethod
-    def read(cls, store, layer, halves, labels, binned=None):
-        """Reads an ActivationStore of all frames.
+    def read(cls, stores, layer, halves, labels):
+        """Reads all utterances of stores.
 
         Arguments
         ---------
-        store, layer : ActivationStore, str
-            What h is.
+        stores, layer : list of ActivationStore, str
+            Of all frames; what h is.
         halves : dict of str to Bottleneck
             Name -> what codes the frames of the layer.
         labels : dict of str to (list of str, str)
-            Classes and kind of each label of the manifest.
-        binned : dict of str to numpy.ndarray, optional
-            Further labels of utterances, (utterances,).
+            Classes and kind of each label of the manifests.
         """
-        rows = store[layer]
-        first = np.searchsorted(rows.utterance, np.arange(1 + len(store.ids)))
-        y = {n: store.labels(n, *how, layer) for n, how in labels.items()}
-        for name, (_, kind) in labels.items():
-            if kind == UTTERANCE:
-                y[name] = y[name][first[:-1]]
-        y |= binned or {}
+        rows = Rows([part for store in stores for part in store[layer].parts])
+        ids = [name for store in stores for name in store.ids]
+        first = np.searchsorted(rows.utterance, np.arange(1 + len(ids)))
+        owners, y = [n for store in stores for n in store.recordings], {}
+        for label, (classes, kind) in labels.items():
+            every = [s.labels(label, classes, kind, layer) for s in stores]
+            each = np.split(np.concatenate(every), first[1:-1])
+            y[label] = [x[0] for x in each] if kind == UTTERANCE else each
         x = {name: CodedRows(rows, half) for name, half in halves.items()}
-        return cls({WHOLE: rows, **x}, first, store.ids, store.recordings, y)
+        return cls({WHOLE: rows, **x}, _spans(first), ids, owners, y)
+
+    def select(self, ids):
+        """Returns some of the utterances, by their IDs, in that order."""
+        place = {name: at for at, name in enumerate(self.ids)}
+        at = [place[name] for name in ids]
+        y = {label: [known[i] for i in at] for label, known in self.y.items()}
+        recordings = [self.recordings[i] for i in at]
+        return Side(self.x, self.spans[at], list(ids), recordings, y)
+
+    def of_frames(self, label):
+        """Returns whether a label is of frames, not of utterances."""
+        return np.ndim(self.y[label][0]) > 0
 
     def frames(self, name, utterance):
         """Returns the frames of an utterance, (time, channels)."""
-        return self.x[name][slice(*self.first[utterance : utterance + 2])]
+        return self.x[name][slice(*self.spans[utterance].tolist())]
 
     def means(self, name):
         """Computes the mean over the frames of each utterance."""
@@ -128,7 +134,7 @@ class Side(NamedTuple):
 
     def units(self, name):
         """Computes mean and standard deviation of the frames' channels."""
-        return moments(self.x[name].split(PIECE))
+        return moments(self.frames(name, i) for i in range(len(self.ids)))
 
     def examples(self, label, names, most, seed):
         """Returns what probes are trained or tested on: name -> Examples.
@@ -136,28 +142,34 @@ class Side(NamedTuple):
         Means of utterances or, of a label of frames, `most` of the frames at
         most, drawn.
         """
-        y, count = self.y[label], len(self.ids)
+        y, owner, frames = self.y[label], np.arange(len(self.ids)), None
+        if self.of_frames(label):
+            frames = np.concatenate([np.arange(*span) for span in self.spans])
+            y, owner = np.concatenate(y), np.repeat(owner, [*map(len, y)])
+        y = np.array(y)
         at = np.flatnonzero(y != NO_LABEL)
         if not len(at):
             raise Unmeasurable(f"Nothing has a class of {label}.")
-        owner = np.arange(count)
-        if len(y) != count:  # of frames
+        if frames is not None:
             noise = keyed_generator(seed, "frames", label, len(at))
             drawn = torch.randperm(len(at), generator=noise)[:most]
             at = np.sort(at[drawn.numpy()])
-            owner = np.repeat(owner, np.diff(self.first))
-        kept = np.unique([self.recordings[i] for i in owner[at]])
-        number = {name: i for i, name in enumerate(kept.tolist())}
-        unit = np.array([number[self.recordings[i]] for i in owner[at]])
+        owners = [self.recordings[i] for i in owner[at]]
+        kept, unit = np.unique(owners, return_inverse=True)
         found = {}
         for name in names:
-            if len(y) == count:
+            if frames is None:
                 x = self.means(name)[at]
             else:
-                x = self.x[name][torch.from_numpy(at)].numpy()
+                x = self.x[name][torch.from_numpy(frames[at])].numpy()
             x = Rows([StoredArray(x, [0, len(at)])])
             found[name] = Examples(x, y[at], unit, kept.tolist())
         return found
+
+
+def _spans(first):
+    """Returns first and last row of utterances, from their first rows."""
+    return np.stack([first[:-1], first[1:]], 1)
 
 
 def probe(sides, label, classes, names, settings, hidden, folder):
@@ -188,7 +200,7 @@ def probe(sides, label, classes, names, settings, hidden, folder):
         sides[part].examples(label, names, rows[part], settings.seed)
         for part in ("train", "valid", "test")
     )
-    if len(sides["test"].y[label]) == len(sides["test"].ids):
+    if not sides["test"].of_frames(label):
         check_classes(known, test, label)
     units = {n: {True: moments(x.x.split(PIECE))} for n, x in known.items()}
     folder = Path(folder, f"{label}_{hidden}")

@@ -22,12 +22,19 @@ from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.score_sheet import measured
 from speechbrain_sim.analysis.sequence_probes import probe_pooled, probe_text
 from speechbrain_sim.bottlenecks.base import CONSTANT
-from speechbrain_sim.data.acoustics import quantile_bins
+from speechbrain_sim.data.acoustics import LABELS as ACOUSTIC
+from speechbrain_sim.data.acoustics import acoustic_labels, quantile_bins
+from speechbrain_sim.data.batches import classes_of
+from speechbrain_sim.data.labels import kind_of
+from speechbrain_sim.data.splits import divide
+from speechbrain_sim.data.tables import read_manifest
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.files import cached_result, text_hash
 
 #: parts of the corpus
 PARTS = "train", "valid", "test"
+#: the division of texts, and of labels without one of their own
+OTHERS = "text"
 #: kinds of probes: of the mean over frames, or of single frames, linear and with
 #: a hidden layer; and the paper's
 LINEAR, HIDDEN, POOLED = PROBES = "linear", "hidden layer", "attention pooling"
@@ -76,6 +83,67 @@ class Settings(NamedTuple):
     device: str = "cpu"
 
 
+class Data(NamedTuple):
+    """What halves are probed for.
+
+    Arguments
+    ---------
+    layer, label : str
+        Whose halves; the label of stage 2.
+    labels, values : dict
+        See `read_side`.
+    targets : (Labels, dict of str to torch.Tensor), optional
+        See `speechbrain_sim.analysis.sequence_probes.probe_text`.
+    """
+
+    layer: str
+    label: str
+    labels: dict
+    values: dict
+    targets: tuple | None = None
+
+
+def read_data(manifests, data_folder, layer, label, labels, label_kinds):
+    """Reads what a corpus' halves are probed for, but for the texts.
+
+    Arguments
+    ---------
+    manifests, data_folder : dict of str to str or Path, str or Path
+        Part -> csv file; of the audio.
+    layer, label :
+        See `Data`.
+    labels : list of str
+        Columns of the manifests, or of `ACOUSTIC`, which are measured.
+    label_kinds : dict of str to str
+        See `speechbrain_sim.data.labels.kind_of`.
+
+    Returns
+    -------
+    Data
+    """
+    known, values = {}, {}
+    first = next(iter(read_manifest(manifests["train"], data_folder).values()))
+    for name in labels:
+        if name in first:  # the corpus' own
+            kind, every = kind_of(name, label_kinds), set()
+            for path in manifests.values():
+                every.update(classes_of(path, data_folder, name, kind))
+            known[name] = sorted(every), kind
+        elif name not in ACOUSTIC:
+            has = ", ".join([*first, *ACOUSTIC])
+            raise ValueError(
+                f"{manifests['train']} has no column '{name}', and it is not "
+                f"measured: choose of {has}."
+            )
+    if asked := [n for n in labels if n not in known]:
+        found = {}
+        for path in manifests.values():
+            found |= acoustic_labels(path, data_folder)
+        for name in asked:
+            values[name] = {i: numbers[name] for i, numbers in found.items()}
+    return Data(layer, label, known, values)
+
+
 def halves_of(coded, layer):
     """Returns the halves of a layer of a CodedEncoder: name -> bottleneck.
 
@@ -89,59 +157,85 @@ def halves_of(coded, layer):
     }
 
 
-def read_sides(stores, layer, halves, labels, values, bins=4):
-    """Reads the parts of a corpus, numbers of recordings as quantile bins.
+def read_divisions(manifests, data_folder, folder, labels, split):
+    """Divides a corpus for each label of utterances, and for all others.
 
     Arguments
     ---------
-    stores : dict of str to ActivationStore
-        "train", "valid" and "test", of all frames.
-    layer, halves : str, dict of str to Bottleneck
-        What h is; from `halves_of`.
-    labels : dict of str to (list of str, str)
-        Classes and kind of labels of the manifests.
-    values : dict of str to dict of str to float
-        Further ones, such as pitch: utterance -> number.
-    bins : int
-        Their number; edges are those of the training part.
+    manifests, data_folder, folder, split :
+        See `speechbrain_sim.data.splits.divide`: by speakers, but for the label
+        `speaker`.
+    labels : list of str
+        Labels of utterances.
 
     Returns
     -------
-    sides, classes : (dict of str to Side, dict of str to list of str)
-        By part; and the classes of each label: none if its values do not fill
-        the bins.
+    dict of str to dict
+        Label, or `OTHERS` for all others -> part -> IDs, and `how`; or a `gap`.
     """
-    binned, classes = {part: {} for part in PARTS}, {}
-    for label, known in values.items():
-        numbers = {
-            part: [known.get(name, np.nan) for name in stores[part].ids]
-            for part in PARTS
-        }
+    found = {}
+    for label in (None, *labels):
+        name = label or OTHERS
         try:
-            for part, found in numbers.items():
-                y = quantile_bins(numbers["train"], found, bins, label)
-                binned[part][label] = y
+            asked = data_folder, Path(folder, name), label, split
+            paths, how = divide(manifests, *asked)
+            found[name] = {
+                part: [*read_manifest(path, data_folder)]
+                for part, path in paths.items()
+            }
+            found[name]["how"] = how
+        except ValueError as error:
+            found[name] = {"gap": str(error)}
+    return found
+
+
+def read_side(stores, layer, halves, labels, values, divisions, bins=4):
+    """Reads a corpus, with numbers of recordings as quantile bins.
+
+    Arguments
+    ---------
+    stores, layer, halves, labels :
+        See `Side.read`.
+    values : dict of str to dict of str to float
+        Further labels, such as pitch: utterance -> number. The edges of bins are
+        those of the training part.
+    divisions, bins : dict, int
+        From `read_divisions`; number of bins.
+
+    Returns
+    -------
+    side, classes : (Side, dict of str to list of str)
+        Classes of each label: none if its values do not fill the bins.
+    """
+    side = Side.read(stores, layer, halves, labels)
+    classes = {label: known for label, (known, _) in labels.items()}
+    for label, known in values.items():
+        of = divisions.get(label, divisions[OTHERS])
+        numbers = [known.get(name, np.nan) for name in side.ids]
+        try:
+            train = [known.get(name, np.nan) for name in of.get("train", ())]
+            side.y[label] = [*quantile_bins(train, numbers, bins, label)]
             classes[label] = [f"{i + 1} of {bins}" for i in range(bins)]
-        except ValueError:  # equal, or few
+        except ValueError:  # few, or equal
             classes[label] = []
-    given = layer, halves, labels
-    sides = {p: Side.read(stores[p], *given, binned[p]) for p in PARTS}
-    return sides, {n: known for n, (known, _) in labels.items()} | classes
+    return side, classes
 
 
-def measure(sides, classes, settings, folder, targets=None):
+def measure(side, divisions, classes, settings, folder, label, targets=None):
     """Measures what probes read of h and of its halves.
 
     Arguments
     ---------
-    sides, classes :
-        From `read_sides`, or `Side.of`.
+    side, divisions, classes :
+        From `read_side` and `read_divisions`.
     settings : Settings
         How.
     folder : str or Path
         Where probes are kept that are solved, until all are.
-    targets : Targets, optional
-        The transcripts of all parts, for probes by CTC.
+    label : str
+        Of stage 2: whose test part is mapped.
+    targets : (Labels, dict of str to torch.Tensor), optional
+        Transcripts: see `probe_text`.
 
     Returns
     -------
@@ -150,16 +244,22 @@ def measure(sides, classes, settings, folder, targets=None):
         `compare_halves`), or a `gap`; `text`: see `probe_text`; `map`: see
         `map_means`, and `mapped`, label -> classes and those of utterances.
     """
-    folder, names = Path(folder, "half_probes"), [*sides["train"].x]
-    test, found = sides["test"], {"probes": {}, "text": {}}
+    folder, names = Path(folder, "half_probes"), [*side.x]
+    found = {"probes": {}, "text": {}}
+
+    def parts(label):
+        of = divisions.get(label, divisions[OTHERS])
+        if "gap" in of:
+            raise Unmeasurable(of["gap"])
+        return {part: side.select(of[part]) for part in PARTS}
 
     def solve(kind, label):
         if not classes[label]:
             few = f"The training part has too few values of {label}"
             raise Unmeasurable(f"{few}, or too many that are equal, for bins.")
-        of = sides, label, len(classes[label]), names, settings
+        of = parts(label), label, len(classes[label]), names, settings
         if kind == POOLED:
-            if len(test.y[label]) != len(test.ids):
+            if side.of_frames(label):
                 raise Unmeasurable("Attention pools utterances, not frames.")
             return compare_halves(*probe_pooled(*of))
         hidden = settings.hidden if kind == HIDDEN else 0
@@ -170,22 +270,35 @@ def measure(sides, classes, settings, folder, targets=None):
             label: measured(solve, kind, label) for label in classes
         }
     if targets is not None and settings.epochs:
-        found["text"] = probe_text(sides, targets, names, settings)
-    halves = [name for name in names if name != WHOLE]
-    means = {name: test.means(name) for name in halves}
-    found["map"] = measured(map_means, means, settings.seed)
-    found["mapped"] = {
-        label: (known, test.y[label].tolist())
-        for label, known in classes.items()
-        if known and len(test.y[label]) == len(test.ids)
-    }
-    if targets is not None:
-        texts = [targets.ids["test"][i].tolist() for i in test.ids]
-        texts = [targets.labels.text(ids) for ids in texts]
-        known, of = np.unique(texts, return_inverse=True)
-        if 2 * len(known) <= len(texts):  # they are spoken again
-            found["mapped"]["text"] = known.tolist(), of.tolist()
+        given = targets, names, settings
+        found["text"] = measured(lambda: probe_text(parts(OTHERS), *given))
+    found["map"] = measured(lambda: _map(parts(label)["test"], settings.seed))
+    found["mapped"] = _classes(side, divisions, classes, label, targets)
     shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def _map(test, seed):
+    """Maps the means of all halves."""
+    halves = [name for name in test.x if name != WHOLE]
+    return map_means({name: test.means(name) for name in halves}, seed)
+
+
+def _classes(side, divisions, classes, label, targets):
+    """Label -> classes, and those of the recordings that are mapped."""
+    test = divisions.get(label, divisions[OTHERS]).get("test", [])
+    side = side.select(test)
+    found = {
+        label: (known, np.array(side.y[label]).tolist())
+        for label, known in classes.items()
+        if known and test and not side.of_frames(label)
+    }
+    if targets is not None and test:
+        labels, ids = targets
+        texts = [labels.text(ids[name]) for name in test]
+        known, at = np.unique(texts, return_inverse=True)
+        if 2 * len(known) <= len(texts):  # they are spoken again
+            found["text"] = known.tolist(), at.tolist()
     return found
 
 
@@ -223,9 +336,7 @@ def map_means(means, seed=1):
     return places
 
 
-def measure_model(
-    path, model, stores, layer, labels, values, settings, targets=None
-):
+def measure_model(path, model, stores, divisions, data, settings):
     """Measures the halves of a layer of a model, or reads what was measured.
 
     Arguments
@@ -234,31 +345,34 @@ def measure_model(
         The json file that keeps the result, with hashes of all it is made of.
     model : (CodedEncoder, dict)
         From `speechbrain_sim.models.load.load_encoder`.
-    stores, layer, labels, values, settings, targets :
-        See `read_sides` and `measure`.
+    stores, divisions, settings :
+        See `read_side` and `measure`.
+    data : Data
+        What is probed for.
 
     Returns
     -------
     dict
     """
     coded, description = model
-    halves = halves_of(coded, layer)
-    texts = {} if targets is None else targets.ids
-    texts = {p: {n: x.tolist() for n, x in t.items()} for p, t in texts.items()}
+    labels, ids = data.targets or (None, {})
+    texts = {name: known.tolist() for name, known in sorted(ids.items())}
     made_of = {
         "of": VERSION,
         "model": description["sha256"],
-        "layer": layer,
-        "stores": {part: store.made_of for part, store in stores.items()},
-        "labels": labels,
-        "values": text_hash(json.dumps(values, sort_keys=True)),
-        "texts": text_hash(json.dumps(texts, sort_keys=True)),
+        "stores": [store.made_of for store in stores],
+        "data": data._replace(values=None, targets=None)._asdict(),
+        "divisions": text_hash(json.dumps(divisions, sort_keys=True)),
+        "values": text_hash(json.dumps(data.values, sort_keys=True)),
+        "texts": text_hash(json.dumps([texts, labels and labels.symbols])),
         "settings": settings._asdict() | {"device": None},
     }
 
     def compute():
-        given = stores, layer, halves, labels, values, settings.bins
-        folder = Path(path).parent
-        return measure(*read_sides(*given), settings, folder, targets)
+        halves = halves_of(coded, data.layer)
+        given = data.layer, halves, data.labels, data.values
+        side, classes = read_side(stores, *given, divisions, settings.bins)
+        how = divisions, classes, settings, Path(path).parent
+        return measure(side, *how, data.label, data.targets)
 
     return cached_result(path, made_of, compute)

@@ -74,7 +74,10 @@ def tables(found):
                 cells[column] = number(100 * most, 1)
             read.append(row | cells)
             kept.append(row | _kept(scores))
-    for kind, scores in found["text"].items():
+    spoken = dict(found["text"])
+    if gap := spoken.pop("gap", None):
+        gaps.setdefault(gap, "text, linear CTC")
+    for kind, scores in spoken.items():
         for name, score in scores.items():
             cells = {"": f"{kind}, {name}", "errors (%)": score}
             cells["shuffled texts (%)"] = score["control"]

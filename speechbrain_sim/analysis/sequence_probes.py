@@ -192,7 +192,8 @@ def probe_pooled(sides, label, classes, names, settings):
         side.examples(label, names, 0, settings.seed) for side in sides.values()
     )
     check_classes(known, test, label)
-    kept = [np.flatnonzero(s.y[label] != NO_LABEL) for s in sides.values()]
+    every = [np.array(side.y[label]) for side in sides.values()]
+    kept = [np.flatnonzero(y != NO_LABEL) for y in every]
     y = torch.from_numpy(next(iter(known.values())).y)
     targets = [y, *shuffled_labels(y, settings.controls).long()]
     chosen, tested = {}, {}
@@ -221,8 +222,8 @@ def probe_text(sides, targets, names, settings):
     ---------
     sides, names, settings :
         See `speechbrain_sim.analysis.half_probes.probe`.
-    targets : Targets
-        The transcripts.
+    targets : (Labels, dict of str to torch.Tensor)
+        Of the texts; and utterance -> numbers of labels.
 
     Returns
     -------
@@ -233,8 +234,8 @@ def probe_text(sides, targets, names, settings):
         and, of a half, `leakage`: see `compare_halves`.
     """
     train, test = sides["train"], sides["test"]
-    labels, true = targets.labels, targets.ids["test"]
-    known = [targets.ids["train"][i] for i in train.ids]
+    labels, true = targets
+    known = [true[name] for name in train.ids]
     noise = keyed_generator(settings.seed, "control", "transcripts")
     order = torch.randperm(len(known), generator=noise).tolist()
     both, rates = [known, [known[i] for i in order]], {}

@@ -1,6 +1,7 @@
 """Planted factors in halves: what probes, maps and attribution must find."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,11 @@ import torch
 
 from speechbrain_sim.analysis import halves
 from speechbrain_sim.analysis.frame_attribution import (
+    acoustic_cues,
     agreement,
     attribute,
     frame_gradients,
     measure_attribution,
-    resampled,
     span_cue,
     turning_points,
 )
@@ -21,11 +22,14 @@ from speechbrain_sim.analysis.halves import (
     HIDDEN,
     LINEAR,
     POOLED,
+    Data,
     Settings,
     halves_of,
     map_means,
     measure,
-    read_sides,
+    measure_model,
+    read_data,
+    read_side,
 )
 from speechbrain_sim.analysis.halves_report import (
     curves_of,
@@ -41,7 +45,9 @@ from speechbrain_sim.analysis.sequence_probes import (
 )
 from speechbrain_sim.bottlenecks.coded import CodedEncoder
 from speechbrain_sim.bottlenecks.vib import TextHalf, UtteranceHalf
-from speechbrain_sim.data.targets import Labels, Targets
+from speechbrain_sim.data.audio import read_audio
+from speechbrain_sim.data.tables import read_manifest
+from speechbrain_sim.data.targets import Labels
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.report.page import write_page
@@ -60,7 +66,7 @@ SETTINGS = Settings(
 )
 
 
-def plant(part, count, seed):
+def plant(count, seed=0):
     """Frames with a text and a style, each absent from the other's half."""
     rng = np.random.default_rng(seed)
     style, x, words = rng.permutation(count) % 4, {}, []
@@ -77,27 +83,33 @@ def plant(part, count, seed):
         for name, frames in parts.items():
             x.setdefault(name, []).append(frames.astype(np.float32))
         words.append(at - 1)
-    y = {"style": style, "word": np.concatenate(words)}
-    y["luck"] = rng.integers(0, 3, count)
-    side = Side.of(x, y)._replace(ids=[f"{part}{i}" for i in range(count)])
-    return side, dict(zip(side.ids, map(torch.tensor, texts), strict=True))
+    y = {"style": [*style], "word": words, "luck": [*rng.integers(0, 3, count)]}
+    return x, y, texts
 
 
 @pytest.fixture(scope="module")
 def planted():
-    sizes = {"train": (100, 0), "valid": (24, 1), "test": (60, 2)}
-    made = {part: plant(part, *how) for part, how in sizes.items()}
-    ids = {part: texts for part, (_, texts) in made.items()}
-    targets = Targets(Labels("words", WORDS), ids)
-    return {part: side for part, (side, _) in made.items()}, targets
+    made = plant(184)
+    ids = [f"u{i}" for i in range(184)]
+    texts = dict(zip(ids, map(torch.tensor, made[2]), strict=True))
+    ends = {"train": ids[:100], "valid": ids[100:124], "test": ids[124:]}
+    targets = Labels("words", WORDS), texts
+    return Side.of(*made[:2], ids), {"text": ends}, targets
+
+
+@pytest.fixture(scope="module")
+def test_side(planted):
+    side, divisions, _ = planted
+    return side.select(divisions["text"]["test"])
 
 
 @pytest.fixture(scope="module")
 def found(planted, tmp_path_factory):
-    sides, targets = planted
-    classes = {"style": STYLES, "word": WORDS, "luck": list("xyz")}
+    side, divisions, targets = planted
+    classes = {"style": STYLES, "word": WORDS, "luck": list("xyz"), "flat": []}
     folder = tmp_path_factory.mktemp("halves")
-    result = measure(sides, classes, SETTINGS, folder, targets)
+    how = SETTINGS, folder, "style", targets
+    result = measure(side, divisions, classes, *how)
     assert list(folder.iterdir()) == []  # solved probes are kept no longer
     return json.loads(json.dumps(result))
 
@@ -149,35 +161,33 @@ def test_the_text_is_transcribed_from_its_half_alone(found):
 
 
 def test_a_factor_that_no_line_separates_is_read_by_a_hidden_layer(tmp_path):
-    def side(count, seed):
-        signs = np.random.default_rng(seed).choice([-1.0, 1.0], (count, 2))
-        x = [frame[None].astype(np.float32) for frame in signs]
-        y = (signs.prod(1) > 0).astype(int)
-        return Side.of({"h": x, "z_text": x}, {"parity": y})
-
-    sides = {
-        part: side(size, seed)
-        for seed, (part, size) in enumerate(
-            {"train": 200, "valid": 60, "test": 120}.items()
-        )
-    }
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (380, 2))
+    x = [frame[None].astype(np.float32) for frame in signs]
+    y = [*(signs.prod(1) > 0).astype(int)]
+    side = Side.of({"h": x, "z_text": x}, {"parity": y})
+    ids = side.ids
+    ends = {"train": ids[:200], "valid": ids[200:260], "test": ids[260:]}
     how = {"probes": (LINEAR, HIDDEN), "controls": 10, "epochs": 0}
-    settings = SETTINGS._replace(**how)
-    scores = measure(sides, {"parity": ["-", "+"]}, settings, tmp_path)
-    linear, hidden = (scores["probes"][n]["parity"]["h"] for n in how["probes"])
+    given = SETTINGS._replace(**how), tmp_path, "parity"
+    classes = {"parity": ["-", "+"]}
+    scores = measure(side, {"text": ends}, classes, *given)["probes"]
+    linear, hidden = (scores[n]["parity"]["h"] for n in how["probes"])
     assert linear["at_chance"] and linear["accuracy"] < 0.65
     assert hidden["accuracy"] == 1
 
 
-def test_a_class_that_training_lacks_is_a_gap(planted, tmp_path):
-    sides = dict(planted[0])
-    y = {"style": sides["test"].y["style"] + 4}
-    sides["test"] = sides["test"]._replace(y=y)
-    classes = {"style": list("abcdefgh")}
-    settings = SETTINGS._replace(probes=(LINEAR, POOLED))
-    found = measure(sides, classes, settings, tmp_path)["probes"]
+def test_what_cannot_be_probed_is_a_gap(planted, found, tmp_path):
+    assert "too few values of flat" in found["probes"][LINEAR]["flat"]["gap"]
+    side, divisions, _ = planted
+    y = [np.array(c + 4 * (i > 123)) for i, c in enumerate(side.y["style"])]
+    classes = {"style": list("abcdefgh"), "luck": list("xyz")}
+    divisions = {**divisions, "luck": {"gap": "one speaker only"}}
+    given = SETTINGS._replace(probes=(LINEAR, POOLED)), tmp_path, "style"
+    side = side._replace(y={**side.y, "style": y})
+    probes = measure(side, divisions, classes, *given)["probes"]
     for kind in LINEAR, POOLED:
-        assert "4 classes of style that the" in found[kind]["style"]["gap"]
+        assert "4 classes of style that the" in probes[kind]["style"]["gap"]
+        assert probes[kind]["luck"]["gap"] == "one speaker only"
 
 
 def test_a_half_as_good_as_h_keeps_all():
@@ -190,8 +200,8 @@ def test_a_half_as_good_as_h_keeps_all():
     assert "gap" in survives(whole, np.array([3.0, -3.0, 0.0]), total)
 
 
-def test_padding_changes_no_probe(planted):
-    side = planted[0]["test"]
+def test_padding_changes_no_probe(test_side):
+    side = test_side
     units = side.units("h")
     torch.manual_seed(0)
     for make in AttentionProbes, FrameProbes:
@@ -236,8 +246,8 @@ def test_losses_of_texts_are_those_of_each_alone():
     assert torch.allclose(sequence_loss(logits, texts, lengths), slow)
 
 
-def test_means_and_maps_are_of_unpadded_frames(planted):
-    side = planted[0]["test"]
+def test_means_and_maps_are_of_unpadded_frames(test_side):
+    side = test_side
     means = side.means("h")
     for i in 0, 7:
         frames = side.frames("h", i).numpy()
@@ -246,7 +256,7 @@ def test_means_and_maps_are_of_unpadded_frames(planted):
     places = map_means(halves_, seed=3)
     assert places == map_means(halves_, seed=3)
     # clusters of style in its half alone: nearest neighbours are of one style
-    style, share = side.y["style"], {}
+    style, share = np.array(side.y["style"]), {}
     for name, xy in places.items():
         far = np.linalg.norm(
             np.subtract.outer(xy, xy)[:, [0, 1], :, [0, 1]], axis=0
@@ -271,38 +281,46 @@ def test_codes_of_stored_frames_are_those_of_a_coded_encoder(corpus, tmp_path):
     found = halves_of(coded, "logmel")
     assert list(found) == ["z_text", "z_pitch"]
     about = {"sha256": "0", "arguments": {}}
-    stores = {
-        part: encode_manifest(
+    stores = [
+        encode_manifest(
             encoder,
             about,
             path,
             corpus.folder,
-            tmp_path / part,
+            tmp_path / Path(path).stem,
             layers=["logmel"],
             rows="all",
         )
-        for part, path in (("train", corpus.train), ("valid", corpus.valid))
-    }
-    stores["test"] = stores["valid"]
-    names = [name for store in stores.values() for name in store.ids]
+        for path in (corpus.train, corpus.valid)
+    ]
+    names = [name for store in stores for name in store.ids]
     values = {"level": {name: float(i) for i, name in enumerate(names)}}
-    labels = {"pitch": (["high", "low"], "utterance")}
-    labels["phones"] = [str(i) for i in range(5)], "frames"
-    sides, classes = read_sides(stores, "logmel", found, labels, values)
-    assert classes["level"] == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
-    side = sides["train"]
-    assert np.bincount(side.y["level"]).tolist() == [5, 5, 5, 5]
-    assert (
-        len(side.y["pitch"]) == 20 and len(side.y["phones"]) == side.first[-1]
+    values["flat"] = dict.fromkeys(names, 1.0)
+    manifests = {"train": corpus.train, "valid": corpus.valid}
+    manifests["test"] = corpus.valid
+    kinds = {"phones": "frames"}
+    asked = "logmel", "pitch", ["pitch", "phones"], kinds
+    data = read_data(manifests, corpus.folder, *asked)
+    assert data.values == {} and data.labels["pitch"] == (
+        ["high", "low"],
+        "utterance",
     )
-    from speechbrain_sim.data.audio import read_audio
-    from speechbrain_sim.data.tables import read_manifest
-
+    divisions = {"text": {"train": names[:20]}}
+    given = data.labels, values, divisions
+    side, classes = read_side(stores, "logmel", found, *given)
+    assert classes["level"] == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
+    assert classes["flat"] == [] and side.ids == names
+    assert np.bincount(side.y["level"]).tolist() == [5, 5, 5, 9]
+    for i, (first, last) in enumerate(side.spans):
+        assert len(side.y["phones"][i]) == last - first
+        assert side.y["pitch"][i] == 1 - i % 2
     row = read_manifest(corpus.train, corpus.folder)[side.ids[3]]
     latents = coded(read_audio(row["wav"])[None])
     for name, layer in (("z_text", "logmel.vib.text"), ("h", "logmel")):
         mean = latents[layer].mean[0]
         assert torch.allclose(side.frames(name, 3), mean, atol=2e-2)
+    with pytest.raises(ValueError, match="no column 'sex', and it is not"):
+        read_data(manifests, corpus.folder, "logmel", "sex", ["sex"], {})
 
 
 def test_peaks_and_valleys():
@@ -319,13 +337,19 @@ def test_peaks_and_valleys():
     assert not turning_points(np.ones(9)).any()
 
 
-def test_cues_are_read_at_the_frames():
+def test_cues_are_marked_at_the_frames():
     times = np.array([0.0, 0.1, 0.2, 0.3])
     spans = [(0.1, 0.3, -0.5), (0.2, 0.4, 1.0)]
     assert span_cue(spans, times).tolist() == [0, 0.5, 1, 1]
-    values, at = np.array([1.0, np.nan, 3.0]), np.array([0.0, 0.15, 0.3])
-    found = resampled(values, at, times)
-    assert np.array_equal(found, [1, np.nan, np.nan, 3], equal_nan=True)
+    seconds = torch.arange(32000) / 16000
+    bursts = (2 * torch.pi * 2 * seconds).sin() ** 2  # loudest at odd eighths
+    wav = bursts * (2 * torch.pi * 150 * seconds).sin() / 2
+    for hop, center in (160, 200.0), (320, 300.0):
+        frames = 1 + (32000 - 400) // hop
+        at = (center + hop * np.arange(frames)) / 16000
+        marks = at[acoustic_cues(wav, frames, (hop, center))["intensity"] > 0]
+        for peak in 0.125, 0.375, 0.625, 0.875:
+            assert np.abs(marks - peak).min() < 0.03
 
 
 def test_agreement_is_one_of_what_looks_anywhere():
@@ -376,9 +400,9 @@ def parts():
     return text, half, base
 
 
-def test_attention_is_that_of_stage_two_in_a_batch(planted, parts):
+def test_attention_is_that_of_stage_two_in_a_batch(test_side, parts):
     pytest.importorskip("captum")
-    side, (text, half, _) = planted[0]["test"], parts
+    side, (text, half, _) = test_side, parts
     rows = [side.frames("h", i) for i in range(4)]
     x = torch.nn.utils.rnn.pad_sequence(rows, True)
     lengths = torch.tensor([*map(len, rows)])
@@ -394,16 +418,16 @@ def test_attention_is_that_of_stage_two_in_a_batch(planted, parts):
             assert found.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_the_section(found, planted, parts, tmp_path):
+def test_the_section(found, test_side, parts, tmp_path):
     pytest.importorskip("captum")
-    side = planted[0]["test"]
-    cue = {
-        name: turning_points(side.frames("h", i)[:, 0].numpy())
-        for i, name in enumerate(side.ids)
-    }
-    cues = {"pitch": cue, "words": {}}
-    drives = measure_attribution(side, parts, cues, most=5)
-    assert list(drives["strips"]) == side.ids[:3]
+    side = test_side
+
+    def cues_of(name, frames):
+        h = side.frames("h", side.ids.index(name))[:, 0].numpy()
+        return {"pitch": turning_points(h), "words": np.zeros(frames)}
+
+    drives = measure_attribution(side, parts, cues_of, most=5)
+    assert len(drives["strips"]) == 3 and len(drives["gaps"]) == 5
     assert "gap" in drives["cues"]["textual attention"]["words"]
     weights = {"text": {"m1": 0.2, "m2": 0.8}, "style": {"m1": 0.7, "m2": 0.3}}
     wav = np.sin(np.arange(4000) / 9)
@@ -421,26 +445,31 @@ def test_the_section(found, planted, parts, tmp_path):
     assert all((tmp_path / f"{stem}.png").exists() for stem in stems)
 
 
-def test_measured_once(planted, tmp_path, monkeypatch):
+def test_measured_once(tmp_path, monkeypatch):
     calls = []
-
-    def read(*given):
-        return planted[0], {"style": STYLES}
 
     def count(*given):
         calls.append(given)
         return {"probes": {}}
 
-    monkeypatch.setattr(halves, "read_sides", read)
+    monkeypatch.setattr(halves, "read_side", lambda *given: (None, {}))
     monkeypatch.setattr(halves, "measure", count)
     coded = CodedEncoder(
         LogMel(), {"logmel.vib.text": TextHalf(80, 4, labels=3)}
     )
-    model, data = (coded, {"sha256": "1"}), ({}, "logmel", {}, {})
-    given = tmp_path / "halves.json", model, *data
-    for settings in SETTINGS, SETTINGS, SETTINGS._replace(seed=2):
-        halves.measure_model(*given, settings)
-    assert len(calls) == 2
+    texts = Labels("words", ["A"]), {"u": torch.tensor([1])}
+    data = Data("logmel", "sex", {"sex": (["F", "M"], "utterance")}, {}, texts)
+    for sha256, settings, known in (
+        ("1", SETTINGS, data),
+        ("1", SETTINGS, data),
+        ("2", SETTINGS, data),
+        ("2", SETTINGS._replace(seed=2), data),
+        ("2", SETTINGS._replace(seed=2), data._replace(targets=None)),
+    ):
+        model = coded, {"sha256": sha256}
+        path = tmp_path / "halves.json"
+        measure_model(path, model, [], {}, known, settings)
+    assert len(calls) == 4
 
 
 def test_layer_curves(found, tmp_path):
