@@ -4,6 +4,7 @@
 recipes/study.py, `.[spectral]` and `.[huggingface]` for some of its options,
 `.[onnx]` for encoders as ONNX files,
 `.[opensmile]` for eGeMAPS as known factors (its licence: research only),
+`.[praat]` for acoustic labels by Praat (GPL-3.0-or-later),
 `.[textgrid]` for phones of the Montreal Forced Aligner,
 `.[abx]` for benchmarks/abx.py,
 `.[docs]` for `make docs`, `.[test]` for everything that `make test` runs.
@@ -26,17 +27,19 @@ EXTRAS = {
     "huggingface": ["transformers>=4.57"],
     "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
     "opensmile": ["opensmile>=2.5"],
+    "praat": ["praat-parselmouth>=0.4.5"],
     "spectral": ["auraloss>=0.4"],
     "synthetic": ["espeakng-loader==0.2.4"],
     "tensorboard": ["tensorboard"],
     "textgrid": ["praatio>=6"],
 }
 EXTRAS["test"] = [
-    # a stub stands for openSMILE, whose licence is not everyone's
+    # a stub stands for openSMILE, and tests skip without Praat: their licences
+    # are not everyone's
     *(
         x
         for name, extra in EXTRAS.items()
-        if name != "opensmile"
+        if name not in ("opensmile", "praat")
         for x in extra
     ),
     "pytest>=8",
