@@ -10,7 +10,7 @@ from speechbrain_sim.analysis.frame_attribution import (
     span_cue,
 )
 from speechbrain_sim.analysis.half_probes import WHOLE, Side
-from speechbrain_sim.analysis.halves import OTHERS, halves_of, measure_model
+from speechbrain_sim.analysis.halves import OTHERS, measure_model
 from speechbrain_sim.analysis.halves_report import section
 from speechbrain_sim.analysis.score_sheet import measured
 from speechbrain_sim.bottlenecks.coded import MIXED
@@ -104,51 +104,53 @@ def write_report(
     dict
         What was measured.
     """
-    folder, layer = Path(folder), data.layer
+    folder, layer, label = Path(folder), data.layer, data.label
     csvs = [given[n] for n in ("words", "polarity") if given.get(n)]
     spans = read_spans(*csvs) if len(csvs) == 2 else {}
-    model = load_encoder(folder)
-    path = folder / "halves.json"
+    model, path = load_encoder(folder), folder / "halves.json"
     found = measure_model(path, model, stores, divisions, data, settings)
+    read = _reader(manifests, data_folder)
+    names = [f"{BOTTLENECK}_{layer}.vib.{n}" for n in (OTHERS, label)]
+    parts, config = load_parts(folder, [*names, f"{BASELINE}_{layer}.{label}"])
+    parts = {n: part.eval().requires_grad_(False) for n, part in parts.items()}
+    made_of = {n: config["parts"][n]["sha256"] for n in parts}
+    made_of |= {"divisions": divisions, "words": [*map(sha256, csvs)]}
+    made_of["stores"] = [store.made_of for store in stores]
+    test = divisions.get(label, divisions[OTHERS])["test"]
+    drives = cached_result(
+        folder / "attribution.json",
+        made_of,
+        lambda: measured(_attribution, stores, layer, test, parts, read, spans),
+    )
+    weights = weights_of(parts, config["parts"])
+    made = section(found, folder, label, drives, weights, read)
+    write_page(folder, given["title"], given["note"], [made], [])
+    return found
+
+
+def _reader(manifests, data_folder):
+    """Returns a function: utterance -> samples at 16 kHz."""
     rows = {}
     for csv in manifests.values():
         rows |= read_manifest(csv, data_folder)
 
     def read(name):
-        row = rows[name]
-        return read_audio(
-            row["wav"], row["start"], row["start"] + row["num_samples"]
-        )
+        first, samples = rows[name]["start"], rows[name]["num_samples"]
+        return read_audio(rows[name]["wav"], first, first + samples)
 
-    names = [f"{BOTTLENECK}_{layer}.vib.{n}" for n in (OTHERS, data.label)]
-    names += [f"{BASELINE}_{layer}.{data.label}"]
-    parts, config = load_parts(folder, names)
-    for part in parts.values():
-        part.eval().requires_grad_(False)
+    return read
 
-    def attribution():
-        halves, geometry = halves_of(model[0], layer), stores[0].layers[layer]
-        side = Side.read(stores, layer, halves, {})
-        of = divisions.get(data.label, divisions[OTHERS])
 
-        def cues_of(name, frames):
-            found = acoustic_cues(read(name), frames, geometry)
-            if spans:
-                hop, center = geometry
-                times = (center + hop * np.arange(frames)) / SAMPLE_RATE
-                found["words"] = span_cue(spans.get(name, ()), times)
-            return found
+def _attribution(stores, layer, test, parts, read, spans):
+    """Attributes test utterances: see `measure_attribution`."""
+    side = Side.read(stores, layer, {}, {}).select(test)
+    hop, center = stores[0].layers[layer]
 
-        given = side.select(of["test"]), [*parts.values()], cues_of
-        return measure_attribution(*given)
+    def cues_of(name, frames):
+        found = acoustic_cues(read(name), frames, (hop, center))
+        if spans:
+            times = (center + hop * np.arange(frames)) / SAMPLE_RATE
+            found["words"] = span_cue(spans.get(name, ()), times)
+        return found
 
-    made_of = {"of": 1, "model": model[1]["sha256"], "halves": names}
-    made_of |= {"divisions": divisions, "words": [*map(sha256, csvs)]}
-    made_of["parts"] = {n: config["parts"][n]["sha256"] for n in names}
-    path = folder / "attribution.json"
-    how = path, made_of, lambda: measured(attribution)
-    drives = cached_result(*how)
-    weights = weights_of(parts, config["parts"])
-    made = section(found, folder, data.label, drives, weights, read)
-    write_page(folder, given["title"], given["note"], [made], [])
-    return found
+    return measure_attribution(side, [*parts.values()], cues_of)

@@ -124,19 +124,45 @@ def headline(found, label):
     return f"Of what h holds of {label}, {'; '.join(parts)}."
 
 
-def plot_probes(labels, path):
-    """Plots accuracies, a panel per label: label -> name -> score."""
-    labels = {n: s for n, s in labels.items() if "gap" not in s}
-    with style.layer_drawing(path, labels, width=1.4) as panels:
-        for label, panel in panels.items():
-            for i, (name, score) in enumerate(labels[label].items()):
-                y, ends = style.error_bars([score], "accuracy", 100)
-                bar = {"yerr": ends, "error_kw": {"elinewidth": 1}}
-                panel.bar(i, y, **bar, **style.look(name, i))
-            chance = 100 * labels[label][WHOLE]["chance"]
-            panel.axhline(chance, color="black", ls=":", lw=1)
-            panel.set_xticks([])
-        next(iter(panels.values())).set_ylabel("test accuracy (%)")
+def plot_bars(series, path, unit, lines=()):
+    """Plots bars in groups: name -> group -> score (`value`, `interval`).
+
+    `unit` names the y axis; `lines` are dotted, heights by group.
+    """
+    groups = [*dict.fromkeys(n for found in series.values() for n in found)]
+    size = max(6.4, 0.3 * len(groups) * (len(series) + 1)), 3.2
+    with style.drawing(path, size=size) as (figure, axes):
+        panel, width = axes[0, 0], 0.8 / len(series)
+        for i, (name, found) in enumerate(series.items()):
+            shift = (i - (len(series) - 1) / 2) * width
+            at = [groups.index(group) + shift for group in found]
+            y, ends = style.error_bars([*found.values()])
+            bar = {"yerr": ends, "error_kw": {"elinewidth": 1}}
+            panel.bar(at, y, width, **bar, **style.look(name, i))
+        for group, height in dict(lines).items():
+            at = groups.index(group)
+            panel.hlines(height, at - 0.4, at + 0.4, "black", ":", lw=1)
+        panel.set_xticks(range(len(groups)), groups)
+        panel.set_ylabel(unit)
+        style.legend_below(figure)
+
+
+def probe_figure(kind, labels, folder):
+    """Draws the accuracies of one kind of probes; returns a list of Figure."""
+    labels = {n: scores for n, scores in labels.items() if "gap" not in scores}
+    if not labels:
+        return []
+    series, stem = {}, style.figure_stem("halves", kind)
+    for label, scores in labels.items():
+        for name, score in scores.items():
+            ends = [100 * end for end in score["interval"]]
+            bar = {"value": 100 * score["accuracy"], "interval": ends}
+            series.setdefault(name, {})[label] = bar
+    chance = {n: 100 * scores[WHOLE]["chance"] for n, scores in labels.items()}
+    plot_bars(series, folder / stem, "test accuracy (%)", chance)
+    alt = "Bars of accuracy of h and of its halves, in groups of labels."
+    caption = "Test accuracy, 95 % intervals; chance dotted."
+    return [Figure(f"What probes read, {kind}", caption, stem, alt)]
 
 
 def plot_map(places, labels, path):
@@ -236,72 +262,50 @@ def plot_layers(panels, layers, path):
         style.legend_below(figure)
 
 
-def plot_weights(weights, path):
-    """Plots the weights of layers in mixtures: name -> layer -> weight."""
-    layers = [*next(iter(weights.values()))]
-    with style.drawing(path) as (_, axes):
-        width = 0.8 / len(weights)
-        for i, (name, found) in enumerate(weights.items()):
-            at = np.arange(len(layers)) + (i - (len(weights) - 1) / 2) * width
-            axes[0, 0].bar(at, found.values(), width, **style.look(name, i))
-        axes[0, 0].set_xticks(range(len(layers)), layers)
-        axes[0, 0].set_ylabel("weight")
-        axes[0, 0].legend()
-
-
-def plot_cues(cues, path):
-    """Plots ratios of `agreement`, a group per cue: score -> cue -> score."""
-    names = [*next(iter(cues.values()))]
-    with style.drawing(path) as (_, axes):
-        width = 0.8 / len(cues)
-        for i, (name, found) in enumerate(cues.items()):
-            at = [n for n, cue in enumerate(names) if "gap" not in found[cue]]
-            ratios = [found[names[n]]["ratio"] for n in at]
-            if not at:
-                continue
-            y, ends = style.error_bars(ratios)
-            shift = (i - (len(cues) - 1) / 2) * width
-            bar = {"yerr": ends, "error_kw": {"elinewidth": 1}}
-            look = style.look(name, i)
-            axes[0, 0].bar(np.array(at) + shift, y, width, **bar, **look)
-        axes[0, 0].axhline(1, color="black", ls=":", lw=1)
-        axes[0, 0].set_xticks(range(len(names)), names)
-        axes[0, 0].set_ylabel("agreement / that of equal weights")
-        axes[0, 0].legend()
-
-
 def attribution_items(found, folder, read):
     """Makes the items of `measure_attribution`.
 
     `read` is utterance -> samples at 16 kHz, for the player.
     """
-    rows, gaps = [], {}
-    for name, cues in found["cues"].items():
-        cells = {"": name}
-        for cue, score in cues.items():
-            gap = score.get("gap")
-            ratio = None if gap else score["ratio"]
-            cells[cue] = NOT_MEASURED if gap else with_interval(ratio)
-            gaps |= {gap: cue} if gap else {}
-        rows.append(cells)
-    stem = style.figure_stem("halves", "cues")
-    plot_cues(found["cues"], Path(folder, stem))
-    title = "What drives the class, beside what happens in the frames"
+    ratios = {
+        name: {n: s["ratio"] for n, s in cues.items() if "gap" not in s}
+        for name, cues in found["cues"].items()
+    }
+    shown = {
+        n: {c: with_interval(x) for c, x in r.items()}
+        for n, r in ratios.items()
+    }
+    rows = [{"": name} | cells for name, cells in shown.items()]
+    stem, title = style.figure_stem("halves", "cues"), "What drives the class"
+    plot_bars(ratios, folder / stem, "ratio")
     alt = "Bars of each score, in groups of cues."
     worst = number(100 * max(found["gaps"]), 2)
     caption = f"{CAPTIONS['cues']} Gradients miss {worst} % of the difference "
     caption += "that they explain, at most."
-    items = [Figure(title, caption, stem, alt)]
-    items.append(Table.of(f"{title}: ratios", CAPTIONS["cues"], rows))
-    items += [Gap(cue, reason) for reason, cue in gaps.items()]
     stops = [
         Stop(name, read(name), {n: np.array(x) for n, x in strips.items()})
         for name, strips in found["strips"].items()
     ]
-    about = (
-        "Weights of the frames, and cues, below the sound; the darkest is 0."
-    )
-    return items + [Explorer("Where it looks", about, stops)] * bool(stops)
+    about = "Weights of the frames, and cues, below the sound: bright is much."
+    return [
+        Figure(title, caption, stem, alt),
+        Table.of(f"{title}, ratios", "", rows),
+        Explorer("Where it looks", about, stops),
+    ]
+
+
+def map_figure(found, label, folder):
+    """Draws the maps of both halves; returns a Figure, or a Gap."""
+    if "gap" in found["map"]:
+        return Gap("Maps of both halves", found["map"]["gap"])
+    of, stem = found["mapped"], style.figure_stem("halves", "map")
+    others = [n for n in of if n != label]
+    others.sort(key=lambda n: (n != "text", len(of[n][0])))
+    shown = [n for n in (label, *others[:1]) if n in of]
+    plot_map(found["map"], {n: of[n] for n in shown}, folder / stem)
+    caption = "t-SNE of means over unpadded frames; a point is a recording."
+    alt = "Points of test recordings, a panel per half, by their classes."
+    return Figure("Maps of both halves", caption, stem, alt)
 
 
 def section(found, folder, label, attribution=None, weights=None, read=None):
@@ -316,40 +320,26 @@ def section(found, folder, label, attribution=None, weights=None, read=None):
     attribution : dict, optional
         From `measure_attribution`, or a `gap`.
     weights : dict, optional
-        See `plot_weights`.
+        Of mixed layers: name -> layer -> weight.
     read : callable, optional
         See `attribution_items`.
     """
     folder, items = Path(folder), []
     for kind, labels in found["probes"].items():
-        if any("gap" not in scores for scores in labels.values()):
-            stem = style.figure_stem("halves", kind)
-            plot_probes(labels, folder / stem)
-            title = f"What probes read, {kind}"
-            alt = "Bars of accuracy of h and of its halves, a panel per label."
-            caption = "Test accuracy, 95 % intervals; chance dotted."
-            items.append(Figure(title, caption, stem, alt))
-    items += tables(found)
-    if "gap" in found["map"]:
-        items.append(Gap("Map", found["map"]["gap"]))
-    else:
-        mapped = dict(found["mapped"])
-        first = {label: mapped.pop(label)} if label in mapped else {}
-        others = sorted(mapped, key=lambda n: (n != "text", len(mapped[n][0])))
-        rows = first | {other: mapped[other] for other in others[:1]}
-        stem = style.figure_stem("halves", "map")
-        plot_map(found["map"], rows, folder / stem)
-        caption = "t-SNE of means over unpadded frames; a point is a recording."
-        alt = "Points of test recordings, a panel per half, by their classes."
-        items.append(Figure("Maps of both halves", caption, stem, alt))
+        items += probe_figure(kind, labels, folder)
+    items += [*tables(found), map_figure(found, label, folder)]
     if weights:
         stem = style.figure_stem("halves", "weights")
-        plot_weights(weights, folder / stem)
+        bars = {
+            name: {n: {"value": w, "interval": [w, w]} for n, w in of.items()}
+            for name, of in weights.items()
+        }
+        plot_bars(bars, folder / stem, "weight")
         caption = "Softmax weights of the layers that are mixed."
-        alt = "Bars of weights of each layer."
+        alt = "Bars of weights, in groups of layers."
         items.append(Figure("Weights of layers", caption, stem, alt))
     if attribution and "gap" in attribution:
-        items.append(Gap("Attribution", attribution["gap"]))
+        items.append(Gap("What drives the class", attribution["gap"]))
     elif attribution:
         items += attribution_items(attribution, folder, read)
     sentence = headline(found, label)
