@@ -58,6 +58,8 @@ class Side(NamedTuple):
     y : dict of str to list of numpy.ndarray
         Label -> of each utterance its class, (), or those of its frames,
         (time,); NO_LABEL where there is none.
+    means : dict of str to numpy.ndarray
+        Name -> means over the frames, (utterances, channels): see `pool`.
     """
 
     x: dict
@@ -65,6 +67,7 @@ class Side(NamedTuple):
     ids: list
     recordings: list
     y: dict
+    means: dict
 
     @classmethod
     def of(cls, x, y, ids=None):
@@ -84,7 +87,7 @@ class Side(NamedTuple):
             for name, frames in x.items()
         }
         ids = ids or [*map(str, range(len(every)))]
-        return cls(rows, _spans(first), ids, ids, y)
+        return cls(rows, _spans(first), ids, ids, y, {}).pool()
 
     @classmethod
     def read(cls, stores, layer, halves, labels):
@@ -108,15 +111,16 @@ class Side(NamedTuple):
             each = np.split(np.concatenate(every), first[1:-1])
             y[label] = [x[0] for x in each] if kind == UTTERANCE else each
         x = {name: CodedRows(rows, half) for name, half in halves.items()}
-        return cls({WHOLE: rows, **x}, _spans(first), ids, owners, y)
+        return cls({WHOLE: rows, **x}, _spans(first), ids, owners, y, {})
 
     def select(self, ids):
         """Returns some of the utterances, by their IDs, in that order."""
         place = {name: at for at, name in enumerate(self.ids)}
         at = [place[name] for name in ids]
         y = {label: [known[i] for i in at] for label, known in self.y.items()}
-        recordings = [self.recordings[i] for i in at]
-        return Side(self.x, self.spans[at], list(ids), recordings, y)
+        means = {name: known[at] for name, known in self.means.items()}
+        owners = [self.recordings[i] for i in at]
+        return Side(self.x, self.spans[at], list(ids), owners, y, means)
 
     def of_frames(self, label):
         """Returns whether a label is of frames, not of utterances."""
@@ -126,11 +130,14 @@ class Side(NamedTuple):
         """Returns the frames of an utterance, (time, channels)."""
         return self.x[name][slice(*self.spans[utterance].tolist())]
 
-    def means(self, name):
-        """Computes the mean over the frames of each utterance."""
-        each = range(len(self.ids))
-        means = [self.frames(name, i).double().mean(0) for i in each]
-        return torch.stack(means).float().numpy()
+    def pool(self):
+        """Returns the same with means over the frames of each utterance."""
+        means = {}
+        for name in self.x:
+            each = (self.frames(name, i) for i in range(len(self.ids)))
+            rows = [frames.double().mean(0).float() for frames in each]
+            means[name] = torch.stack(rows).numpy()
+        return self._replace(means=means)
 
     def units(self, name):
         """Computes mean and standard deviation of the frames' channels."""
@@ -159,7 +166,7 @@ class Side(NamedTuple):
         found = {}
         for name in names:
             if frames is None:
-                x = self.means(name)[at]
+                x = self.means[name][at]
             else:
                 x = self.x[name][torch.from_numpy(frames[at])].numpy()
             x = Rows([StoredArray(x, [0, len(at)])])

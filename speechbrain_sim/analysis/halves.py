@@ -36,8 +36,8 @@ PARTS = "train", "valid", "test"
 #: the division of texts, and of labels without one of their own
 OTHERS = "text"
 #: kinds of probes: of the mean over frames, or of single frames, linear and with
-#: a hidden layer; and the paper's
-LINEAR, HIDDEN, POOLED = PROBES = "linear", "hidden layer", "attention pooling"
+#: a hidden layer; and the paper's, linear on frames that are pooled by attention
+LINEAR, HIDDEN, PAPER = PROBES = "linear", "hidden layer", "paper"
 #: fewest recordings of a map
 FEWEST = 5
 #: counts up whenever these scores change: older ones are stale
@@ -62,7 +62,7 @@ class Settings(NamedTuple):
     controls : int
         Probes with shuffled labels.
     epochs, lr : int, float
-        Of the probes of sequences: CTC, and `POOLED`.
+        Of the probes of sequences: CTC, and `PAPER`.
     bins : int
         Quantile bins of a number.
     device : str
@@ -77,8 +77,8 @@ class Settings(NamedTuple):
     hidden: int = 64
     passes: int = 300
     controls: int = 10
-    epochs: int = 30
-    lr: float = 5e-3
+    epochs: int = 15
+    lr: float = 1e-2
     bins: int = 4
     device: str = "cpu"
 
@@ -89,7 +89,7 @@ class Data(NamedTuple):
     Arguments
     ---------
     layer, label : str
-        Whose halves; the label of stage 2.
+        Whose halves; the label of stage 2, or None.
     labels, values : dict
         See `read_side`.
     targets : (Labels, dict of str to torch.Tensor), optional
@@ -97,7 +97,7 @@ class Data(NamedTuple):
     """
 
     layer: str
-    label: str
+    label: str | None
     labels: dict
     values: dict
     targets: tuple | None = None
@@ -207,7 +207,7 @@ def read_side(stores, layer, halves, labels, values, divisions, bins=4):
     side, classes : (Side, dict of str to list of str)
         Classes of each label: none if its values do not fill the bins.
     """
-    side = Side.read(stores, layer, halves, labels)
+    side = Side.read(stores, layer, halves, labels).pool()
     classes = {label: known for label, (known, _) in labels.items()}
     for label, known in values.items():
         of = divisions.get(label, divisions[OTHERS])
@@ -258,7 +258,7 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
             few = f"The training part has too few values of {label}"
             raise Unmeasurable(f"{few}, or too many that are equal, for bins.")
         of = parts(label), label, len(classes[label]), names, settings
-        if kind == POOLED:
+        if kind == PAPER:
             if side.of_frames(label):
                 raise Unmeasurable("Attention pools utterances, not frames.")
             return compare_halves(*probe_pooled(*of))
@@ -280,8 +280,8 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
 
 def _map(test, seed):
     """Maps the means of all halves."""
-    halves = [name for name in test.x if name != WHOLE]
-    return map_means({name: test.means(name) for name in halves}, seed)
+    means = {n: x for n, x in test.means.items() if n != WHOLE}
+    return map_means(means, seed)
 
 
 def _classes(side, divisions, classes, label, targets):
@@ -308,7 +308,7 @@ def map_means(means, seed=1):
     Arguments
     ---------
     means : dict of str to numpy.ndarray
-        Half -> (utterances, channels): of unpadded frames, see `Side.means`.
+        Half -> (utterances, channels): of unpadded frames, see `Side.pool`.
     seed : int
         Of t-SNE.
 

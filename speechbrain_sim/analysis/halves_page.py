@@ -81,7 +81,7 @@ def weights_of(parts, entries):
 
 
 def write_report(
-    folder, stores, divisions, data, settings, manifests, data_folder, **given
+    folder, stores, divisions, data, settings, manifests, data_folder, **page
 ):
     """Measures the halves of a model folder, and writes its report.
 
@@ -95,7 +95,7 @@ def write_report(
         See `measure_model`.
     manifests, data_folder : dict of str to str or Path, str or Path
         Those that were encoded; of the audio.
-    **given : str or Path
+    **page : str or Path
         `title` and `note`; and, for the cue of words, `words` and `polarity`:
         see `read_spans`.
 
@@ -105,26 +105,27 @@ def write_report(
         What was measured.
     """
     folder, layer, label = Path(folder), data.layer, data.label
-    csvs = [given[n] for n in ("words", "polarity") if given.get(n)]
+    csvs = [page[n] for n in ("words", "polarity") if page.get(n)]
     spans = read_spans(*csvs) if len(csvs) == 2 else {}
     model, path = load_encoder(folder), folder / "halves.json"
     found = measure_model(path, model, stores, divisions, data, settings)
     read = _reader(manifests, data_folder)
     names = [f"{BOTTLENECK}_{layer}.vib.{n}" for n in (OTHERS, label)]
-    parts, config = load_parts(folder, [*names, f"{BASELINE}_{layer}.{label}"])
+    names += [f"{BASELINE}_{layer}.{label}"]
+    parts, config = load_parts(folder, names if label else names[:1])
     parts = {n: part.eval().requires_grad_(False) for n, part in parts.items()}
     made_of = {n: config["parts"][n]["sha256"] for n in parts}
     made_of |= {"divisions": divisions, "words": [*map(sha256, csvs)]}
     made_of["stores"] = [store.made_of for store in stores]
-    test = divisions.get(label, divisions[OTHERS])["test"]
-    drives = cached_result(
+    given = stores, layer, divisions.get(label), parts, read, spans
+    drives = label and cached_result(
         folder / "attribution.json",
         made_of,
-        lambda: measured(_attribution, stores, layer, test, parts, read, spans),
+        lambda: measured(_attribution, *given),
     )
     weights = weights_of(parts, config["parts"])
     made = section(found, folder, label, drives, weights, read)
-    write_page(folder, given["title"], given["note"], [made], [])
+    write_page(folder, page["title"], page["note"], [made], [])
     return found
 
 
@@ -141,9 +142,9 @@ def _reader(manifests, data_folder):
     return read
 
 
-def _attribution(stores, layer, test, parts, read, spans):
+def _attribution(stores, layer, division, parts, read, spans):
     """Attributes test utterances: see `measure_attribution`."""
-    side = Side.read(stores, layer, {}, {}).select(test)
+    side = Side.read(stores, layer, {}, {}).select(division["test"])
     hop, center = stores[0].layers[layer]
 
     def cues_of(name, frames):

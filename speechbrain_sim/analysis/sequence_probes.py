@@ -29,6 +29,8 @@ from speechbrain_sim.randomness import keyed_generator
 WARMUP, DECAY = 0.1, 0.005
 #: utterances of a step
 BATCH = 16
+#: numbers that are kept in memory, of the frames of one name
+MOST_VALUES = 2**26
 
 
 class AttentionProbes(nn.Module):
@@ -119,12 +121,19 @@ class Sequences:
     def __init__(self, side, name, units, kept=None):
         self.side, self.name, self.units = side, name, units
         self.kept = range(len(side.ids)) if kept is None else list(kept)
+        frames = np.diff(side.spans[list(self.kept)]).sum()
+        if frames * len(units[0]) < MOST_VALUES:  # read and coded once
+            self.rows = [self.read(i) for i in range(len(self.kept))]
+            self.read = self.rows.__getitem__
+
+    def read(self, number):
+        """Returns the frames of an utterance, (time, channels)."""
+        mean, std = self.units
+        return (self.side.frames(self.name, self.kept[number]) - mean) / std
 
     def batch(self, chosen):
         """Returns frames (batch, time, channels) and lengths, (batch,)."""
-        mean, std = self.units
-        rows = [self.side.frames(self.name, self.kept[i]) for i in chosen]
-        rows = [(x - mean) / std for x in rows]
+        rows = [self.read(i) for i in chosen]
         return pad_sequence(rows, True), torch.tensor([*map(len, rows)])
 
     def batches(self, size=BATCH, generator=None):

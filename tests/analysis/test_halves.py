@@ -21,7 +21,7 @@ from speechbrain_sim.analysis.half_probes import Side, survives
 from speechbrain_sim.analysis.halves import (
     HIDDEN,
     LINEAR,
-    POOLED,
+    PAPER,
     Data,
     Settings,
     halves_of,
@@ -54,7 +54,7 @@ from speechbrain_sim.report.page import write_page
 
 STYLES, WORDS = list("abcd"), list("ABCD")
 SETTINGS = Settings(
-    probes=(LINEAR, HIDDEN, POOLED),
+    probes=(LINEAR, HIDDEN, PAPER),
     frame_rows=1000,
     test_rows=1000,
     strengths=(1e-2,),
@@ -114,11 +114,11 @@ def found(planted, tmp_path_factory):
     return json.loads(json.dumps(result))
 
 
-@pytest.mark.parametrize("kind", [LINEAR, HIDDEN, POOLED])
+@pytest.mark.parametrize("kind", [LINEAR, HIDDEN, PAPER])
 def test_a_factor_that_is_absent_leaks_nothing(found, kind):
     probes = found["probes"][kind]
     keeps = {"style": "z_style", "word": "z_text"}
-    if kind == POOLED:  # utterances only
+    if kind == PAPER:  # utterances only
         assert "frames" in probes["word"]["gap"]
         del keeps["word"]
     for label, holder in keeps.items():
@@ -135,7 +135,7 @@ def test_a_factor_that_is_absent_leaks_nothing(found, kind):
 
 
 def test_what_h_does_not_hold_cannot_leak(found):
-    for kind in LINEAR, HIDDEN, POOLED:
+    for kind in LINEAR, HIDDEN, PAPER:
         scores = found["probes"][kind]["luck"]
         assert scores["h"]["at_chance"]
         assert "h itself is at chance" in scores["z_text"]["leakage"]["gap"]
@@ -182,10 +182,10 @@ def test_what_cannot_be_probed_is_a_gap(planted, found, tmp_path):
     y = [np.array(c + 4 * (i > 123)) for i, c in enumerate(side.y["style"])]
     classes = {"style": list("abcdefgh"), "luck": list("xyz")}
     divisions = {**divisions, "luck": {"gap": "one speaker only"}}
-    given = SETTINGS._replace(probes=(LINEAR, POOLED)), tmp_path, "style"
+    given = SETTINGS._replace(probes=(LINEAR, PAPER)), tmp_path, "style"
     side = side._replace(y={**side.y, "style": y})
     probes = measure(side, divisions, classes, *given)["probes"]
-    for kind in LINEAR, POOLED:
+    for kind in LINEAR, PAPER:
         assert "4 classes of style that the" in probes[kind]["style"]["gap"]
         assert probes[kind]["luck"]["gap"] == "one speaker only"
 
@@ -248,11 +248,11 @@ def test_losses_of_texts_are_those_of_each_alone():
 
 def test_means_and_maps_are_of_unpadded_frames(test_side):
     side = test_side
-    means = side.means("h")
+    means = side.means["h"]
     for i in 0, 7:
         frames = side.frames("h", i).numpy()
         assert np.allclose(means[i], frames.mean(0), atol=1e-6)
-    halves_ = {name: side.means(name) for name in ("z_text", "z_style")}
+    halves_ = {name: side.means[name] for name in ("z_text", "z_style")}
     places = map_means(halves_, seed=3)
     assert places == map_means(halves_, seed=3)
     # clusters of style in its half alone: nearest neighbours are of one style
@@ -264,7 +264,7 @@ def test_means_and_maps_are_of_unpadded_frames(test_side):
         nearest = (far + np.diag(np.full(len(far), np.inf))).argmin(1)
         share[name] = np.mean(style[nearest] == style)
     assert share["z_style"] > 0.95 and share["z_text"] < 0.6
-    flat = {"z_none": side.means("z_none")}  # t-SNE would crash
+    flat = {"z_none": side.means["z_none"]}  # t-SNE would crash
     assert map_means({**halves_, **flat}, seed=3) == places
     with pytest.raises(Unmeasurable, match="do not vary"):
         map_means(flat)
