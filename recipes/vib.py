@@ -8,7 +8,8 @@ pieces, by CTC); stage 2 what else the --labels need, given that. Beside each ha
 the same decoder learns from the layer itself: the probing baseline. The run's
 folder becomes a model: the encoder, and the halves, whose codes are layers named
 `context.vib.text` and `context.vib.speaker`; and it gets `vib.json`, the scores
-of the test part. Started again after a kill, a run is resumed, in either stage.
+of the test part, and a report on what probes read of each half. Started again
+after a kill, a run is resumed, in either stage.
 """
 
 import sys
@@ -22,6 +23,12 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain_sim import config
 from speechbrain_sim.activations import ALL
 from speechbrain_sim.analysis.half_scores import score_halves, score_rows
+from speechbrain_sim.analysis.halves import (
+    read_data,
+    read_divisions,
+    read_settings,
+)
+from speechbrain_sim.analysis.halves_page import write_report
 from speechbrain_sim.bottlenecks.coded import MIXED
 from speechbrain_sim.brains.checkpointer import (
     AtomicCheckpointer,
@@ -54,6 +61,9 @@ PARTS = ("train", "valid", "test")
 def check(settings):
     """Raises a ValueError for settings that do not go together."""
     check_decay(settings)
+    read_settings(settings["reading"])
+    if bool(settings["words"]) != bool(settings["polarity"]):
+        raise ValueError("--words and --polarity are given together, or none.")
     for label in settings["labels"]:
         kind = kind_of(label, settings["label_kinds"])
         if kind != UTTERANCE or label == TEXT or not label.isidentifier():
@@ -70,7 +80,9 @@ def check(settings):
 #: of runs: what may change when they are resumed, but not the number of epochs,
 #: on which the schedules depend; and what is refused
 RULES = [n for n in config.MAY_CHANGE if n != "number_of_epochs"]
-RULES = ([*RULES, "encoder"], check)
+#: the report is no part of the training
+SHOWN = ["read", "reading", "words", "polarity", "title", "note"]
+RULES = ([*RULES, "encoder", *SHOWN], check)
 
 
 def open_layer(encoder, layers, latent_dim):
@@ -177,6 +189,27 @@ def train(hparams, run_opts, task, stores, text_half=None):
     return score_halves(brain.test(), hparams["frame_rate"], *y)
 
 
+def report(hparams, stores, tasks, layer):
+    """Probes and attributes the halves, and writes the report."""
+    manifests = {part: hparams[f"{part}_csv"] for part in PARTS}
+    corpus, labels = (manifests, hparams["data_folder"]), hparams["labels"]
+    known = [*dict.fromkeys([*labels, *hparams["read"]])]
+    asked = layer, next(iter(labels), None), known, hparams["label_kinds"]
+    data, texts = read_data(*corpus, *asked), {}
+    own = [n for n, (_, kind) in data.labels.items() if kind == UTTERANCE]
+    where = hparams["save_folder"], own, hparams["split"]
+    for task in tasks:
+        if task.name == TEXT:
+            for part in task.targets.values():
+                texts |= part
+            data = data._replace(targets=(task.texts, texts))
+    made = stores, read_divisions(*corpus, *where), data
+    page = ("title", "note", "words", "polarity")
+    page = {name: hparams[name] for name in page}
+    settings = read_settings(hparams["reading"])
+    write_report(hparams["output_folder"], *made, settings, *corpus, **page)
+
+
 def vib(hparams, run_opts):
     """Encodes, trains both stages, and scores the halves."""
     folder, source = hparams["output_folder"], hparams["encoder"]
@@ -208,7 +241,8 @@ def vib(hparams, run_opts):
     write_json(f"{folder}/vib.json", {**made, "halves": scores})
     table = Table.of("", "", score_rows(scores))
     print(f"\n{markdown_table(table.header, table.rows)}")
-    print(f"\nWritten to {folder}/vib.json")
+    report(hparams, stores, tasks, layer)
+    print(f"\nWritten to {folder}/report.html, report.md and vib.json")
 
 
 def main(argv):

@@ -18,7 +18,7 @@ from speechbrain_sim.analysis.half_probes import (
     compare_halves,
     probe,
 )
-from speechbrain_sim.analysis.intervals import Unmeasurable
+from speechbrain_sim.analysis.intervals import Unmeasurable, check_controls
 from speechbrain_sim.analysis.score_sheet import measured
 from speechbrain_sim.analysis.sequence_probes import probe_pooled, probe_text
 from speechbrain_sim.bottlenecks.base import CONSTANT
@@ -81,6 +81,21 @@ class Settings(NamedTuple):
     lr: float = 1e-2
     bins: int = 4
     device: str = "cpu"
+
+
+def read_settings(given):
+    """Checks what differs from `Settings`, a dict; returns them.
+
+    Raises a ValueError that names what there is instead.
+    """
+    for name in given.keys() - Settings._fields:
+        known = ", ".join(Settings._fields)
+        raise ValueError(f"--reading has no setting '{name}': {known}.")
+    settings = Settings(**given)
+    for kind in {*settings.probes} - {*PROBES}:
+        raise ValueError(f"--reading: probes has '{kind}', not of {PROBES}.")
+    check_controls(settings.controls, 2)
+    return settings
 
 
 class Data(NamedTuple):

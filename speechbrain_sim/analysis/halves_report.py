@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from speechbrain_sim.analysis.half_probes import WHOLE
+from speechbrain_sim.analysis.halves import LINEAR
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import (
     Explorer,
@@ -28,6 +29,8 @@ FAILED = (
     "Probes on shuffled labels are above chance: labels reach the features, or "
     "examples are few. These accuracies mean nothing."
 )
+#: and where the solver ended too early
+STOPPED = "Not converged: more may be read with more passes (see --reading)."
 #: what to know about each table
 CAPTIONS = {
     "read": "Test accuracy in percent, with 95 % intervals over recordings, of "
@@ -63,6 +66,9 @@ def tables(found):
                 continue
             if not all(s["control"]["passed"] for s in scores.values()):
                 gaps.setdefault(FAILED, row[""])
+            done = all(s.get("converged", True) for s in scores.values())
+            if kind == LINEAR and not done:
+                gaps.setdefault(STOPPED, row[""])
             whole = scores[WHOLE]
             cells = {n: percent(score) for n, score in scores.items()}
             cells["chance"] = number(100 * whole["chance"], 1)
