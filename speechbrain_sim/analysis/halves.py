@@ -27,7 +27,7 @@ from speechbrain_sim.data.acoustics import acoustic_labels, quantile_bins
 from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.data.labels import kind_of
 from speechbrain_sim.data.splits import divide
-from speechbrain_sim.data.tables import read_manifest
+from speechbrain_sim.data.tables import OWN, read_manifest
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.files import cached_result, text_hash
 
@@ -137,7 +137,8 @@ def read_data(manifests, data_folder, layer, label, labels, label_kinds):
     Data
     """
     known, values = {}, {}
-    first = next(iter(read_manifest(manifests["train"], data_folder).values()))
+    row = next(iter(read_manifest(manifests["train"], data_folder).values()))
+    first = [name for name in row if name not in OWN]  # duration is measured
     for name in labels:
         if name in first:  # the corpus' own
             kind, every = kind_of(name, label_kinds), set()
@@ -246,7 +247,7 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
     settings : Settings
         How.
     folder : str or Path
-        Where probes are kept that are solved, until all are.
+        Of its own, where probes are kept that are solved, until all are.
     label : str
         Of stage 2: whose test part is mapped.
     targets : (Labels, dict of str to torch.Tensor), optional
@@ -259,8 +260,7 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
         `compare_halves`), or a `gap`; `text`: see `probe_text`; `map`: see
         `map_means`, and `mapped`, label -> classes and those of utterances.
     """
-    folder, names = Path(folder, "half_probes"), [*side.x]
-    found = {"probes": {}, "text": {}}
+    names, found = [*side.x], {"probes": {}, "text": {}}
 
     def parts(label):
         of = divisions.get(label, divisions[OTHERS])
@@ -383,11 +383,15 @@ def measure_model(path, model, stores, divisions, data, settings):
         "settings": settings._asdict() | {"device": None},
     }
 
+    # of the same only, what was solved before a kill is used
+    key = text_hash(json.dumps(made_of))[:16]
+    folder = Path(path).with_name(f"half_probes_{key}")
+
     def compute():
         halves = halves_of(coded, data.layer)
         given = data.layer, halves, data.labels, data.values
         side, classes = read_side(stores, *given, divisions, settings.bins)
-        how = divisions, classes, settings, Path(path).parent
-        return measure(side, *how, data.label, data.targets)
+        how = divisions, classes, settings, folder, data.label, data.targets
+        return measure(side, *how)
 
     return cached_result(path, made_of, compute)

@@ -239,8 +239,9 @@ def probe_text(sides, targets, names, settings):
     dict
         Kind of error ("PER", "WER", "CER") -> name -> `value`, errors per symbol,
         and `interval`; of its `control` the same; `above`, how many less than
-        the mean of all controls, which know texts and not which; `at_chance`
-        and, of a half, `leakage`: see `compare_halves`.
+        the mean of all controls, which know texts and not which (a recording
+        with more errors than symbols counts as one without an answer);
+        `at_chance` and, of a half, `leakage`: see `compare_halves`.
     """
     train, test = sides["train"], sides["test"]
     labels, true = targets
@@ -271,15 +272,17 @@ def _errors(rates, unit):
     """Scores error rates: name -> [of the probe, of its control]."""
     edits = {n: np.array([r.edits for r in pair]) for n, pair in rates.items()}
     total = np.array(next(iter(rates.values()))[0].lengths, float)
-    chance = np.mean([control for _, control in edits.values()], 0)
-    scores, avoided = {}, {}
+    # what is worse than nothing counts as nothing
+    least = {name: np.minimum(pair, total) for name, pair in edits.items()}
+    chance = np.mean([control for _, control in least.values()], 0)
+    scores, whole = {}, np.bincount(unit, chance - least[WHOLE][0])
     for name, (wrong, control) in edits.items():
         score = scores[name] = over_recordings(wrong, total, unit)
+        avoided = chance - least[name][0]
         score["control"] = over_recordings(control, total, unit)
-        score["above"] = over_recordings(chance - wrong, total, unit)
+        score["above"] = over_recordings(avoided, total, unit)
         score["at_chance"] = score["above"]["interval"][0] <= 0
-        avoided[name] = np.bincount(unit, chance - wrong)
         if name != WHOLE:
-            pair = avoided[name], avoided[WHOLE]
-            score["leakage"] = survives(*pair, np.bincount(unit, total))
+            sums = np.bincount(unit, avoided), whole, np.bincount(unit, total)
+            score["leakage"] = survives(*sums)
     return scores
