@@ -207,7 +207,7 @@ def same(state, other):
 def recipes():
     """The recipes as modules."""
     sys.path.insert(0, str(ROOT / "recipes"))
-    names = ["pretrain", "probe", "decode", "bottleneck", "study", "box"]
+    names = ["pretrain", "probe", "decode", "bottleneck", "vib", "study", "box"]
     yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(str(ROOT / "recipes"))
 
