@@ -189,20 +189,30 @@ def train(hparams, run_opts, task, stores, text_half=None):
     return score_halves(brain.test(), hparams["frame_rate"], *y)
 
 
-def report(hparams, stores, tasks, layer):
-    """Probes and attributes the halves, and writes the report."""
+def read_labels(hparams, tasks, layer):
+    """Reads what probes look for in the halves: a `Data`.
+
+    Raises a ValueError, before any work, for what cannot be looked for.
+    """
     manifests = {part: hparams[f"{part}_csv"] for part in PARTS}
-    corpus, labels = (manifests, hparams["data_folder"]), hparams["labels"]
-    known = [*dict.fromkeys([*labels, *hparams["read"]])]
-    asked = layer, next(iter(labels), None), known, hparams["label_kinds"]
-    data, texts = read_data(*corpus, *asked), {}
-    own = [n for n, (_, kind) in data.labels.items() if kind == UTTERANCE]
-    where = hparams["save_folder"], own, hparams["split"]
+    known, label = hparams["labels"], next(iter(hparams["labels"]), None)
+    known = [*dict.fromkeys([*known, *hparams["read"]])]
+    asked = layer, label, known, hparams["label_kinds"]
+    data, texts = read_data(manifests, hparams["data_folder"], *asked), {}
     for task in tasks:
         if task.name == TEXT:
             for part in task.targets.values():
                 texts |= part
             data = data._replace(targets=(task.texts, texts))
+    return data
+
+
+def report(hparams, stores, data):
+    """Probes and attributes the halves, and writes the report."""
+    manifests = {part: hparams[f"{part}_csv"] for part in PARTS}
+    corpus = manifests, hparams["data_folder"]
+    own = [n for n, (_, kind) in data.labels.items() if kind == UTTERANCE]
+    where = hparams["save_folder"], own, hparams["split"]
     made = stores, read_divisions(*corpus, *where), data
     page = ("title", "note", "words", "polarity")
     page = {name: hparams[name] for name in page}
@@ -223,6 +233,7 @@ def vib(hparams, run_opts):
         given = read_text_half(hparams["text_from"], *asked)
     sb.create_experiment_directory(folder)
     tasks = read_tasks(hparams, encoder, layer)
+    data = read_labels(hparams, tasks, layer)
     stores = encode(hparams, run_opts, encoder, description, layer)
     keep_model(folder, original, description, source)
     if given is not None:
@@ -241,7 +252,7 @@ def vib(hparams, run_opts):
     write_json(f"{folder}/vib.json", {**made, "halves": scores})
     table = Table.of("", "", score_rows(scores))
     print(f"\n{markdown_table(table.header, table.rows)}")
-    report(hparams, stores, tasks, layer)
+    report(hparams, stores, data)
     print(f"\nWritten to {folder}/report.html, report.md and vib.json")
 
 

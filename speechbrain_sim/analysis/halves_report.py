@@ -6,6 +6,8 @@ import numpy as np
 
 from speechbrain_sim.analysis.half_probes import WHOLE
 from speechbrain_sim.analysis.halves import LINEAR
+from speechbrain_sim.files import read_json
+from speechbrain_sim.models.format import BASELINE
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import (
     Explorer,
@@ -200,13 +202,14 @@ def plot_map(places, labels, path):
 
 
 def curves_of(runs, label):
-    """Makes the three panels of curves over layers from a run of each.
+    """Makes the panels of curves over layers of runs of single layers.
 
     Arguments
     ---------
-    runs : dict of str to (dict, dict)
-        Layer -> scores of the training, from `score_halves`, and from
-        `speechbrain_sim.analysis.halves.measure`.
+    runs : list of (str, dict, dict)
+        Layer; scores of the training, from `score_halves`; and from
+        `speechbrain_sim.analysis.halves.measure`. Runs of one layer differ in
+        their seed: numbers, and ends of intervals, are means.
     label : str
         Of stage 2.
 
@@ -218,24 +221,63 @@ def curves_of(runs, label):
     """
     panels = {}
 
-    def add(title, line, layer, score):
-        panels.setdefault(title, {}).setdefault(line, {})[layer] = score
+    def add(title, line, layer, score, key="value"):
+        lines = panels.setdefault(title, {}).setdefault(line, {})
+        lines.setdefault(layer, []).append([score[key], *score["interval"]])
 
-    for layer, (trained, found) in runs.items():
-        kinds = [k for k, x in trained["text"].items() if isinstance(x, dict)]
-        for half, line in {"text": "z_text", "text_baseline": WHOLE}.items():
-            score = trained[half][kinds[0]]
-            add(f"{kinds[0]}, stage 1", line, layer, score)
-        for half, line in {
-            label: f"z_{label}",
-            f"{label}_baseline": WHOLE,
-        }.items():
-            add(f"{label}, stage 2", line, layer, trained[half]["accuracy"])
+    for layer, trained, found in runs:
+        kind = next(
+            k for k, x in trained["text"].items() if isinstance(x, dict)
+        )
+        stages = {"text": (kind, 1), label: ("accuracy", 2)}
+        for name, (key, stage) in stages.items():
+            for half, line in (
+                (name, f"z_{name}"),
+                (f"{name}_{BASELINE}", WHOLE),
+            ):
+                title = f"{name}, {key}, stage {stage}"
+                add(title, line, layer, trained[half][key])
         scores = next(iter(found["probes"].values()))[label]
         for name, score in scores.items() if "gap" not in scores else ():
-            score = {"value": score["accuracy"], "interval": score["interval"]}
-            add(f"{label}, by each half", name, layer, score)
+            title = f"{label}, by each half"
+            add(title, name, layer, score, "accuracy")
+    for lines in panels.values():
+        for scores in lines.values():
+            for layer, numbers in scores.items():
+                value, *ends = np.mean(numbers, 0).tolist()
+                scores[layer] = {"value": value, "interval": ends}
     return panels
+
+
+def layers_section(folders, folder, label):
+    """Draws curves over the layers of runs; returns a Section.
+
+    `folders` are those of `recipes/vib.py`, `folder` that of the report.
+    """
+    runs = []
+    for path in map(Path, folders):
+        trained, found = (
+            read_json(path / f"{n}.json") for n in ("vib", "halves")
+        )
+        runs.append((trained["layer"], trained["halves"], found["result"]))
+    panels, layers = (
+        curves_of(runs, label),
+        [*dict.fromkeys(r[0] for r in runs)],
+    )
+    stem = style.figure_stem("halves", "layers")
+    plot_layers(panels, layers, Path(folder, stem))
+    caption = "Test part, 95 % intervals over recordings, means over seeds."
+    alt = "Three panels of curves over layers."
+    title = "Both stages, and each half's part, by layer"
+    items = [Figure(title, caption, stem, alt)]
+    for name, lines in panels.items():
+        rows = []
+        for line, scores in lines.items():
+            cells = {n: with_interval(x, 100, 1) for n, x in scores.items()}
+            rows.append({"": line} | cells)
+        items.append(Table.of(f"{name} (%)", "", rows))
+    sentence = "Where the text is, where the rest, and what each half keeps."
+    return Section("layers", "Halves, layer by layer", sentence, items)
 
 
 def plot_layers(panels, layers, path):

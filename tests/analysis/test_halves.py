@@ -32,8 +32,7 @@ from speechbrain_sim.analysis.halves import (
     read_side,
 )
 from speechbrain_sim.analysis.halves_report import (
-    curves_of,
-    plot_layers,
+    layers_section,
     section,
 )
 from speechbrain_sim.analysis.intervals import Unmeasurable
@@ -50,6 +49,7 @@ from speechbrain_sim.data.tables import read_manifest
 from speechbrain_sim.data.targets import Labels
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.extraction import encode_manifest
+from speechbrain_sim.files import write_json
 from speechbrain_sim.report.page import write_page
 
 STYLES, WORDS = list("abcd"), list("ABCD")
@@ -483,19 +483,22 @@ def test_layer_curves(found, tmp_path):
             "style_baseline": right,
         }
 
-    runs = {f"m{i}": (trained(i / 10 + 0.2), found) for i in range(3)}
-    panels = curves_of(runs, "style")
-    assert [*panels] == [
-        "PER, stage 1",
-        "style, stage 2",
-        "style, by each half",
-    ]
-    assert panels["PER, stage 1"]["z_text"]["m2"]["value"] == 0.4
-    assert {*panels["style, by each half"]} == {
-        "h",
+    folders = []
+    for i, layer in enumerate(["m0", "m1", "m0"]):  # of m0, two seeds
+        halves_ = trained(i / 10 + 0.2)
+        folders.append(tmp_path / str(i))
+        write_json(folders[i] / "vib.json", {"layer": layer, "halves": halves_})
+        write_json(folders[i] / "halves.json", {"result": found})
+    made = layers_section(folders, tmp_path, "style")
+    assert (tmp_path / f"{made.items[0].stem}.png").exists()
+    tables = {item.title: item for item in made.items[1:]}
+    errors = tables["text, PER, stage 1 (%)"]
+    assert errors.header == ["", "m0", "m1"]
+    assert errors.rows[0] == [
         "z_text",
-        "z_style",
-        "z_none",
-    }
-    plot_layers(panels, [*runs], tmp_path / "layers")
-    assert (tmp_path / "layers.png").exists()
+        "30.0 [20.0, 40.0]",
+        "30.0 [20.0, 40.0]",
+    ]
+    assert "style, accuracy, stage 2 (%)" in tables
+    rows = [row[0] for row in tables["style, by each half (%)"].rows]
+    assert rows == ["h", "z_text", "z_style", "z_none"]

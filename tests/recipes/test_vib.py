@@ -19,6 +19,7 @@ YAML = HPARAMS / "Synthetic/vib.yaml"
 #: a run of seconds
 TINY = ["--latent_dim", "4", "--number_of_epochs", "2", "--batch_size", "4"]
 TINY += ["--encoder", "logmel", "--layers", "[logmel]", "--noprogressbar"]
+TINY += ["--reading", "{probes: [linear], epochs: 1, passes: 20}"]
 
 
 def command(yaml, corpora, folder, *options):
@@ -50,6 +51,10 @@ def test_every_corpus_trains_both_stages(recipes, corpora, tmp_path, yaml):
     assert 0 <= scores[label]["accuracy"]["value"] <= 1
     assert scores["text"]["kl_per_second"] == 100 * scores["text"]["kl"]
     assert "utterances" in found["split"]["text"]
+    read = json.loads((folder / "halves.json").read_text())["result"]
+    assert {label, "pitch"} <= read["probes"]["linear"].keys()
+    page = (folder / "report.md").read_text()
+    assert "What is left in each half" in page and "Where it looks" in page
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,10 @@ def test_every_corpus_trains_both_stages(recipes, corpora, tmp_path, yaml):
         (["--labels", "[mood]"], "no column 'mood'"),
         (["--text_from", "{trained}"], "holds no bottleneck_logmel.vib.text"),
         (["--number_of_epochs", "0"], "must be >= 1"),
+        (["--reading", "{probes: [cubic]}"], "probes has 'cubic', not of"),
+        (["--reading", "{rows: 3}"], "no setting 'rows': seed, probes"),
+        (["--words", "w.csv"], "--words and --polarity are given together"),
+        (["--read", "[mood]"], "no column 'mood', and it is not measured"),
         (
             ["--target", "phones", "--text_column", "x"],
             "no use with --target p",
