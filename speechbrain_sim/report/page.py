@@ -286,11 +286,12 @@ def _render(group, key, files, blobs):
         }
         for part, blob in parts.items():
             stop[part] = blobs.setdefault(blob, len(blobs))
-        stop["strips"] = {}
+        stop["strips"] = []
         for name, values in strips.items():
             row = np.asarray(values, float)[:, None]
             drawn = mel_png(row, 0, max(row.max(), 1e-30))
-            stop["strips"][name] = blobs.setdefault(drawn, len(blobs))
+            blob = blobs.setdefault(drawn, len(blobs))
+            stop["strips"].append((name, blob))
         variant["stops"].append(stop)
     return variants
 
