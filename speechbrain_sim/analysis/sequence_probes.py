@@ -169,10 +169,13 @@ def fit(module, loss, known, targets, settings):
     options = {"lr": settings.lr, "weight_decay": DECAY}
     optimizer = torch.optim.AdamW(module.parameters(), **options)
     steps = settings.epochs * -(-len(known.kept) // BATCH)
-    shape = {"pct_start": WARMUP, "cycle_momentum": False}
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.lr, steps, **shape
-    )
+    begin = max(1, round(WARMUP * steps))
+
+    def rate(step):
+        fall = 0.5 + 0.5 * np.cos(np.pi * step / steps)
+        return min(1, (step + 1) / begin) * fall
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     for epoch in tqdm(range(settings.epochs), known.name, unit="epoch"):
         noise = keyed_generator(settings.seed, "order", epoch)
         for chosen in known.batches(generator=noise):
