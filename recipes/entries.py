@@ -33,13 +33,20 @@ def check_systems(systems):
         if name != Path(str(name)).name or name in ("", ".."):
             raise ValueError(f"{entry}: its name, of folders, is a plain word.")
         check_entry(entry, system, SYSTEM)
-        if len({"yaml", "encoder", "of"} & system.keys()) != 1:
-            raise ValueError(f"{entry} needs one of yaml, encoder and of.")
+        if len({"yaml", "encoder", "of"} & system.keys()) != 1 and not (
+            {"yaml", "of"} <= system.keys() and "encoder" not in system
+        ):
+            raise ValueError(
+                f"{entry} needs one of yaml, encoder and of, or yaml and of."
+            )
         seeds = system.get("seeds", [1])
         check_ranges({"seeds": seeds}, {"seeds": "not empty, unique, >= 0"})
+        there = trained.get(system.get("of"), set())
         if "yaml" in system and not system.get("per_label"):
             trained[name] = {*seeds}
-        if "of" in system and not {*seeds} <= trained.get(system["of"], set()):
+        if "encoder" in system:
+            trained[name] = None  # of any seed
+        if "of" in system and not (there is None or {*seeds} <= there):
             raise ValueError(
                 f"{entry} is of {system['of']}, but no entry above it of that "
                 f"name is trained once for each of the seeds {seeds}."

@@ -19,6 +19,7 @@ import decode
 import pretrain
 import probe
 import speechbrain as sb
+import vib
 from entries import check
 from folds import by_fold, folds_of
 from hyperpyyaml import load_hyperpyyaml
@@ -143,7 +144,14 @@ def train(hparams, runs, name, seed, label=None):
     if "encoder" in system:
         return folder, system["encoder"]
     if "of" in system:
-        return folder, f"{hparams['output_folder']}/{system['of']}_{seed}"
+        source = f"{hparams['output_folder']}/{system['of']}_{seed}"
+        source = hparams["systems"][system["of"]].get("encoder", source)
+        if "yaml" not in system:
+            return folder, source
+        own = {"output_folder": folder, "seed": seed, "encoder": source}
+        options = system.get("options", {})
+        runs.run(vib.vib, system["yaml"], vib.RULES, options, **own)
+        return folder, folder
     options = {**hparams["pretrain_options"], **system.get("options", {})}
     if label is not None:
         folder += f"_{label}"
@@ -206,7 +214,8 @@ def train_and_probe(hparams, runs):
                 folder, encoder = train(hparams, runs, name, seed)
                 encoders.setdefault(name, (folder, encoder))
                 log = Path(folder, "train_log.txt")
-                logs |= {name: str(log)} if log.exists() else {}
+                if log.exists() and "of" not in system:
+                    logs |= {name: str(log)}
             for label in labels:
                 if per_label:
                     folder, encoder = train(hparams, runs, name, seed, label)
@@ -307,6 +316,8 @@ def check_runs(hparams, runs, chosen):
     def encoder_of(source):
         if source not in dry.dry:
             return load_encoder(source)[0]
+        if "halves" in dry.dry[source]:
+            return vib.untrained(dry.dry[source], encoder_of)
         untrained = {"encoder": dry.dry[source]["encoder"]}
         return load_hyperpyyaml(dump_yaml(untrained))["encoder"]
 
@@ -364,6 +375,18 @@ def compare_phones(hparams, runs, encoders):
     return {ABX.key: hparams["abx"](own, device=device)}
 
 
+def read_halves(hparams):
+    """Reads the scores of the systems' halves: system -> list, by seed."""
+    return {
+        name: [
+            read_json(f"{hparams['output_folder']}/{name}_{seed}/vib.json")
+            for seed in system.get("seeds", [1])
+        ]
+        for name, system in hparams["systems"].items()
+        if {"yaml", "of"} <= system.keys()
+    }
+
+
 def look_inside(hparams, runs, study, chosen, encoders):
     """Opens and measures the systems `inside`; returns the study with both."""
     systems, results = [], dict(study.results)
@@ -396,7 +419,9 @@ def main(argv):
     encoders, folders, logs = by_fold(trained)
     probed = read_probed(folders, hparams["baseline"])
     results = compare_phones(hparams, runs, encoders)
-    study = study._replace(probed=probed, logs=logs, results=results)
+    halves = {} if hparams["folds"] else read_halves(hparams)
+    made = {"probed": probed, "logs": logs, "results": results}
+    study = study._replace(**made, halves=halves)
     study = look_inside(hparams, runs, study, chosen, encoders)
     at = machine()
     note = (

@@ -29,7 +29,8 @@ from speechbrain_sim.analysis.halves import (
     read_settings,
 )
 from speechbrain_sim.analysis.halves_page import write_report
-from speechbrain_sim.bottlenecks.coded import MIXED
+from speechbrain_sim.bottlenecks.coded import MIXED, CodedEncoder
+from speechbrain_sim.bottlenecks.vib import TextHalf
 from speechbrain_sim.brains.checkpointer import (
     AtomicCheckpointer,
     RewindingTrainLogger,
@@ -98,6 +99,23 @@ def open_layer(encoder, layers, latent_dim):
     if len(layers) == 1:
         return encoder, layers[0], None
     return MixedEncoder(encoder, layers), MIX, layers
+
+
+def untrained(settings, encoder_of):
+    """Returns the encoder that a run will leave, but with untrained halves.
+
+    `encoder_of` returns the encoder of a source.
+    """
+    original = encoder_of(settings["encoder"])
+    original = getattr(original, "plain", original)
+    asked = settings["layers"], settings["latent_dim"]
+    encoder, layer, mixed = open_layer(original, *asked)
+    sizes = encoder.channels_of(layer), settings["latent_dim"]
+    made = {"labels": 2, "layers": len(settings["layers"])}
+    names = [f"{layer}.vib.{name}" for name in (TEXT, *settings["labels"])]
+    entries = {name: {MIXED: mixed} if mixed else {} for name in names}
+    halves = {name: TextHalf(*sizes, **made) for name in names}
+    return CodedEncoder(original, halves, entries)
 
 
 def read_tasks(hparams, encoder, layer):

@@ -19,6 +19,7 @@ from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_sim import config
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
+from speechbrain_sim.bottlenecks.vib import TextHalf, UtteranceHalf
 from speechbrain_sim.cli import make_parser
 from speechbrain_sim.data.espeak import PHONES
 from speechbrain_sim.models.format import load_parts, save_parts
@@ -61,12 +62,23 @@ def sae_run(tmp_path_factory):
     return folder
 
 
+def save_halves(folder):
+    """What recipes/vib.py leaves of `sim-small`, untrained."""
+    parts, config = load_parts("sim-small", ["encoder"])
+    halves = {"text": TextHalf(256, 32, labels=40)}
+    halves["speaker"] = UtteranceHalf(256, 32, classes=20, text_units=32)
+    halves = {f"bottleneck_context.vib.{n}": x for n, x in halves.items()}
+    about = dict.fromkeys(halves, {"layer": "context", "pooling": "frame"})
+    save_parts(folder, parts | halves, about, training=config["training"])
+
+
 @pytest.fixture
 def place(tmp_path, trained, sae_run, monkeypatch):
     """A folder with what the pages name: models, a run, a recording, yamls."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     shutil.copytree(sae_run, "results/Synthetic/sae_topk_1")
+    save_halves("results/Synthetic/vib_1")
     shutil.copytree(trained.model, "sim-demo")
     shutil.copytree(trained.run, "results/demo/SIM_1")
     shutil.copytree(HPARAMS, "hparams")

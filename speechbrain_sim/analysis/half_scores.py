@@ -3,6 +3,9 @@
 import numpy as np
 
 from speechbrain_sim.analysis.intervals import bootstrap_interval, chance_level
+from speechbrain_sim.analysis.study import Tool
+from speechbrain_sim.report import style
+from speechbrain_sim.report.page import Figure, Table
 from speechbrain_sim.report.tables import number, with_interval
 
 ACCURACY = "accuracy"
@@ -62,3 +65,102 @@ def score_rows(scores):
             rows[-1]["KL per frame"] = number(numbers.get("kl"))
             rows[-1]["per second"] = number(numbers.get("kl_per_second"), 0)
     return rows
+
+
+def compare_runs(runs):
+    """Puts the scores of several runs of each system side by side.
+
+    Arguments
+    ---------
+    runs : dict of str to list of dict
+        System -> what `vib.json` holds, a run for each seed.
+
+    Returns
+    -------
+    dict
+        System -> half -> kind of score -> list of numbers, one for each run,
+        each with `kl_per_second`, or None.
+    """
+    found = {}
+    for system, seeds in runs.items():
+        for name in seeds[0]["halves"]:
+            scores = [run["halves"][name] for run in seeds]
+            for kind in scores[0].keys() - {"chance", "kl", "kl_per_second"}:
+                several = [
+                    {**s[kind], "kl_per_second": s.get("kl_per_second")}
+                    for s in scores
+                ]
+                of = found.setdefault(system, {}).setdefault(name, {})
+                of[kind] = several
+    return found
+
+
+def plot_halves(points, path):
+    """Plots errors over nats per second: title -> system -> list of (x, y)."""
+    size = 3.2 * len(points), 3.4
+    with style.drawing(path, 1, len(points), size) as (figure, axes):
+        panels = zip(np.ravel(axes), points.items(), strict=True)
+        for panel, (title, systems) in panels:
+            for i, (system, several) in enumerate(systems.items()):
+                marks = {"marker": "osD^v<>pXP*h"[i % 12], "linestyle": "none"}
+                marks |= style.look(system, i)
+                panel.plot(*zip(*several, strict=True), **marks)
+            panel.set_title(title, loc="left")
+            panel.set_xlabel("KL (nats per second)")
+            panel.set_xscale("symlog")
+            panel.set_ylim(bottom=0)
+        np.ravel(axes)[0].set_ylabel("of the test part (%)")
+        style.legend_below(figure)
+
+
+class HalfScores(Tool):
+    """Section of the halves of a study's runs of recipes/vib.py."""
+
+    key = "halves"
+    title = "Textual and acoustic halves"
+    sentence = (
+        "What each half does that it was trained for, and at how many nats; "
+        "beside it, the same decoder on the layer itself (baseline)."
+    )
+    inside = False
+
+    def items(self, found, study):
+        """Returns a table of all runs, and scores over nats per second."""
+        if not study.halves:
+            return []
+        rows, points = [], {}
+        for system, halves in compare_runs(study.halves).items():
+            for name, kinds in halves.items():
+                for kind, several in sorted(kinds.items()):
+                    row = {"": system, "half": name, "of": f"{kind} (%)"}
+                    mean = several[0]
+                    if len(several) > 1:
+                        values = [100 * run["value"] for run in several]
+                        mean = {"value": float(np.mean(values)) / 100}
+                        ends = [min(values) / 100, max(values) / 100]
+                        mean["interval"] = ends
+                    row["test"] = with_interval(mean, 100, 1)
+                    nats = [run["kl_per_second"] for run in several]
+                    row["nats per second"] = "—"
+                    if None not in nats:
+                        row["nats per second"] = number(np.mean(nats), 1)
+                        of = points.setdefault(f"{name}, {kind}", {})
+                        of[system] = [
+                            (run["kl_per_second"], 100 * run["value"])
+                            for run in several
+                        ]
+                    rows.append(row)
+        plot_halves(points, study.folder / "figures/halves")
+        caption = (
+            "Of the test part. Brackets: 95 % intervals over utterances; of "
+            "several seeds, the least and the largest."
+        )
+        return [
+            Table.of("Halves and baselines", caption, rows),
+            Figure(
+                "Scores and nats",
+                "Each run's score over the KL of its codes from N(0, 1).",
+                "figures/halves",
+                "Scores over nats per second, a panel per half and score.",
+            ),
+        ]

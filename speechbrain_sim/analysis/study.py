@@ -194,6 +194,8 @@ class Study(NamedTuple):
         What probes are compared with, if anything; label -> system -> `read_system`.
     logs : dict of str to str
         `train_log.txt` of each trained system.
+    halves : dict of str to list of dict
+        `vib.json` of each system of recipes/vib.py, one for each seed.
     systems, results : list of System, dict
         Those whose layers are measured; the last is compared with. Tool ->
         results.
@@ -213,6 +215,7 @@ class Study(NamedTuple):
     baseline: str | None = None
     probed: dict = {}
     logs: dict = {}
+    halves: dict = {}
     systems: list = []
     results: dict = {}
 

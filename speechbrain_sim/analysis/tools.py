@@ -6,6 +6,7 @@ from speechbrain_sim.analysis.abx import ABX
 from speechbrain_sim.analysis.attribution import AttributionTool
 from speechbrain_sim.analysis.delta import Delta
 from speechbrain_sim.analysis.factors import FactorsTool
+from speechbrain_sim.analysis.half_scores import HalfScores
 from speechbrain_sim.analysis.headline import headline
 from speechbrain_sim.analysis.listening import Listening
 from speechbrain_sim.analysis.probing import Probing
@@ -24,6 +25,7 @@ TOOLS = [
     Probing(),
     ABX(),
     Training(),
+    HalfScores(),
     Listening(),
     Delta(),
     Delta(SPECTROGRAM),

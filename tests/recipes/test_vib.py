@@ -194,3 +194,31 @@ def test_a_textual_half_is_taken_from_another_run(
             continue
         with pytest.raises(ValueError, match=message):
             recipes["vib"].main([*argv, *model, *options])
+
+
+def test_a_study_trains_halves_of_its_systems(recipes, corpora, tmp_path):
+    """With two seeds, and probes of one half; layers are checked first."""
+    yaml = HPARAMS / "Synthetic/study_vib.yaml"
+    own = "layers: [logmel], number_of_epochs: 1, batch_size: 4"
+    probe = "{layers: [logmel.vib.text]}"
+    systems = f"""{{log-mel: {{encoder: logmel}}, small: {{yaml: vib.yaml,
+        of: log-mel, seeds: [1, 2], options: {{{own}, latent_dim: 4}},
+        probe: {probe}}}}}"""
+    argv = [str(yaml), "--output_folder", str(tmp_path), "--device", "cpu"]
+    argv += [*options_for(yaml, corpora), "--systems", systems]
+    argv += ["--labels", "{speaker: {probe: {controls: 5}}}"]
+    argv += ["--baseline", "null"]
+    wrong = argv + ["--systems", systems.replace("[logmel.vib", "[logmel.sae")]
+    with pytest.raises(ValueError, match="no layer 'logmel.sae.text'"):
+        recipes["study"].main(wrong)
+    wrong = argv + ["--systems", systems.replace("of: log-mel", "of: other")]
+    with pytest.raises(ValueError, match="small is of other, but no entry"):
+        recipes["study"].main(wrong)
+    recipes["study"].main(argv)
+    report = (tmp_path / "report.md").read_text()
+    assert "| small | text | PER (%) |" in report
+    assert "| small | speaker\\_baseline | accuracy (%) |" in report
+    assert (tmp_path / "figures/halves.svg").exists()
+    found = json.loads((tmp_path / "report.json").read_text())
+    layers = found["probes"]["speaker"]["small"]["layers"]
+    assert list(layers) == ["logmel.vib.text"]
