@@ -260,6 +260,8 @@ def corpora(tmp_path_factory):
             path = folder / "Folder" / speaker / f"{number}.{kind}"
             sf.write(path, stereo, rate)
     make_vocalset(folder / "VocalSet", rng)
+    make_ravdess(folder / "RAVDESS", rng)
+    make_iemocap(folder / "IEMOCAP", rng)
     return folder
 
 
@@ -275,6 +277,47 @@ def make_vocalset(folder, rng, rate=8000, seconds=(0.4, 0.7)):
         wave = 0.1 * rng.standard_normal(int(rate * seconds[number % 2]))
         name = f"{singer[0]}{singer[-1]}_scales_{technique}_{vowel}.wav"
         sf.write(place / name, wave, rate)
+
+
+def make_ravdess(folder, rng, actors=(1, 2, 19, 22), samples=3200):
+    """Four emotions and a sung one by actors of all parts."""
+    for actor, emotion, strength in itertools.product(actors, "13452", "12"):
+        if emotion + strength == "12":  # no strong neutral
+            continue
+        place = folder / f"Actor_{actor:02}"
+        place.mkdir(parents=True, exist_ok=True)
+        channel = "02" if emotion == "2" else "01"
+        for sentence, take in itertools.product("12", "12"):
+            name = f"03-{channel}-0{emotion}-0{strength}-0{sentence}-0{take}"
+            wave = 0.1 * rng.standard_normal(samples)
+            sf.write(place / f"{name}-{actor:02}.wav", wave, 8000)
+
+
+def make_iemocap(folder, rng, turns="neu hap exc sad ang neu fru xxx", count=2):
+    """A dialogue of each session, in which both speak every emotion."""
+    for session, kind in itertools.product(range(1, 6), ["impro01"]):
+        dialogue = f"Ses0{session}F_{kind}"
+        wavs = folder / f"Session{session}/sentences/wav" / dialogue
+        about = folder / f"Session{session}/dialog"
+        for place in (wavs, about / "EmoEvaluation", about / "transcriptions"):
+            place.mkdir(parents=True, exist_ok=True)
+        labels, texts = ["% [START_TIME - END_TIME] TURN_NAME EMOTION"], []
+        codes = turns.split() * count
+        for number, (code, sex) in enumerate(itertools.product(codes, "FM")):
+            name = f"{dialogue}_{sex}{number:03}"
+            wave = 0.1 * rng.standard_normal(3200)
+            sf.write(wavs / f"{name}.wav", wave, 8000)
+            time = f"{number}.2901 - {number}.9357"
+            labels += [f"[{time}]\t{name}\t{code}\t[2.5, 2.5, 2.5]"]
+            labels += ["C-E2:\tNeutral;\t()", ""]
+            texts += [
+                f"{name} [{time.replace(' ', '')}]: Turn {number}. [BREATH]"
+            ]
+        for place, lines in (
+            ("EmoEvaluation", labels),
+            ("transcriptions", texts),
+        ):
+            (about / place / f"{dialogue}.txt").write_text("\n".join(lines))
 
 
 def syllables(words):

@@ -248,9 +248,9 @@ def speak(text, voice):
     -------
     speech : numpy.ndarray
         Samples of 16 bits at 22050 Hz, as float64.
-    phones, starts : list of int
-        Places in `PHONES` of the phones and pauses, and the sample at which
-        each of them starts.
+    phones, starts, words : list of int
+        Places in `PHONES` of the phones and pauses; the sample at which each
+        of them starts; and the character of the text at which its word does.
 
     Raises
     ------
@@ -263,7 +263,7 @@ def speak(text, voice):
     """
     chunks, events = _synthesise(text, voice)
     speech = np.frombuffer(b"".join(chunks), np.int16).astype(float)
-    phones, starts, word = [], [], text
+    phones, starts, words, word = [], [], [], text
     for kind, sample, position, length, mnemonic in events:
         if kind == _WORD:
             word = text[position - 1 :][:length]
@@ -274,7 +274,8 @@ def speak(text, voice):
                 raise ValueError(f"Phoneme {what} is missing in PHONE_TABLE")
             phones.append(PHONE_IDS[mnemonic])
             starts.append(sample)
-    return speech, phones, _start_at_closures(speech, phones, starts)
+            words.append(max(0, position - 1))
+    return speech, phones, _start_at_closures(speech, phones, starts), words
 
 
 def record(speech, warp, rng, loudness=None):

@@ -19,6 +19,8 @@ SPEAKER = "speaker"
 SPLITS = APART, PUBLISHED = "apart", "published"
 SHARES = {"valid": 0.1, "test": 0.2}
 UNNAMED = "neither speakers nor texts are named"
+#: what may lie beside manifests, see `speechbrain_sim.data.words`
+SPANS = "words.csv"
 #: columns that `write_manifests` fills
 _FILLED = "duration", "sample_rate", "num_samples"
 
@@ -158,12 +160,19 @@ def _write(rows, sides, manifests, data_folder, folder):
         row = {k: v for k, v in row.items() if k not in _FILLED}
         row["wav"] = ROOT.sub(lambda _: str(data_folder), row["wav"])
         splits[sides[key]].append(row)
+    names = Counter(name for _, name in rows)
+    if (twice := names.most_common(1)[0])[1] > 1:
+        raise ValueError(
+            f"{twice[0]} is in several parts of {manifests}, so that they cannot "
+            f"be divided anew: rename it, or --split published."
+        )
     if empty := [part for part, rows in splits.items() if not rows]:
         raise ValueError(f"There are too few utterances for a part {empty[0]}.")
     write_manifests(splits, folder, data_folder, min_samples=1)
-    names = Path(next(iter(manifests.values()))).with_name(NAMES)
-    if names.exists():
-        shutil.copyfile(names, Path(folder, NAMES))
+    for name in (NAMES, SPANS):
+        source = Path(next(iter(manifests.values()))).with_name(name)
+        if source.exists():
+            shutil.copyfile(source, Path(folder, name))
     return {part: str(Path(folder, f"{part}.csv")) for part in splits}
 
 

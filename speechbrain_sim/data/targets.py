@@ -317,7 +317,7 @@ def _check(where, tokens, known, row, frames):
         raise ValueError(
             f"{where} has {unknown[0]!r}, which no transcript of the training "
             f"part has: correct it, put such an utterance into the training "
-            f"part, or choose --target chars."
+            f"part, or choose another --target, such as {CHARS}."
         )
     if frames is None:
         return

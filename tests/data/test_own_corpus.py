@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechbrain_sim.data.targets import read_targets
 from tests.conftest import HPARAMS, ROOT, TINY, finish, start_process
 
 TEXT = (ROOT / "docs/own-corpus.md").read_text(encoding="utf-8")
@@ -64,6 +65,9 @@ def test_a_layout_like_common_voice(prepare, tmp_path):
     rows = rows_of(tmp_path / "save/train.csv")
     assert [row["ID"] for row in rows] == [f"train{i}" for i in range(4)]
     assert rows[1]["speaker"] == "speaker1"
+    manifests = {"train": tmp_path / "save/train.csv"}
+    labels, ids = read_targets(manifests, "words")
+    assert labels.text(ids["train"]["train1"]) == "WORDS"
 
 
 def test_a_layout_like_timit_trains_and_is_probed(tmp_path):

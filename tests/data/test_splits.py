@@ -110,6 +110,13 @@ def test_parts_of_a_corpus_that_are_apart_are_kept(tmp_path):
     assert "2 of 2 test speakers and no test text in another part." in sentence
 
 
+def test_one_name_in_two_parts_is_refused(tmp_path):
+    train, audio = corpus(tmp_path, speakers(3, "abc"), own=("train",))
+    data = {"train": train["train"], "test": train["train"]}
+    with pytest.raises(ValueError, match="000 is in several parts of"):
+        divide(data, audio, tmp_path / "new", "sex")
+
+
 def test_a_part_of_a_file_stays_that_part(tmp_path):
     rows = [{**row, "start": 100, "stop": 700} for row in speakers(4, "abc")]
     data = corpus(tmp_path, rows)

@@ -57,12 +57,27 @@ CORPORA = {
         "https://github.com/Jakobovski/free-spoken-digit-dataset. Nothing in "
         "them lies above 4 kHz",
     ),
+    "IEMOCAP": Corpus(
+        "IEMOCAP",
+        "other",
+        "Scripted and improvised dialogues of ten actors, 12 hours, whose "
+        "emotions were rated; published by Carlos Busso and others, 2008, and "
+        "given to researchers by the University of Southern California, under "
+        "a licence of its own: https://sail.usc.edu/iemocap",
+    ),
     "LibriSpeech": Corpus(
         "LibriSpeech",
         "cc-by-4.0",
         "Read English audiobooks, published by Vassil Panayotov and others, "
         "2015, at https://www.openslr.org/12",
         100,
+    ),
+    "RAVDESS": Corpus(
+        "RAVDESS",
+        "cc-by-nc-sa-4.0",
+        "Two sentences in eight emotions by 24 professional actors (12 female, "
+        "12 male), published by Steven Livingstone and Frank Russo, 2018, at "
+        "https://doi.org/10.5281/zenodo.1188976",
     ),
     "Synthetic": Corpus(
         "Synthetic speech",
@@ -109,7 +124,8 @@ CONTENTS = {
         "5678-43303-0032.flac": "fb5a64ade9f86c60",
         "6476-57446-0019.flac": "2054d2d37a7df288",
     },
-    "VocalSet": {},  # no hash is known: name it, `export --data VocalSet`
+    # no hash is known: name it, `export --data VocalSet`
+    **{name: {} for name in ("IEMOCAP", "RAVDESS", "VocalSet")},
 }
 
 

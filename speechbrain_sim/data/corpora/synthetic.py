@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +37,8 @@ PACKAGES = "espeakng-loader", "numpy", "scipy"
 #: what pitch, range, rate and loudness belong to
 FACTORS = "speaker", "independent"
 COLUMNS = "factors.csv"
+#: when each word is spoken, see `speechbrain_sim.data.words`
+WORDS = "words.csv"
 SPEAKERS_HEADER = """\
 ; The speakers of a synthetic corpus, in the format of LibriSpeech.
 ;
@@ -58,7 +61,8 @@ def make_synthetic_corpus(
 
     Below `folder`: `LibriSpeech/SPEAKERS.TXT`, 16 kHz flac files and
     transcripts in `LibriSpeech/train-clean-100`, lists and phones (one per
-    10 ms, see `phones.py`) in `LibriSpeech100_labels_split`, `phones.txt`, and
+    10 ms, see `phones.py`) in `LibriSpeech100_labels_split`, `phones.txt`,
+    `words.csv`, the times of words, exact as those of the phones, and
     last `synthetic.json`, the record of how it was made. Equal arguments make
     equal files; a finished corpus is left as it is, an interrupted one
     continued.
@@ -109,7 +113,10 @@ def make_synthetic_corpus(
 def prepare_synthetic(
     data_folder, save_folder, min_samples, on_bad_audio="fail", **corpus
 ):
-    """Makes the corpus if it is not there, its manifests, and `phones.txt`.
+    """Makes the corpus if it is not there, its manifests and word times.
+
+    Beside the manifests are copies of `phones.txt` and `words.csv`; a corpus of
+    an older version has no `words.csv`.
 
     Arguments
     ---------
@@ -126,7 +133,9 @@ def prepare_synthetic(
         options["columns"] = columns
     prepare_librispeech(data_folder, save_folder, SUBSET, **options)
     # a list's numbers have no names, but these are this corpus' own
-    shutil.copyfile(Path(data_folder, NAMES), Path(save_folder, NAMES))
+    for name in (NAMES, WORDS):
+        if Path(data_folder, name).exists():
+            shutil.copyfile(Path(data_folder, name), Path(save_folder, name))
 
 
 def voice_factors(row, data_folder):
@@ -208,8 +217,10 @@ def _make_corpus(folder, sizes, workers):
     write_json(folder / UNFINISHED, record)
     made = _make_speakers(voices, folder, sizes, workers)
     _write_labels(made, folder)
-    if rows := [row for *_, rows in made for row in rows]:
+    if rows := [row for *_, rows, _ in made for row in rows]:
         write_csv(folder / COLUMNS, rows[0], [r.values() for r in rows])
+    spans = [span for *_, spans in made for span in spans]
+    write_csv(folder / WORDS, ["ID", "word", "start", "end"], spans)
     _write_speakers(voices, made, folder / "LibriSpeech" / "SPEAKERS.TXT")
     os.replace(folder / UNFINISHED, folder / RECORD)
 
@@ -238,12 +249,12 @@ def _make_speaker(voice, audio_folder, sizes):
     """Writes the utterances of a speaker, keeping files that exist.
 
     Returns the lines of labels of the training and of the test side, and the
-    rows of `COLUMNS`.
+    rows of `COLUMNS` and of `WORDS`.
     """
     chapter = f"{voice['id']}-{voice['chapter']}"
     folder = audio_folder / chapter.replace("-", "/")
     folder.mkdir(parents=True, exist_ok=True)
-    texts, sides, rows = {}, ([], []), []
+    texts, sides, rows, words = {}, ([], []), [], []
     train = sizes["sentences"] - sizes["test_sentences"]
     for number in range(sizes["sentences"]):
         rng = np.random.default_rng([sizes["seed"], 2, voice["id"], number])
@@ -258,7 +269,8 @@ def _make_speaker(voice, audio_folder, sizes):
             drawn = espeak.draw_delivery(np.random.default_rng(key))
             voice = espeak.deliver(voice, drawn)
             rows.append({"ID": name, **drawn, "pitch_hz": voice["pitch_hz"]})
-        wav, labels = _make_utterance(text, voice, rng)
+        wav, labels, spans = _make_utterance(text, voice, rng)
+        words += [(name, *span) for span in spans]
         sides[side].append(f"{name} {' '.join(map(str, labels))}")
         path = folder / f"{name}.flac"
         if not path.exists():
@@ -267,19 +279,34 @@ def _make_speaker(voice, audio_folder, sizes):
             os.replace(cut, path)
     lines = [f"{i} {t.replace(',', '').upper()}" for i, t in texts.items()]
     _write_lines(folder / f"{chapter}.trans.txt", lines)
-    return *sides, rows
+    return *sides, rows, words
 
 
 def _make_utterance(text, voice, rng):
-    """Waveform of a sentence, and the phone at the centre of every window."""
-    speech, phones, starts = espeak.speak(text, voice)
+    """Waveform of a sentence, the phone of every window, and spans of words."""
+    speech, phones, starts, words = espeak.speak(text, voice)
     level = voice.get("loudness")
     wav, offset = espeak.record(speech, voice["warp"], rng, level)
     scale = SAMPLE_RATE / (50 * voice["warp"])
-    starts = [0, *(offset + scale * start for start in starts)]
+    starts = [offset + scale * start for start in (*starts, len(speech))]
     centres = HOP * np.arange(num_labels(len(wav))) + WINDOW // 2
-    at = np.searchsorted(starts, centres, "right") - 1
-    return wav, np.array([0, *phones])[at]
+    at = np.searchsorted([0, *starts[:-1]], centres, "right") - 1
+    return wav, np.array([0, *phones])[at], _spans(text, phones, starts, words)
+
+
+def _spans(text, phones, starts, words):
+    """Word, start and end in seconds of all words; "IN THE" may be one."""
+    spoken = [i for i, phone in enumerate(phones) if phone]  # no pause
+    groups = [(at, [*g]) for at, g in groupby(spoken, words.__getitem__)]
+    ends = [at for at, _ in groups[1:]] + [len(text)]
+    return [
+        (
+            text[at:end].replace(",", "").strip().upper(),
+            round(starts[group[0]] / SAMPLE_RATE, 4),
+            round(starts[group[-1] + 1] / SAMPLE_RATE, 4),
+        )
+        for (at, group), end in zip(groups, ends, strict=True)
+    ]
 
 
 def _write_labels(made, folder):
@@ -287,7 +314,7 @@ def _write_labels(made, folder):
     for side, name in enumerate(("train", "test")):
         ids = [line.split(" ", 1)[0] for sides in made for line in sides[side]]
         _write_lines(folder / LABELS / f"{name}_split.txt", ids)
-    lines = [line for train, test, _ in made for line in train + test]
+    lines = [line for train, test, *_ in made for line in train + test]
     _write_lines(folder / LABELS / "converted_aligned_phones.txt", lines)
     _write_lines(folder / NAMES, [f"{i} {p}" for i, p in enumerate(PHONES)])
 
@@ -295,7 +322,7 @@ def _write_labels(made, folder):
 def _write_speakers(voices, made, path):
     """Writes SPEAKERS.TXT."""
     rows = [SPEAKERS_HEADER]
-    for voice, (train, test, _) in zip(voices, made, strict=True):
+    for voice, (train, test, *_) in zip(voices, made, strict=True):
         minutes = sum(line.count(" ") for line in train + test) / 6000
         start = f"{voice['id']:<5}| {voice['sex']} | {SUBSET:<17}"
         name = f"{voice['accent']} {voice['variant']}"

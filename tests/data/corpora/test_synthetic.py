@@ -16,6 +16,7 @@ from speechbrain_sim.data.corpora.synthetic import (
     prepare_synthetic,
     voice_factors,
 )
+from speechbrain_sim.data.words import read_spans, spoken_values
 
 pytest.importorskip("espeakng_loader")
 
@@ -105,6 +106,28 @@ def test_layout_is_librispeech(corpus):
     for text in texts.values():
         assert text.replace(" ", "").isalpha() and text == text.upper()
     assert not list(corpus.rglob("*.tmp"))
+
+
+def test_words_are_where_their_phones_are(corpus, tmp_path):
+    spans, texts, phones = (
+        *(
+            read_spans(corpus / "words.csv"),
+            transcripts(corpus),
+            labels(corpus),
+        ),
+    )
+    silence = PHONES.index("SIL")
+    assert spans.keys() == texts.keys()
+    for name, words in spans.items():
+        assert " ".join(span.word for span in words) == texts[name]
+        count = len(phones[name])
+        ones = {span.word: 1.0 for span in words}
+        # labels of frames are centred at 160 i + 200
+        spoken = spoken_values(words, ones, count, 160, 200).numpy() > 0
+        assert (spoken == (phones[name] != silence)).all()
+    # they lie beside the manifests, too
+    prepare_synthetic(corpus, tmp_path, 16000, **SIZES)
+    assert read_spans(tmp_path / "words.csv") == spans
 
 
 def test_speakers_file(corpus):
