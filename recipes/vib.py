@@ -13,6 +13,7 @@ after a kill, a run is resumed, in either stage.
 """
 
 import sys
+from pathlib import Path
 
 import speechbrain as sb
 import torch
@@ -47,7 +48,9 @@ from speechbrain_sim.brains.vib import (
 )
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.data.corpora.synthetic import WORDS
 from speechbrain_sim.data.labels import UTTERANCE, kind_of
+from speechbrain_sim.data.words import read_spans, read_values
 from speechbrain_sim.encoders.mixed import MIX, MixedEncoder
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.files import write_json
@@ -63,8 +66,6 @@ def check(settings):
     """Raises a ValueError for settings that do not go together."""
     check_decay(settings)
     read_settings(settings["reading"])
-    if bool(settings["words"]) != bool(settings["polarity"]):
-        raise ValueError("--words and --polarity are given together, or none.")
     for label in settings["labels"]:
         kind = kind_of(label, settings["label_kinds"])
         if kind != UTTERANCE or label == TEXT or not label.isidentifier():
@@ -213,6 +214,16 @@ def read_labels(hparams, tasks, layer):
     Raises a ValueError, before any work, for what cannot be looked for.
     """
     manifests = {part: hparams[f"{part}_csv"] for part in PARTS}
+    own = Path(hparams["train_csv"]).with_name(WORDS)
+    if hparams["words"] is None and own.exists():
+        hparams["words"] = own
+    if hparams["polarity"] and not hparams["words"]:
+        raise ValueError(
+            "--polarity needs to know when words are spoken: give --words."
+        )
+    for name, read in (("words", read_spans), ("polarity", read_values)):
+        if hparams[name]:
+            read(hparams[name])
     known, label = hparams["labels"], next(iter(hparams["labels"]), None)
     known = [*dict.fromkeys([*known, *hparams["read"]])]
     asked = layer, label, known, hparams["label_kinds"]

@@ -88,28 +88,6 @@ def turning_points(contour, prominence=PROMINENCE):
     return marks
 
 
-def span_cue(spans, times):
-    """Marks the frames of spans, such as words with a polarity.
-
-    Arguments
-    ---------
-    spans : list of (float, float, float)
-        Start and stop in seconds, and a weight, of which the size counts.
-    times : numpy.ndarray
-        Centre of each frame in seconds, (frames,).
-
-    Example
-    -------
-    >>> span_cue([(0.1, 0.3, -0.5)], np.array([0.0, 0.1, 0.2, 0.3]))
-    array([0. , 0.5, 0.5, 0. ])
-    """
-    cue = np.zeros(len(times))
-    for start, stop, weight in spans:
-        inside = (times >= start) & (times < stop)
-        cue[inside] = np.maximum(cue[inside], abs(weight))
-    return cue
-
-
 def acoustic_cues(wav, frames, geometry):
     """Marks peaks and valleys of pitch and of intensity at the frames of a layer.
 
@@ -219,7 +197,7 @@ def measure_attribution(side, parts, cues_of, most=MOST):
         The first three arguments of `attribute`.
     cues_of : callable
         (utterance, frames) -> name -> (frames,), from 0 to 1: see
-        `acoustic_cues` and `span_cue`.
+        `acoustic_cues` and `speechbrain_sim.data.words.spoken_values`.
     most : int
         Utterances that are attributed: evenly spread.
 

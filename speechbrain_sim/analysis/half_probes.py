@@ -21,26 +21,37 @@ from speechbrain_sim.rows import Examples, Rows, StoredArray, moments
 
 #: the layer that the halves were made of
 WHOLE = "h"
+#: follows the name of a half in that of draws of its codes
+DRAWN = ", drawn"
 #: rows that are read at once
 PIECE = 2**14
 
 
 class CodedRows:
-    """Rows of a layer, coded as they are read; see `Rows`.
+    """Rows of a layer, coded as they are read: as means of posteriors, or drawn.
 
     Arguments
     ---------
-    rows, half : Rows, Bottleneck
+    rows, half : Rows, InformationBottleneck
         Of the layer; what codes them.
+    seed : int, optional
+        Of draws, z = mean + std * noise, as in training; means without.
     """
 
-    def __init__(self, rows, half):
-        self.rows, self.half = rows, half
+    def __init__(self, rows, half, seed=None):
+        self.rows, self.half, self.seed = rows, half, seed
 
     @torch.no_grad()
     def __getitem__(self, chosen):
         """Returns codes of rows (a tensor, or a slice), (rows, units)."""
-        return self.half.encode(self.rows[chosen])
+        x = self.rows[chosen]
+        if self.seed is None:
+            return self.half.encode(x)
+        mean, var = self.half.posterior(x)
+        first = chosen.start if isinstance(chosen, slice) else int(chosen[0])
+        noise = keyed_generator(self.seed, "codes", first, len(x))
+        noise = torch.empty_like(mean).normal_(generator=noise)
+        return torch.addcmul(mean, var.sqrt(), noise)
 
 
 class Side(NamedTuple):
@@ -90,7 +101,7 @@ class Side(NamedTuple):
         return cls(rows, _spans(first), ids, ids, y, {}).pool()
 
     @classmethod
-    def read(cls, stores, layer, halves, labels):
+    def read(cls, stores, layer, halves, labels, seed=None):
         """Reads all utterances of stores.
 
         Arguments
@@ -101,6 +112,8 @@ class Side(NamedTuple):
             Name -> what codes the frames of the layer.
         labels : dict of str to (list of str, str)
             Classes and kind of each label of the manifests.
+        seed : int, optional
+            With it, there are draws of each half, too: see `CodedRows`.
         """
         rows = Rows([part for store in stores for part in store[layer].parts])
         ids = [name for store in stores for name in store.ids]
@@ -111,6 +124,9 @@ class Side(NamedTuple):
             each = np.split(np.concatenate(every), first[1:-1])
             y[label] = [x[0] for x in each] if kind == UTTERANCE else each
         x = {name: CodedRows(rows, half) for name, half in halves.items()}
+        if seed is not None:
+            for name, half in halves.items():
+                x[name + DRAWN] = CodedRows(rows, half, seed)
         return cls({WHOLE: rows, **x}, _spans(first), ids, owners, y, {})
 
     def select(self, ids):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speechbrain_sim.analysis.half_probes import (
+    DRAWN,
     WHOLE,
     Side,
     compare_halves,
@@ -65,13 +66,15 @@ class Settings(NamedTuple):
         Of the probes of sequences: CTC, and `PAPER`.
     bins : int
         Quantile bins of a number.
+    draws : bool
+        Whether draws of codes are read beside means, with noise as in training.
     device : str
         Where probes are solved.
     """
 
     seed: int = 1
     probes: tuple = (LINEAR, HIDDEN)
-    frame_rows: int = 6_000
+    frame_rows: int = 10_000
     test_rows: int = 20_000
     strengths: tuple = (1e-1, 1e-2, 1e-3)
     hidden: int = 64
@@ -80,6 +83,7 @@ class Settings(NamedTuple):
     epochs: int = 15
     lr: float = 1e-2
     bins: int = 4
+    draws: bool = True
     device: str = "cpu"
 
 
@@ -105,8 +109,10 @@ class Data(NamedTuple):
     ---------
     layer, label : str
         Whose halves; the label of stage 2, or None.
-    labels, values : dict
-        See `read_side`.
+    labels : dict of str to (list of str, str)
+        Classes and kind of labels of the manifests.
+    values : dict of str to dict of str to float
+        Further ones, such as pitch: utterance -> number, for quantile bins.
     targets : (Labels, dict of str to torch.Tensor), optional
         See `speechbrain_sim.analysis.sequence_probes.probe_text`.
     """
@@ -205,27 +211,29 @@ def read_divisions(manifests, data_folder, folder, labels, split):
     return found
 
 
-def read_side(stores, layer, halves, labels, values, divisions, bins=4):
+def read_side(stores, data, halves, divisions, settings):
     """Reads a corpus, with numbers of recordings as quantile bins.
 
     Arguments
     ---------
-    stores, layer, halves, labels :
+    stores, halves :
         See `Side.read`.
-    values : dict of str to dict of str to float
-        Further labels, such as pitch: utterance -> number. The edges of bins are
-        those of the training part.
-    divisions, bins : dict, int
-        From `read_divisions`; number of bins.
+    data, settings : Data, Settings
+        What is probed for, and how: the edges of bins are those of the training
+        part.
+    divisions : dict
+        From `read_divisions`.
 
     Returns
     -------
     side, classes : (Side, dict of str to list of str)
         Classes of each label: none if its values do not fill the bins.
     """
-    side = Side.read(stores, layer, halves, labels).pool()
-    classes = {label: known for label, (known, _) in labels.items()}
-    for label, known in values.items():
+    given, bins = (data.layer, halves, data.labels), settings.bins
+    seed = settings.seed if settings.draws else None
+    side = Side.read(stores, *given, seed).pool()
+    classes = {label: known for label, (known, _) in data.labels.items()}
+    for label, known in data.values.items():
         of = divisions.get(label, divisions[OTHERS])
         numbers = [known.get(name, np.nan) for name in side.ids]
         try:
@@ -295,7 +303,11 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
 
 def _map(test, seed):
     """Maps the means of all halves."""
-    means = {n: x for n, x in test.means.items() if n != WHOLE}
+    means = {
+        name: x
+        for name, x in test.means.items()
+        if name != WHOLE and not name.endswith(DRAWN)
+    }
     return map_means(means, seed)
 
 
@@ -388,9 +400,8 @@ def measure_model(path, model, stores, divisions, data, settings):
     folder = Path(path).with_name(f"half_probes_{key}")
 
     def compute():
-        halves = halves_of(coded, data.layer)
-        given = data.layer, halves, data.labels, data.values
-        side, classes = read_side(stores, *given, divisions, settings.bins)
+        given = stores, data, halves_of(coded, data.layer), divisions
+        side, classes = read_side(*given, settings)
         how = divisions, classes, settings, folder, data.label, data.targets
         return measure(side, *how)
 

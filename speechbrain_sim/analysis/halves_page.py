@@ -2,65 +2,26 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from speechbrain_sim.analysis.frame_attribution import (
     acoustic_cues,
     measure_attribution,
-    span_cue,
 )
 from speechbrain_sim.analysis.half_probes import WHOLE, Side
 from speechbrain_sim.analysis.halves import OTHERS, measure_model
 from speechbrain_sim.analysis.halves_report import section
 from speechbrain_sim.analysis.score_sheet import measured
 from speechbrain_sim.bottlenecks.coded import MIXED
-from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
-from speechbrain_sim.data.tables import read_csv, read_manifest
+from speechbrain_sim.data.audio import read_audio
+from speechbrain_sim.data.tables import read_manifest
+from speechbrain_sim.data.words import (
+    read_spans,
+    read_values,
+    spoken_values,
+)
 from speechbrain_sim.files import cached_result, sha256
 from speechbrain_sim.models.format import BASELINE, BOTTLENECK, load_parts
 from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.report.page import write_page
-
-
-def read_spans(words, polarity):
-    r"""Reads where words are spoken that may carry a label, such as an emotion.
-
-    Arguments
-    ---------
-    words : str or Path
-        A csv with the columns ID, start, end (in seconds) and word.
-    polarity : str or Path
-        A csv with the columns word and polarity, from -1 to 1.
-
-    Returns
-    -------
-    dict of str to list of (float, float, float)
-        Utterance -> its words that have a polarity: see `span_cue`.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> _ = (folder / "w.csv").write_text("ID,start,end,word\nu,0.1,0.4,Nice\n")
-    >>> _ = (folder / "p.csv").write_text("word,polarity\nnice,0.6\n")
-    >>> read_spans(folder / "w.csv", folder / "p.csv")
-    {'u': [(0.1, 0.4, 0.6)]}
-    """
-    weights, spans = {}, {}
-    for line, row in read_csv(polarity, ["word", "polarity"]):
-        (weights[row["word"].lower()],) = _numbers(line, row, "polarity")
-    for line, row in read_csv(words, ["ID", "start", "end", "word"]):
-        found, word = spans.setdefault(row["ID"], []), row["word"].lower()
-        if word in weights:
-            found.append((*_numbers(line, row, "start", "end"), weights[word]))
-    return spans
-
-
-def _numbers(line, row, *columns):
-    """Reads numbers from the cells of a csv's row."""
-    try:
-        return [float(row[name]) for name in columns]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{line}: {error}. Correct the line.") from error
 
 
 def weights_of(parts, entries):
@@ -96,8 +57,8 @@ def write_report(
     manifests, data_folder : dict of str to str or Path, str or Path
         Those that were encoded; of the audio.
     **page : str or Path
-        `title` and `note`; and, for the cue of words, `words` and `polarity`:
-        see `read_spans`.
+        `title` and `note`; and, for cues, csv files `words` and `polarity`, or
+        None: see `speechbrain_sim.data.words`.
 
     Returns
     -------
@@ -105,8 +66,7 @@ def write_report(
         What was measured.
     """
     folder, layer, label = Path(folder), data.layer, data.label
-    csvs = [page[n] for n in ("words", "polarity") if page.get(n)]
-    spans = read_spans(*csvs) if len(csvs) == 2 else {}
+    csvs = {n: page[n] for n in ("words", "polarity") if page[n]}
     model, path = load_encoder(folder), folder / "halves.json"
     found = measure_model(path, model, stores, divisions, data, settings)
     read = _reader(manifests, data_folder)
@@ -115,9 +75,10 @@ def write_report(
     parts, config = load_parts(folder, names if label else names[:1])
     parts = {n: part.eval().requires_grad_(False) for n, part in parts.items()}
     made_of = {n: config["parts"][n]["sha256"] for n in parts}
-    made_of |= {"divisions": divisions, "words": [*map(sha256, csvs)]}
+    made_of |= {"divisions": divisions}
+    made_of |= {name: sha256(path) for name, path in csvs.items()}
     made_of["stores"] = [store.made_of for store in stores]
-    given = stores, layer, divisions.get(label), parts, read, spans
+    given = stores, layer, divisions.get(label), parts, read, csvs
     drives = label and cached_result(
         folder / "attribution.json",
         made_of,
@@ -142,16 +103,22 @@ def _reader(manifests, data_folder):
     return read
 
 
-def _attribution(stores, layer, division, parts, read, spans):
+def _attribution(stores, layer, division, parts, read, csvs):
     """Attributes test utterances: see `measure_attribution`."""
     side = Side.read(stores, layer, {}, {}).select(division["test"])
-    hop, center = stores[0].layers[layer]
+    geometry, values = stores[0].layers[layer], {}
+    spans = read_spans(csvs["words"]) if csvs else {}
+    if spans:
+        every = {span.word for known in spans.values() for span in known}
+        values["words"] = dict.fromkeys(every, 1.0)
+    if "polarity" in csvs:
+        values["polarity"] = read_values(csvs["polarity"])
 
     def cues_of(name, frames):
-        found = acoustic_cues(read(name), frames, (hop, center))
-        if spans:
-            times = (center + hop * np.arange(frames)) / SAMPLE_RATE
-            found["words"] = span_cue(spans.get(name, ()), times)
+        found = acoustic_cues(read(name), frames, geometry)
+        for cue, of in values.items():
+            spoken = spoken_values(spans.get(name, []), of, frames, *geometry)
+            found[cue] = spoken.abs().numpy()
         return found
 
     return measure_attribution(side, [*parts.values()], cues_of)

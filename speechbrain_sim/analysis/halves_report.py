@@ -120,16 +120,16 @@ def _kept(scores):
 
 
 def headline(found, label):
-    """Makes the sentence of the section from the leakage of linear probes."""
-    parts = []
-    for kind, labels in found["probes"].items():
-        for half, score in labels.get(label, {}).items():
-            if "leakage" in score and "gap" not in score["leakage"]:
-                left = with_interval(score["leakage"], 100, 0)
-                parts.append(f"{half} keeps {left} % ({kind})")
+    """Makes the sentence of the section from the leakage of the first probes."""
+    kind, labels = next(iter(found["probes"].items()))
+    parts = [
+        f"{half} keeps {with_interval(score['leakage'], 100, 0)} %"
+        for half, score in labels.get(label, {}).items()
+        if "leakage" in score and "gap" not in score["leakage"]
+    ]
     if not parts:
         return "What each half of the layer keeps, beside the layer itself."
-    return f"Of what h holds of {label}, {'; '.join(parts)}."
+    return f"Of what h holds of {label} ({kind} probes), {', '.join(parts)}."
 
 
 def plot_bars(series, path, unit, lines=()):

@@ -14,7 +14,6 @@ from speechbrain_sim.analysis.frame_attribution import (
     attribute,
     frame_gradients,
     measure_attribution,
-    span_cue,
     turning_points,
 )
 from speechbrain_sim.analysis.half_probes import Side, survives
@@ -306,8 +305,8 @@ def test_codes_of_stored_frames_are_those_of_a_coded_encoder(corpus, tmp_path):
         "utterance",
     )
     divisions = {"text": {"train": names[:20]}}
-    given = data.labels, values, divisions
-    side, classes = read_side(stores, "logmel", found, *given)
+    data = data._replace(values=values)
+    side, classes = read_side(stores, data, found, divisions, SETTINGS)
     assert classes["level"] == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
     assert classes["flat"] == [] and side.ids == names
     assert np.bincount(side.y["level"]).tolist() == [5, 5, 5, 9]
@@ -319,6 +318,11 @@ def test_codes_of_stored_frames_are_those_of_a_coded_encoder(corpus, tmp_path):
     for name, layer in (("z_text", "logmel.vib.text"), ("h", "logmel")):
         mean = latents[layer].mean[0]
         assert torch.allclose(side.frames(name, 3), mean, atol=2e-2)
+    mean, var = found["z_text"].posterior(side.frames("h", 3))
+    drawn = side.frames("z_text, drawn", 3)
+    assert torch.equal(drawn, side.frames("z_text, drawn", 3))
+    noise = (drawn - mean) / var.sqrt()
+    assert abs(noise.mean()) < 0.15 and abs(noise.std() - 1) < 0.15
     with pytest.raises(ValueError, match="no column 'sex', and it is not"):
         read_data(manifests, corpus.folder, "logmel", "sex", ["sex"], {})
 
@@ -338,9 +342,6 @@ def test_peaks_and_valleys():
 
 
 def test_cues_are_marked_at_the_frames():
-    times = np.array([0.0, 0.1, 0.2, 0.3])
-    spans = [(0.1, 0.3, -0.5), (0.2, 0.4, 1.0)]
-    assert span_cue(spans, times).tolist() == [0, 0.5, 1, 1]
     seconds = torch.arange(32000) / 16000
     bursts = (2 * torch.pi * 2 * seconds).sin() ** 2  # loudest at odd eighths
     wav = bursts * (2 * torch.pi * 150 * seconds).sin() / 2
@@ -433,7 +434,7 @@ def test_the_section(found, test_side, parts, tmp_path):
     wav = np.sin(np.arange(4000) / 9)
     made = section(found, tmp_path, "style", drives, weights, lambda name: wav)
     write_page(tmp_path, "Halves", "", [made], [])
-    assert "Of what h holds of style, z_text keeps" in made.sentence
+    assert "Of what h holds of style (linear probes), z_text" in made.sentence
     tables = [t for t in made.items if type(t).__name__ == "Table"]
     kept = {row[0]: row[1:] for row in tables[2].rows}
     assert kept["luck, linear"] == ["not measured"] * 3 + ["h"]

@@ -70,7 +70,7 @@ def test_every_corpus_trains_both_stages(recipes, corpora, tmp_path, yaml):
         (["--number_of_epochs", "0"], "must be >= 1"),
         (["--reading", "{probes: [cubic]}"], "probes has 'cubic', not of"),
         (["--reading", "{rows: 3}"], "no setting 'rows': seed, probes"),
-        (["--words", "w.csv"], "--words and --polarity are given together"),
+        (["--polarity", "p.csv", "--words", "w.csv"], "w.csv"),
         (["--read", "[mood]"], "no column 'mood', and it is not measured"),
         (
             ["--target", "phones", "--text_column", "x"],
