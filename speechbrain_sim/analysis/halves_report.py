@@ -6,7 +6,6 @@ import numpy as np
 
 from speechbrain_sim.analysis.half_probes import WHOLE
 from speechbrain_sim.analysis.halves import LINEAR
-from speechbrain_sim.files import read_json
 from speechbrain_sim.models.format import BASELINE
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import (
@@ -202,14 +201,14 @@ def plot_map(places, labels, path):
 
 
 def curves_of(runs, label):
-    """Makes the panels of curves over layers of runs of single layers.
+    """Makes the panels of curves over runs, of figure 4: over layers.
 
     Arguments
     ---------
     runs : list of (str, dict, dict)
-        Layer; scores of the training, from `score_halves`; and from
-        `speechbrain_sim.analysis.halves.measure`. Runs of one layer differ in
-        their seed: numbers, and ends of intervals, are means.
+        Name, such as a layer's; scores of the training, from `score_halves`; and
+        from `speechbrain_sim.analysis.halves.measure`. Runs of one name differ
+        in their seed: numbers, and ends of intervals, are means.
     label : str
         Of stage 2.
 
@@ -249,26 +248,18 @@ def curves_of(runs, label):
     return panels
 
 
-def layers_section(folders, folder, label):
-    """Draws curves over the layers of runs; returns a Section.
+def curve_items(runs, label, folder):
+    """Draws curves over runs, such as those of several layers.
 
-    `folders` are those of `recipes/vib.py`, `folder` that of the report.
+    `runs`, `label` as of `curves_of`, `folder` that of the report. Returns a list
+    of Figure and Table.
     """
-    runs = []
-    for path in map(Path, folders):
-        trained, found = (
-            read_json(path / f"{n}.json") for n in ("vib", "halves")
-        )
-        runs.append((trained["layer"], trained["halves"], found["result"]))
-    panels, layers = (
-        curves_of(runs, label),
-        [*dict.fromkeys(r[0] for r in runs)],
-    )
-    stem = style.figure_stem("halves", "layers")
-    plot_layers(panels, layers, Path(folder, stem))
+    panels, systems = curves_of(runs, label), dict.fromkeys(r[0] for r in runs)
+    stem = style.figure_stem("halves", "curves", label)
+    plot_layers(panels, [*systems], Path(folder, stem))
     caption = "Test part, 95 % intervals over recordings, means over seeds."
-    alt = "Three panels of curves over layers."
-    title = "Both stages, and each half's part, by layer"
+    alt = "Three panels of curves over runs."
+    title = f"Both stages, and what each half holds of {label}"
     items = [Figure(title, caption, stem, alt)]
     for name, lines in panels.items():
         rows = []
@@ -276,8 +267,7 @@ def layers_section(folders, folder, label):
             cells = {n: with_interval(x, 100, 1) for n, x in scores.items()}
             rows.append({"": line} | cells)
         items.append(Table.of(f"{name} (%)", "", rows))
-    sentence = "Where the text is, where the rest, and what each half keeps."
-    return Section("layers", "Halves, layer by layer", sentence, items)
+    return items
 
 
 def plot_layers(panels, layers, path):

@@ -31,7 +31,7 @@ from speechbrain_sim.analysis.halves import (
     read_side,
 )
 from speechbrain_sim.analysis.halves_report import (
-    layers_section,
+    curve_items,
     section,
 )
 from speechbrain_sim.analysis.intervals import Unmeasurable
@@ -48,7 +48,6 @@ from speechbrain_sim.data.tables import read_manifest
 from speechbrain_sim.data.targets import Labels
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.extraction import encode_manifest
-from speechbrain_sim.files import write_json
 from speechbrain_sim.report.page import write_page
 
 STYLES, WORDS = list("abcd"), list("ABCD")
@@ -484,15 +483,13 @@ def test_layer_curves(found, tmp_path):
             "style_baseline": right,
         }
 
-    folders = []
-    for i, layer in enumerate(["m0", "m1", "m0"]):  # of m0, two seeds
-        halves_ = trained(i / 10 + 0.2)
-        folders.append(tmp_path / str(i))
-        write_json(folders[i] / "vib.json", {"layer": layer, "halves": halves_})
-        write_json(folders[i] / "halves.json", {"result": found})
-    made = layers_section(folders, tmp_path, "style")
-    assert (tmp_path / f"{made.items[0].stem}.png").exists()
-    tables = {item.title: item for item in made.items[1:]}
+    runs = [
+        (layer, trained(i / 10 + 0.2), found)
+        for i, layer in enumerate(["m0", "m1", "m0"])  # of m0, two seeds
+    ]
+    figure, *tables = curve_items(runs, "style", tmp_path)
+    assert (tmp_path / f"{figure.stem}.png").exists()
+    tables = {item.title: item for item in tables}
     errors = tables["text, PER, stage 1 (%)"]
     assert errors.header == ["", "m0", "m1"]
     assert errors.rows[0] == [
