@@ -5,6 +5,7 @@ import numpy as np
 from speechbrain_sim.analysis.halves_report import curve_items
 from speechbrain_sim.analysis.intervals import bootstrap_interval, chance_level
 from speechbrain_sim.analysis.study import Tool
+from speechbrain_sim.models.format import BASELINE
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
 from speechbrain_sim.report.tables import number, with_interval
