@@ -30,7 +30,7 @@ CORPORA = sorted(path.parent for path in HPARAMS.glob("*/corpus.yaml"))
 #: yamls of a verb, of all corpora
 RUNS = {
     verb: sorted(path for c in CORPORA for path in c.glob(f"{verb}*.yaml"))
-    for verb in ("pretrain", "supervised", "decode", "probe", "sae")
+    for verb in ("pretrain", "supervised", "decode", "probe", "sae", "vib")
 }
 PRETRAIN = RUNS["pretrain"] + RUNS["supervised"]
 EVERY = [path for paths in RUNS.values() for path in paths]
@@ -39,7 +39,7 @@ FILES = [*EVERY, *(c / "corpus.yaml" for c in CORPORA)]
 FILES += [HPARAMS / f"{name}.yaml" for name in ("pretrain", "decode", "probe")]
 FILES += [
     HPARAMS / f"{name}.yaml"
-    for name in ("training", "steps", "data", "bottleneck")
+    for name in ("training", "steps", "data", "bottleneck", "vib")
 ]
 FAMILY = sorted(path.stem for path in MODELS.glob("*.yaml"))
 
@@ -316,6 +316,7 @@ READERS["supervised"] = READERS["pretrain"]
 READERS["sae"] = [
     path.replace("probe", "bottleneck") for path in READERS["probe"]
 ]
+READERS["vib"] = [path.replace("probe", "vib") for path in READERS["probe"]]
 
 
 def own_keys(path):

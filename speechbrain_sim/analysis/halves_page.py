@@ -27,17 +27,17 @@ from speechbrain_sim.report.page import write_page
 def weights_of(parts, entries):
     """Returns the weights of mixed layers: name -> layer -> weight.
 
-    Of each half, and of each baseline; none where nothing is mixed.
+    Of the halves and the baseline; none where nothing is mixed.
     """
     found = {}
     for name, part in parts.items():
         layers = entries[name].get(MIXED) or []
-        label = name.partition(".")[2].removeprefix("vib.")
-        kind = WHOLE if name.startswith(BASELINE) else "z"
         if len(layers) > 1:
+            kind = (
+                WHOLE if name.startswith(BASELINE) else name.rpartition(".")[2]
+            )
             weights = part.mixer.weights.detach().softmax(0).tolist()
-            pairs = zip(layers, weights, strict=True)
-            found[f"{kind}_{label}"] = dict(pairs)
+            found[kind] = dict(zip(layers, weights, strict=True))
     return found
 
 
@@ -71,7 +71,7 @@ def write_report(
     found = measure_model(path, model, stores, divisions, data, settings)
     read = _reader(manifests, data_folder)
     names = [f"{BOTTLENECK}_{layer}.vib.{n}" for n in (OTHERS, label)]
-    names += [f"{BASELINE}_{layer}.{label}"]
+    names += [f"{BASELINE}_{layer}_{label}"]
     parts, config = load_parts(folder, names if label else names[:1])
     parts = {n: part.eval().requires_grad_(False) for n, part in parts.items()}
     made_of = {n: config["parts"][n]["sha256"] for n in parts}

@@ -269,7 +269,7 @@ class HalvesBrain(ResumableBrain):
         hparams, parts, metadata = self.hparams, {}, {}
         layer, task = hparams.layer, self.task
         for name, half in self.unwrapped.items():
-            part = f"{BASELINE}_{layer}.{task.name}"
+            part = f"{BASELINE}_{layer}_{task.name}"
             if half.coded:
                 part = f"{BOTTLENECK}_{layer}.vib.{task.name}"
             entry = {"layer": layer, "pooling": "frame", "split": task.division}

@@ -55,6 +55,11 @@ def write_card(folder, config):
         decoders=decoders,
         probes=probes,
         coded=parts_of(config["parts"], BOTTLENECK),
+        sparse=[
+            name
+            for name, part in parts_of(config["parts"], BOTTLENECK).items()
+            if not part["class"].endswith("Half")
+        ],
         solved=solved,
         seeds=len(probes) > len(solved),
         explained=[

@@ -7,7 +7,7 @@ A folder holds `config.json`
      "training": {...}, "versions": {...}}
 
 and `NAME.safetensors` for every part: `encoder`, `decoder_<layer>`,
-`probe_<label>`, `bottleneck_<layer>.<name>`, `baseline_<layer>.<label>` (an
+`probe_<label>`, `bottleneck_<layer>.<name>`, `baseline_<layer>_<label>` (an
 information bottleneck that codes nothing, which is no layer). Weights are float32, or float16 if
 they were rounded to it before (see `halve`). An encoder is identified by the
 sha256 of this file, see `identity_of`; every other part carries that of its

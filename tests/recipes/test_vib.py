@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from speechbrain_sim.brains.vib import read_text_half
+from speechbrain_sim.config import load_experiment
 from speechbrain_sim.hub.publish import export_model
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.integrations.speechbrain import LatentFeatures
@@ -160,8 +162,8 @@ def test_a_run_is_a_model_that_is_exported_and_used(run, trained, tmp_path):
     own, text = (wanted[n] for n in reversed(names[1:]))
     logits, attention = half(own.mean, own.lengths, text.mean)
     assert logits.shape == (2, 3) and attention.text.shape == own.mean.shape[:2]
-    parts, config = load_parts(run, ["baseline_mix.speaker"])
-    baseline = parts["baseline_mix.speaker"]
+    parts, config = load_parts(run, ["baseline_mix_speaker"])
+    baseline = parts["baseline_mix_speaker"]
     h = baseline.encode(wanted["mix"].mean)
     assert baseline(h, own.lengths)[0].shape == (2, 3)
     card = (tmp_path / "model/README.md").read_text()
@@ -177,48 +179,56 @@ def test_a_textual_half_is_taken_from_another_run(
     recipes["vib"].main([*argv, *model])
     part = "bottleneck_mix.vib.text.safetensors"
     assert (run / part).read_bytes() == (tmp_path / "run" / part).read_bytes()
-    assert not (tmp_path / "run/baseline_mix.text.safetensors").exists()
+    assert not (tmp_path / "run/baseline_mix_text.safetensors").exists()
     _, config = load_parts(tmp_path / "run", [])
     parts = config["parts"]
     text = parts["bottleneck_mix.vib.text"]["sha256"]
     assert parts["bottleneck_mix.vib.speaker"]["arguments"]["text_units"] == 4
-    assert (
-        text
-        == load_parts(run, [])[1]["parts"]["bottleneck_mix.vib.text"]["sha256"]
-    )
-    for name, options, message in (
-        ("layers", ["--layers", "[module1, module3]"], "of another mixed"),
-        ("encoder", ["--encoder", str(trained.run)], "nothing"),
-    ):
-        if name == "encoder":
-            continue
-        with pytest.raises(ValueError, match=message):
-            recipes["vib"].main([*argv, *model, *options])
+    there = load_parts(run, [])[1]["parts"]["bottleneck_mix.vib.text"]
+    assert text == there["sha256"]
+    other = [*argv, *model, "--output_folder", str(tmp_path / "other")]
+    with pytest.raises(ValueError, match="is of another mixed"):
+        recipes["vib"].main([*other, "--layers", "[module1, module3]"])
+    with pytest.raises(ValueError, match="is of another encoder .* --encoder"):
+        read_text_half(run, "another", "mix", ["module2", "module3"])
 
 
-def test_a_study_trains_halves_of_its_systems(recipes, corpora, tmp_path):
-    """With two seeds, and probes of one half; layers are checked first."""
-    yaml = HPARAMS / "Synthetic/study_vib.yaml"
-    own = "layers: [logmel], number_of_epochs: 1, batch_size: 4"
-    probe = "{layers: [logmel.vib.text]}"
-    systems = f"""{{log-mel: {{encoder: logmel}}, small: {{yaml: vib.yaml,
-        of: log-mel, seeds: [1, 2], options: {{{own}, latent_dim: 4}},
-        probe: {probe}}}}}"""
+@pytest.mark.parametrize("stem", ["study_vib", "study_vib_beta"])
+def test_a_study_trains_halves_of_its_systems(recipes, corpora, tmp_path, stem):
+    """Two of its systems, one with two seeds; layers are checked first."""
+    yaml = HPARAMS / f"Synthetic/{stem}.yaml"
     argv = [str(yaml), "--output_folder", str(tmp_path), "--device", "cpu"]
-    argv += [*options_for(yaml, corpora), "--systems", systems]
+    argv += [*options_for(yaml, corpora), "--noprogressbar"]
+    asked, _ = load_experiment(argv)
+    systems = asked["systems"]
+    (name, small), *_ = (
+        x for x in systems.items() if "vib.yaml" in x[1].values()
+    )
+    above = systems[small["of"]]
+    if "yaml" in above:
+        above["options"] |= {"channels": 8, "context_channels": 8}
+        above["options"] |= {"number_of_epochs": 1, "num_workers": 0}
+        above["seeds"] = [1, 2]
+    small["options"] |= {"number_of_epochs": 1, "latent_dim": 4}
+    small["seeds"] = [1, 2]
     argv += ["--labels", "{speaker: {probe: {controls: 5}}}"]
-    argv += ["--baseline", "null"]
-    wrong = argv + ["--systems", systems.replace("[logmel.vib", "[logmel.sae")]
-    with pytest.raises(ValueError, match="no layer 'logmel.sae.text'"):
-        recipes["study"].main(wrong)
-    wrong = argv + ["--systems", systems.replace("of: log-mel", "of: other")]
-    with pytest.raises(ValueError, match="small is of other, but no entry"):
-        recipes["study"].main(wrong)
-    recipes["study"].main(argv)
+    argv += ["--baseline", "null", "--pretrain_options", "{}"]
+
+    def options():
+        chosen = {small["of"]: above, name: small}
+        return [*argv, "--systems", json.dumps(chosen)]
+
+    layers = small["probe"]["layers"]
+    small["probe"]["layers"] = ["context.sae"]
+    with pytest.raises(ValueError, match="no layer 'context.sae'"):
+        recipes["study"].main(options())
+    small["probe"]["layers"], of = layers, small["of"]
+    wrong = json.dumps({name: small})
+    with pytest.raises(ValueError, match=f"{name} is of {of}, but no entry"):
+        recipes["study"].main([*argv, "--systems", wrong])
+    recipes["study"].main(options())
     report = (tmp_path / "report.md").read_text()
-    assert "| small | text | PER (%) |" in report
-    assert "| small | speaker\\_baseline | accuracy (%) |" in report
+    assert f"| {name} | text | PER (%) |" in report
     assert (tmp_path / "figures/halves.svg").exists()
     found = json.loads((tmp_path / "report.json").read_text())
-    layers = found["probes"]["speaker"]["small"]["layers"]
-    assert list(layers) == ["logmel.vib.text"]
+    assert list(found["probes"]["speaker"][name]["layers"]) == layers
