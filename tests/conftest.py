@@ -295,29 +295,27 @@ def make_ravdess(folder, rng, actors=(1, 2, 19, 22), samples=3200):
 
 def make_iemocap(folder, rng, turns="neu hap exc sad ang neu fru xxx", count=2):
     """A dialogue of each session, in which both speak every emotion."""
-    for session, kind in itertools.product(range(1, 6), ["impro01"]):
-        dialogue = f"Ses0{session}F_{kind}"
+    for session in range(1, 6):
+        dialogue = f"Ses0{session}F_impro01"
         wavs = folder / f"Session{session}/sentences/wav" / dialogue
-        about = folder / f"Session{session}/dialog"
-        for place in (wavs, about / "EmoEvaluation", about / "transcriptions"):
-            place.mkdir(parents=True, exist_ok=True)
-        labels, texts = ["% [START_TIME - END_TIME] TURN_NAME EMOTION"], []
-        codes = turns.split() * count
-        for number, (code, sex) in enumerate(itertools.product(codes, "FM")):
+        wavs.mkdir(parents=True)
+        files = {"EmoEvaluation": ["% TURN"], "transcriptions": ["M: (aside)"]}
+        turn = itertools.product(turns.split() * count, "FM")
+        for number, (code, sex) in enumerate(turn):
             name = f"{dialogue}_{sex}{number:03}"
             wave = 0.1 * rng.standard_normal(3200)
             sf.write(wavs / f"{name}.wav", wave, 8000)
-            time = f"{number}.2901 - {number}.9357"
-            labels += [f"[{time}]\t{name}\t{code}\t[2.5, 2.5, 2.5]"]
-            labels += ["C-E2:\tNeutral;\t()", ""]
-            texts += [
-                f"{name} [{time.replace(' ', '')}]: Turn {number}. [BREATH]"
-            ]
-        for place, lines in (
-            ("EmoEvaluation", labels),
-            ("transcriptions", texts),
-        ):
-            (about / place / f"{dialogue}.txt").write_text("\n".join(lines))
+            label = (
+                f"[{number}.29 - {number}.93]\t{name}\t{code}\t[2.5, 2.5, 2.5]"
+            )
+            files["EmoEvaluation"] += [label, "C-E2:\tNeutral;\t()", ""]
+            said = ("I see.", "Oh, well. [BREATHING]")[number % 2]
+            text = f"{name} [{number}.29-{number}.93]: {said}"
+            files["transcriptions"].append(text)
+        for place, lines in files.items():
+            path = folder / f"Session{session}/dialog/{place}/{dialogue}.txt"
+            path.parent.mkdir(parents=True)
+            path.write_text("\n".join(lines))
 
 
 def syllables(words):

@@ -112,18 +112,12 @@ class Targets(NamedTuple):
 
 
 def read_targets(
-    manifests,
-    target,
-    text=None,
-    frames=None,
-    data_folder=None,
-    vocabulary=100,
+    manifests, target, text=None, frames=None, data_folder=None, vocabulary=100
 ):
     r"""Reads the transcripts of manifests as targets of CTC.
 
-    Texts are in upper case; of what is neither letter nor digit, apostrophes
-    are kept. Phones are the labels of each 10 ms without repeats and silence,
-    so that a phone that follows itself is one.
+    Texts are as `normalise` returns them. Phones are the labels of each 10 ms
+    without repeats and silence, so that one that follows itself is one.
 
     Arguments
     ---------
@@ -149,8 +143,7 @@ def read_targets(
     ------
     ValueError
         For a transcript that is empty, has a label that training lacks, or is
-        longer than its frames (CTC needs one for each label, and one between
-        two that are equal): names manifest, utterance and remedy.
+        longer than its frames: names manifest, utterance and remedy.
 
     Example
     -------
@@ -247,22 +240,21 @@ def _error_rate(names, predicted, true):
     return ErrorRate(float(stats.summarize("error_rate")), edits, lengths)
 
 
-def _transcripts(rows, manifests, target, column):
+def text_column(columns, text=None):
+    """Returns the column of a text: the first of `TEXTS`, unless it is given."""
+    return text or next((name for name in TEXTS if name in columns), TEXTS[0])
+
+
+def _transcripts(rows, manifests, target, text):
     """By part and utterance a text, or names of phones between spaces."""
-    columns = list(next(iter(rows.values())))
-    if target == PHONES:
-        column = PHONES
-    elif column is None:
-        column = next((name for name in TEXTS if name in columns), TEXTS[0])
+    column = text_column(next(iter(rows.values())), text)
+    column = PHONES if target == PHONES else column
     for (part, _), row in rows.items():
         if column not in row:
-            has = ", ".join(row)
-            other = (
-                "a text, or --target phones" if target != PHONES else "words"
-            )
+            other = "words" if target == PHONES else PHONES
             raise ValueError(
                 f"{manifests[part]} has no column '{column}', of {target}: it "
-                f"has {has}. Name the column of {other}."
+                f"has {', '.join(row)}. Name the column, or --target {other}."
             )
     if target != PHONES:
         return {name: normalise(row[column]) for name, row in rows.items()}

@@ -101,11 +101,11 @@ def test_iemocap_keeps_words_and_who_speaks(data, tmp_path):
     (row,) = (r for r in parts["test"] if r["ID"] == "Ses05F_impro01_M003")
     labels = "emotion", "speaker", "sex", "session", "dialogue", "transcript"
     assert [row[label] for label in labels] == [
-        *("happy", "5M", "M", "5", "impro01", "Turn 3.")
+        *("happy", "5M", "M", "5", "impro01", "Oh, well.")
     ]
     manifests = {part: tmp_path / f"{part}.csv" for part in PARTS}
     labels, ids = read_targets(manifests, "chars")
-    assert labels.text(ids["test"][row["ID"]]) == "TURN 3"
+    assert labels.text(ids["test"][row["ID"]]) == "OH WELL"
 
 
 def test_turns_without_words_or_of_no_class_are_left_out(data, tmp_path):
@@ -113,7 +113,7 @@ def test_turns_without_words_or_of_no_class_are_left_out(data, tmp_path):
     make_iemocap(path, np.random.default_rng(0), count=1)
     texts = path / "Session2/dialog/transcriptions/Ses02F_impro01.txt"
     lines = texts.read_text().splitlines()
-    lines[0] = lines[0].partition(":")[0] + ": [LAUGHTER]"
+    lines[1] = lines[1].partition(":")[0] + ": [LAUGHTER]"
     texts.write_text("\n".join([*lines, "M: ’aside"]), encoding="cp1252")
     parts = iemocap(path, tmp_path / "save", balanced=False)
     names = {row["ID"] for row in parts["train"]}
