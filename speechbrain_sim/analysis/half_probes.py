@@ -227,7 +227,8 @@ def probe(sides, label, classes, names, settings, hidden, folder):
         check_classes(known, test, label)
     units = {n: {True: moments(x.x.split(PIECE))} for n, x in known.items()}
     folder = Path(folder, f"{label}_{hidden}")
-    options = classes, True, hidden, settings.passes, settings.device
+    passes = settings.hidden_passes if hidden else settings.passes
+    options = classes, True, hidden, passes, settings.device
     solver = ProbeSolver(*options, folder)
     choosing = known, valid, units, list(settings.strengths)
     choices, chosen = solver.choose(*choosing)

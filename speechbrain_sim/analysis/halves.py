@@ -58,8 +58,11 @@ class Settings(NamedTuple):
         Most frames, drawn, that probes of frames are trained and tested on.
     strengths : tuple of float
         Of L2, to choose from on the validation part.
-    hidden, passes : int
-        Units of the hidden layer; most passes of a solver.
+    passes : int
+        Most passes of the solver of linear probes.
+    hidden, hidden_passes : int
+        Units of a hidden layer; most passes of its solver, whose loss falls ever
+        on where labels are shuffled.
     controls : int
         Probes with shuffled labels.
     epochs, lr : int, float
@@ -77,8 +80,9 @@ class Settings(NamedTuple):
     frame_rows: int = 10_000
     test_rows: int = 20_000
     strengths: tuple = (1e-1, 1e-2, 1e-3)
-    hidden: int = 64
     passes: int = 300
+    hidden: int = 32
+    hidden_passes: int = 60
     controls: int = 10
     epochs: int = 15
     lr: float = 1e-2

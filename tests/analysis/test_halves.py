@@ -32,6 +32,7 @@ from speechbrain_sim.analysis.halves import (
 )
 from speechbrain_sim.analysis.halves_report import (
     curve_items,
+    map_figure,
     section,
 )
 from speechbrain_sim.analysis.intervals import Unmeasurable
@@ -56,8 +57,9 @@ SETTINGS = Settings(
     frame_rows=1000,
     test_rows=1000,
     strengths=(1e-2,),
-    hidden=6,
     passes=40,
+    hidden=6,
+    hidden_passes=40,
     controls=5,
     epochs=12,
     lr=0.03,
@@ -166,9 +168,11 @@ def test_a_factor_that_no_line_separates_is_read_by_a_hidden_layer(tmp_path):
     ids = side.ids
     ends = {"train": ids[:200], "valid": ids[200:260], "test": ids[260:]}
     how = {"probes": (LINEAR, HIDDEN), "controls": 10, "epochs": 0}
-    given = SETTINGS._replace(**how), tmp_path, "parity"
+    given = SETTINGS._replace(**how), tmp_path / "solved", None  # no stage 2
     classes = {"parity": ["-", "+"]}
-    scores = measure(side, {"text": ends}, classes, *given)["probes"]
+    made = measure(side, {"text": ends}, classes, *given)
+    assert type(map_figure(made, None, tmp_path)).__name__ == "Figure"
+    scores = made["probes"]
     linear, hidden = (scores[n]["parity"]["h"] for n in how["probes"])
     assert linear["at_chance"] and linear["accuracy"] < 0.65
     assert hidden["accuracy"] == 1
