@@ -98,7 +98,7 @@ class Side(NamedTuple):
             for name, frames in x.items()
         }
         ids = ids or [*map(str, range(len(every)))]
-        return cls(rows, _spans(first), ids, ids, y, {}).pool()
+        return cls(rows, _spans(first), ids, ids, y, {})
 
     @classmethod
     def read(cls, stores, layer, halves, labels, seed=None):

@@ -7,10 +7,12 @@ has controls and an interval, and what a half leaks is a share of what h holds.
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from speechbrain_sim.analysis.half_probes import (
     DRAWN,
@@ -31,6 +33,7 @@ from speechbrain_sim.data.splits import divide
 from speechbrain_sim.data.tables import OWN, read_manifest
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.files import cached_result, text_hash
+from speechbrain_sim.randomness import keyed_generator
 
 #: parts of the corpus
 PARTS = "train", "valid", "test"
@@ -52,6 +55,8 @@ class Settings(NamedTuple):
     ---------
     seed : int
         Of all draws.
+    recordings : int
+        Most recordings of each part.
     probes : tuple of str
         Of `PROBES`.
     frame_rows, test_rows : int
@@ -76,6 +81,7 @@ class Settings(NamedTuple):
     """
 
     seed: int = 1
+    recordings: int = 4_000
     probes: tuple = (LINEAR, HIDDEN)
     frame_rows: int = 10_000
     test_rows: int = 20_000
@@ -235,7 +241,7 @@ def read_side(stores, data, halves, divisions, settings):
     """
     given, bins = (data.layer, halves, data.labels), settings.bins
     seed = settings.seed if settings.draws else None
-    side = Side.read(stores, *given, seed).pool()
+    side = Side.read(stores, *given, seed)
     classes = {label: known for label, (known, _) in data.labels.items()}
     for label, known in data.values.items():
         of = divisions.get(label, divisions[OTHERS])
@@ -269,16 +275,21 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
     -------
     dict
         Ready for json. `probes`: kind of probe -> label -> name -> scores (see
-        `compare_halves`), or a `gap`; `text`: see `probe_text`; `map`: see
-        `map_means`, and `mapped`, label -> classes and those of utterances.
+        `compare_halves`), or a `gap`; `text`: see `probe_text`; `map`: `places`,
+        see `map_means`, and `classes`, label -> names, class of each utterance.
     """
     names, found = [*side.x], {"probes": {}, "text": {}}
 
-    def parts(label):
-        of = divisions.get(label, divisions[OTHERS])
+    @cache
+    def divided(name):
+        of = divisions[name]
         if "gap" in of:
             raise Unmeasurable(of["gap"])
-        return {part: side.select(of[part]) for part in PARTS}
+        ids = {p: _drawn(of[p], settings, name, p) for p in PARTS}
+        return {part: side.select(ids[part]).pool() for part in PARTS}
+
+    def parts(label):
+        return divided(label if label in divisions else OTHERS)
 
     def solve(kind, label):
         if not classes[label]:
@@ -299,38 +310,35 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
     if targets is not None and settings.epochs:
         given = targets, names, settings
         found["text"] = measured(lambda: probe_text(parts(OTHERS), *given))
-    found["map"] = measured(lambda: _map(parts(label)["test"], settings.seed))
-    found["mapped"] = _classes(side, divisions, classes, label, targets)
+    mapped = classes, targets, settings.seed
+    found["map"] = measured(lambda: _map(parts(label)["test"], *mapped))
     shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
-def _map(test, seed):
-    """Maps the means of all halves."""
-    means = {
-        name: x
-        for name, x in test.means.items()
-        if name != WHOLE and not name.endswith(DRAWN)
-    }
-    return map_means(means, seed)
+def _drawn(ids, settings, *key):
+    """Draws `recordings` of a part at most, in their order."""
+    noise = keyed_generator(settings.seed, "recordings", *key)
+    order = torch.randperm(len(ids), generator=noise).tolist()
+    return [ids[i] for i in sorted(order[: settings.recordings])]
 
 
-def _classes(side, divisions, classes, label, targets):
-    """Label -> classes, and those of the recordings that are mapped."""
-    test = divisions.get(label, divisions[OTHERS]).get("test", [])
-    side = side.select(test)
+def _map(test, classes, targets, seed):
+    """Maps the means of all halves: `places`, and `classes` of recordings."""
+    means = {n: x for n, x in test.means.items() if not n.endswith(DRAWN)}
+    del means[WHOLE]
     found = {
-        label: (known, np.array(side.y[label]).tolist())
+        label: (known, np.array(test.y[label]).tolist())
         for label, known in classes.items()
-        if known and test and not side.of_frames(label)
+        if known and not test.of_frames(label)
     }
-    if targets is not None and test:
+    if targets is not None:
         labels, ids = targets
-        texts = [labels.text(ids[name]) for name in test]
+        texts = [labels.text(ids[name]) for name in test.ids]
         known, at = np.unique(texts, return_inverse=True)
         if 2 * len(known) <= len(texts):  # they are spoken again
             found["text"] = known.tolist(), at.tolist()
-    return found
+    return {"places": map_means(means, seed), "classes": found}
 
 
 def map_means(means, seed=1):

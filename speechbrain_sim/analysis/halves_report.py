@@ -336,11 +336,11 @@ def map_figure(found, label, folder):
     """Draws the maps of both halves; returns a Figure, or a Gap."""
     if "gap" in found["map"]:
         return Gap("Maps of both halves", found["map"]["gap"])
-    of, stem = found["mapped"], style.figure_stem("halves", "map")
+    of, stem = found["map"]["classes"], style.figure_stem("halves", "map")
     others = [n for n in of if n != label]
     others.sort(key=lambda n: (n != "text", len(of[n][0])))
     shown = [n for n in (label, *others[:1]) if n in of]
-    plot_map(found["map"], {n: of[n] for n in shown}, folder / stem)
+    plot_map(found["map"]["places"], {n: of[n] for n in shown}, folder / stem)
     caption = "t-SNE of means over unpadded frames; a point is a recording."
     alt = "Points of test recordings, a panel per half, by their classes."
     return Figure("Maps of both halves", caption, stem, alt)

@@ -100,7 +100,7 @@ def planted():
 @pytest.fixture(scope="module")
 def test_side(planted):
     side, divisions, _ = planted
-    return side.select(divisions["text"]["test"])
+    return side.select(divisions["text"]["test"]).pool()
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,8 @@ def found(planted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("halves") / "solved"
     how = SETTINGS, folder, "style", targets
     result = measure(side, divisions, classes, *how)
+    assert [*result["map"]["classes"]] == ["style", "luck"]
+    assert len(result["map"]["places"]["z_text"]) == 60
     assert not folder.exists()  # solved probes are kept no longer
     return json.loads(json.dumps(result))
 
