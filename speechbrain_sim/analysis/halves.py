@@ -42,6 +42,8 @@ OTHERS = "text"
 #: kinds of probes: of the mean over frames, or of single frames, linear and with
 #: a hidden layer; and the paper's, linear on frames that are pooled by attention
 LINEAR, HIDDEN, PAPER = PROBES = "linear", "hidden layer", "paper"
+#: settings that are 2 at least
+COUNTS = "recordings", "frame_rows", "test_rows", "passes", "hidden", "bins"
 #: fewest recordings of a map
 FEWEST = 5
 #: counts up whenever these scores change: older ones are stale
@@ -108,6 +110,12 @@ def read_settings(given):
     settings = Settings(**given)
     for kind in {*settings.probes} - {*PROBES}:
         raise ValueError(f"--reading: probes has '{kind}', not of {PROBES}.")
+    if not settings.probes:
+        raise ValueError(f"--reading: probes is empty, choose of {PROBES}.")
+    for name in COUNTS:
+        if not getattr(settings, name) >= 2:
+            value = getattr(settings, name)
+            raise ValueError(f"--reading: {name} is {value}, not 2 or more.")
     check_controls(settings.controls, 2)
     return settings
 
