@@ -20,12 +20,14 @@ class StoredUtterances:
     Arguments
     ---------
     stores : list of ActivationStore
-        With all frames, and no utterance twice.
+        With all frames. Of utterances of one name (the artificial set has them
+        in training and test), that of the first counts.
     layer : str
         Which frames.
     """
 
     def __init__(self, stores, layer):
+        stores = stores[::-1]
         parts = [store[layer].parts[0] for store in stores]
         self.rows = Rows(parts)
         names = [name for store in stores for name in store.ids]

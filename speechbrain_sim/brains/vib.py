@@ -161,24 +161,29 @@ class HalvesBrain(ResumableBrain):
             self.text_half.to(self.device).eval().requires_grad_(False)
 
     def fit_stores(self, stores):
-        """Trains on the utterances of ActivationStores, by part of the task."""
-        self.stored = StoredUtterances(stores, self.hparams.layer)
+        """Trains on the utterances of ActivationStores: of the corpus' parts."""
+        self.stores = dict(zip(self.task.targets, stores, strict=True))
         self.set_units()
         self.batches = self.open_batches("train", self.hparams.seed)
         sets = self.batches, self.open_batches("valid")
         loaders = [DataLoader(part, batch_size=None) for part in sets]
         self.fit(self.hparams.epoch_counter, *loaders)
 
+    def stored(self, part):
+        """Returns the frames of all utterances, those of a part first."""
+        order = sorted(self.stores, key=lambda other: other != part)
+        stores = [self.stores[other] for other in order]
+        return StoredUtterances(stores, self.hparams.layer)
+
     def open_batches(self, part, seed=None):
         """Returns the UtteranceBatches of a part."""
         targets, size = self.task.targets[part], self.hparams.batch_size
-        return UtteranceBatches(self.stored, targets, size, seed)
+        return UtteranceBatches(self.stored(part), targets, size, seed)
 
     def set_units(self):
         """Sets the units of the layer, from the training part."""
-        mean, std = moments(
-            map(self.stored.__getitem__, self.task.targets["train"])
-        )
+        stored = self.stored("train")
+        mean, std = moments(map(stored.__getitem__, self.task.targets["train"]))
         for half in self.unwrapped.values():
             half.set_units(mean, std)
 
