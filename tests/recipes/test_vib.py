@@ -70,8 +70,8 @@ def test_every_corpus_trains_both_stages(recipes, corpora, tmp_path, yaml):
         (["--labels", "[mood]"], "no column 'mood'"),
         (["--text_from", "{trained}"], "holds no bottleneck_logmel.vib.text"),
         (["--number_of_epochs", "0"], "must be >= 1"),
-        (["--reading", "{probes: [cubic]}"], "probes has 'cubic', not of"),
-        (["--reading", "{rows: 3}"], "no setting 'rows': seed, recordings"),
+        (["--reading", "{{probes: [cubic]}}"], "probes has 'cubic', not of"),
+        (["--reading", "{{rows: 3}}"], "no setting 'rows': seed, recordings"),
         (["--polarity", "p.csv", "--words", "w.csv"], "w.csv"),
         (["--read", "[mood]"], "no column 'mood', and it is not measured"),
         (
