@@ -141,6 +141,8 @@ def plot_bars(series, path, unit, lines=()):
     with style.drawing(path, size=size) as (figure, axes):
         panel, width = axes[0, 0], 0.8 / len(series)
         for i, (name, found) in enumerate(series.items()):
+            if not found:
+                continue
             shift = (i - (len(series) - 1) / 2) * width
             at = [groups.index(group) + shift for group in found]
             y, ends = style.error_bars([*found.values()])
