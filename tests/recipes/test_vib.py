@@ -158,6 +158,9 @@ def test_a_run_is_a_model_that_is_exported_and_used(run, trained, tmp_path):
     features = LatentFeatures(tmp_path / "model", names[1:])
     found = features(wavs, torch.tensor([1.0, 0.7]))
     assert found.shape[-1] == features.out_channels == 4
+    weights = (run / "figures/halves_weights.svg").read_text()
+    for name in "module2", "module3", "text", "h":
+        assert f">{name}<" in weights or f"<!-- {name} -->" in weights
     half = coded.bottlenecks["mix.vib.speaker"]
     own, text = (wanted[n] for n in reversed(names[1:]))
     logits, attention = half(own.mean, own.lengths, text.mean)
@@ -210,6 +213,8 @@ def test_a_study_trains_halves_of_its_systems(recipes, corpora, tmp_path, stem):
         above["options"] |= {"number_of_epochs": 1, "num_workers": 0}
         above["seeds"] = [1, 2]
     small["options"] |= {"number_of_epochs": 1, "latent_dim": 4}
+    reading = {"probes": ["linear"], "epochs": 1, "passes": 20}
+    small["options"]["reading"] = reading
     small["seeds"] = [1, 2]
     argv += ["--labels", "{speaker: {probe: {controls: 5}}}"]
     argv += ["--baseline", "null", "--pretrain_options", "{}"]
@@ -230,5 +235,7 @@ def test_a_study_trains_halves_of_its_systems(recipes, corpora, tmp_path, stem):
     report = (tmp_path / "report.md").read_text()
     assert f"| {name} | text | PER (%) |" in report
     assert (tmp_path / "figures/halves.svg").exists()
+    curves = "Both stages, and what each half holds of speaker"
+    assert (curves in report) == (stem == "study_vib")
     found = json.loads((tmp_path / "report.json").read_text())
     assert list(found["probes"]["speaker"][name]["layers"]) == layers
