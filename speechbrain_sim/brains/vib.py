@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.logger import get_logger
 from torch.utils.data import DataLoader
 
 from speechbrain_sim.analysis.probes import check_examples
@@ -25,6 +26,8 @@ from speechbrain_sim.models.format import (
 )
 from speechbrain_sim.randomness import key_seed, keyed_generator
 from speechbrain_sim.rows import moments
+
+logger = get_logger(__name__)
 
 #: the task of stage 1, among those of stage 2
 TEXT = "text"
@@ -289,6 +292,13 @@ class HalvesBrain(ResumableBrain):
                 entry["training"][stage] = own
             parts[part], metadata[part] = half, entry
         save_parts(hparams.output_folder, parts, metadata)
+        error = (training["valid"] or {}).get(f"{TEXT}_error")
+        if training["epochs"] == hparams.epoch_counter.limit and error == 1:
+            logger.warning(
+                "All labels of the text are wrong after the last epoch, as of "
+                "a half that predicts none: lower --initial_beta, raise "
+                "--number_of_epochs, or choose a layer with more context."
+            )
 
     @torch.no_grad()
     def test(self, part="test"):
