@@ -243,8 +243,8 @@ def report(hparams, stores, data):
     own = [n for n, (_, kind) in data.labels.items() if kind == UTTERANCE]
     where = hparams["save_folder"], own, hparams["split"]
     made = stores, read_divisions(*corpus, *where), data
-    page = ("title", "note", "words", "polarity")
-    page = {name: hparams[name] for name in page}
+    page = {"title": hparams["title"], "note": hparams["note"]}
+    page |= {name: hparams[name] for name in ("words", "polarity")}
     settings = read_settings(hparams["reading"])
     write_report(hparams["output_folder"], *made, settings, *corpus, **page)
 
