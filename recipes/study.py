@@ -376,15 +376,19 @@ def compare_phones(hparams, runs, encoders):
 
 
 def read_halves(hparams):
-    """Reads the scores of the systems' halves: system -> list, by seed."""
-    return {
-        name: [
-            read_json(f"{hparams['output_folder']}/{name}_{seed}/vib.json")
-            for seed in system.get("seeds", [1])
-        ]
-        for name, system in hparams["systems"].items()
-        if {"yaml", "of"} <= system.keys()
-    }
+    """Reads the scores of the systems' halves: system -> list, by seed.
+
+    Each is what `vib.json` holds, and as `read` what `halves.json` does.
+    """
+    found = {}
+    for name, system in hparams["systems"].items():
+        for seed in system.get("seeds", [1]) if "of" in system else ():
+            folder = f"{hparams['output_folder']}/{name}_{seed}"
+            if "yaml" in system:
+                run = read_json(f"{folder}/vib.json")
+                run["read"] = read_json(f"{folder}/halves.json")["result"]
+                found.setdefault(name, []).append(run)
+    return found
 
 
 def look_inside(hparams, runs, study, chosen, encoders):

@@ -8,10 +8,12 @@ pieces, by CTC); stage 2 what else the --labels need, given that. Beside each ha
 the same decoder learns from the layer itself: the probing baseline. The run's
 folder becomes a model: the encoder, and the halves, whose codes are layers named
 `context.vib.text` and `context.vib.speaker`; and it gets `vib.json`, the scores
-of the test part. Started again after a kill, a run is resumed, in either stage.
+of the test part, and a report on what probes read of each half. Started again
+after a kill, a run is resumed, in either stage.
 """
 
 import sys
+from pathlib import Path
 
 import speechbrain as sb
 import torch
@@ -22,6 +24,12 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain_sim import config
 from speechbrain_sim.activations import ALL
 from speechbrain_sim.analysis.half_scores import score_halves, score_rows
+from speechbrain_sim.analysis.halves import (
+    read_data,
+    read_divisions,
+    read_settings,
+)
+from speechbrain_sim.analysis.halves_page import write_report
 from speechbrain_sim.bottlenecks.coded import MIXED, CodedEncoder
 from speechbrain_sim.bottlenecks.vib import TextHalf
 from speechbrain_sim.brains.checkpointer import (
@@ -40,7 +48,9 @@ from speechbrain_sim.brains.vib import (
 )
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.audio import SAMPLE_RATE
+from speechbrain_sim.data.corpora.synthetic import WORDS
 from speechbrain_sim.data.labels import UTTERANCE, kind_of
+from speechbrain_sim.data.words import read_spans, read_values
 from speechbrain_sim.encoders.mixed import MIX, MixedEncoder
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.files import write_json
@@ -55,6 +65,7 @@ PARTS = ("train", "valid", "test")
 def check(settings):
     """Raises a ValueError for settings that do not go together."""
     check_decay(settings)
+    read_settings(settings["reading"])
     for label in settings["labels"]:
         kind = kind_of(label, settings["label_kinds"])
         if kind != UTTERANCE or label == TEXT or not label.isidentifier():
@@ -71,7 +82,9 @@ def check(settings):
 #: of runs: what may change when they are resumed, but not the number of epochs,
 #: on which the schedules depend; and what is refused
 RULES = [n for n in config.MAY_CHANGE if n != "number_of_epochs"]
-RULES = ([*RULES, "encoder"], check)
+#: the report is no part of the training
+SHOWN = ["read", "reading", "words", "polarity", "title", "note"]
+RULES = ([*RULES, "encoder", *SHOWN], check)
 
 
 def open_layer(encoder, layers, latent_dim):
@@ -195,6 +208,47 @@ def train(hparams, run_opts, task, stores, text_half=None):
     return score_halves(brain.test(), hparams["frame_rate"], *y)
 
 
+def read_labels(hparams, tasks, layer):
+    """Reads what probes look for in the halves: a `Data`.
+
+    Raises a ValueError, before any work, for what cannot be looked for.
+    """
+    manifests = {part: hparams[f"{part}_csv"] for part in PARTS}
+    own = Path(hparams["train_csv"]).with_name(WORDS)
+    if hparams["words"] is None and own.exists():
+        hparams["words"] = own
+    if hparams["polarity"] and not hparams["words"]:
+        raise ValueError(
+            "--polarity needs to know when words are spoken: give --words."
+        )
+    for name, read in (("words", read_spans), ("polarity", read_values)):
+        if hparams[name]:
+            read(hparams[name])
+    known, label = hparams["labels"], next(iter(hparams["labels"]), None)
+    known = [*dict.fromkeys([*known, *hparams["read"]])]
+    asked = layer, label, known, hparams["label_kinds"]
+    data, texts = read_data(manifests, hparams["data_folder"], *asked), {}
+    for task in tasks:
+        if task.name == TEXT:
+            for part in task.targets.values():
+                texts |= part
+            data = data._replace(targets=(task.texts, texts))
+    return data
+
+
+def report(hparams, stores, data):
+    """Probes and attributes the halves, and writes the report."""
+    manifests = {part: hparams[f"{part}_csv"] for part in PARTS}
+    corpus = manifests, hparams["data_folder"]
+    own = [n for n, (_, kind) in data.labels.items() if kind == UTTERANCE]
+    where = hparams["save_folder"], own, hparams["split"]
+    made = stores, read_divisions(*corpus, *where), data
+    page = {"title": hparams["title"], "note": hparams["note"]}
+    page |= {name: hparams[name] for name in ("words", "polarity")}
+    settings = read_settings(hparams["reading"])
+    write_report(hparams["output_folder"], *made, settings, *corpus, **page)
+
+
 def vib(hparams, run_opts):
     """Encodes, trains both stages, and scores the halves."""
     folder, source = hparams["output_folder"], hparams["encoder"]
@@ -208,6 +262,7 @@ def vib(hparams, run_opts):
         given = read_text_half(hparams["text_from"], *asked)
     sb.create_experiment_directory(folder)
     tasks = read_tasks(hparams, encoder, layer)
+    data = read_labels(hparams, tasks, layer)
     stores = encode(hparams, run_opts, encoder, description, layer)
     keep_model(folder, original, description, source)
     if given is not None:
@@ -226,7 +281,8 @@ def vib(hparams, run_opts):
     write_json(f"{folder}/vib.json", {**made, "halves": scores})
     table = Table.of("", "", score_rows(scores))
     print(f"\n{markdown_table(table.header, table.rows)}")
-    print(f"\nWritten to {folder}/vib.json")
+    report(hparams, stores, data)
+    print(f"\nWritten to {folder}/report.html, report.md and vib.json")
 
 
 def main(argv):

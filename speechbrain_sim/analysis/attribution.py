@@ -24,7 +24,7 @@ STEPS = 128
 
 
 class Attribution(NamedTuple):
-    """Contribution of each sample.
+    """Contribution of each sample, or of each value of another input.
 
     `values`, (batch, samples), sum to the `difference` f(wavs) - f(baseline),
     (batch,), but for `gap`, relative to it, (batch,): the error of the
@@ -47,7 +47,7 @@ def integrated_gradients(function, wavs, baseline=None, steps=64, batch_size=4):
     function : callable
         (batch, samples) -> (batch,), each from its own waveform.
     wavs : torch.Tensor
-        x, (batch, samples).
+        x, (batch, samples); or any other input, (batch, ...).
     baseline : torch.Tensor, optional
         b, of the shape of `wavs`; silence by default.
     steps : int
@@ -86,7 +86,7 @@ def integrated_gradients(function, wavs, baseline=None, steps=64, batch_size=4):
     difference = ends[0] - ends[1]
     rounding = ROUNDING * ends.abs().amax(0)
     size = torch.maximum(difference.abs(), rounding)
-    gap = (values.sum(1) - difference).abs() / size.clamp(min=1e-30)
+    gap = (values.flatten(1).sum(1) - difference).abs() / size.clamp(min=1e-30)
     return Attribution(values, difference, gap)
 
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from speechbrain_sim.analysis.halves_report import curve_items
 from speechbrain_sim.analysis.intervals import bootstrap_interval, chance_level
 from speechbrain_sim.analysis.study import Tool
+from speechbrain_sim.models.format import BASELINE
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
 from speechbrain_sim.report.tables import number, with_interval
@@ -155,7 +157,7 @@ class HalfScores(Tool):
             "Of the test part. Brackets: 95 % intervals over utterances; of "
             "several seeds, the least and the largest."
         )
-        return [
+        items = [
             Table.of("Halves and baselines", caption, rows),
             Figure(
                 "Scores and nats",
@@ -164,3 +166,15 @@ class HalfScores(Tool):
                 "Scores over nats per second, a panel per half and score.",
             ),
         ]
+        runs = [
+            (system, run["halves"], run["read"])
+            for system, several in study.halves.items()
+            for run in several
+            if "text" in run["halves"]
+        ]
+        labels = dict.fromkeys(name for run in runs for name in run[1])
+        for label in labels:
+            own = [run for run in runs if f"{label}_{BASELINE}" in run[1]]
+            if own and label != "text":
+                items += curve_items(own, label, study.folder)
+        return items

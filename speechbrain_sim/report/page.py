@@ -85,10 +85,15 @@ class Figure(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """One sound of an explorer: (samples,), float, at 16 kHz."""
+    """One sound of an explorer: (samples,), float, at 16 kHz.
+
+    Below it are drawn `strips`, if any: name -> (frames,), from its beginning to
+    its end, from 0 to the largest.
+    """
 
     label: str
     wav: np.ndarray
+    strips: dict = {}
 
 
 class Explorer(NamedTuple):
@@ -260,13 +265,15 @@ def _render(group, key, files, blobs):
     variants = [{**e._asdict(), "stops": []} for e in group.explorers]
     gain = group.gain
     sounds = [
-        (variant, stop.label, gain * np.asarray(stop.wav, np.float64))
+        (variant, stop, gain * np.asarray(stop.wav, np.float64))
         for variant, explorer in zip(variants, group.explorers, strict=True)
         for stop in explorer.stops
     ]
     mels = [log_mel_of(wav) for *_, wav in sounds]
     high = max(mel.max() for mel in mels)
-    for (variant, label, wav), mel in zip(sounds, mels, strict=True):
+    for (variant, (label, _, strips), wav), mel in zip(
+        sounds, mels, strict=True
+    ):
         words = (key, variant["system"], variant["layer"], label)
         name = file_name("-".join(filter(None, words)))
         name = f"{len(files):03}-{name}.wav"
@@ -279,6 +286,12 @@ def _render(group, key, files, blobs):
         }
         for part, blob in parts.items():
             stop[part] = blobs.setdefault(blob, len(blobs))
+        stop["strips"] = []
+        for name, values in strips.items():
+            row = np.asarray(values, float)[:, None]
+            drawn = mel_png(row, 0, max(row.max(), 1e-30))
+            blob = blobs.setdefault(drawn, len(blobs))
+            stop["strips"].append((name, blob))
         variant["stops"].append(stop)
     return variants
 

@@ -21,6 +21,7 @@ YAML = HPARAMS / "Synthetic/vib.yaml"
 #: a run of seconds
 TINY = ["--latent_dim", "4", "--number_of_epochs", "2", "--batch_size", "4"]
 TINY += ["--encoder", "logmel", "--layers", "[logmel]", "--noprogressbar"]
+TINY += ["--reading", "{probes: [linear], epochs: 1, passes: 20}"]
 
 
 def command(yaml, corpora, folder, *options):
@@ -52,6 +53,10 @@ def test_every_corpus_trains_both_stages(recipes, corpora, tmp_path, yaml):
     assert 0 <= scores[label]["accuracy"]["value"] <= 1
     assert scores["text"]["kl_per_second"] == 100 * scores["text"]["kl"]
     assert "utterances" in found["split"]["text"]
+    read = json.loads((folder / "halves.json").read_text())["result"]
+    assert {label, "pitch"} <= read["probes"]["linear"].keys()
+    page = (folder / "report.md").read_text()
+    assert "What is left in each half" in page and "Where it looks" in page
 
 
 @pytest.mark.parametrize(
@@ -65,6 +70,10 @@ def test_every_corpus_trains_both_stages(recipes, corpora, tmp_path, yaml):
         (["--labels", "[mood]"], "no column 'mood'"),
         (["--text_from", "{trained}"], "holds no bottleneck_logmel.vib.text"),
         (["--number_of_epochs", "0"], "must be >= 1"),
+        (["--reading", "{{probes: [cubic]}}"], "probes has 'cubic', not of"),
+        (["--reading", "{{rows: 3}}"], "no setting 'rows': seed, recordings"),
+        (["--polarity", "p.csv", "--words", "w.csv"], "w.csv"),
+        (["--read", "[mood]"], "no column 'mood', and it is not measured"),
         (
             ["--target", "phones", "--text_column", "x"],
             "no use with --target p",
@@ -149,6 +158,9 @@ def test_a_run_is_a_model_that_is_exported_and_used(run, trained, tmp_path):
     features = LatentFeatures(tmp_path / "model", names[1:])
     found = features(wavs, torch.tensor([1.0, 0.7]))
     assert found.shape[-1] == features.out_channels == 4
+    weights = (run / "figures/halves_weights.svg").read_text()
+    for name in "module2", "module3", "text", "h":
+        assert f">{name}<" in weights or f"<!-- {name} -->" in weights
     half = coded.bottlenecks["mix.vib.speaker"]
     own, text = (wanted[n] for n in reversed(names[1:]))
     logits, attention = half(own.mean, own.lengths, text.mean)
@@ -201,6 +213,8 @@ def test_a_study_trains_halves_of_its_systems(recipes, corpora, tmp_path, stem):
         above["options"] |= {"number_of_epochs": 1, "num_workers": 0}
         above["seeds"] = [1, 2]
     small["options"] |= {"number_of_epochs": 1, "latent_dim": 4}
+    reading = {"probes": ["linear"], "epochs": 1, "passes": 20}
+    small["options"]["reading"] = reading
     small["seeds"] = [1, 2]
     argv += ["--labels", "{speaker: {probe: {controls: 5}}}"]
     argv += ["--baseline", "null", "--pretrain_options", "{}"]
@@ -221,5 +235,7 @@ def test_a_study_trains_halves_of_its_systems(recipes, corpora, tmp_path, stem):
     report = (tmp_path / "report.md").read_text()
     assert f"| {name} | text | PER (%) |" in report
     assert (tmp_path / "figures/halves.svg").exists()
+    curves = "Both stages, and what each half holds of speaker"
+    assert (curves in report) == (stem == "study_vib")
     found = json.loads((tmp_path / "report.json").read_text())
     assert list(found["probes"]["speaker"][name]["layers"]) == layers
