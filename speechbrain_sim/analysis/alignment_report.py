@@ -1,0 +1,408 @@
+"""The section of a report on classes that share dimensions, and its sounds."""
+
+import numpy as np
+import torch
+
+from speechbrain_sim.analysis.alignment import (
+    CLOSED,
+    GLOBAL,
+    KINDS,
+    MIXED,
+    OPEN,
+    SPECIFIC,
+    UNSURE,
+    UNUSED,
+)
+from speechbrain_sim.analysis.alignment_scores import code_rows
+from speechbrain_sim.analysis.code_parts import read_part
+from speechbrain_sim.analysis.feature_pages import decoder_below
+from speechbrain_sim.analysis.intervals import student
+from speechbrain_sim.analysis.sparsity import SEED, find_gaps, layer_of
+from speechbrain_sim.bottlenecks.coded import move
+from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
+from speechbrain_sim.data.labels import NO_LABEL
+from speechbrain_sim.data.tables import read_manifest
+from speechbrain_sim.report import style
+from speechbrain_sim.report.page import (
+    Explorer,
+    Figure,
+    Gap,
+    Section,
+    Stop,
+    Table,
+)
+from speechbrain_sim.report.tables import NOT_MEASURED, number, with_interval
+from speechbrain_sim.traversals import deviations, traverse
+
+#: stops of a traversal, over three deviations of the slab, N(0, 1)
+STOPS = 7
+#: dimensions of a heat map and seconds of a sound
+SHOWN, SECONDS = 80, 2.0
+#: column -> path of a score, factor and digits
+COLUMNS = {
+    "EV (%)": ("reconstruction", 100, 1),
+    "EV of the rarest tenth (%)": ("rare", 100, 1),
+    "active": ("active", 1, 1),
+    "within (nats)": ("agreement.within", 1, 2),
+    "between (nats)": ("agreement.between", 1, 2),
+    "within / between": ("agreement.ratio", 1, 3),
+    "probe of γ (%)": ("probes.gate", 100, 1),
+    "probe of μ (%)": ("probes.mean", 100, 1),
+    "probe of z (%)": ("probes.code", 100, 1),
+}
+#: the lines of the curve; the last is a ratio
+CURVE = "EV (%)", "EV of the rarest tenth (%)", "probe of γ (%)"
+CURVE += ("within / between",)
+TITLES = {
+    "scores": "Alignment, reconstruction and probes",
+    "rule": "Global, class-specific and unused dimensions",
+    "tests": "Class means and distances between classes",
+    "held": "Classes and speakers that were not trained on",
+    "pseudo": "Classes without labels",
+}
+CAPTIONS = {
+    "scores": "On test recordings, 95 % intervals over these; of several seeds, "
+    "of their mean (Student's). EV: explained variance of the layer, and that of "
+    "the tenth of each class that has the farthest neighbours among training "
+    "rows. Active: gates above 0.5 in a row. Within, between: Jensen-Shannon "
+    "divergence of gates, mean over pairs of rows of one class and of two; their "
+    "ratio is 1 if classes do not matter. p: of permuted classes, a row of a "
+    "recording and class at most. Probes: logistic regressions.",
+    "rule": f"The rule: global, the mean gate is above {OPEN} in every class; "
+    f"specific, above {OPEN} in some and below {CLOSED} in others; unused, below "
+    f"{CLOSED} in all; mixed, anything else. Numbers of dimensions, with 95 % "
+    "intervals over recordings; unsure: dimensions whose kind less than 95 % of "
+    "the draws of recordings agree on.",
+    "tests": "Mantel tests: does 1 - r of class means go with the distance of "
+    "classes? Spearman's correlation and p of permuted classes (of fewer than 8 "
+    "classes exact). Of `all`: mean over voice, place, manner, height, backness.",
+    "held": "The same scores of test rows that were not trained on.",
+    "pseudo": "Within / between of classes that k-means finds in the layer, as "
+    "many as there are classes: what needs no labels. Shared: mutual information "
+    "of these with the true classes, over their mean entropy.",
+}
+
+
+def group_seeds(results):
+    """Groups names of codes that differ in their seed: dict of str to list."""
+    groups = {}
+    for name in results["codes"]:
+        groups.setdefault(SEED.sub("", name), []).append(name)
+    return groups
+
+
+def score_of(results, names, path):
+    """Returns a score of several seeds: a value with an interval, or a gap."""
+    found = []
+    for name in names:
+        score = results["codes"][name]
+        for key in path.split("."):
+            score = {"gap": score["gap"]} if "gap" in score else score[key]
+        if "gap" in score:
+            return score
+        found.append(score)
+    if len(found) == 1:
+        return found[0]
+    return student([score["value"] for score in found], np.inf)
+
+
+def tables(results):
+    """Makes the tables of `measure_alignment`: list of Table."""
+    rows = {title: [] for title in CAPTIONS}
+    for group, names in group_seeds(results).items():
+        first = results["codes"][names[0]]
+        weight = first["weight"]
+        row = {"": group, "λ": "" if weight is None else f"{weight:g}"}
+        rows["scores"].append({**row, **_scores(results, names)})
+        rows["rule"].append({"": group, **_rule(first["dimensions"])})
+        tests = first["phonetics"].get("tests", {}).items()
+        rows["tests"] += [{"": f"{group}, {n}", **_test(t)} for n, t in tests]
+        for part, held in first["held"].items():
+            if "gap" not in held:
+                cells = _cell(held["reconstruction"], 100, 1)
+                cells = {"": f"{group}, {part}", "EV (%)": cells}
+                rows["held"].append({**cells, **_agreement(held)})
+        shared = results["layers"][_layer(group)]["pseudo"]
+        cells = {"": group, "shared": number(shared)}
+        found = {"agreement": first["pseudo"]}
+        rows["pseudo"].append({**cells, **_agreement(found)})
+    return [
+        Table.of(TITLES[key], CAPTIONS[key], found)
+        for key, found in rows.items()
+        if found
+    ]
+
+
+def _layer(name):
+    """The layer of a code, or of a baseline."""
+    return layer_of(name.partition(",")[0]) or name.partition(",")[0]
+
+
+def _cell(score, scale=1, digits=2):
+    """Formats a score, or a gap."""
+    if "gap" in score:
+        return NOT_MEASURED
+    return with_interval(score, scale, digits)
+
+
+def _scores(results, names):
+    """Cells of the table of scores."""
+    cells = {}
+    for column, (path, *how) in COLUMNS.items():
+        cells[column] = _cell(score_of(results, names, path), *how)
+    of = [results["codes"][name] for name in names]
+    p = [one["agreement"]["p"] for one in of if "p" in one["agreement"]]
+    cells["p"] = number(max(p), 3) if p else NOT_MEASURED
+    shuffled = [
+        probe["shuffled"]
+        for one in of
+        for probe in one["probes"].values()
+        if "gap" not in probe
+    ]
+    if shuffled:
+        cells["shuffled (%)"] = number(100 * float(np.mean(shuffled)), 1)
+    return cells
+
+
+def _agreement(scores):
+    """Cells of a ratio of divergences and its p."""
+    found = scores["agreement"]
+    if "gap" in found:
+        return dict.fromkeys(("within / between", "p"), NOT_MEASURED)
+    ratio = with_interval(found["ratio"], 1, 3)
+    return {"within / between": ratio, "p": number(found["p"], 3)}
+
+
+def _rule(found):
+    """Cells of the numbers of dimensions of each kind."""
+    if "gap" in found:
+        return dict.fromkeys((*KINDS, UNSURE), NOT_MEASURED)
+    cells = {kind: with_interval(found["counts"][kind], 1, 0) for kind in KINDS}
+    return {**cells, UNSURE: str(found["kinds"].count(UNSURE))}
+
+
+def _test(found):
+    """Cells of a Mantel test."""
+    if "gap" in found:
+        return dict.fromkeys(("classes", "r", "p"), NOT_MEASURED)
+    cells = {"classes": str(found["classes"]), "r": number(found["r"])}
+    return {**cells, "p": number(found["p"], 4)}
+
+
+def plot_gates(results, name, path):
+    """Plots mean gates of classes, dimensions sorted by what they are."""
+    found = results["codes"][name]
+    phonetics, dimensions = found["phonetics"], found["dimensions"]
+    classes = [phonetics["classes"][i] for i in phonetics["order"]]
+    means = np.array([dimensions["means"][c] for c in classes])
+    kinds = np.array(dimensions["kinds"])
+    order = [GLOBAL, SPECIFIC, UNSURE, MIXED, UNUSED]
+    rank = np.array([order.index(kind) for kind in kinds])
+    at = np.lexsort((-means.max(0), means.argmax(0), rank))[:SHOWN]
+    size = 7.0, 1.2 + 0.16 * len(classes)
+    with style.drawing(path, size=size) as (figure, axes):
+        panel = axes[0, 0]
+        how = {"aspect": "auto", "vmin": 0, "vmax": 1, "cmap": "viridis"}
+        image = panel.imshow(means[:, at], **how)
+        _name_classes(panel, results, classes)
+        edges = np.flatnonzero(np.diff(rank[at])) + 1
+        starts = np.concatenate([[0], edges]).astype(int)
+        panel.set_xticks(starts, kinds[at[starts]], rotation=30, ha="left")
+        panel.vlines(edges - 0.5, -0.5, len(classes) - 0.5, color="white")
+        panel.set_xlabel("dimensions")
+        figure.colorbar(image, label="mean γ")
+
+
+def plot_correlations(results, names, path):
+    """Plots correlations of class means, in the order of the first code's."""
+    phonetics = {n: results["codes"][n]["phonetics"] for n in names}
+    shown = {n: p for n, p in phonetics.items() if "gap" not in p}
+    order = next(iter(shown.values()))["order"]
+    side = 1.3 + 0.14 * len(order)
+    grid = 1, len(shown), (side * len(shown) + 1, side + 0.4)
+    with style.drawing(path, *grid) as (figure, axes):
+        for panel, (name, found) in zip(axes[0], shown.items(), strict=True):
+            r = np.array(found["correlations"])[np.ix_(order, order)]
+            how = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r"}
+            image = panel.imshow(r, **how)
+            classes = [found["classes"][i] for i in order]
+            _name_classes(panel, results, classes)
+            panel.set_xticks([])
+            panel.set_title(name, loc="left", fontsize=7)
+        figure.colorbar(image, ax=list(axes[0]), label="r")
+
+
+def _name_classes(panel, results, classes):
+    """Writes the names of classes beside their rows."""
+    names = [results["names"][c] for c in classes]
+    panel.set_yticks(range(len(names)), names, fontsize=7)
+
+
+def plot_curve(results, path):
+    """Plots scores over the weight of the alignment, means over seeds."""
+    lines = {}
+    for group, names in group_seeds(results).items():
+        weight = results["codes"][names[0]]["weight"]
+        if weight is not None:
+            of = lines.setdefault(_layer(group), {})
+            of[weight] = names
+    with style.layer_drawing(path, lines) as panels:
+        for layer, weights in lines.items():
+            panel, x = panels[layer], sorted(weights)
+            for i, column in enumerate(CURVE):
+                scale = COLUMNS[column][1] * (100 if i == len(CURVE) - 1 else 1)
+                found = [
+                    score_of(results, weights[w], COLUMNS[column][0]) for w in x
+                ]
+                there = [k for k, f in enumerate(found) if "gap" not in f]
+                y, ends = style.error_bars(
+                    [found[k] for k in there], scale=scale
+                )
+                look = style.look(column.removesuffix(" (%)"), i)
+                at = [x[k] for k in there]
+                panel.errorbar(at, y, ends, fmt="o-", ms=3, lw=1, **look)
+            panel.set_xscale("symlog", linthresh=0.1)
+            panel.set_xticks(x, [f"{w:g}" for w in x])
+            panel.set_xlabel("λ of the alignment")
+        next(iter(panels.values())).set_ylabel("percent")
+
+
+def section(results, folder, sounds=()):
+    """Draws figures into the report's folder; returns the Section.
+
+    Arguments
+    ---------
+    results : dict
+        From `measure_alignment`.
+    folder : Path
+        Of the report.
+    sounds : list of Explorer or Gap
+        From `traversals`.
+    """
+    items, groups = [], group_seeds(results)
+    for layer in results["layers"]:
+        of = [names[0] for g, names in groups.items() if _layer(g) == layer]
+        items += _figures(results, of, folder, layer)
+    weights = {s["weight"] for s in results["codes"].values()} - {None}
+    if len(weights) > 1:
+        stem = style.figure_stem("alignment", "curve")
+        plot_curve(results, folder / stem)
+        caption = "Scores over λ, with 95 % intervals; of `within / between`, "
+        caption += "100 times the ratio."
+        alt = "Lines of scores over the weight of the alignment, by layer."
+        title = "What alignment gives and costs"
+        items.append(Figure(title, caption, stem, alt))
+    items += [*tables(results), *sounds]
+    reasons = {}
+    for name, scores in results["codes"].items():
+        for reason in find_gaps(scores):
+            reasons.setdefault(reason, name)
+    items += [Gap(name, reason) for reason, name in reasons.items()]
+    sentence = (
+        f"Classes of {results['label']}: which dimensions all share, which are "
+        f"of some alone, and whether alignment does more than the baselines."
+    )
+    return Section("alignment", "Dimensions of classes", sentence, items)
+
+
+def _figures(results, names, folder, layer):
+    """Draws gates and correlations of a layer's codes; returns Figures."""
+    found, scores = [], results["codes"]
+    measured = [n for n in names if "gap" not in scores[n]["phonetics"]]
+    if names[0] in measured and "gap" not in scores[names[0]]["dimensions"]:
+        stem = style.figure_stem("alignment", "gates", layer)
+        plot_gates(results, names[0], folder / stem)
+        caption = (
+            f"Mean γ of each class in test rows, of {names[0]}; classes in "
+        )
+        caption += "the order of their clusters, dimensions by the rule."
+        alt = "A heat map, classes by dimensions."
+        found.append(Figure(f"Gates of classes, {layer}", caption, stem, alt))
+    if measured:
+        stem = style.figure_stem("alignment", "correlations", layer)
+        plot_correlations(results, measured, folder / stem)
+        caption = "Pearson's correlation of class means of γ, in the order of "
+        caption += "hierarchical clusters (average linkage) of the first."
+        alt = "Square matrices of correlations between classes, one per code."
+        title = f"Which classes use the same dimensions, {layer}"
+        found.append(Figure(title, caption, stem, alt))
+    return found
+
+
+@torch.no_grad()
+def traversals(
+    model, name, results, store, kind, classes, manifest, data_folder
+):
+    """Decodes a global and a specific dimension, from -3 to 3 deviations.
+
+    All frames of a recording are moved as a change of one code moves what the
+    codes decode to, and decoded by the decoder of the layer.
+
+    Arguments
+    ---------
+    model, name, results : SmoothInfoMax, str, dict
+        Opened with its codes; which codes; from `measure_alignment`.
+    store, kind, classes, manifest, data_folder :
+        The test part; of the label; what the store was made of.
+
+    Returns
+    -------
+    list of Explorer or Gap
+        Of a global dimension one, of a specific one two: in a recording of a
+        class in which it is open, and of another.
+    """
+    layer, label = model.encoder.origin(name), results["label"]
+    found = results["codes"][name]["dimensions"]
+    if decoder_below(model, layer) is None:
+        reason = f"{layer} has no decoder: train one with recipes/decode.py."
+        return [Gap("Traversals of dimensions", reason)]
+    if "gap" in found:
+        return [Gap("Traversals of dimensions", found["gap"])]
+    part = read_part(store, layer, {label: (classes, kind)}, 4000, 0)
+    bottleneck, y = model.encoder.bottleneck_of(name), part.y[label]
+    there, spread = {*y.tolist()}, code_rows(bottleneck, part.x).code.std(0)
+    data, items = read_manifest(manifest, data_folder), []
+    for what in (GLOBAL, SPECIFIC):
+        of = [i for i, k in enumerate(found["kinds"]) if k == what]
+        if not of:
+            reason = f"{name} has no dimension that is surely {what}."
+            items.append(Gap(f"Traversal of a {what} dimension", reason))
+            continue
+        d = max(of, key=lambda i: spread[i])
+        inside = [c for c in found["open"][d] if c in there]
+        outside = sorted(there - {*found["open"][d], NO_LABEL})
+        names = [results["names"][c] for c in found["open"][d]]
+        words = "in all classes" if what == GLOBAL else f"in {', '.join(names)}"
+        for c in [*inside[:1], *outside[: what == SPECIFIC]]:
+            owner = np.bincount(part.utterance[y == c]).argmax()
+            called, at = results["names"][c], store.ids[owner]
+            caption = (
+                f"Dimension {d} of {name}, open {words}, set in all frames "
+            )
+            caption += (
+                f"of {at}, of {called}. The slab of the prior is N(0, 1)."
+            )
+            place = "where it is open" if c in inside else "where it is closed"
+            title = f"A {what} dimension, {place}"
+            stops = walk(model, name, data[at], d)
+            items.append(Explorer(title, caption, stops, None, layer))
+    return items
+
+
+def walk(model, name, row, dimension):
+    """Decodes a recording with one dimension changed: list of Stop.
+
+    `row` is of a manifest; the first stop is unchanged.
+    """
+    samples = min(row["num_samples"], round(SECONDS * SAMPLE_RATE))
+    wav = read_audio(row["wav"], row["start"], row["start"] + samples)
+    encoder = model.encoder
+    layer, bottleneck = encoder.origin(name), encoder.bottleneck_of(name)
+    latent = model.encode_batch(wav[None], layer=layer)
+    x, z = latent.mean, encoder.codes_of(name, latent).mean
+    values = deviations(STOPS)
+    changed = torch.cat([z, traverse(z[0], dimension, values)])
+    moved = move(bottleneck, x, z, changed)
+    sounds = model.decode(moved, layer, samples).cpu().numpy()
+    labels = ["unchanged", *(f"{value:+.0f} σ" for value in values)]
+    return [Stop(*pair) for pair in zip(labels, sounds, strict=True)]
