@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from speechbrain_sim.arguments import records_arguments
 from speechbrain_sim.bottlenecks.base import (
     STANDARDISE,
-    Bottleneck,
     BottleneckLoss,
+    CountingBottleneck,
     check_rows,
 )
 from speechbrain_sim.bottlenecks.sparse import (
@@ -56,7 +56,7 @@ class _Codes(NamedTuple):
 
 
 @records_arguments
-class SparseAutoencoder(Bottleneck):
+class SparseAutoencoder(CountingBottleneck):
     """A sparse autoencoder of frames.
 
     With u the frame in units (see `Bottleneck`) and D its channels,
@@ -160,7 +160,8 @@ class SparseAutoencoder(Bottleneck):
         widths=None,
         generator=None,
     ):
-        super().__init__(input_channels, num_units, normalisation)
+        counts = normalisation, dead_after
+        super().__init__(input_channels, num_units, *counts)
         shares = NESTED.get(variant, (1,))
         weights = {"auxk": auxk, "sparsity": sparsity, "temporal": temporal}
         _check_numbers(Real, weights)
@@ -168,7 +169,7 @@ class SparseAutoencoder(Bottleneck):
         widths = widths or sorted({-int(-s * num_units // 1) for s in shares})
         _check(num_units, k, variant, widths)
         self.variant, self.widths = variant, list(widths)
-        self.auxk, self.dead_after = auxk, dead_after
+        self.auxk = auxk
         self.sparsity, self.temporal = sparsity, temporal
         self.sparsity_scale = 1.0
         self.encoder = nn.Linear(input_channels, num_units)
@@ -186,9 +187,6 @@ class SparseAutoencoder(Bottleneck):
             self.threshold = nn.Parameter(torch.zeros(num_units))
         elif variant in BATCHWISE:
             self.register_buffer("threshold", torch.tensor(-1.0))
-        #: frames since each unit was active
-        self.register_buffer("idle", torch.zeros(num_units, dtype=torch.long))
-        self._rows, self._fired = 0, False
 
     def _bias(self):
         """The bias of a, (units,): b_e - W_e b_dec."""
@@ -210,7 +208,7 @@ class SparseAutoencoder(Bottleneck):
         """See `Bottleneck`."""
         return self.from_units(self.decoder(codes) + self.b_dec)
 
-    def loss(self, x, following=None):
+    def loss(self, x, following=None, classes=None, generator=None):
         """See `Bottleneck`; "temporal" needs `following` in training.
 
         Raises
@@ -324,14 +322,10 @@ class SparseAutoencoder(Bottleneck):
         else:
             units = codes.units[active]
             fired = torch.bincount(units, minlength=self.num_units) > 0
-        self._rows, self._fired = self._rows + length, self._fired | fired
+        self.count(fired, length)
         if self.variant in BATCHWISE and active.any():
             least, first = codes.values[active].min(), self.threshold < 0
             self.threshold.lerp_(least, 1.0 if first else MOMENTUM)
-
-    def dead(self):
-        """Which units were not active for `dead_after` frames, (units,)."""
-        return self.idle >= self.dead_after
 
     @torch.no_grad()
     def initialise(self, x):
@@ -364,10 +358,7 @@ class SparseAutoencoder(Bottleneck):
         weight.copy_(normalize(weight, dim=0))
         if self.variant == JUMPRELU:
             self.threshold.clamp_min_(0)
-        if self._rows:
-            self.idle += self._rows
-            self.idle[self._fired] = 0
-            self._rows, self._fired = 0, False
+        super().after_step()
 
 
 def _check_numbers(kind, numbers):

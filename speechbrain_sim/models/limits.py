@@ -6,17 +6,21 @@ LARGEST_FILE, LONGEST_LIST = 1 << 24, 1000
 SPECTRAL_CLASSES = ("LogMel", "StackedLogMel", "Mfcc")
 LARGEST = {None: 1_000_000, **dict.fromkeys(SPECTRAL_CLASSES, 10_000)}
 LEAST = {"context_channels": 0, "paddings": 0, "refinements": 0, "hidden": 0}
+LEAST["decoder_hidden"] = 0
 LEAST["initial_log_var"] = -LARGEST[None]
 MOST = {"refinements": LONGEST_LIST, "probes": LONGEST_LIST}
-#: arguments of bottlenecks that are sizes; others are names and numbers
-SIZES = ("input_channels", "num_units")
+#: bottlenecks, and their arguments that are sizes; others are names and numbers
+BOTTLENECKS = ("SparseAutoencoder", "ClassifiedAutoencoder")
+BOTTLENECKS += ("VariationalSparseCoder",)
+SIZES = ("input_channels", "num_units", "num_classes", "num_pseudo_inputs")
+SIZES += ("hidden", "decoder_hidden")
 
 
 def out_of_range(kind, arguments):
     """Yields what no constructor of a part takes, before memory is taken."""
     largest = LARGEST.get(kind, LARGEST[None])
     for key, value in arguments.items():
-        if kind == "SparseAutoencoder" and key not in SIZES:
+        if kind in BOTTLENECKS and key not in SIZES:
             continue  # takes no memory; its constructor checks it
         values = value if isinstance(value, list) else [value]
         values = [*value.values()] if isinstance(value, dict) else values
