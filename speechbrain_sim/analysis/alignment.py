@@ -22,6 +22,7 @@ from speechbrain_sim.analysis.intervals import (
     draw_counts,
     middle,
 )
+from speechbrain_sim.objectives.alignment import bernoulli_entropy
 
 #: permutations, and draws of recordings
 DRAWS, RESAMPLES = 999, 200
@@ -154,35 +155,21 @@ def mantel(one, other, draws=9999, seed=0):
     return {"r": float(found[0]), "p": p, "least": float(least), "classes": n}
 
 
-def entropy(gates):
-    """Entropy of Bernoulli variables in nats, element by element."""
-    return entr(gates) + entr(1 - gates)
+def pair_divergences(gates):
+    """Computes Jensen-Shannon divergences of all pairs of rows, (rows, rows).
 
-
-def bernoulli_jsd(one, other):
-    """Jensen-Shannon divergence of gates in nats, summed over dimensions.
-
-    Σ_i H((g_i + g'_i) / 2) - (H(g_i) + H(g'_i)) / 2, at most ln 2 each.
+    Of dimensions they are added up: at most ln 2 each, in nats.
 
     Example
     -------
-    >>> bool(np.isclose(bernoulli_jsd(np.array([0, 1]), np.array([1, 1])), np.log(2)))
+    >>> apart = pair_divergences(np.array([[0.0, 1.0], [1.0, 1.0]]))
+    >>> bool(np.isclose(apart[0, 1], np.log(2)))
     True
     """
-    apart = entropy((one + other) / 2) - (entropy(one) + entropy(other)) / 2
-    return apart.sum(-1)
-
-
-def pair_divergences(gates):
-    """Computes `bernoulli_jsd` of all pairs of rows, (rows, rows)."""
     g = torch.as_tensor(np.asarray(gates, float))
-
-    def h(x):
-        return torch.special.entr(x) + torch.special.entr(1 - x)
-
-    own, found = h(g).sum(1), torch.zeros(len(g), len(g)).double()
+    own, found = bernoulli_entropy(g).sum(1), g.new_zeros(len(g), len(g))
     for i in range(1, len(g)):
-        half = h((g[i] + g[:i]) / 2).sum(1)
+        half = bernoulli_entropy((g[i] + g[:i]) / 2).sum(1)
         found[i, :i] = half - (own[i] + own[:i]) / 2
     return (found + found.T).clamp(min=0).numpy()
 
