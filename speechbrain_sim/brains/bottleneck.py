@@ -11,12 +11,10 @@ from speechbrain_sim.bottlenecks.base import STANDARDISE
 from speechbrain_sim.bottlenecks.sae import TEMPORAL
 from speechbrain_sim.brains.base import ResumableBrain
 from speechbrain_sim.brains.frames import (
-    Batch,
     FrameBatches,
     check_store,
     measure,
 )
-from speechbrain_sim.brains.schedules import LinearWarmup
 from speechbrain_sim.models.format import BOTTLENECK, save_parts
 from speechbrain_sim.randomness import keyed_generator
 
@@ -38,13 +36,20 @@ class Planned(NamedTuple):
     name: str
     layer: str
     num_units: int
-    k: int
+    k: int | None
     seed: int
+    alignment: float | None = None
 
     @property
     def key(self):
         """Its name without dots, which modules and their logs cannot have."""
         return self.name.replace(".", "_")
+
+    @property
+    def options(self):
+        """What it has of its own, beside its seed."""
+        options = {"k": self.k, "alignment": self.alignment}
+        return {n: value for n, value in options.items() if value is not None}
 
 
 def plan(units, k, sparsity, seeds):
@@ -95,6 +100,37 @@ def plan(units, k, sparsity, seeds):
     return planned
 
 
+def plan_alignments(units, alignments, seeds, kind="vsc"):
+    """Names the variational sparse coders of a run: all alignments by all seeds.
+
+    Arguments
+    ---------
+    units, seeds :
+        See `plan`.
+    alignments : list of float
+        Weights of the alignment; the first is not in the names.
+    kind : str
+        Of which there are names.
+
+    Returns
+    -------
+    list of Planned
+
+    Example
+    -------
+    >>> [one.name for one in plan_alignments({"module3": 64}, [1, 0, 0.1], [1])]
+    ['module3.vsc', 'module3.vsc_lambda0', 'module3.vsc_lambda0p1']
+    """
+    planned = []
+    for layer, width in units.items():
+        for value, seed in product(alignments, seeds):
+            shown = f"_lambda{value:g}".replace(".", "p")
+            name = f"{layer}.{kind}" + shown * (value != alignments[0])
+            name += f"_s{seed}" * (seed != seeds[0])
+            planned.append(Planned(name, layer, width, None, seed, value))
+    return planned
+
+
 def make_bottlenecks(planned, make, channels, dead_after):
     """Makes the bottlenecks of a run, each drawn by its layer and seed.
 
@@ -103,7 +139,8 @@ def make_bottlenecks(planned, make, channels, dead_after):
     planned : list of Planned
         From `plan`.
     make : callable
-        (channels, units, k=, dead_after=, generator=) -> Bottleneck.
+        (channels, units, dead_after=, generator=, and `Planned.options`) ->
+        Bottleneck.
     channels, dead_after : dict of str to int
         Of each layer: its channels; the frames after which a unit is dead.
 
@@ -116,7 +153,7 @@ def make_bottlenecks(planned, make, channels, dead_after):
         one.key: make(
             channels[one.layer],
             one.num_units,
-            k=one.k,
+            **one.options,
             dead_after=dead_after[one.layer],
             generator=keyed_generator(one.seed, one.layer, "bottleneck"),
         )
@@ -156,21 +193,23 @@ class BottleneckBrain(ResumableBrain):
     each were alone: with an optimizer, clipping and rate of its own. `modules`
     is from `make_bottlenecks`. Hyper-parameters read from `hparams` beside those
     of `ResumableBrain`: `planned` (from `plan`), `lr` (by default that of
-    `default_rate`), `batch_size`, `variant`, `pooling`, `l1_warmup_epochs`.
+    `default_rate`), `batch_size`, `variant`, `pooling`, and `schedules`: name of
+    what a bottleneck anneals -> epochs since the beginning -> value.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.planned = {one.key: one for one in self.hparams.planned}
         self.layers = list(dict.fromkeys(p.layer for p in self.hparams.planned))
-        self.sparsity = LinearWarmup(self.hparams.l1_warmup_epochs)
         self.share, self.variances = 0.0, {}
 
-    def fit_stores(self, stores, encoder_sha256):
+    def fit_stores(self, stores, encoder_sha256, classes=None, draws=None):
         """Trains on the ActivationStore "train" of a dict, validates on "valid".
 
-        Further ones are checked for the score sheet. Raises a ValueError, before the first step, for a layer that cannot be
-        learnt from, and for the store of another encoder.
+        Further ones are checked for the score sheet. `classes` are those of
+        `read_classes`, `draws` those of `make_draws`. Raises a ValueError,
+        before the first step, for a layer that cannot be learnt from, and for
+        the store of another encoder.
         """
         hparams = self.hparams
         train, valid = stores["train"], stores["valid"]
@@ -182,8 +221,14 @@ class BottleneckBrain(ResumableBrain):
             self.variances[stage] = self.in_units(store)
         following = hparams.temporal_frames * (hparams.variant == TEMPORAL)
         options = self.layers, hparams.batch_size, following
-        self.batches = FrameBatches(train, *options, seed=hparams.seed)
-        sets = self.batches, FrameBatches(valid, *options)
+        of_train, of_valid = (
+            (classes or {}).get("train"),
+            (classes or {}).get("valid"),
+        )
+        self.batches = FrameBatches(
+            train, *options, hparams.seed, of_train, draws
+        )
+        sets = self.batches, FrameBatches(valid, *options, classes=of_valid)
         loaders = [DataLoader(part, batch_size=None) for part in sets]
         self.fit(hparams.epoch_counter, *loaders)
 
@@ -242,9 +287,14 @@ class BottleneckBrain(ResumableBrain):
         losses, stats = {}, {}
         for key, bottleneck, rows in self.in_turn(batch):
             self.share = rows.share
-            bottleneck.sparsity_scale = self.sparsity(self.epochs_done())
+            done, one = self.epochs_done(), self.planned[key]
+            for name, schedule in self.hparams.schedules.items():
+                bottleneck.anneal(name, schedule(done))
+            noise = one.seed, one.layer, "noise", done
+            noise = keyed_generator(*noise, device=self.device)
             with self.training_ctx:
-                loss, terms = bottleneck.loss(rows.x, rows.following)
+                given = rows.x, rows.following, rows.classes
+                loss, terms = bottleneck.loss(*given, noise)
             self.backward(key, loss, should_step)
             losses[key] = loss.detach()
             stats |= {f"{key}_{name}": value for name, value in terms.items()}
@@ -252,9 +302,13 @@ class BottleneckBrain(ResumableBrain):
         return sum(losses.values()), stats
 
     def in_turn(self, batch):
-        """Yields key, bottleneck and `Batch` of those that a step has."""
+        """Yields key, bottleneck and batch of those that a step has."""
         there = {
-            layer: Batch(*map(self.to_device, rows[:2]), rows.share)
+            layer: rows._replace(
+                x=self.to_device(rows.x),
+                following=self.to_device(rows.following),
+                classes=self.to_device(rows.classes),
+            )
             for layer, rows in batch.items()
         }
         for key, bottleneck in self.modules.items():
@@ -279,7 +333,8 @@ class BottleneckBrain(ResumableBrain):
         """Adds up the losses, and records their terms."""
         total = 0.0
         for key, bottleneck, rows in self.in_turn(batch):
-            loss, terms = bottleneck.loss(rows.x, rows.following)
+            given = rows.x, rows.following, rows.classes
+            loss, terms = bottleneck.loss(*given)
             terms = {f"{key}_{name}": value for name, value in terms.items()}
             self.record(terms, stage)
             total = total + loss
@@ -309,6 +364,7 @@ class BottleneckBrain(ResumableBrain):
         for key, one in self.planned.items():
             part = f"{BOTTLENECK}_{one.name}"
             about = {"epochs": training["epochs"], "seed": one.seed}
+            about |= {**one.options, **hparams.aligned_by}
             about |= {"lr": self.rate(key), "batch_size": hparams.batch_size}
             about |= {stage: of[key] for stage, of in stages.items()}
             parts[part] = self.unwrapped[key]

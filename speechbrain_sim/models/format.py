@@ -67,7 +67,6 @@ CLASSES = {
     "SpectrogramDecoder": "speechbrain_sim.decoders",
     "LayerProbes": "speechbrain_sim.probes",
     "SparseAutoencoder": "speechbrain_sim.bottlenecks.sae",
-    "ClassifiedAutoencoder": "speechbrain_sim.bottlenecks.classified",
     "VariationalSparseCoder": "speechbrain_sim.bottlenecks.vsc",
 }
 

@@ -1,6 +1,5 @@
 """KL divergence between spikes and slabs, pure."""
 
-import torch
 from torch.special import xlogy
 
 
