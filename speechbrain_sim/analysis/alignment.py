@@ -106,7 +106,7 @@ def mantel(one, other, draws=9999, seed=0):
     Returns
     -------
     dict
-        `r`, `p`, the `least` p that these distances allow, and `classes`.
+        `value`, r; `p`, the `least` p that these distances allow, and `classes`.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def mantel(one, other, draws=9999, seed=0):
     -------
     >>> place = np.abs(np.subtract.outer(np.arange(5.0), np.arange(5.0)))
     >>> found = mantel(place**2, place)
-    >>> round(found["r"], 6), found["p"] == 2 / 120
+    >>> round(found["value"], 6), found["p"] == 2 / 120
     (1.0, True)
     """
     n = len(one)
@@ -152,7 +152,12 @@ def mantel(one, other, draws=9999, seed=0):
             f"more classes."
         )
     p = float(np.mean(found >= found[0] - 1e-9))
-    return {"r": float(found[0]), "p": p, "least": float(least), "classes": n}
+    return {
+        "value": float(found[0]),
+        "p": p,
+        "least": float(least),
+        "classes": n,
+    }
 
 
 def pair_divergences(gates):

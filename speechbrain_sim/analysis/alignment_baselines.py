@@ -1,13 +1,10 @@
-"""What aligned codes have to beat: codes of equal width that learn the classes.
-
-Each has `posterior`, as variational sparse codes: its gates are scored alike.
-"""
+"""What aligned codes have to beat: codes of equal width that learn the classes."""
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from speechbrain_sim.bottlenecks.base import Bottleneck
+from speechbrain_sim.bottlenecks.base import Bottleneck, BottleneckLoss
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
 from speechbrain_sim.randomness import keyed_generator
 
@@ -17,19 +14,6 @@ BASELINES = CLASSIFYING, LINEAR = "SAE with classifier", "linear probe"
 STEPS, ROWS, RATE = 400, 256, 2e-3
 
 
-class ClassifyingAutoencoder(SparseAutoencoder):
-    """A sparse autoencoder whose codes a linear head classifies.
-
-    The loss is that of `SparseAutoencoder`, plus cross-entropy: ClassifSAE,
-    https://arxiv.org/abs/2506.23951. A gate is 1 where a unit fires, else 0.
-    """
-
-    def posterior(self, x):
-        """Returns gates, means and deviations (0) of frames, (rows, units)."""
-        z = self.encode(x)
-        return (z > 0).to(z), z, torch.zeros_like(z)
-
-
 class LinearCode(Bottleneck):
     """W u + b, learned by a classifier of codes: a linear probe of this width.
 
@@ -37,7 +21,7 @@ class LinearCode(Bottleneck):
     changes nothing in what is coded.
     """
 
-    def __init__(self, input_channels, num_units, generator):
+    def __init__(self, input_channels, num_units, classes, generator):
         super().__init__(input_channels, num_units)
         self.encoder = nn.Linear(input_channels, num_units)
         self.decoder = nn.Linear(num_units, input_channels)
@@ -45,6 +29,9 @@ class LinearCode(Bottleneck):
             bound = part.in_features**-0.5
             nn.init.uniform_(part.weight, -bound, bound, generator)
             nn.init.zeros_(part.bias)
+        self.classifier = nn.Linear(num_units, classes)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
 
     def encode(self, x):
         """See `Bottleneck`."""
@@ -54,10 +41,12 @@ class LinearCode(Bottleneck):
         """See `Bottleneck`."""
         return self.from_units(self.decoder(codes))
 
-    def loss(self, x, **_):
-        """Returns the error of the decoder, and no terms."""
-        decoded = self.decoder(self.encode(x).detach())
-        return mse_loss(decoded, self.to_units(x)), {}
+    def loss(self, x, following=None, classes=None, generator=None):
+        """See `Bottleneck`: cross-entropy, and the error of the decoder."""
+        z = self.encode(x)
+        error = mse_loss(self.decoder(z.detach()), self.to_units(x))
+        loss = cross_entropy(self.classifier(z), classes)
+        return BottleneckLoss(error + loss, {})
 
     def posterior(self, x):
         """Returns gates, means and deviations (0) of frames, (rows, units)."""
@@ -67,6 +56,9 @@ class LinearCode(Bottleneck):
 
 def train_baseline(name, bottleneck, x, y, classes, k, seed=0):
     """Trains one of `BASELINES`, as wide as a bottleneck, in its units.
+
+    The autoencoder's classifier is in the manner of ClassifSAE,
+    https://arxiv.org/abs/2506.23951: see `SparseAutoencoder`.
 
     Arguments
     ---------
@@ -84,22 +76,19 @@ def train_baseline(name, bottleneck, x, y, classes, k, seed=0):
     """
     sizes = bottleneck.input_channels, bottleneck.num_units
     noise = keyed_generator(seed, "baseline", name)
-    if name == CLASSIFYING:
-        code = ClassifyingAutoencoder(*sizes, k=k, generator=noise)
+    if name == LINEAR:
+        code = LinearCode(*sizes, classes, noise)
     else:
-        code = LinearCode(*sizes, noise)
+        code = SparseAutoencoder(
+            *sizes, k=k, num_classes=classes, generator=noise
+        )
     code.mean.copy_(bottleneck.mean)
     code.std.copy_(bottleneck.std)
     code.initialise(x)
-    head = nn.Linear(sizes[1], classes)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    weights = [*code.parameters(), *head.parameters()]
-    optimizer = torch.optim.Adam(weights, RATE)
+    optimizer = torch.optim.Adam(code.parameters(), RATE)
     for _ in range(STEPS):
         at = torch.randint(len(x), (ROWS,), generator=noise)
-        error, _ = code.loss(x[at])
-        loss = error + cross_entropy(head(code.encode(x[at])), y[at])
+        loss = code.loss(x[at], classes=y[at]).total
         optimizer.zero_grad()
         loss.backward()
         code.before_step()

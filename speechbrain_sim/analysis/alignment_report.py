@@ -50,12 +50,21 @@ COLUMNS = {
     "probe of μ (%)": ("probes.mean", 100, 1),
     "probe of z (%)": ("probes.code", 100, 1),
 }
+#: the same of differences
+GAINS = {
+    "within / between": ("agreement.ratio", 1, 3),
+    "r, all": ("phonetics.tests.all", 1, 2),
+    "probe of γ (%)": ("probes.gate", 100, 1),
+    "EV (%)": ("reconstruction", 100, 1),
+    "EV of the rarest tenth (%)": ("rare", 100, 1),
+}
 #: the lines of the curve; the last is a ratio
 CURVE = "EV (%)", "EV of the rarest tenth (%)", "probe of γ (%)"
 CURVE += ("within / between",)
 TITLES = {
     "scores": "Alignment, reconstruction and probes",
     "rule": "Global, class-specific and unused dimensions",
+    "gains": "Alignment less none",
     "tests": "Class means and distances between classes",
     "held": "Classes and speakers that were not trained on",
     "pseudo": "Classes without labels",
@@ -73,6 +82,9 @@ CAPTIONS = {
     f"{CLOSED} in all; mixed, anything else. Numbers of dimensions, with 95 % "
     "intervals over recordings; unsure: dimensions whose kind less than 95 % of "
     "the draws of recordings agree on.",
+    "gains": "Differences of scores of the same seed, with and without "
+    "alignment, and Student's 95 % intervals over seeds. Better is: a smaller "
+    "ratio, a larger r, more explained variance.",
     "tests": "Mantel tests: does 1 - r of class means go with the distance of "
     "classes? Spearman's correlation and p of permuted classes (of fewer than 8 "
     "classes exact). Of `all`: mean over voice, place, manner, height, backness.",
@@ -83,11 +95,15 @@ CAPTIONS = {
 }
 
 
-def group_seeds(results):
-    """Groups names of codes that differ in their seed: dict of str to list."""
+def group_seeds(results, own=False):
+    """Groups names of codes that differ in their seed: dict of str to list.
+
+    `own` leaves out baselines, and codes of other runs.
+    """
     groups = {}
     for name in results["codes"]:
-        groups.setdefault(SEED.sub("", name), []).append(name)
+        if not (own and "," in name):
+            groups.setdefault(SEED.sub("", name), []).append(name)
     return groups
 
 
@@ -97,13 +113,48 @@ def score_of(results, names, path):
     for name in names:
         score = results["codes"][name]
         for key in path.split("."):
-            score = {"gap": score["gap"]} if "gap" in score else score[key]
+            missing = {"gap": f"There is no {key}."}
+            score = score if "gap" in score else score.get(key, missing)
         if "gap" in score:
             return score
         found.append(score)
     if len(found) == 1:
         return found[0]
     return student([score["value"] for score in found], np.inf)
+
+
+def gains(results):
+    """Compares codes with those without alignment, seed by seed.
+
+    Returns
+    -------
+    list of dict
+        Rows of a table; none of what has one seed.
+    """
+    groups, rows = group_seeds(results, own=True), []
+    plain = {
+        _layer(group): names
+        for group, names in groups.items()
+        if results["codes"][names[0]]["weight"] == 0
+    }
+    for group, names in groups.items():
+        others = plain.get(_layer(group), names)
+        if others == names or len(names) != len(others) or len(names) < 2:
+            continue
+        row = {"": group}
+        for column, (path, scale, digits) in GAINS.items():
+            pair = [
+                [score_of(results, [n], path) for n in of]
+                for of in (names, others)
+            ]
+            if any("gap" in score for of in pair for score in of):
+                row[column] = NOT_MEASURED
+                continue
+            values = [[score["value"] for score in of] for of in pair]
+            found = student(np.subtract(*values), np.inf)
+            row[column] = with_interval(found, scale, digits, "+")
+        rows.append(row)
+    return rows
 
 
 def tables(results):
@@ -126,6 +177,7 @@ def tables(results):
         cells = {"": group, "shared": number(shared)}
         found = {"agreement": first["pseudo"]}
         rows["pseudo"].append({**cells, **_agreement(found)})
+    rows["gains"] = gains(results)
     return [
         Table.of(TITLES[key], CAPTIONS[key], found)
         for key, found in rows.items()
@@ -185,7 +237,7 @@ def _test(found):
     """Cells of a Mantel test."""
     if "gap" in found:
         return dict.fromkeys(("classes", "r", "p"), NOT_MEASURED)
-    cells = {"classes": str(found["classes"]), "r": number(found["r"])}
+    cells = {"classes": str(found["classes"]), "r": number(found["value"])}
     return {**cells, "p": number(found["p"], 4)}
 
 
@@ -241,7 +293,7 @@ def _name_classes(panel, results, classes):
 def plot_curve(results, path):
     """Plots scores over the weight of the alignment, means over seeds."""
     lines = {}
-    for group, names in group_seeds(results).items():
+    for group, names in group_seeds(results, own=True).items():
         weight = results["codes"][names[0]]["weight"]
         if weight is not None:
             of = lines.setdefault(_layer(group), {})

@@ -5,6 +5,7 @@ in the same table: the same codes without alignment, codes that a classifier
 learned, classes that k-means made.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,11 +31,15 @@ from speechbrain_sim.analysis.intervals import (
     control_interval,
 )
 from speechbrain_sim.analysis.score_sheet import measured
+from speechbrain_sim.analysis.sparsity import SEED
 from speechbrain_sim.analysis.tokens import NO_PHONES
 from speechbrain_sim.data.articulation import articulation, distances
 from speechbrain_sim.data.labels import FRAMES, NO_LABEL, UTTERANCE
 from speechbrain_sim.data.tables import read_manifest
+from speechbrain_sim.files import cached_result
 from speechbrain_sim.logistic import solve_logistic
+from speechbrain_sim.models.format import encoder_of, identity_of
+from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.rows import moments
 
 #: counts up whenever these scores change: older ones are stale
@@ -66,12 +71,18 @@ class Coded(NamedTuple):
 
 @torch.no_grad()
 def code_rows(bottleneck, x):
-    """Codes rows, (rows, channels), block by block: see `Coded`."""
+    """Codes rows, (rows, channels), block by block: see `Coded`.
+
+    A sparse autoencoder's gate is 1 where a unit fires, else 0.
+    """
     device, parts = next(bottleneck.buffers()).device, []
     for rows in torch.from_numpy(x).split(BLOCK):
         rows = rows.to(device)
-        gate, mean, _ = bottleneck.posterior(rows)
         code = bottleneck.encode(rows)
+        if hasattr(bottleneck, "posterior"):
+            gate, mean, _ = bottleneck.posterior(rows)
+        else:
+            gate, mean = (code > 0).to(code), code
         found = gate, mean, code, bottleneck.decode(code)
         parts.append([value.cpu().numpy() for value in found])
     return Coded(*map(np.concatenate, zip(*parts, strict=True)))
@@ -314,7 +325,7 @@ def measure_alignment(
     Arguments
     ---------
     bottlenecks : dict of str to Bottleneck
-        By their names, such as `module3.vsc`; with `posterior`.
+        By their names, such as `module3.vsc`: see `code_rows`.
     stores : dict of str to ActivationStore
         "train" and "test", with their layers.
     label, classes, kind, names : str, list of str, str, list of str
@@ -362,3 +373,56 @@ def measure_alignment(
                 found = layers[layer].score(code)
                 results["codes"][f"{layer}, {baseline}"] = found
     return results
+
+
+def score_run(folder, model, stores, beside=(), **aligned):
+    """Scores the codes of a run, and of others beside; kept in `alignment.json`.
+
+    Arguments
+    ---------
+    folder, model : str or Path, SmoothInfoMax
+        The run, and opened, with its codes.
+    stores : dict of str to ActivationStore
+        "train" and "test".
+    beside : list of str
+        Runs of other codes of the same encoder, such as one whose classes were
+        shuffled, or of sparse autoencoders: scored on the same rows.
+    **aligned :
+        `label`, `classes`, `kind`, `names` and `held_out`: see
+        `measure_alignment`.
+
+    Returns
+    -------
+    dict
+        From `measure_alignment`.
+
+    Raises
+    ------
+    ValueError
+        If another run has no codes of these layers, or another encoder.
+    """
+    codes, bottlenecks = dict(model.encoder.bottlenecks), {}
+    made_of = {"of": VERSION, "model": identity_of(model.config), **aligned}
+    made_of["stores"] = {part: s.made_of for part, s in stores.items()}
+    for other in beside:
+        encoder, description = load_encoder(other)
+        made_of.setdefault("beside", []).append(description["sha256"])
+        own = encoder_of(model.config)
+        if description.get("encoder") != own:
+            raise ValueError(
+                f"--beside {other} holds no codes of this run's encoder ({own}): "
+                f"give runs of recipes/bottleneck.py with the same --encoder."
+            )
+        layers = {name.partition(".")[0] for name in codes}
+        for name, code in encoder.bottlenecks.items():
+            if name.partition(".")[0] in layers:
+                about = encoder.entries.get(name, {}).get("training", {})
+                shuffled = "shuffled classes" * bool(about.get("shuffled"))
+                stem = SEED.sub("", name)
+                title = f"{stem}, {shuffled or Path(other).name}"
+                bottlenecks[title + name.removeprefix(stem)] = code
+    return cached_result(
+        Path(folder) / "alignment.json",
+        made_of,
+        lambda: measure_alignment(codes | bottlenecks, stores, **aligned),
+    )

@@ -94,7 +94,7 @@ def test_mantel_against_a_loop():
         for p in map(list, itertools.permutations(range(5)))
     ]
     found = mantel(one, other)
-    assert found["r"] == pytest.approx(reference[0])
+    assert found["value"] == pytest.approx(reference[0])
     p = np.mean(np.array(reference) >= reference[0] - 1e-9)
     assert found["p"] == pytest.approx(p)
     assert found["least"] == pytest.approx(1 / 120)

@@ -1,6 +1,7 @@
 """Scores of codes in which classes share dimensions by construction."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -95,6 +96,7 @@ def results(stores, small):
         f"{LAYER}.vsc": make_code(DIRECTIONS[:UNITS], 1.0),
         f"{LAYER}.vsc_s2": make_code(DIRECTIONS[:UNITS][::-1].copy(), 1.0),
         f"{LAYER}.vsc_lambda0": make_code(rng.normal(size=(UNITS, 24)), 0.0),
+        f"{LAYER}.vsc_lambda0_s2": make_code(rng.normal(size=(UNITS, 24)), 0.0),
     }
     how = "syllable", CLASSES, "utterance", CLASSES, ["gu"]
     return measure_alignment(codes, stores, *how)
@@ -133,7 +135,7 @@ def test_correlations_follow_how_syllables_are_made(results):
     assert sum(shared) >= 6
     tests = found["tests"]
     assert set(tests) == {"place", "height", "backness", "all"}
-    assert tests["all"]["p"] < 0.01 and tests["all"]["r"] > 0.5
+    assert tests["all"]["p"] < 0.01 and tests["all"]["value"] > 0.5
     assert tests["all"]["classes"] == 9
 
 
@@ -202,6 +204,11 @@ def test_the_section_shows_all_of_it(results, tmp_path):
         "4 [4, 4]",
     ]
     assert any(isinstance(item, Gap) for item in shown.items)
+    gains = tables["Alignment less none"]
+    (row,) = gains.rows
+    assert gains.header[1] == "within / between" and row[0] == "module3.vsc"
+    ratio, low, high = map(float, re.findall(r"[-+][\d.]+", row[1]))
+    assert low < ratio < high and ratio < -0.1
     write_page(tmp_path, "Alignment", "", [shown], [])
     assert "within / between" in (tmp_path / "report.md").read_text()
 
