@@ -321,7 +321,7 @@ def sort_dimensions(gates, y, unit, classes, resamples=RESAMPLES, seed=0):
         `means`, (classes, units), as lists, None of classes without rows;
         `kinds` of dimensions, `UNSURE` if less than `SURE` of the draws agree;
         `open`: the classes in which each is; `counts` of each kind, by the
-        rule alone, with 95 % intervals.
+        rule alone, with 95 % intervals, and of `UNSURE` ones.
     """
     there, known = np.unique(y, return_inverse=True)
     means = class_means(gates, known, len(there))
@@ -344,6 +344,7 @@ def sort_dimensions(gates, y, unit, classes, resamples=RESAMPLES, seed=0):
     for k, name in enumerate(KINDS):
         ends = middle((drawn == k).sum(1)).tolist()
         counts[name] = {"value": int((kinds == k).sum()), "interval": ends}
+    counts[UNSURE] = {"value": int((~sure).sum())}
     whole = [None] * classes
     for c, row in zip(there, means, strict=True):
         whole[c] = row.round(4).tolist()

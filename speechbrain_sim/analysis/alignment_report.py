@@ -1,5 +1,7 @@
 """The section of a report on classes that share dimensions, and its sounds."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -13,7 +15,12 @@ from speechbrain_sim.analysis.alignment import (
     UNSURE,
     UNUSED,
 )
-from speechbrain_sim.analysis.alignment_scores import code_rows
+from speechbrain_sim.analysis.alignment_scores import (
+    NEW_CLASSES,
+    NEW_SPEAKERS,
+    code_rows,
+    score_run,
+)
 from speechbrain_sim.analysis.code_parts import read_part
 from speechbrain_sim.analysis.feature_pages import decoder_below
 from speechbrain_sim.analysis.intervals import student
@@ -39,59 +46,55 @@ STOPS = 7
 #: dimensions of a heat map and seconds of a sound
 SHOWN, SECONDS = 80, 2.0
 #: column -> path of a score, factor and digits
-COLUMNS = {
+SCORES = {
     "EV (%)": ("reconstruction", 100, 1),
     "EV of the rarest tenth (%)": ("rare", 100, 1),
     "active": ("active", 1, 1),
     "within (nats)": ("agreement.within", 1, 2),
     "between (nats)": ("agreement.between", 1, 2),
     "within / between": ("agreement.ratio", 1, 3),
+    "p": ("agreement.p", 1, 3),
     "probe of γ (%)": ("probes.gate", 100, 1),
     "probe of μ (%)": ("probes.mean", 100, 1),
     "probe of z (%)": ("probes.code", 100, 1),
-}
-#: the same of differences
-GAINS = {
-    "within / between": ("agreement.ratio", 1, 3),
+    "shuffled, γ (%)": ("probes.gate.shuffled", 100, 1),
     "r, all": ("phonetics.tests.all", 1, 2),
-    "probe of γ (%)": ("probes.gate", 100, 1),
-    "EV (%)": ("reconstruction", 100, 1),
-    "EV of the rarest tenth (%)": ("rare", 100, 1),
 }
-#: the lines of the curve; the last is a ratio
-CURVE = "EV (%)", "EV of the rarest tenth (%)", "probe of γ (%)"
-CURVE += ("within / between",)
-TITLES = {
-    "scores": "Alignment, reconstruction and probes",
-    "rule": "Global, class-specific and unused dimensions",
-    "gains": "Alignment less none",
-    "tests": "Class means and distances between classes",
-    "held": "Classes and speakers that were not trained on",
-    "pseudo": "Classes without labels",
-}
+#: what alignment changes, and the lines of the curve
+CHANGED = "EV (%)", "EV of the rarest tenth (%)", "probe of γ (%)"
+CHANGED += "within / between", "r, all"
+TITLES = SCORED, RULE, GAINED, TESTED, NEW, PSEUDO = (
+    "Alignment, reconstruction and probes",
+    "Global, class-specific and unused dimensions",
+    "Alignment less none",
+    "Class means and distances between classes",
+    "Classes and speakers that were not trained on",
+    "Classes without labels",
+)
 CAPTIONS = {
-    "scores": "On test recordings, 95 % intervals over these; of several seeds, "
-    "of their mean (Student's). EV: explained variance of the layer, and that of "
-    "the tenth of each class that has the farthest neighbours among training "
-    "rows. Active: gates above 0.5 in a row. Within, between: Jensen-Shannon "
-    "divergence of gates, mean over pairs of rows of one class and of two; their "
-    "ratio is 1 if classes do not matter. p: of permuted classes, a row of a "
-    "recording and class at most. Probes: logistic regressions.",
-    "rule": f"The rule: global, the mean gate is above {OPEN} in every class; "
+    SCORED: "On test recordings, 95 % intervals over these; of several seeds, of "
+    "their mean (Student's), and the largest p. EV: explained variance of the "
+    "layer, and that of the tenth of each class that has the farthest neighbours "
+    "among training rows. Active: gates above 0.5 in a row. Within, between: "
+    "Jensen-Shannon divergence of gates, mean over pairs of rows of one class "
+    "and of two; their ratio is 1 if classes do not matter. p: of permuted "
+    "classes, a row of a recording and class at most. Probes: logistic "
+    "regressions. r: see below.",
+    RULE: f"The rule: global, the mean gate is above {OPEN} in every class; "
     f"specific, above {OPEN} in some and below {CLOSED} in others; unused, below "
     f"{CLOSED} in all; mixed, anything else. Numbers of dimensions, with 95 % "
     "intervals over recordings; unsure: dimensions whose kind less than 95 % of "
     "the draws of recordings agree on.",
-    "gains": "Differences of scores of the same seed, with and without "
-    "alignment, and Student's 95 % intervals over seeds. Better is: a smaller "
-    "ratio, a larger r, more explained variance.",
-    "tests": "Mantel tests: does 1 - r of class means go with the distance of "
+    GAINED: "Differences of scores of the same seed, with and without alignment, "
+    "and Student's 95 % intervals over seeds. Better is: a smaller ratio, a "
+    "larger r, more explained variance.",
+    TESTED: "Mantel tests: does 1 - r of class means go with the distance of "
     "classes? Spearman's correlation and p of permuted classes (of fewer than 8 "
-    "classes exact). Of `all`: mean over voice, place, manner, height, backness.",
-    "held": "The same scores of test rows that were not trained on.",
-    "pseudo": "Within / between of classes that k-means finds in the layer, as "
-    "many as there are classes: what needs no labels. Shared: mutual information "
-    "of these with the true classes, over their mean entropy.",
+    "classes exact). All: mean over voice, place, manner, height, backness.",
+    NEW: "The same scores of test rows of which nothing was trained on.",
+    PSEUDO: "Within / between of classes that k-means finds in the layer, as many "
+    "as there are classes. These share the information of the true classes, "
+    "over the mean entropy, of: ",
 }
 
 
@@ -108,81 +111,97 @@ def group_seeds(results, own=False):
 
 
 def score_of(results, names, path):
-    """Returns a score of several seeds: a value with an interval, or a gap."""
+    """Returns a score of several seeds: their mean, of p the largest.
+
+    A dict of `value` and perhaps `interval`; None if one has none.
+    """
     found = []
     for name in names:
         score = results["codes"][name]
         for key in path.split("."):
-            missing = {"gap": f"There is no {key}."}
-            score = score if "gap" in score else score.get(key, missing)
-        if "gap" in score:
-            return score
+            score = score.get(key, {}) if isinstance(score, dict) else {}
         found.append(score)
-    if len(found) == 1:
-        return found[0]
-    return student([score["value"] for score in found], np.inf)
+    if all(isinstance(score, (int, float)) for score in found):
+        return {"value": max(found)}
+    if not all("value" in score for score in found):
+        return None
+    several = [score["value"] for score in found]
+    return student(several, np.inf) if len(found) > 1 else found[0]
 
 
-def gains(results):
-    """Compares codes with those without alignment, seed by seed.
+def gain_of(results, names, others, path):
+    """Returns the mean difference of seeds, with an interval, or None."""
+    pairs = [
+        [score_of(results, [name], path) for name in pair]
+        for pair in zip(names, others, strict=True)
+    ]
+    if any(score is None for pair in pairs for score in pair):
+        return None
+    return student([a["value"] - b["value"] for a, b in pairs], np.inf)
 
-    Returns
-    -------
-    list of dict
-        Rows of a table; none of what has one seed.
-    """
-    groups, rows = group_seeds(results, own=True), []
-    plain = {
-        _layer(group): names
-        for group, names in groups.items()
-        if results["codes"][names[0]]["weight"] == 0
-    }
-    for group, names in groups.items():
-        others = plain.get(_layer(group), names)
-        if others == names or len(names) != len(others) or len(names) < 2:
-            continue
-        row = {"": group}
-        for column, (path, scale, digits) in GAINS.items():
-            pair = [
-                [score_of(results, [n], path) for n in of]
-                for of in (names, others)
-            ]
-            if any("gap" in score for of in pair for score in of):
-                row[column] = NOT_MEASURED
-                continue
-            values = [[score["value"] for score in of] for of in pair]
-            found = student(np.subtract(*values), np.inf)
-            row[column] = with_interval(found, scale, digits, "+")
-        rows.append(row)
-    return rows
+
+def columns_of(results):
+    """Returns the tables of scores: title -> column -> path, factor, digits."""
+    counts = {k: (f"dimensions.counts.{k}", 1, 0) for k in (*KINDS, UNSURE)}
+    found = {SCORED: SCORES, RULE: counts, TESTED: {}, NEW: {}}
+    scores = results["codes"].values()
+    for name in dict.fromkeys(
+        n for one in scores for n in one["phonetics"].get("tests", {})
+    ):
+        path = f"phonetics.tests.{name}"
+        found[TESTED][f"r, {name}"] = path, 1, 2
+        found[TESTED][f"p, {name}"] = f"{path}.p", 1, 4
+    for name in (NEW_CLASSES, NEW_SPEAKERS):
+        path = f"held.{name}"
+        found[NEW][f"EV, {name} (%)"] = f"{path}.reconstruction", 100, 1
+        ratio = f"{path}.agreement.ratio"
+        found[NEW][f"within / between, {name}"] = ratio, 1, 3
+    found[PSEUDO] = {"within / between": ("pseudo.ratio", 1, 3)}
+    found[PSEUDO]["p"] = "pseudo.p", 1, 3
+    return found
 
 
 def tables(results):
     """Makes the tables of `measure_alignment`: list of Table."""
-    rows = {title: [] for title in CAPTIONS}
-    for group, names in group_seeds(results).items():
-        first = results["codes"][names[0]]
-        weight = first["weight"]
-        row = {"": group, "λ": "" if weight is None else f"{weight:g}"}
-        rows["scores"].append({**row, **_scores(results, names)})
-        rows["rule"].append({"": group, **_rule(first["dimensions"])})
-        tests = first["phonetics"].get("tests", {}).items()
-        rows["tests"] += [{"": f"{group}, {n}", **_test(t)} for n, t in tests]
-        for part, held in first["held"].items():
-            if "gap" not in held:
-                cells = _cell(held["reconstruction"], 100, 1)
-                cells = {"": f"{group}, {part}", "EV (%)": cells}
-                rows["held"].append({**cells, **_agreement(held)})
-        shared = results["layers"][_layer(group)]["pseudo"]
-        cells = {"": group, "shared": number(shared)}
-        found = {"agreement": first["pseudo"]}
-        rows["pseudo"].append({**cells, **_agreement(found)})
-    rows["gains"] = gains(results)
-    return [
-        Table.of(TITLES[key], CAPTIONS[key], found)
-        for key, found in rows.items()
-        if found
+    groups, found = group_seeds(results), []
+    for title, columns in columns_of(results).items():
+        rows = []
+        for group, names in groups.items():
+            weight = results["codes"][names[0]]["weight"]
+            row = {"": group, "λ": "" if weight is None else f"{weight:g}"}
+            for column, (path, *how) in columns.items():
+                row[column] = _cell(score_of(results, names, path), *how)
+            rows.append(row)
+        found.append((title, rows))
+    own, rows = group_seeds(results, own=True), []
+    for group, names in own.items():
+        others = _without_alignment(results, own, group)
+        if others not in (None, names) and len(others) == len(names) > 1:
+            row = {"": group}
+            for column in CHANGED:
+                path, *how = SCORES[column]
+                gain = gain_of(results, names, others, path)
+                row[column] = _cell(gain, *how, "+")
+            rows.append(row)
+    shared = [
+        f"{100 * scores['pseudo']:.0f} % in {layer}"
+        for layer, scores in results["layers"].items()
     ]
+    captions = {**CAPTIONS, PSEUDO: f"{CAPTIONS[PSEUDO]}{', '.join(shared)}."}
+    return [
+        Table.of(title, captions[title], _filled(rows))
+        for title, rows in [*found, (GAINED, rows)]
+        if any(len(row) > 2 for row in _filled(rows))
+    ]
+
+
+def _without_alignment(results, groups, group):
+    """Names of the codes of the same layer whose weight is 0, or None."""
+    for other, names in groups.items():
+        weight = results["codes"][names[0]]["weight"]
+        if weight == 0 and _layer(other) == _layer(group):
+            return names
+    return None
 
 
 def _layer(name):
@@ -190,55 +209,22 @@ def _layer(name):
     return layer_of(name.partition(",")[0]) or name.partition(",")[0]
 
 
-def _cell(score, scale=1, digits=2):
-    """Formats a score, or a gap."""
-    if "gap" in score:
+def _cell(score, scale, digits, sign=""):
+    """Formats a score with its interval, if any; None is a gap."""
+    if score is None:
         return NOT_MEASURED
-    return with_interval(score, scale, digits)
+    if "interval" in score:
+        return with_interval(score, scale, digits, sign)
+    return number(scale * score["value"], digits)
 
 
-def _scores(results, names):
-    """Cells of the table of scores."""
-    cells = {}
-    for column, (path, *how) in COLUMNS.items():
-        cells[column] = _cell(score_of(results, names, path), *how)
-    of = [results["codes"][name] for name in names]
-    p = [one["agreement"]["p"] for one in of if "p" in one["agreement"]]
-    cells["p"] = number(max(p), 3) if p else NOT_MEASURED
-    shuffled = [
-        probe["shuffled"]
-        for one in of
-        for probe in one["probes"].values()
-        if "gap" not in probe
+def _filled(rows):
+    """Leaves out columns that no row has: gaps say why."""
+    empty = {"", NOT_MEASURED}
+    kept = {n for row in rows for n, cell in row.items() if cell not in empty}
+    return [
+        {n: x for n, x in row.items() if not n or n in kept} for row in rows
     ]
-    if shuffled:
-        cells["shuffled (%)"] = number(100 * float(np.mean(shuffled)), 1)
-    return cells
-
-
-def _agreement(scores):
-    """Cells of a ratio of divergences and its p."""
-    found = scores["agreement"]
-    if "gap" in found:
-        return dict.fromkeys(("within / between", "p"), NOT_MEASURED)
-    ratio = with_interval(found["ratio"], 1, 3)
-    return {"within / between": ratio, "p": number(found["p"], 3)}
-
-
-def _rule(found):
-    """Cells of the numbers of dimensions of each kind."""
-    if "gap" in found:
-        return dict.fromkeys((*KINDS, UNSURE), NOT_MEASURED)
-    cells = {kind: with_interval(found["counts"][kind], 1, 0) for kind in KINDS}
-    return {**cells, UNSURE: str(found["kinds"].count(UNSURE))}
-
-
-def _test(found):
-    """Cells of a Mantel test."""
-    if "gap" in found:
-        return dict.fromkeys(("classes", "r", "p"), NOT_MEASURED)
-    cells = {"classes": str(found["classes"]), "r": number(found["value"])}
-    return {**cells, "p": number(found["p"], 4)}
 
 
 def plot_gates(results, name, path):
@@ -295,24 +281,21 @@ def plot_curve(results, path):
     lines = {}
     for group, names in group_seeds(results, own=True).items():
         weight = results["codes"][names[0]]["weight"]
-        if weight is not None:
-            of = lines.setdefault(_layer(group), {})
-            of[weight] = names
+        lines.setdefault(_layer(group), {})[weight] = names
     with style.layer_drawing(path, lines) as panels:
         for layer, weights in lines.items():
             panel, x = panels[layer], sorted(weights)
-            for i, column in enumerate(CURVE):
-                scale = COLUMNS[column][1] * (100 if i == len(CURVE) - 1 else 1)
-                found = [
-                    score_of(results, weights[w], COLUMNS[column][0]) for w in x
+            for i, column in enumerate(CHANGED):
+                of = SCORES[column][0]
+                found = {w: score_of(results, weights[w], of) for w in x}
+                found = {w: f for w, f in found.items() if f}
+                drawn = [
+                    {"interval": [f["value"]] * 2, **f} for f in found.values()
                 ]
-                there = [k for k, f in enumerate(found) if "gap" not in f]
-                y, ends = style.error_bars(
-                    [found[k] for k in there], scale=scale
-                )
-                look = style.look(column.removesuffix(" (%)"), i)
-                at = [x[k] for k in there]
-                panel.errorbar(at, y, ends, fmt="o-", ms=3, lw=1, **look)
+                if drawn:
+                    y, ends = style.error_bars(drawn, scale=100)
+                    look = style.look(column.removesuffix(" (%)"), i)
+                    panel.errorbar([*found], y, ends, fmt="o-", ms=3, **look)
             panel.set_xscale("symlog", linthresh=0.1)
             panel.set_xticks(x, [f"{w:g}" for w in x])
             panel.set_xlabel("λ of the alignment")
@@ -335,12 +318,11 @@ def section(results, folder, sounds=()):
     for layer in results["layers"]:
         of = [names[0] for g, names in groups.items() if _layer(g) == layer]
         items += _figures(results, of, folder, layer)
-    weights = {s["weight"] for s in results["codes"].values()} - {None}
-    if len(weights) > 1:
+    if len({results["codes"][n]["weight"] for n in groups if "," not in n}) > 1:
         stem = style.figure_stem("alignment", "curve")
         plot_curve(results, folder / stem)
-        caption = "Scores over λ, with 95 % intervals; of `within / between`, "
-        caption += "100 times the ratio."
+        caption = "Scores over λ, with 95 % intervals: of r, and of within / "
+        caption += "between, 100 times."
         alt = "Lines of scores over the weight of the alignment, by layer."
         title = "What alignment gives and costs"
         items.append(Figure(title, caption, stem, alt))
@@ -379,6 +361,18 @@ def _figures(results, names, folder, layer):
         title = f"Which classes use the same dimensions, {layer}"
         found.append(Figure(title, caption, stem, alt))
     return found
+
+
+def report_run(folder, model, stores, data, beside=(), **aligned):
+    """Scores a run, and returns its Section: see `score_run` and `section`.
+
+    `data` are the manifest of the test part, and the folder of its audio.
+    """
+    results = score_run(folder, model, stores, beside, **aligned)
+    first = next(iter(group_seeds(results, own=True)))
+    known = aligned["kind"], aligned["classes"]
+    sounds = traversals(model, first, results, stores["test"], *known, *data)
+    return section(results, Path(folder), sounds)
 
 
 @torch.no_grad()
