@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from speechbrain_sim.bottlenecks.base import STANDARDISE
 from speechbrain_sim.bottlenecks.sae import TEMPORAL
 from speechbrain_sim.brains.base import ResumableBrain
+from speechbrain_sim.brains.classes import Aligned
 from speechbrain_sim.brains.frames import (
     FrameBatches,
     check_store,
@@ -201,15 +202,16 @@ class BottleneckBrain(ResumableBrain):
         super().__init__(*args, **kwargs)
         self.planned = {one.key: one for one in self.hparams.planned}
         self.layers = list(dict.fromkeys(p.layer for p in self.hparams.planned))
+        self.aligned = Aligned({}, {}, {})
         self.share, self.variances = 0.0, {}
 
-    def fit_stores(self, stores, encoder_sha256, classes=None, draws=None):
+    def fit_stores(self, stores, encoder_sha256, aligned=None):
         """Trains on the ActivationStore "train" of a dict, validates on "valid".
 
-        Further ones are checked for the score sheet. `classes` are those of
-        `read_classes`, `draws` those of `make_draws`. Raises a ValueError,
-        before the first step, for a layer that cannot be learnt from, and for
-        the store of another encoder.
+        Further ones are checked for the score sheet. `aligned` is from
+        `speechbrain_sim.brains.classes.align`. Raises a ValueError, before the
+        first step, for a layer that cannot be learnt from, and for the store of
+        another encoder.
         """
         hparams = self.hparams
         train, valid = stores["train"], stores["valid"]
@@ -219,16 +221,18 @@ class BottleneckBrain(ResumableBrain):
             self.set_units(layer, train)
         for stage, store in (sb.Stage.TRAIN, train), (sb.Stage.VALID, valid):
             self.variances[stage] = self.in_units(store)
-        following = hparams.temporal_frames * (hparams.variant == TEMPORAL)
+        paired = hparams.variant == TEMPORAL
+        following = hparams.temporal_frames if paired else 0
         options = self.layers, hparams.batch_size, following
-        of_train, of_valid = (
-            (classes or {}).get("train"),
-            (classes or {}).get("valid"),
-        )
+        self.aligned = aligned = aligned or self.aligned
+        classes = {"train": None, "valid": None} | aligned.classes
         self.batches = FrameBatches(
-            train, *options, hparams.seed, of_train, draws
+            train, *options, hparams.seed, classes["train"], aligned.draws
         )
-        sets = self.batches, FrameBatches(valid, *options, classes=of_valid)
+        sets = (
+            self.batches,
+            FrameBatches(valid, *options, classes=classes["valid"]),
+        )
         loaders = [DataLoader(part, batch_size=None) for part in sets]
         self.fit(hparams.epoch_counter, *loaders)
 
@@ -364,7 +368,7 @@ class BottleneckBrain(ResumableBrain):
         for key, one in self.planned.items():
             part = f"{BOTTLENECK}_{one.name}"
             about = {"epochs": training["epochs"], "seed": one.seed}
-            about |= {**one.options, **hparams.aligned_by}
+            about |= {**one.options, **self.aligned.about}
             about |= {"lr": self.rate(key), "batch_size": hparams.batch_size}
             about |= {stage: of[key] for stage, of in stages.items()}
             parts[part] = self.unwrapped[key]

@@ -149,6 +149,42 @@ def read_classes(wanted, stores, layers, folder, seed, shuffle=False):
     return found
 
 
+class Aligned(NamedTuple):
+    """What bottlenecks of several layers are aligned by.
+
+    `classes` are part -> layer -> (rows,), `draws` layer -> ClassBatches, and
+    `about` is what metadata keep of them.
+    """
+
+    classes: dict
+    draws: dict
+    about: dict
+
+
+def align(
+    wanted, stores, layers, folder, seed, samples, several=None, shuffle=False
+):
+    """Reads the classes of all rows, and prepares the draws of batches.
+
+    Arguments
+    ---------
+    wanted, stores, layers, folder, seed, shuffle :
+        See `read_classes`.
+    samples, several : int
+        See `ClassBatches`.
+
+    Returns
+    -------
+    Aligned
+    """
+    given = wanted, stores, layers, folder, seed, shuffle
+    classes = read_classes(*given)
+    draws = make_draws(wanted, classes["train"], samples, several)
+    held_out = [wanted.names[i] for i in wanted.held_out]
+    about = {"classes": wanted.label, "held_out": held_out, "shuffled": shuffle}
+    return Aligned(classes, draws, about)
+
+
 def shuffled(classes, owner, key):
     """Moves classes to other rows, or to other utterances.
 
@@ -164,8 +200,8 @@ def shuffled(classes, owner, key):
     Example
     -------
     >>> classes, owner = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 2])
-    >>> shuffled(classes, owner, (3,))
-    array([1, 1, 2, 2, 0])
+    >>> shuffled(classes, owner, (4,))
+    array([0, 0, 2, 2, 1])
     """
     known = np.flatnonzero(classes != NO_LABEL)
     if owner is None:

@@ -29,6 +29,44 @@ class LinearWarmup:
         return min(1.0, epoch / self.epochs) if self.epochs else 1.0
 
 
+class Ramp:
+    """A value that rises linearly, between two epochs.
+
+    Arguments
+    ---------
+    epochs : list of float
+        When it begins to rise, and when it has risen; epochs since the start.
+    values : list of float
+        Before, and after.
+
+    Raises
+    ------
+    ValueError
+        Unless both are two numbers, the epochs in order.
+
+    Example
+    -------
+    >>> ramp = Ramp([1, 3], [50, 200])
+    >>> [ramp(epochs) for epochs in (0.5, 2, 9)]
+    [50.0, 125.0, 200.0]
+    """
+
+    def __init__(self, epochs, values=(0, 1)):
+        if len(epochs) != 2 or len(values) != 2 or epochs[0] > epochs[1]:
+            raise ValueError(
+                f"Epochs {epochs} and values {values} are no ramp: give two of "
+                f"each, the epochs in order."
+            )
+        self.epochs, self.values = epochs, values
+
+    def __call__(self, epochs):
+        """Returns the value after so many epochs."""
+        (begin, end), (low, high) = self.epochs, self.values
+        if epochs >= end:
+            return float(high)
+        return low + (high - low) * max(0.0, epochs - begin) / (end - begin)
+
+
 class WarmupAndDecay:
     """A share of the learning rate: it rises linearly, then falls as a cosine.
 

@@ -12,6 +12,8 @@ FORMS = PAIRS, CENTROID = "pairs", "centroid"
 DENOMINATORS = OF_PAIRS, OF_SAMPLES = "pairs", "samples"
 #: under the root of a distance, whose slope at 0 is infinite
 TINY = 1e-12
+#: pairs of each class whose entropies are in memory together
+PAIRS_AT_ONCE = 4096
 
 
 def bernoulli_entropy(gates):
@@ -92,7 +94,7 @@ def class_alignment(
             continue
         counted += len(group)
         if form == CENTROID:
-            total = total + _measured(spread(group, 1), distance).sum()
+            total = total + _root(spread(group, 1).sum(-1), distance).sum()
         else:
             total = total + _pairs(group, denominator, distance).sum()
     return total / max(counted, 1)
@@ -101,17 +103,19 @@ def class_alignment(
 def _pairs(group, denominator, distance):
     """Sums over unordered pairs, of (classes, n, units): (classes,)."""
     n, total = group.shape[1], 0.0
-    for shift in range(1, n // 2 + 1):  # each pair once, at its distance
-        others = group.roll(shift, 1)
-        values = _measured(jensen_shannon(group, others), distance).sum(1)
-        total = total + values * (0.5 if 2 * shift == n else 1)
+    entropies = bernoulli_entropy(group).sum(-1)
+    pairs = torch.triu_indices(n, n, 1, device=group.device)
+    for one, other in pairs.split(PAIRS_AT_ONCE, 1):
+        middle = bernoulli_entropy((group[:, one] + group[:, other]) / 2)
+        mean = (entropies[:, one] + entropies[:, other]) / 2
+        each = (middle.sum(-1) - mean).clamp_min(0)
+        total = total + _root(each, distance).sum(1)
     return total / (n * (n - 1) / 2 if denominator == OF_PAIRS else n)
 
 
-def _measured(divergence, distance):
-    """Adds up the units; the root of the sum if a distance is wanted."""
-    total = divergence.sum(-1)
-    return (total + TINY).sqrt() if distance else total
+def _root(divergence, distance):
+    """The root of divergences, if distances are wanted."""
+    return (divergence + TINY).sqrt() if distance else divergence
 
 
 def between_classes(gates, classes):
