@@ -107,7 +107,15 @@ def check_classes(settings):
 
 #: of runs: what may change when they are resumed, and what is refused; the
 #: report is no part of the training
-SHOWN = ["labels", "sheet", "factors_of", "published", "title", "note"]
+SHOWN = [
+    "labels",
+    "beside",
+    "sheet",
+    "factors_of",
+    "published",
+    "title",
+    "note",
+]
 RULES = ([*config.MAY_CHANGE, "encoder", *SHOWN], check)
 
 
@@ -176,6 +184,20 @@ def read_wanted(hparams):
         hparams["held_out_classes"],
         lambda classes: name_phones(label, classes, folder),
     )
+
+
+def true_classes(wanted, labels):
+    """Returns the classes that gates are scored by: as of `measure_alignment`.
+
+    Of clusters those of the first of --labels, or None.
+    """
+    label, held_out = wanted.label, [wanted.names[i] for i in wanted.held_out]
+    known = wanted.classes, wanted.kind, wanted.names
+    if wanted.clusters:
+        label, held_out = next(iter(labels), None), []
+        known = labels.get(label, known)
+    found = dict(zip(("classes", "kind", "names"), known, strict=True))
+    return label and {"label": label, "held_out": held_out, **found}
 
 
 def plan_run(hparams, units):
@@ -248,6 +270,8 @@ def bottleneck(hparams, run_opts):
         hparams["sheet"],
         hparams["factors_of"],
         hparams["published"],
+        aligned=wanted and true_classes(wanted, labels),
+        beside=hparams["beside"],
         title=hparams["title"],
         note=hparams["note"],
     )

@@ -29,7 +29,9 @@ DRAWS, RESAMPLES = 999, 200
 #: a Mantel test permutes so many classes at random, fewer in all ways; and the
 #: largest p that a test must be able to fall to
 MANY, LEVEL = 8, 0.05
-#: mean gates of a class above and below which a dimension is open and closed
+#: a gate is open above this; shares of a class's rows with open gates above and
+#: below which a dimension is open and closed in it
+GATE = 0.5
 OPEN, CLOSED = 0.5, 0.1
 #: what dimensions are, see `kinds_of`, and of how many draws to be sure
 KINDS = GLOBAL, SPECIFIC, UNUSED, MIXED = (
@@ -270,16 +272,17 @@ def agreement(gates, y, unit, most=400, draws=DRAWS, seed=0):
     return {**scores, "p": float((1 + least) / (1 + draws)), "rows": len(rows)}
 
 
-def kinds_of(means):
-    """Says what each dimension is, by the mean gates of classes.
+def kinds_of(shares):
+    """Says what each dimension is, by the shares of open gates in classes.
 
-    The rule: *global* is open, above `OPEN`, in every class; *specific* is open
-    in some classes and closed, below `CLOSED`, in others; *unused* is closed
-    in every class; *mixed* is anything else.
+    The rule: *global* is open, in more than the share `OPEN` of the rows, of
+    every class; *specific* is open in some classes and closed, in less than the
+    share `CLOSED`, in others; *unused* is closed in every class; *mixed* is
+    anything else.
 
     Arguments
     ---------
-    means : numpy.ndarray
+    shares : numpy.ndarray
         (..., classes, units).
 
     Returns
@@ -289,12 +292,12 @@ def kinds_of(means):
 
     Example
     -------
-    >>> means = np.array([[0.9, 0.9, 0.0, 0.3], [0.8, 0.05, 0.05, 0.9]])
-    >>> [KINDS[kind] for kind in kinds_of(means)]
+    >>> shares = np.array([[0.9, 0.9, 0.0, 0.3], [0.8, 0.05, 0.05, 0.9]])
+    >>> [KINDS[kind] for kind in kinds_of(shares)]
     ['global', 'specific', 'unused', 'mixed']
     """
-    is_open, closed = means > OPEN, means < CLOSED
-    kinds = np.full(means.shape[:-2] + means.shape[-1:], KINDS.index(MIXED))
+    is_open, closed = shares > OPEN, shares < CLOSED
+    kinds = np.full(is_open.shape[:-2] + is_open.shape[-1:], KINDS.index(MIXED))
     both = is_open.any(-2) & closed.any(-2)
     for kind, found in (
         (SPECIFIC, both),
@@ -318,24 +321,25 @@ def sort_dimensions(gates, y, unit, classes, resamples=RESAMPLES, seed=0):
     Returns
     -------
     dict
-        `means`, (classes, units), as lists, None of classes without rows;
+        `means` of gates, (classes, units), as lists, None of classes without rows;
         `kinds` of dimensions, `UNSURE` if less than `SURE` of the draws agree;
         `open`: the classes in which each is; `counts` of each kind, by the
         rule alone, with 95 % intervals, and of `UNSURE` ones.
     """
     there, known = np.unique(y, return_inverse=True)
     means = class_means(gates, known, len(there))
+    used = (gates > GATE).astype(np.float32)
+    shares = class_means(used, known, len(there))
     _, owner = np.unique(unit, return_inverse=True)
     if owner.max() < 1:
         raise Unmeasurable("One recording is too few for intervals.")
-    member = np.eye(len(there), dtype=np.float32)[known]
-    gates, drawn = np.asarray(gates, np.float32), []
+    member, drawn = np.eye(len(there), dtype=np.float32)[known], []
     for often in draw_counts(1 + owner.max(), resamples, seed):
         weights = member * often[owner].astype(np.float32)[:, None]
         counts = weights.sum(0)[:, None]
-        found = weights.T @ gates / np.where(counts > 0, counts, 1)
-        drawn.append(kinds_of(np.where(counts > 0, found, means)))
-    kinds, drawn = kinds_of(means), np.array(drawn)
+        found = weights.T @ used / np.where(counts > 0, counts, 1)
+        drawn.append(kinds_of(np.where(counts > 0, found, shares)))
+    kinds, drawn = kinds_of(shares), np.array(drawn)
     sure = (drawn == kinds).mean(0) >= SURE
     names = [
         KINDS[k] if s else UNSURE for k, s in zip(kinds, sure, strict=True)
@@ -348,7 +352,7 @@ def sort_dimensions(gates, y, unit, classes, resamples=RESAMPLES, seed=0):
     whole = [None] * classes
     for c, row in zip(there, means, strict=True):
         whole[c] = row.round(4).tolist()
-    is_open = [there[column].tolist() for column in (means > OPEN).T]
+    is_open = [there[column].tolist() for column in (shares > OPEN).T]
     return {"means": whole, "kinds": names, "open": is_open, "counts": counts}
 
 

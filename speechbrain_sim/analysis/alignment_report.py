@@ -80,11 +80,13 @@ CAPTIONS = {
     "and of two; their ratio is 1 if classes do not matter. p: of permuted "
     "classes, a row of a recording and class at most. Probes: logistic "
     "regressions. r: see below.",
-    RULE: f"The rule: global, the mean gate is above {OPEN} in every class; "
-    f"specific, above {OPEN} in some and below {CLOSED} in others; unused, below "
-    f"{CLOSED} in all; mixed, anything else. Numbers of dimensions, with 95 % "
-    "intervals over recordings; unsure: dimensions whose kind less than 95 % of "
-    "the draws of recordings agree on.",
+    RULE: f"A dimension is used where its gate is above 0.5. Global: in more than "
+    f"{100 * OPEN:.0f} % of the rows of every class; specific: in more than "
+    f"{100 * OPEN:.0f} % of those of some classes, and less than "
+    f"{100 * CLOSED:.0f} % of those of others; unused: in less than "
+    f"{100 * CLOSED:.0f} % of those of all; mixed: anything else. Numbers of "
+    "dimensions, with 95 % intervals over recordings; unsure: dimensions whose "
+    "kind less than 95 % of the draws of recordings agree on.",
     GAINED: "Differences of scores of the same seed, with and without alignment, "
     "and Student's 95 % intervals over seeds. Better is: a smaller ratio, a "
     "larger r, more explained variance.",
@@ -244,10 +246,11 @@ def plot_gates(results, name, path):
         image = panel.imshow(means[:, at], **how)
         _name_classes(panel, results, classes)
         edges = np.flatnonzero(np.diff(rank[at])) + 1
-        starts = np.concatenate([[0], edges]).astype(int)
-        panel.set_xticks(starts, kinds[at[starts]], rotation=30, ha="left")
         panel.vlines(edges - 0.5, -0.5, len(classes) - 0.5, color="white")
-        panel.set_xlabel("dimensions")
+        panel.set_xticks([])
+        counts = [(k, int((rank[at] == i).sum())) for i, k in enumerate(order)]
+        words = ", ".join(f"{n} {kind}" for kind, n in counts if n)
+        panel.set_xlabel(f"dimensions: {words}")
         figure.colorbar(image, label="mean γ")
 
 

@@ -2,12 +2,13 @@
 
 import math
 from numbers import Real
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.functional import normalize
-from torch.special import ndtr, ndtri
+from torch.special import ndtr
 
 from speechbrain_sim.arguments import records_arguments
 from speechbrain_sim.bottlenecks.base import (
@@ -193,7 +194,7 @@ class VariationalSparseCoder(CountingBottleneck):
         self.register_buffer("spike", torch.ones(()))
         self.register_buffer("sharpness", torch.tensor(50.0))
         #: beyond it, |z| ~ N(0, 1) is with the probability alpha
-        self.threshold = float(-ndtri(torch.tensor(alpha / 2)))
+        self.threshold = -NormalDist().inv_cdf(alpha / 2)
 
     def posterior(self, x):
         """Returns the Posterior of frames, (..., channels), in layer's units."""
