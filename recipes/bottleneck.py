@@ -36,7 +36,7 @@ from speechbrain_sim.brains.bottleneck import (
 )
 from speechbrain_sim.brains.classes import align, want_classes
 from speechbrain_sim.brains.frames import ROWS, check_counts, count_rows
-from speechbrain_sim.brains.schedules import check_decay
+from speechbrain_sim.brains.schedules import Ramp, check_decay
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.labels import FRAMES, kind_of
 from speechbrain_sim.data.phones import name_phones
@@ -97,12 +97,15 @@ def check_classes(settings):
             f"--alignment {settings['alignment']} needs --classes: give a label "
             f"of the corpus, or kmeans:50, or --alignment [0]."
         )
-    done, epochs = settings["spike_epochs"][-1], settings["number_of_epochs"]
-    if done > epochs:
-        raise ValueError(
-            f"--spike_epochs end after {done} epochs, but --number_of_epochs is "
-            f"{epochs}: raise that, or let them end before."
-        )
+    epochs = settings["number_of_epochs"]
+    for name in ("spike_epochs", "alignment_epochs"):
+        Ramp(settings[name])
+        if settings[name][1] > epochs:
+            raise ValueError(
+                f"--{name} end after {settings[name][1]} epochs, but "
+                f"--number_of_epochs is {epochs}: raise that, or let them end "
+                f"before."
+            )
 
 
 #: of runs: what may change when they are resumed, and what is refused; the

@@ -86,9 +86,9 @@ class VariationalSparseCoder(CountingBottleneck):
       so that g = P(t = 1) follows from m and s, and KL is that of the
       Gaussians, an upper bound of that of z, as thresholds are the same [3].
 
-    Two numbers are to be raised by a Brain: `sharpness`; and `spike`, by which
-    m and log s^2 are multiplied, from 0 (only gates tell frames apart: none can
-    stay shut) to 1 [2]. "threshold" has no use for it.
+    A Brain may raise `sharpness`; `alignment_scale`, which multiplies
+    `alignment`; and `spike`, by which m and log s^2 are multiplied, from 0 (only
+    gates tell frames apart) to 1 [2]. "threshold" has no use for the last.
 
     `variant` "vae" has all gates open, and no KL of gates: a plain VAE. `prior`
     "pseudo_inputs" is the mixture of posteriors of learned inputs, weighted by
@@ -190,7 +190,7 @@ class VariationalSparseCoder(CountingBottleneck):
             self.pseudo_inputs = nn.Parameter(inputs)
             sizes = input_channels, 0, num_pseudo_inputs
             self.weights = _network(*sizes, generator)
-        #: what is raised over a run; of a trained one, their last values
+        self.alignment_scale = 1.0
         self.register_buffer("spike", torch.ones(()))
         self.register_buffer("sharpness", torch.tensor(50.0))
         #: beyond it, |z| ~ N(0, 1) is with the probability alpha
@@ -321,8 +321,9 @@ class VariationalSparseCoder(CountingBottleneck):
             within = class_alignment(gate, classes, "centroid")
             between = between_classes(gate, classes)
         terms, added = {"within": within, "between": between}, 0.0
-        if self.alignment and self.training:
-            added = self.alignment * class_alignment(gate, classes, *self.how)
+        weight = self.alignment * self.alignment_scale
+        if weight and self.training:
+            added = weight * class_alignment(gate, classes, *self.how)
         return added, terms
 
 

@@ -173,7 +173,7 @@ def test_what_follows_is_a_later_frame_of_the_utterance(stores, ahead):
         first += count
     found = []
     for step in FrameBatches(stores[0], ["low"], 8, following=ahead, seed=1):
-        x, following, _ = step["low"]
+        x, following, *_ = step["low"]
         found += zip(x.tolist(), following.tolist(), strict=True)
     assert sorted(found) == sorted(expected)
     in_order = FrameBatches(stores[0], ["low"], 8, following=ahead)
