@@ -7,7 +7,6 @@ the same dimensions, some of them shared by all classes.
 """
 
 from itertools import permutations
-from math import factorial
 
 import numpy as np
 import torch
@@ -130,36 +129,31 @@ def mantel(one, other, draws=9999, seed=0):
     size = np.prod([np.linalg.norm(r) for r in ranks])
     if not size > 0:
         raise Unmeasurable("Distances between classes do not vary.")
-    whole = np.zeros((n, n))
-    whole[at] = ranks[0]
-    whole += whole.T
     if n < MANY:
         orders = np.array(list(permutations(range(n))))
     else:
         rng = np.random.default_rng(seed)
         orders = rng.permuted(np.tile(np.arange(n), (draws, 1)), axis=1)
         orders[0] = np.arange(n)
-    found = [
-        whole[part[:, at[0]], part[:, at[1]]] @ ranks[1]
-        for part in np.array_split(orders, -(-len(orders) // 500))
-    ]
-    found = np.concatenate(found) / size
+    found = _permuted(ranks[0], orders, at) @ ranks[1] / size
     least = 1 / len(orders)
-    if n < MANY:
-        least = np.mean(found >= found.max() - 1e-9)
+    if n < MANY:  # some orders may be the same
+        least = float(np.mean(found >= found.max() - 1e-9))
     if least > LEVEL:
         raise Unmeasurable(
-            f"{n} classes with these distances allow p >= {least:.2g} only, in "
-            f"{factorial(n)} permutations (r = {found[0]:.2f}): a test needs "
-            f"more classes."
+            f"{n} classes with these distances allow p >= {least:.2g} only "
+            f"(r = {found[0]:.2f}): a test needs more classes."
         )
     p = float(np.mean(found >= found[0] - 1e-9))
-    return {
-        "value": float(found[0]),
-        "p": p,
-        "least": float(least),
-        "classes": n,
-    }
+    return {"value": float(found[0]), "p": p, "least": least, "classes": n}
+
+
+def _permuted(values, orders, at):
+    """Values of pairs of classes when these are permuted, (orders, pairs)."""
+    whole = np.zeros((orders.shape[1],) * 2)
+    whole[at] = values
+    whole += whole.T
+    return whole[orders[:, at[0]], orders[:, at[1]]]
 
 
 def pair_divergences(gates):
@@ -245,31 +239,34 @@ def agreement(gates, y, unit, most=400, draws=DRAWS, seed=0):
             "alignment, or another alpha, may keep them apart."
         )
 
-    def compare(weights):  # (rows, classes)
-        sums, counts = weights.T @ apart @ weights, weights.sum(0)
-        pairs = np.outer(counts, counts)
-        # a row is no pair with itself, however often it is drawn
-        pairs[np.diag_indices(len(counts))] -= np.square(weights).sum(0)
-        means = sums / np.where(pairs > 0, pairs, np.nan)
-        other = means[~np.eye(len(means), dtype=bool)]
-        within, between = np.nanmean(np.diag(means)), np.nanmean(other)
-        return within, between, within / between
-
-    found = compare(member)
-    permuted = [
-        compare(member[rng.permutation(len(rows))]) for _ in range(draws)
-    ]
+    found = _compare(apart, member)
+    orders = (rng.permutation(len(rows)) for _ in range(draws))
+    permuted = [_compare(apart, member[order])[2] for order in orders]
     _, owner = np.unique(unit[rows], return_inverse=True)
     often = draw_counts(1 + owner.max(), RESAMPLES, seed)
-    ends = middle([compare(member * w[owner][:, None]) for w in often]).T
+    drawn = [_compare(apart, member * w[owner][:, None]) for w in often]
+    names = "within", "between", "ratio"
     scores = {
-        name: {"value": float(value), "interval": list(map(float, pair))}
-        for name, value, pair in zip(
-            ("within", "between", "ratio"), found, ends, strict=True
-        )
+        name: {"value": float(value), "interval": ends.tolist()}
+        for name, value, ends in zip(names, found, middle(drawn).T, strict=True)
     }
-    least = sum(ratio <= found[2] + 1e-12 for *_, ratio in permuted)
-    return {**scores, "p": float((1 + least) / (1 + draws)), "rows": len(rows)}
+    alike = sum(ratio <= found[2] + 1e-12 for ratio in permuted)
+    return {**scores, "p": float((1 + alike) / (1 + draws)), "rows": len(rows)}
+
+
+def _compare(apart, weights):
+    """Mean divergence within and between classes, and their ratio.
+
+    Of rows that count so often for each class, (rows, classes).
+    """
+    sums, counts = weights.T @ apart @ weights, weights.sum(0)
+    pairs = np.outer(counts, counts)
+    # a row is no pair with itself, however often it is drawn
+    pairs[np.diag_indices(len(counts))] -= np.square(weights).sum(0)
+    means = sums / np.where(pairs > 0, pairs, np.nan)
+    within = np.nanmean(np.diag(means))
+    between = np.nanmean(means[~np.eye(len(means), dtype=bool)])
+    return within, between, within / between
 
 
 def kinds_of(shares):

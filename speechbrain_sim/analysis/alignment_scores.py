@@ -357,6 +357,7 @@ def measure_alignment(
     """
     results = {"label": label, "names": names, "layers": {}, "codes": {}}
     layers, given = {}, (label, classes, kind, names, held_out, seed)
+    codes, baselines = results["codes"], {}
     bar = tqdm(bottlenecks.items(), "alignment", unit="code", disable=None)
     for name, bottleneck in bar:
         layer = name.partition(".")[0]
@@ -364,14 +365,13 @@ def measure_alignment(
         if first:
             layers[layer] = Layer(layer, stores, *given)
             results["layers"][layer] = layers[layer].score_layer()
-        scores = layers[layer].score(bottleneck)
-        results["codes"][name] = scores
+        codes[name] = layers[layer].score(bottleneck)
         if first:
-            k = max(1, round(scores["active"]["value"]))
-            made = layers[layer].baselines(bottleneck, k)
-            for baseline, code in made.items():
-                found = layers[layer].score(code)
-                results["codes"][f"{layer}, {baseline}"] = found
+            k = max(1, round(codes[name]["active"]["value"]))
+            for title, code in layers[layer].baselines(bottleneck, k).items():
+                scores = layers[layer].score(code)
+                baselines[f"{layer}, {title}"] = scores
+    codes |= baselines
     return results
 
 

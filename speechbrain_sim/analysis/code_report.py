@@ -3,11 +3,8 @@
 import functools
 from pathlib import Path
 
-from speechbrain_sim.analysis import (
-    alignment_report,
-    feature_pages,
-    sparsity,
-)
+from speechbrain_sim.analysis import feature_pages, sparsity
+from speechbrain_sim.analysis.alignment_report import report_run
 from speechbrain_sim.analysis.feature_cards import F1, GAIN
 from speechbrain_sim.bottlenecks.coded import NAMES
 from speechbrain_sim.files import cached_result
@@ -62,20 +59,13 @@ def write_report(
     """
     folder, model = Path(folder), SmoothInfoMax.from_pretrained(folder)
     coded = model.encoder
-    kinds = {label: known[:2] for label, known in labels.items()}
     names = {label: known[2] for label, known in labels.items()}
     scores = score_codes(folder, model, stores, labels, sheet, factors_of)
     called = {
         name: name_units(scores, name, names) for name in coded.bottlenecks
     }
     repeat_scores(folder, scores, called)
-    rows = {
-        layer: {
-            label: (names[label], stores["test"].labels(label, *how, layer))
-            for label, how in kinds.items()
-        }
-        for layer in map(coded.origin, coded.bottlenecks)
-    }
+    rows = classes_of_rows(coded, stores["test"], labels)
     chosen_by = {
         name: page_scores(units, called[name])
         for name, units in scores["units"].items()
@@ -83,12 +73,23 @@ def write_report(
     sections = [sparsity.section(scores, folder)]
     if aligned:
         run = folder, model, stores, data, beside
-        sections.insert(0, alignment_report.report_run(*run, **aligned))
+        sections = [report_run(*run, **aligned), *sections]
     sections += published_sections(published)
     page |= {"sections": sections, "names": called, "scores": chosen_by}
     feature_pages.write_pages(
         folder, model, stores["test"], rows, *data, **page
     )
+
+
+def classes_of_rows(coded, store, labels):
+    """Returns `Source.labels` of each coded layer: see `write_report`."""
+    return {
+        layer: {
+            label: (names, store.labels(label, *how, layer))
+            for label, (*how, names) in labels.items()
+        }
+        for layer in map(coded.origin, coded.bottlenecks)
+    }
 
 
 def score_codes(folder, model, stores, labels, sheet, factors_of):

@@ -13,12 +13,13 @@ from speechbrain_sim.analysis.alignment_baselines import (
     CLASSIFYING,
     LINEAR,
 )
-from speechbrain_sim.analysis.alignment_report import section, traversals
+from speechbrain_sim.analysis.alignment_report import section
 from speechbrain_sim.analysis.alignment_scores import (
     class_features,
     code_rows,
     measure_alignment,
 )
+from speechbrain_sim.analysis.alignment_sounds import traversals
 from speechbrain_sim.bottlenecks.coded import CodedEncoder
 from speechbrain_sim.bottlenecks.vsc import VariationalSparseCoder
 from speechbrain_sim.decoders import make_decoder
@@ -192,9 +193,9 @@ def test_the_section_shows_all_of_it(results, tmp_path):
     # seeds are one row
     assert [row[:2] for row in scores.rows] == [
         ["module3.vsc", "1"],
+        ["module3.vsc_lambda0", "0"],
         ["module3, SAE with classifier", ""],
         ["module3, linear probe", ""],
-        ["module3.vsc_lambda0", "0"],
     ]
     rule = tables["Global, class-specific and unused dimensions"]
     assert rule.rows[0][2:5] == [
