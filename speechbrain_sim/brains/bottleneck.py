@@ -1,5 +1,6 @@
 """Training of bottlenecks on what a store keeps of frozen layers."""
 
+import math
 from itertools import product
 from typing import NamedTuple
 
@@ -29,6 +30,10 @@ REMEDY = (
     "lower --lr or --sparsity_weight, raise --lr_warmup_epochs, --auxk or --k, "
 )
 REMEDY += "or change --normalisation, in another --output_folder"
+GATES_REMEDY = (
+    "lower --alignment, --observation_std or --lr, change --alpha, or prolong "
+)
+GATES_REMEDY += "--spike_epochs, in another --output_folder"
 
 
 class Planned(NamedTuple):
@@ -375,8 +380,8 @@ class BottleneckBrain(ResumableBrain):
             metadata[part] = {"layer": one.layer, "pooling": hparams.pooling}
             metadata[part]["training"] = about
         save_parts(self.hparams.output_folder, parts, metadata)
-        if silent := self.silent():
-            logger.warning(f"All units of {', '.join(silent)} are dead.")
+        for _, problem in self.problems():
+            logger.warning(f"{problem}.")
 
     def silent(self):
         """Returns the names of bottlenecks none of whose units is active."""
@@ -387,14 +392,38 @@ class BottleneckBrain(ResumableBrain):
             if means.get(f"{key}_l0") == 0 or bottleneck.dead().all()
         ]
 
+    def collapsed(self):
+        """Returns the names of bottlenecks whose gates are all but constant."""
+        means = super().means(sb.Stage.TRAIN)
+        return [
+            one.name
+            for key, one in self.planned.items()
+            if means.get(f"{key}_varied", math.inf) < 1
+            and one.name not in self.silent()
+        ]
+
+    def problems(self):
+        """Lists what is wrong with some bottlenecks: their names, a text."""
+        found = []
+        if silent := self.silent():
+            text = f"All units of {', '.join(silent)} are dead"
+            found.append((silent, text))
+        if same := self.collapsed():
+            text = f"{', '.join(same)}: none of its gates tells frames apart"
+            found.append((same, text))
+        return found
+
     def check_alive(self):
-        """Raises a ValueError if all units of all bottlenecks are dead.
+        """Raises a ValueError if all bottlenecks are dead or collapsed.
 
         Only warns of some.
         """
-        if silent := self.silent():
-            dead = f"All units of {', '.join(silent)} are dead after the last "
-            dead += f"epoch: {REMEDY}."
-            if len(silent) == len(self.planned):
-                raise ValueError(dead)
-            logger.warning(dead)
+        problems = self.problems()
+        several = sum(len(n) for n, _ in problems) < len(self.planned)
+        gated = any("alignment" in p.options for p in self.planned.values())
+        remedy = GATES_REMEDY if gated else REMEDY
+        for _, problem in problems:
+            text = f"{problem} after the last epoch: {remedy}."
+            if not several:
+                raise ValueError(text)
+            logger.warning(text)

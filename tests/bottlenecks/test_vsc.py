@@ -50,9 +50,7 @@ def test_loss_against_the_equation(prior):
         given = torch.tensor(0.2), 0.0, 1.0
         kl = sum(spike_slab_kl(posterior, given)).sum(1)
     else:
-        inputs = coder.posterior(
-            coder.pseudo_inputs * x.std(0) + x.mean(0)
-        )
+        inputs = coder.posterior(coder.pseudo_inputs * x.std(0) + x.mean(0))
         gates = torch.sigmoid(10 * (inputs.gate - 0.5))
         weights = coder.weights(u).softmax(1)
         for i in range(3):
@@ -149,7 +147,7 @@ def test_gates_near_0_and_1_have_finite_gradients_that_are_not_0(logit, gate):
     coder, x = make(gate=gate, observation_std=1e3)
     last = coder.encoder[-1]
     with torch.no_grad():
-        last.weight[:UNITS] = 0
+        last.weight.zero_()  # slabs as the prior's
         last.bias[:UNITS] = logit
     coder.loss(x, generator=noise()).total.backward()
     gradient = last.bias.grad[:UNITS]

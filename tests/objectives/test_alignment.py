@@ -86,7 +86,10 @@ def joint_divergence(one, other):
     total = 0.0
     for state in product((0, 1), repeat=len(one)):
         p, q = (
-            math.prod(float(g if on else 1 - g) for g, on in zip(x, state))
+            math.prod(
+                float(g if on else 1 - g)
+                for g, on in zip(x, state, strict=False)
+            )
             for x in (one, other)
         )
         middle = (p + q) / 2
