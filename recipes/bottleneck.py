@@ -23,6 +23,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_sim import config
+from speechbrain_sim.analysis.alignment_scores import open_beside
 from speechbrain_sim.analysis.code_report import write_report
 from speechbrain_sim.analysis.probes import check_examples
 from speechbrain_sim.analysis.sparsity import read_settings
@@ -44,11 +45,13 @@ from speechbrain_sim.encoders.logmel import SPECTRAL
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
+    CLASSES,
     DECODER,
     ENCODER,
     describe,
     load_parts,
     save_parts,
+    sha256_of,
 )
 from speechbrain_sim.models.load import (
     check_folder,
@@ -246,6 +249,9 @@ def bottleneck(hparams, run_opts):
     for layer in layers:
         encoder.check_layer(layer)
     check_folder(folder, encoder, description, source)
+    own = type(encoder).__name__ in CLASSES  # as in check_folder
+    own = sha256_of(encoder) if own else description["sha256"]
+    open_beside(hparams["beside"], own, layers)
     sb.create_experiment_directory(folder)
     labels = read_labels(hparams)
     wanted = read_wanted(hparams)

@@ -343,8 +343,11 @@ def sort_dimensions(gates, y, unit, classes, resamples=RESAMPLES, seed=0):
     ]
     counts = {}
     for k, name in enumerate(KINDS):
-        ends = middle((drawn == k).sum(1)).tolist()
-        counts[name] = {"value": int((kinds == k).sum()), "interval": ends}
+        count = int((kinds == k).sum())
+        low, high = middle((drawn == k).sum(1)).tolist()
+        # classes that vary draw by draw are extremes more often than not
+        ends = [min(low, count), max(high, count)]
+        counts[name] = {"value": count, "interval": ends}
     counts[UNSURE] = {"value": int((~sure).sum())}
     whole = [None] * classes
     for c, row in zip(there, means, strict=True):

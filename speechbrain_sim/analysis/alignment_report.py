@@ -20,7 +20,7 @@ from speechbrain_sim.analysis.alignment_scores import (
     score_run,
 )
 from speechbrain_sim.analysis.alignment_sounds import traversals
-from speechbrain_sim.analysis.intervals import student
+from speechbrain_sim.analysis.intervals import Unmeasurable, student
 from speechbrain_sim.analysis.sparsity import SEED, find_gaps, layer_of
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import (
@@ -31,6 +31,8 @@ from speechbrain_sim.report.page import (
 )
 from speechbrain_sim.report.tables import NOT_MEASURED, number, with_interval
 
+#: key and title of the section
+HEADING = "alignment", "Dimensions of classes"
 #: dimensions of a heat map
 SHOWN = 80
 #: column -> path of a score, factor and digits
@@ -258,7 +260,8 @@ def plot_correlations(results, names, path):
             _name_classes(panel, results, classes)
             panel.set_xticks([])
             panel.set_title(name, loc="left", fontsize=7)
-        figure.colorbar(image, ax=list(axes[0]), label="r")
+        bar = {"ax": list(axes[0]), "shrink": 0.6, "pad": 0.01}
+        figure.colorbar(image, label="r", **bar)
 
 
 def _name_classes(panel, results, classes):
@@ -327,7 +330,7 @@ def section(results, folder, sounds=()):
         f"Classes of {results['label']}: which dimensions all share, which are "
         f"of some alone, and whether alignment does more than the baselines."
     )
-    return Section("alignment", "Dimensions of classes", sentence, items)
+    return Section(*HEADING, sentence, items)
 
 
 def _figures(results, names, folder, layer):
@@ -359,7 +362,10 @@ def report_run(folder, model, stores, data, beside=(), **aligned):
 
     `data` are the manifest of the test part, and the folder of its audio.
     """
-    results = score_run(folder, model, stores, beside, **aligned)
+    try:
+        results = score_run(folder, model, stores, beside, **aligned)
+    except Unmeasurable as error:
+        return Section(*HEADING, "", [Gap("Scores", str(error))])
     first = next(iter(group_seeds(results, own=True)))
     known = aligned["kind"], aligned["classes"]
     sounds = traversals(model, first, results, stores["test"], *known, *data)

@@ -375,6 +375,51 @@ def measure_alignment(
     return results
 
 
+def open_beside(beside, encoder_sha256, layers):
+    """Loads the codes of other runs of the same encoder.
+
+    Arguments
+    ---------
+    beside : list of str
+        Their folders.
+    encoder_sha256, layers : str, list of str
+        The encoder; layers whose codes are wanted.
+
+    Returns
+    -------
+    bottlenecks, identities : (dict of str to Bottleneck, list of str)
+        By names such as `module3.vsc, shuffled classes`, or `module3.sae,
+        FOLDER`; and of the models.
+
+    Raises
+    ------
+    ValueError
+        If a run has another encoder, or no codes of these layers.
+    """
+    found, identities = {}, []
+    for folder in beside:
+        encoder, description = load_encoder(folder)
+        there = {
+            name: code
+            for name, code in getattr(encoder, "bottlenecks", {}).items()
+            if name.partition(".")[0] in layers
+        }
+        if description.get("encoder") != encoder_sha256 or not there:
+            raise ValueError(
+                f"--beside {folder} holds no codes of {', '.join(layers)} of "
+                f"this encoder ({encoder_sha256:.12}): give runs of "
+                f"recipes/bottleneck.py with the same --encoder and --layers."
+            )
+        for name, code in there.items():
+            about = encoder.entries.get(name, {}).get("training", {})
+            title = "shuffled classes" if about.get("shuffled") else None
+            stem = SEED.sub("", name)
+            title = f"{stem}, {title or Path(folder).name}"
+            found[title + name.removeprefix(stem)] = code
+        identities.append(description["sha256"])
+    return found, identities
+
+
 def score_run(folder, model, stores, beside=(), **aligned):
     """Scores the codes of a run, and of others beside; kept in `alignment.json`.
 
@@ -385,44 +430,19 @@ def score_run(folder, model, stores, beside=(), **aligned):
     stores : dict of str to ActivationStore
         "train" and "test".
     beside : list of str
-        Runs of other codes of the same encoder, such as one whose classes were
-        shuffled, or of sparse autoencoders: scored on the same rows.
+        See `open_beside`: such as a run whose classes were shuffled.
     **aligned :
         `label`, `classes`, `kind`, `names` and `held_out`: see
-        `measure_alignment`.
-
-    Returns
-    -------
-    dict
-        From `measure_alignment`.
-
-    Raises
-    ------
-    ValueError
-        If another run has no codes of these layers, or another encoder.
+        `measure_alignment`, whose results are returned.
     """
-    codes, bottlenecks = dict(model.encoder.bottlenecks), {}
+    codes = dict(model.encoder.bottlenecks)
+    layers = list(dict.fromkeys(name.partition(".")[0] for name in codes))
+    others, identities = open_beside(beside, encoder_of(model.config), layers)
     made_of = {"of": VERSION, "model": identity_of(model.config), **aligned}
     made_of["stores"] = {part: s.made_of for part, s in stores.items()}
-    for other in beside:
-        encoder, description = load_encoder(other)
-        made_of.setdefault("beside", []).append(description["sha256"])
-        own = encoder_of(model.config)
-        if description.get("encoder") != own:
-            raise ValueError(
-                f"--beside {other} holds no codes of this run's encoder ({own}): "
-                f"give runs of recipes/bottleneck.py with the same --encoder."
-            )
-        layers = {name.partition(".")[0] for name in codes}
-        for name, code in encoder.bottlenecks.items():
-            if name.partition(".")[0] in layers:
-                about = encoder.entries.get(name, {}).get("training", {})
-                shuffled = "shuffled classes" * bool(about.get("shuffled"))
-                stem = SEED.sub("", name)
-                title = f"{stem}, {shuffled or Path(other).name}"
-                bottlenecks[title + name.removeprefix(stem)] = code
+    made_of["beside"] = identities
     return cached_result(
         Path(folder) / "alignment.json",
         made_of,
-        lambda: measure_alignment(codes | bottlenecks, stores, **aligned),
+        lambda: measure_alignment(codes | others, stores, **aligned),
     )

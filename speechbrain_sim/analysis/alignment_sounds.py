@@ -9,7 +9,6 @@ from speechbrain_sim.analysis.code_parts import read_part
 from speechbrain_sim.analysis.feature_pages import decoder_below
 from speechbrain_sim.bottlenecks.coded import move
 from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
-from speechbrain_sim.data.labels import NO_LABEL
 from speechbrain_sim.data.tables import read_manifest
 from speechbrain_sim.report.page import Explorer, Gap, Stop
 from speechbrain_sim.traversals import deviations, traverse
@@ -51,7 +50,8 @@ def traversals(
         return [Gap("Traversals of dimensions", found["gap"])]
     part = read_part(store, layer, {label: (classes, kind)}, 4000, 0)
     bottleneck, y = model.encoder.bottleneck_of(name), part.y[label]
-    there, spread = {*y.tolist()}, code_rows(bottleneck, part.x).code.std(0)
+    spread = code_rows(bottleneck, part.x).code.std(0)
+    there = [c for c, row in enumerate(found["means"]) if row and c in y]
     data, items = read_manifest(manifest, data_folder), []
     for what in (GLOBAL, SPECIFIC):
         of = [i for i, k in enumerate(found["kinds"]) if k == what]
@@ -61,7 +61,7 @@ def traversals(
             continue
         d = max(of, key=lambda i: spread[i])
         inside = [c for c in found["open"][d] if c in there]
-        outside = sorted(there - {*found["open"][d], NO_LABEL})
+        outside = [c for c in there if c not in found["open"][d]]
         names = [results["names"][c] for c in found["open"][d]]
         words = "in all classes" if what == GLOBAL else f"in {', '.join(names)}"
         for c in [*inside[:1], *outside[: what == SPECIFIC]]:

@@ -18,6 +18,7 @@ from speechbrain_sim.analysis.alignment_scores import (
     class_features,
     code_rows,
     measure_alignment,
+    open_beside,
 )
 from speechbrain_sim.analysis.alignment_sounds import traversals
 from speechbrain_sim.bottlenecks.coded import CodedEncoder
@@ -26,6 +27,7 @@ from speechbrain_sim.decoders import make_decoder
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.inference import SmoothInfoMax
+from speechbrain_sim.models.format import save_parts, sha256_of
 from speechbrain_sim.report.page import Explorer, Figure, Gap, Table, write_page
 
 LAYER, CHANNELS, UNITS = "module3", 24, 12
@@ -246,7 +248,7 @@ def test_dimensions_are_heard(corpus, tmp_path):
     parts[f"decoder_{LAYER}"] = make_decoder(encoder, LAYER).eval()
     model = SmoothInfoMax(parts, {"sample_rate": 16000}, {})
     dimensions = {"kinds": ["global", "specific", "specific"] + ["mixed"] * 5}
-    dimensions["open"] = [[0, 1], [0], [1]] + [[]] * 5
+    dimensions |= {"open": [[0, 1], [0], [1]] + [[]] * 5, "means": [[0.5]] * 2}
     results = {"label": "pitch", "names": ["high", "low"]}
     results["codes"] = {name: {"dimensions": dimensions}}
     how = name, results, store, "utterance", ["high", "low"], *paths
@@ -265,3 +267,26 @@ def test_dimensions_are_heard(corpus, tmp_path):
     dimensions["kinds"] = ["mixed"] * 8
     gaps = traversals(model, *how)
     assert [gap.title.split()[3] for gap in gaps] == ["global", "specific"]
+
+
+def save_run(folder, encoder, **training):
+    """A model folder with codes of an encoder."""
+    code = VariationalSparseCoder(6, 8)
+    name = f"bottleneck_{LAYER}.vsc_s2"
+    entry = {"layer": LAYER, "training": training}
+    parts = {"encoder": encoder, name: code}
+    save_parts(folder, parts, {"encoder": {}, name: entry})
+
+
+def test_codes_of_other_runs_stand_beside(tmp_path):
+    encoder, other = (GreedyEncoder(6, context_channels=4) for _ in "ab")
+    save_run(tmp_path / "one", encoder, shuffled=True)
+    save_run(tmp_path / "two", encoder)
+    save_run(tmp_path / "three", other)
+    own, runs = sha256_of(encoder), [str(tmp_path / n) for n in ("one", "two")]
+    found, identities = open_beside(runs, own, [LAYER])
+    names = [f"{LAYER}.vsc, shuffled classes_s2", f"{LAYER}.vsc, two_s2"]
+    assert [*found] == names and len({*identities}) == 2
+    for folder, layer in (("three", LAYER), ("one", "module1")):
+        with pytest.raises(ValueError, match="holds no codes of"):
+            open_beside([str(tmp_path / folder)], own, [layer])
