@@ -23,6 +23,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_sim import config
+from speechbrain_sim.analysis.alignment_scores import open_beside
 from speechbrain_sim.analysis.code_report import write_report
 from speechbrain_sim.analysis.probes import check_examples
 from speechbrain_sim.analysis.sparsity import read_settings
@@ -44,11 +45,13 @@ from speechbrain_sim.encoders.logmel import SPECTRAL
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
+    CLASSES,
     DECODER,
     ENCODER,
     describe,
     load_parts,
     save_parts,
+    sha256_of,
 )
 from speechbrain_sim.models.load import (
     check_folder,
@@ -110,7 +113,15 @@ def check_classes(settings):
 
 #: of runs: what may change when they are resumed, and what is refused; the
 #: report is no part of the training
-SHOWN = ["labels", "sheet", "factors_of", "published", "title", "note"]
+SHOWN = [
+    "labels",
+    "beside",
+    "sheet",
+    "factors_of",
+    "published",
+    "title",
+    "note",
+]
 RULES = ([*config.MAY_CHANGE, "encoder", *SHOWN], check)
 
 
@@ -181,6 +192,20 @@ def read_wanted(hparams):
     )
 
 
+def true_classes(wanted, labels):
+    """Returns the classes that gates are scored by: as of `measure_alignment`.
+
+    Of clusters those of the first of --labels, or None.
+    """
+    label, held_out = wanted.label, [wanted.names[i] for i in wanted.held_out]
+    known = wanted.classes, wanted.kind, wanted.names
+    if wanted.clusters:
+        label, held_out = next(iter(labels), None), []
+        known = labels.get(label, known)
+    found = dict(zip(("classes", "kind", "names"), known, strict=True))
+    return label and {"label": label, "held_out": held_out, **found}
+
+
 def plan_run(hparams, units):
     """Names the bottlenecks of a run."""
     if "alignment" in hparams:
@@ -224,6 +249,9 @@ def bottleneck(hparams, run_opts):
     for layer in layers:
         encoder.check_layer(layer)
     check_folder(folder, encoder, description, source)
+    own = type(encoder).__name__ in CLASSES  # as in check_folder
+    own = sha256_of(encoder) if own else description["sha256"]
+    open_beside(hparams["beside"], own, layers)
     sb.create_experiment_directory(folder)
     labels = read_labels(hparams)
     wanted = read_wanted(hparams)
@@ -251,6 +279,8 @@ def bottleneck(hparams, run_opts):
         hparams["sheet"],
         hparams["factors_of"],
         hparams["published"],
+        aligned=wanted and true_classes(wanted, labels),
+        beside=hparams["beside"],
         title=hparams["title"],
         note=hparams["note"],
     )

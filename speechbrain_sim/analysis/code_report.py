@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 from speechbrain_sim.analysis import feature_pages, sparsity
+from speechbrain_sim.analysis.alignment_report import report_run
 from speechbrain_sim.analysis.feature_cards import F1, GAIN
 from speechbrain_sim.bottlenecks.coded import NAMES
 from speechbrain_sim.files import cached_result
@@ -20,11 +21,21 @@ REPEATED = ("reconstruction", "firing", "probes", "recovered")
 
 
 def write_report(
-    folder, stores, labels, data, sheet, factors_of=None, published=None, **page
+    folder,
+    stores,
+    labels,
+    data,
+    sheet,
+    factors_of=None,
+    published=None,
+    aligned=None,
+    beside=(),
+    **page,
 ):
     """Scores the bottlenecks of a model folder, and writes its report.
 
-    The scores are computed once, and kept in `sparsity.json`.
+    The scores are computed once, and kept in `sparsity.json` and
+    `alignment.json`.
 
     Arguments
     ---------
@@ -40,11 +51,49 @@ def write_report(
         See `speechbrain_sim.analysis.score_sheet.Settings`.
     published : dict, optional
         Numbers of a paper: see `hparams/published/VocalSet.yaml`.
+    aligned, beside : dict, list of str
+        Of codes that classes were trained with: arguments of
+        `speechbrain_sim.analysis.alignment_scores.score_run`.
     **page : str
         `title` and `note`.
     """
     folder, model = Path(folder), SmoothInfoMax.from_pretrained(folder)
     coded = model.encoder
+    names = {label: known[2] for label, known in labels.items()}
+    scores = score_codes(folder, model, stores, labels, sheet, factors_of)
+    called = {
+        name: name_units(scores, name, names) for name in coded.bottlenecks
+    }
+    repeat_scores(folder, scores, called)
+    rows = classes_of_rows(coded, stores["test"], labels)
+    chosen_by = {
+        name: page_scores(units, called[name])
+        for name, units in scores["units"].items()
+    }
+    sections = [sparsity.section(scores, folder)]
+    if aligned:
+        run = folder, model, stores, data, beside
+        sections = [report_run(*run, **aligned), *sections]
+    sections += published_sections(published)
+    page |= {"sections": sections, "names": called, "scores": chosen_by}
+    feature_pages.write_pages(
+        folder, model, stores["test"], rows, *data, **page
+    )
+
+
+def classes_of_rows(coded, store, labels):
+    """Returns `Source.labels` of each coded layer: see `write_report`."""
+    return {
+        layer: {
+            label: (names, store.labels(label, *how, layer))
+            for label, (*how, names) in labels.items()
+        }
+        for layer in map(coded.origin, coded.bottlenecks)
+    }
+
+
+def score_codes(folder, model, stores, labels, sheet, factors_of):
+    """Computes the score sheet, unless it is cached: see `write_report`."""
     kinds = {label: known[:2] for label, known in labels.items()}
     names = {label: known[2] for label, known in labels.items()}
     settings = {"names": names, "factors_of": factors_of, **sheet}
@@ -52,30 +101,10 @@ def write_report(
     made_of["factors"] = factors_of and describe_function(factors_of)
     made_of["model"] = identity_of(model.config)
     made_of["stores"] = {part: s.made_of for part, s in stores.items()}
+    coded = model.encoder
     work = coded.encoder, coded.bottlenecks, stores, kinds, settings
-    scores = cached_result(
+    return cached_result(
         folder / "sparsity.json", made_of, lambda: sparsity.measure_codes(*work)
-    )
-    called = {
-        name: name_units(scores, name, names) for name in coded.bottlenecks
-    }
-    repeat_scores(folder, scores, called)
-    rows = {
-        layer: {
-            label: (names[label], stores["test"].labels(label, *how, layer))
-            for label, how in kinds.items()
-        }
-        for layer in map(coded.origin, coded.bottlenecks)
-    }
-    chosen_by = {
-        name: page_scores(units, called[name])
-        for name, units in scores["units"].items()
-    }
-    sections = [sparsity.section(scores, folder)]
-    sections += published_sections(published)
-    page |= {"sections": sections, "names": called, "scores": chosen_by}
-    feature_pages.write_pages(
-        folder, model, stores["test"], rows, *data, **page
     )
 
 
