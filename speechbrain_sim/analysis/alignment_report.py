@@ -175,11 +175,12 @@ def tables(results):
                 gain = gain_of(results, names, others, path)
                 row[column] = _cell(gain, *how, "+")
             rows.append(row)
-    shared = [
-        f"{100 * scores['pseudo']:.0f} % in {layer}"
-        for layer, scores in results["layers"].items()
-    ]
-    captions = {**CAPTIONS, PSEUDO: f"{CAPTIONS[PSEUDO]}{', '.join(shared)}."}
+    captions, of = dict(CAPTIONS), results["layers"].items()
+    shared = [f"{100 * one['pseudo']:.0f} % in {n}" for n, one in of]
+    captions[PSEUDO] += ", ".join(shared) + "."
+    if read := [(n, x["probe"]) for n, x in of if "gap" not in x["probe"]]:
+        words = [f"{n} {_cell(score, 100, 1)} %" for n, score in read]
+        captions[SCORED] += f" Probes of layers: {', '.join(words)}."
     return [
         Table.of(title, captions[title], _filled(rows))
         for title, rows in [*found, (GAINED, rows)]

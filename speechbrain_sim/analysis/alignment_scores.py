@@ -101,8 +101,12 @@ def probe(known, y, x, there, unit, classes, seed=0):
     Returns
     -------
     dict
-        Accuracy, `value` and `interval`; `chance`; that of `shuffled` labels,
-        and whether it `passed`, see `control_interval`.
+        Accuracy, `value` and `interval`; `chance`; that of `shuffled` labels.
+
+    Raises
+    ------
+    Unmeasurable
+        If shuffled labels are read above chance, see `control_interval`.
     """
     rng = np.random.default_rng(seed)
     labels = np.stack([y, *(rng.permutation(y) for _ in range(CONTROLS))])
@@ -115,11 +119,15 @@ def probe(known, y, x, there, unit, classes, seed=0):
     predicted = solved.predict(x).numpy()
     right = predicted[0] == there
     control = control_interval(predicted[1:], there, classes)
+    if not control["passed"]:
+        raise Unmeasurable(
+            "Probes on shuffled labels are above chance: labels reach the "
+            "features, or examples are few."
+        )
     return {
         **over_recordings(right, np.ones(len(there)), unit),
         "chance": chance_level(y, there),
         "shuffled": control["accuracy"],
-        "passed": control["passed"],
     }
 
 
@@ -200,8 +208,8 @@ class Layer:
         features = class_features(stores["test"], label, classes, kind, names)
         self.distances = distances(features)
         k = len(np.unique(y))
-        self.centres, _ = kmeans2(self.in_units(x), k, minit="++", rng=seed)
-        self.pseudo = vq(self.in_units(z), self.centres)[0]
+        centres, _ = kmeans2(self.in_units(x), k, minit="++", rng=seed)
+        self.pseudo = vq(self.in_units(z), centres)[0]
 
     def in_units(self, x):
         """Rows, (rows, channels), in deviations from the mean."""

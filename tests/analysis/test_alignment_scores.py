@@ -125,7 +125,7 @@ def test_planted_codes_are_what_they_are(results):
     assert found["agreement"]["p"] == 0.001
     assert found["reconstruction"]["value"] > 0.9
     for probe in found["probes"].values():
-        assert probe["value"] > 0.95 and probe["passed"]
+        assert probe["value"] > 0.95
         assert probe["shuffled"] < 0.3
 
 
@@ -199,6 +199,7 @@ def test_the_section_shows_all_of_it(results, tmp_path):
         ["module3, SAE with classifier", ""],
         ["module3, linear probe", ""],
     ]
+    assert "Probes of layers: module3 100.0 [" in scores.caption
     rule = tables["Global, class-specific and unused dimensions"]
     assert rule.rows[0][2:5] == [
         "2 [2, 2]",
