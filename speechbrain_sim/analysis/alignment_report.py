@@ -17,6 +17,7 @@ from speechbrain_sim.analysis.alignment import (
 from speechbrain_sim.analysis.alignment_scores import (
     NEW_CLASSES,
     NEW_SPEAKERS,
+    SHUFFLED,
     score_run,
 )
 from speechbrain_sim.analysis.alignment_sounds import traversals
@@ -56,7 +57,7 @@ CHANGED += "within / between", "r, all"
 TITLES = SCORED, RULE, GAINED, TESTED, NEW, PSEUDO = (
     "Alignment, reconstruction and probes",
     "Global, class-specific and unused dimensions",
-    "Alignment less none",
+    "Alignment less its controls",
     "Class means and distances between classes",
     "Classes and speakers that were not trained on",
     "Classes without labels",
@@ -77,8 +78,8 @@ CAPTIONS = {
     f"{100 * CLOSED:.0f} % of those of all; mixed: anything else. Numbers of "
     "dimensions, with 95 % intervals over recordings; unsure: dimensions whose "
     "kind less than 95 % of the draws of recordings agree on.",
-    GAINED: "Differences of scores of the same seed, with and without alignment, "
-    "and Student's 95 % intervals over seeds. Better is: a smaller ratio, a "
+    GAINED: "Differences of scores of the same seed to those without alignment, "
+    "and to those of shuffled classes, and Student's 95 % intervals over seeds. Better is: a smaller ratio, a "
     "larger r, more explained variance.",
     TESTED: "Mantel tests: does 1 - r of class means go with the distance of "
     "classes? Spearman's correlation and p of permuted classes (of fewer than 8 "
@@ -115,7 +116,7 @@ def score_of(results, names, path):
         found.append(score)
     if all(isinstance(score, (int, float)) for score in found):
         return {"value": max(found)}
-    if not all("value" in score for score in found):
+    if not all(isinstance(x, dict) and "value" in x for x in found):
         return None
     several = [score["value"] for score in found]
     return student(several, np.inf) if len(found) > 1 else found[0]
@@ -165,11 +166,10 @@ def tables(results):
                 row[column] = _cell(score_of(results, names, path), *how)
             rows.append(row)
         found.append((title, rows))
-    own, rows = group_seeds(results, own=True), []
-    for group, names in own.items():
-        others = _without_alignment(results, own, group)
-        if others not in (None, names) and len(others) == len(names) > 1:
-            row = {"": group}
+    rows = []
+    for group, names in group_seeds(results, own=True).items():
+        for title, others in _references(results, group):
+            row = {"": group, "less": title}
             for column in CHANGED:
                 path, *how = SCORES[column]
                 gain = gain_of(results, names, others, path)
@@ -188,13 +188,15 @@ def tables(results):
     ]
 
 
-def _without_alignment(results, groups, group):
-    """Names of the codes of the same layer whose weight is 0, or None."""
+def _references(results, group):
+    """Yields what a code is compared with, seed by seed: title and names."""
+    groups = group_seeds(results)
     for other, names in groups.items():
-        weight = results["codes"][names[0]]["weight"]
-        if weight == 0 and _layer(other) == _layer(group):
-            return names
-    return None
+        plain = "," not in other and results["codes"][names[0]]["weight"] == 0
+        alike = _layer(other) == _layer(group) and other != group
+        several = len(names) == len(groups[group]) > 1
+        if alike and several and (plain or other.endswith(SHUFFLED)):
+            yield "λ = 0" if plain else SHUFFLED, names
 
 
 def _layer(name):

@@ -52,8 +52,10 @@ PROBE_ROWS, STRENGTH, CONTROLS = 3000, 1e-2, 10
 READ = "gate", "mean", "code"
 #: columns of a manifest that describe recordings, not classes
 TECHNICAL = {"ID", "wav", "start", "stop", "num_samples", "duration"}
-#: columns of speakers; names of the parts of a test set that were not trained on
+#: column of speakers; what codes of a run with shuffled classes are called; rows
+#: of what was not trained on
 SPEAKER = "speaker"
+SHUFFLED = "shuffled classes"
 NEW_CLASSES, NEW_SPEAKERS = "held-out classes", "held-out speakers"
 
 
@@ -420,7 +422,7 @@ def open_beside(beside, encoder_sha256, layers):
             )
         for name, code in there.items():
             about = encoder.entries.get(name, {}).get("training", {})
-            title = "shuffled classes" if about.get("shuffled") else None
+            title = SHUFFLED if about.get("shuffled") else None
             stem = SEED.sub("", name)
             title = f"{stem}, {title or Path(folder).name}"
             found[title + name.removeprefix(stem)] = code

@@ -206,7 +206,7 @@ def test_the_section_shows_all_of_it(results, tmp_path):
         "6 [6, 6]",
         "4 [4, 4]",
     ]
-    gains = tables["Alignment less none"]
+    gains = tables["Alignment less its controls"]
     (row,) = gains.rows
     ratio = row[gains.header.index("within / between")]
     ratio, low, high = map(float, re.findall(r"[-+][\d.]+", ratio))
