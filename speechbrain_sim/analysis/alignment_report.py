@@ -51,6 +51,8 @@ SCORES = {
     "shuffled, γ (%)": ("probes.gate.shuffled", 100, 1),
     "r, all": ("phonetics.tests.all", 1, 2),
 }
+#: scores that may be below 0; none of them is above 1
+SIGNED = "reconstruction", "rare", "phonetics"
 #: what alignment changes, and the lines of the curve
 CHANGED = "EV (%)", "EV of the rarest tenth (%)", "probe of γ (%)"
 CHANGED += "within / between", "r, all"
@@ -118,8 +120,14 @@ def score_of(results, names, path):
         return {"value": max(found)}
     if not all(isinstance(x, dict) and "value" in x for x in found):
         return None
-    several = [score["value"] for score in found]
-    return student(several, np.inf) if len(found) > 1 else found[0]
+    if len(found) == 1:
+        return found[0]
+    mean = student([score["value"] for score in found], np.inf)
+    low, high = mean["interval"]
+    kind = path.partition(".")[0]
+    least = 0.0 if kind not in SIGNED else -np.inf
+    most = 1.0 if kind in (*SIGNED, "probes") else np.inf
+    return {**mean, "interval": [max(low, least), min(high, most)]}
 
 
 def gain_of(results, names, others, path):
