@@ -42,8 +42,9 @@ PRIORS = SIMPLE, PSEUDO_INPUTS = "simple", "pseudo_inputs"
 CODES = HARD, SOFT = "hard", "soft"
 CHOICES = {"variant": VARIANTS, "gate": GATES, "prior": PRIORS, "code": CODES}
 CHOICES |= {"alignment_form": FORMS, "alignment_denominator": DENOMINATORS}
-#: gates are not nearer to 0 and 1 than this, and their logits
+#: gates are not nearer to 0 and 1 than this; their logits, first and largest
 NEAR = 1e-6
+FIRST_LOGIT = -1.0
 LARGEST_LOGIT = math.log((1 - NEAR) / NEAR)
 #: of the log-variances
 LARGEST_LOG_VAR = 10.0
@@ -180,7 +181,9 @@ class VariationalSparseCoder(CountingBottleneck):
         self.encoder = _network(*sizes, generator)
         sizes = num_units, decoder_hidden, input_channels
         self.decoder = _network(*sizes, generator)
-        with torch.no_grad():  # means begin as what the decoder would undo
+        with torch.no_grad():
+            self.encoder[-1].bias[:num_units] = FIRST_LOGIT
+            # means begin as what the decoder would undo
             if not (hidden or decoder_hidden):
                 means = slice(num_units, 2 * num_units)
                 self.encoder[-1].weight[means] = self.decoder[-1].weight.T

@@ -5,7 +5,6 @@ added: an upper bound of the joint divergence. All are in nats.
 """
 
 import torch
-from torch.special import xlogy
 
 #: see `class_alignment`
 FORMS = PAIRS, CENTROID = "pairs", "centroid"
@@ -13,12 +12,31 @@ DENOMINATORS = OF_PAIRS, OF_SAMPLES = "pairs", "samples"
 #: under the root of a distance, whose slope at 0 is infinite
 TINY = 1e-12
 #: pairs of each class whose entropies are in memory together
-PAIRS_AT_ONCE = 4096
+PAIRS_AT_ONCE = 128
+#: gates are not less, nor nearer to 1, in logarithms
+SMALLEST = 1e-30
+
+
+class _Entropy(torch.autograd.Function):
+    """Entropy of Bernoulli(gate): few passes, as it is most of the time."""
+
+    @staticmethod
+    def forward(ctx, gates):
+        opened = gates.clamp_min(SMALLEST).log()
+        shut = (1 - gates).clamp_min(SMALLEST).log_()
+        slope = shut - opened
+        ctx.save_for_backward(slope)
+        return torch.addcmul(-shut, gates, slope)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (slope,) = ctx.saved_tensors
+        return gradient * slope
 
 
 def bernoulli_entropy(gates):
     """Entropy of Bernoulli(gate), nats, elementwise."""
-    return -xlogy(gates, gates) - xlogy(1 - gates, 1 - gates)
+    return _Entropy.apply(gates)
 
 
 def jensen_shannon(gates, others):

@@ -22,7 +22,7 @@ TINY_CODES += ["{train_rows: 300, test_rows: 200, probe_rows: 100, draws: 2}"]
 TINY_SAE = [*TINY_CODES, "--k", "[2]", "--sparsity", "null"]
 TINY_VSC = [*TINY_CODES, "--alignment", "[1]", "--hidden", "8"]
 TINY_VSC += ["--samples_per_class", "2", "--spike_epochs", "[0.2, 0.4]"]
-TINY_VSC += ["--alignment_epochs", "[0.4, 1]"]
+TINY_VSC += ["--alignment_epochs", "[0.4, 1]", "--observation_std", "0.05"]
 
 
 @pytest.fixture(autouse=True)
