@@ -23,7 +23,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_sim import config
-from speechbrain_sim.analysis.alignment_scores import open_beside
+from speechbrain_sim.analysis.alignment_baselines import open_beside
 from speechbrain_sim.analysis.code_report import write_report
 from speechbrain_sim.analysis.probes import check_examples
 from speechbrain_sim.analysis.sparsity import read_settings

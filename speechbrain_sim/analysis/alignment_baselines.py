@@ -1,16 +1,22 @@
-"""What aligned codes have to beat: codes of equal width that learn the classes."""
+"""What aligned codes have to beat: others that learn classes, or other runs'."""
+
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from speechbrain_sim.analysis.sparsity import SEED
 from speechbrain_sim.bottlenecks.base import Bottleneck, BottleneckLoss
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
+from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.randomness import keyed_generator
 
 #: their names
 BASELINES = CLASSIFYING, LINEAR = "SAE with classifier", "linear probe"
-#: of their training
+#: what codes of a run with shuffled classes are called
+SHUFFLED = "shuffled classes"
+#: of the training of baselines
 STEPS, ROWS, RATE = 400, 256, 2e-3
 
 
@@ -95,3 +101,48 @@ def train_baseline(name, bottleneck, x, y, classes, k, seed=0):
         optimizer.step()
         code.after_step()
     return code.eval().requires_grad_(False)
+
+
+def open_beside(beside, encoder_sha256, layers):
+    """Loads the codes of other runs of the same encoder.
+
+    Arguments
+    ---------
+    beside : list of str
+        Their folders.
+    encoder_sha256, layers : str, list of str
+        The encoder; layers whose codes are wanted.
+
+    Returns
+    -------
+    bottlenecks, identities : (dict of str to Bottleneck, list of str)
+        By names such as `module3.vsc, shuffled classes`, or `module3.sae,
+        FOLDER`; and of the models.
+
+    Raises
+    ------
+    ValueError
+        If a run has another encoder, or no codes of these layers.
+    """
+    found, identities = {}, []
+    for folder in beside:
+        encoder, description = load_encoder(folder)
+        there = {
+            name: code
+            for name, code in getattr(encoder, "bottlenecks", {}).items()
+            if name.partition(".")[0] in layers
+        }
+        if description.get("encoder") != encoder_sha256 or not there:
+            raise ValueError(
+                f"--beside {folder} holds no codes of {', '.join(layers)} of "
+                f"this encoder ({encoder_sha256:.12}): give runs of "
+                f"recipes/bottleneck.py with the same --encoder and --layers."
+            )
+        for name, code in there.items():
+            about = encoder.entries.get(name, {}).get("training", {})
+            title = SHUFFLED if about.get("shuffled") else None
+            stem = SEED.sub("", name)
+            title = f"{stem}, {title or Path(folder).name}"
+            found[title + name.removeprefix(stem)] = code
+        identities.append(description["sha256"])
+    return found, identities

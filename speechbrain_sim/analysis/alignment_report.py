@@ -14,10 +14,10 @@ from speechbrain_sim.analysis.alignment import (
     UNSURE,
     UNUSED,
 )
+from speechbrain_sim.analysis.alignment_baselines import SHUFFLED
 from speechbrain_sim.analysis.alignment_scores import (
     NEW_CLASSES,
     NEW_SPEAKERS,
-    SHUFFLED,
     score_run,
 )
 from speechbrain_sim.analysis.alignment_sounds import traversals

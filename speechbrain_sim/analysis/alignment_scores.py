@@ -16,6 +16,7 @@ from tqdm import tqdm
 from speechbrain_sim.analysis import alignment
 from speechbrain_sim.analysis.alignment_baselines import (
     BASELINES,
+    open_beside,
     train_baseline,
 )
 from speechbrain_sim.analysis.code_parts import read_part
@@ -31,7 +32,6 @@ from speechbrain_sim.analysis.intervals import (
     control_interval,
 )
 from speechbrain_sim.analysis.score_sheet import measured
-from speechbrain_sim.analysis.sparsity import SEED
 from speechbrain_sim.analysis.tokens import NO_PHONES
 from speechbrain_sim.data.articulation import articulation, distances
 from speechbrain_sim.data.labels import FRAMES, NO_LABEL, UTTERANCE
@@ -39,7 +39,6 @@ from speechbrain_sim.data.tables import read_manifest
 from speechbrain_sim.files import cached_result
 from speechbrain_sim.logistic import solve_logistic
 from speechbrain_sim.models.format import encoder_of, identity_of
-from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.rows import moments
 
 #: counts up whenever these scores change: older ones are stale
@@ -52,10 +51,8 @@ PROBE_ROWS, STRENGTH, CONTROLS = 3000, 1e-2, 10
 READ = "gate", "mean", "code"
 #: columns of a manifest that describe recordings, not classes
 TECHNICAL = {"ID", "wav", "start", "stop", "num_samples", "duration"}
-#: column of speakers; what codes of a run with shuffled classes are called; rows
-#: of what was not trained on
+#: column of speakers; rows of what was not trained on
 SPEAKER = "speaker"
-SHUFFLED = "shuffled classes"
 NEW_CLASSES, NEW_SPEAKERS = "held-out classes", "held-out speakers"
 
 
@@ -383,51 +380,6 @@ def measure_alignment(
                 baselines[f"{layer}, {title}"] = scores
     codes |= baselines
     return results
-
-
-def open_beside(beside, encoder_sha256, layers):
-    """Loads the codes of other runs of the same encoder.
-
-    Arguments
-    ---------
-    beside : list of str
-        Their folders.
-    encoder_sha256, layers : str, list of str
-        The encoder; layers whose codes are wanted.
-
-    Returns
-    -------
-    bottlenecks, identities : (dict of str to Bottleneck, list of str)
-        By names such as `module3.vsc, shuffled classes`, or `module3.sae,
-        FOLDER`; and of the models.
-
-    Raises
-    ------
-    ValueError
-        If a run has another encoder, or no codes of these layers.
-    """
-    found, identities = {}, []
-    for folder in beside:
-        encoder, description = load_encoder(folder)
-        there = {
-            name: code
-            for name, code in getattr(encoder, "bottlenecks", {}).items()
-            if name.partition(".")[0] in layers
-        }
-        if description.get("encoder") != encoder_sha256 or not there:
-            raise ValueError(
-                f"--beside {folder} holds no codes of {', '.join(layers)} of "
-                f"this encoder ({encoder_sha256:.12}): give runs of "
-                f"recipes/bottleneck.py with the same --encoder and --layers."
-            )
-        for name, code in there.items():
-            about = encoder.entries.get(name, {}).get("training", {})
-            title = SHUFFLED if about.get("shuffled") else None
-            stem = SEED.sub("", name)
-            title = f"{stem}, {title or Path(folder).name}"
-            found[title + name.removeprefix(stem)] = code
-        identities.append(description["sha256"])
-    return found, identities
 
 
 def score_run(folder, model, stores, beside=(), **aligned):

@@ -12,13 +12,13 @@ from speechbrain_sim.analysis import alignment_scores
 from speechbrain_sim.analysis.alignment_baselines import (
     CLASSIFYING,
     LINEAR,
+    open_beside,
 )
 from speechbrain_sim.analysis.alignment_report import section
 from speechbrain_sim.analysis.alignment_scores import (
     class_features,
     code_rows,
     measure_alignment,
-    open_beside,
 )
 from speechbrain_sim.analysis.alignment_sounds import traversals
 from speechbrain_sim.bottlenecks.coded import CodedEncoder

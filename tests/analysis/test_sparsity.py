@@ -113,7 +113,7 @@ def test_every_score_is_there(results):
     for versions in results["codes"].values():
         assert list(versions) == ["learned", "untrained", "random", "PCA"]
         for scores in versions.values():
-            gaps = [*sparsity._reasons(scores)]  # of random phones
+            gaps = [*sparsity.find_gaps(scores)]  # of random phones
             assert len(gaps) == 2 and "no loss to recover" in gaps[0] == gaps[1]
             for score in (
                 scores["firing"]["l0"],
