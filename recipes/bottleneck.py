@@ -1,35 +1,44 @@
-"""Trains sparse autoencoders on the frames of layers of a frozen encoder.
+"""Trains sparse codes of the frames of layers of a frozen encoder.
 
     python recipes/bottleneck.py hparams/Synthetic/sae.yaml --encoder sim-small \
         --k "[16, 32, 64]" --seeds "[1, 2]"
+    python recipes/bottleneck.py hparams/Synthetic/vsc.yaml --encoder sim-small \
+        --alignment "[1, 0, 0.1, 10]"
 
-What the encoder computes for the corpus is kept in the run's folder; all layers,
-sparsities (--k, or --sparsity in percent) and seeds are trained in one pass over
-it, and scored beside controls on the test part. The folder becomes a model: the
-encoder, its decoders if it has any, and the autoencoders, whose codes are layers
-named `module3.sae`; and it gets a report with a page of their features. Started
-again after a kill, a run is resumed.
+`sae.yaml` makes sparse autoencoders, `vsc.yaml` variational sparse coders, whose
+gates agree within --classes. What the encoder computes for the corpus is kept in
+the run's folder; all layers, sparsities (--k, or --sparsity in percent) or
+alignments, and seeds are trained in one pass over it, and scored beside controls
+on the test part. The folder becomes a model: the encoder, its decoders if it has
+any, and the bottlenecks, whose codes are layers named `module3.sae` or
+`module3.vsc`; and it gets a report with a page of their features. Started again
+after a kill, a run is resumed.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_sim import config
+from speechbrain_sim.analysis.alignment_baselines import open_beside
 from speechbrain_sim.analysis.code_parts import read_predictors
 from speechbrain_sim.analysis.code_report import write_report
 from speechbrain_sim.analysis.probes import check_examples
 from speechbrain_sim.analysis.sparsity import read_settings
 from speechbrain_sim.bottlenecks.sae import L1, TEMPORAL
+from speechbrain_sim.bottlenecks.vsc import VAE
 from speechbrain_sim.brains.bottleneck import (
     BottleneckBrain,
     make_bottlenecks,
     plan,
+    plan_alignments,
 )
+from speechbrain_sim.brains.classes import align, want_classes
 from speechbrain_sim.brains.frames import ROWS, check_counts, count_rows
-from speechbrain_sim.brains.schedules import check_decay
+from speechbrain_sim.brains.schedules import Ramp, check_decay
 from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.labels import FRAMES, kind_of
 from speechbrain_sim.data.phones import name_phones
@@ -37,11 +46,13 @@ from speechbrain_sim.encoders.logmel import SPECTRAL
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
+    CLASSES,
     DECODER,
     ENCODER,
     describe,
     load_parts,
     save_parts,
+    sha256_of,
 )
 from speechbrain_sim.models.load import (
     check_folder,
@@ -57,6 +68,7 @@ def check(settings):
     """Raises a ValueError for settings that do not go together."""
     check_decay(settings)
     read_settings(settings["sheet"])
+    check_classes(settings)
     if settings["pooling"] != "mean":
         return
     if settings["variant"] == TEMPORAL:
@@ -72,9 +84,45 @@ def check(settings):
             )
 
 
+def check_classes(settings):
+    """Raises a ValueError if classes are missing, or no use."""
+    variant, classes = settings["variant"], settings["classes"]
+    if classes is None and settings["shuffle_classes"]:
+        raise ValueError("--shuffle_classes needs --classes: give a label.")
+    if classes is not None and variant == TEMPORAL:
+        raise ValueError(
+            "--variant temporal compares neighbouring frames, and --classes "
+            "draws frames from everywhere: leave one of them out."
+        )
+    if "alignment" not in settings:
+        return
+    if classes is None and variant != VAE and any(settings["alignment"]):
+        raise ValueError(
+            f"--alignment {settings['alignment']} needs --classes: give a label "
+            f"of the corpus, or kmeans:50, or --alignment [0]."
+        )
+    epochs = settings["number_of_epochs"]
+    for name in ("spike_epochs", "alignment_epochs"):
+        Ramp(settings[name])
+        if settings[name][1] > epochs:
+            raise ValueError(
+                f"--{name} end after {settings[name][1]} epochs, but "
+                f"--number_of_epochs is {epochs}: raise that, or let them end "
+                f"before."
+            )
+
+
 #: of runs: what may change when they are resumed, and what is refused; the
 #: report is no part of the training
-SHOWN = ["labels", "sheet", "factors_of", "published", "title", "note"]
+SHOWN = [
+    "labels",
+    "beside",
+    "sheet",
+    "factors_of",
+    "published",
+    "title",
+    "note",
+]
 RULES = ([*config.MAY_CHANGE, "encoder", *SHOWN], check)
 
 
@@ -128,20 +176,63 @@ def keep_model(folder, encoder, description, source):
     save_parts(folder, decoders, about)
 
 
-def make_brain(hparams, run_opts, encoder, layers):
+def read_wanted(hparams):
+    """Finds the classes to align by: Wanted, or None; see `want_classes`."""
+    if hparams["classes"] is None:
+        return None
+    folder = Path(hparams["train_csv"]).parent
+    label = hparams["classes"]
+    return want_classes(
+        label,
+        kind_of(label, hparams["label_kinds"]),
+        hparams["train_csv"],
+        hparams["data_folder"],
+        hparams["pooling"],
+        hparams["held_out_classes"],
+        lambda classes: name_phones(label, classes, folder),
+    )
+
+
+def true_classes(wanted, labels):
+    """Returns the classes that gates are scored by: as of `measure_alignment`.
+
+    Of clusters those of the first of --labels, or None.
+    """
+    label, held_out = wanted.label, [wanted.names[i] for i in wanted.held_out]
+    known = wanted.classes, wanted.kind, wanted.names
+    if wanted.clusters:
+        label, held_out = next(iter(labels), None), []
+        known = labels.get(label, known)
+    found = dict(zip(("classes", "kind", "names"), known, strict=True))
+    return label and {"label": label, "held_out": held_out, **found}
+
+
+def plan_run(hparams, units):
+    """Names the bottlenecks of a run."""
+    if "alignment" in hparams:
+        weights, kind = hparams["alignment"], hparams["variant"]
+        weights = [0.0] if kind == VAE else weights
+        return plan_alignments(units, weights, hparams["seeds"], kind)
+    several = hparams["k"], hparams["sparsity"]
+    if hparams["variant"] == L1:
+        several = [1], None  # there is no k
+    return plan(units, *several, hparams["seeds"])
+
+
+def make_brain(hparams, run_opts, encoder, layers, wanted):
     """Makes the bottlenecks and their Brain, after all that can be refused."""
     channels = {layer: encoder.channels_of(layer) for layer in layers}
     width, expansion = hparams["num_units"], hparams["expansion"]
     units = {n: width or round(expansion * c) for n, c in channels.items()}
-    several = hparams["k"], hparams["sparsity"]
-    if hparams["variant"] == L1:
-        several = [1], None  # there is no k
-    hparams["planned"] = plan(units, *several, hparams["seeds"])
+    hparams["planned"] = plan_run(hparams, units)
     data = hparams["train_csv"], hparams["data_folder"], hparams["pooling"]
     rows = count_rows(encoder, layers, *data)
     check_counts(rows, units, hparams["pooling"])
     idle = {n: hparams["dead_after"] or count for n, count in rows.items()}
-    made = hparams["planned"], hparams["bottleneck"], channels, idle
+    make = hparams["bottleneck"]
+    if wanted and "classifier_weight" in hparams:
+        make = partial(make, num_classes=len(wanted.classes))
+    made = hparams["planned"], make, channels, idle
     return BottleneckBrain(
         make_bottlenecks(*made),
         hparams["opt_class"],
@@ -159,14 +250,28 @@ def bottleneck(hparams, run_opts):
     for layer in layers:
         encoder.check_layer(layer)
     check_folder(folder, encoder, description, source)
+    own = type(encoder).__name__ in CLASSES  # as in check_folder
+    own = sha256_of(encoder) if own else description["sha256"]
+    open_beside(hparams["beside"], own, layers)
     predictors = read_predictors(source, encoder)
     sb.create_experiment_directory(folder)
     labels = read_labels(hparams)
-    brain = make_brain(hparams, run_opts, encoder, layers)
+    wanted = read_wanted(hparams)
+    brain = make_brain(hparams, run_opts, encoder, layers, wanted)
     brain.open_run()
     stores = encode(hparams, run_opts, encoder, description, layers)
     keep_model(folder, encoder, description, source)
-    brain.fit_stores(stores, description["sha256"])
+    aligned = wanted and align(
+        wanted,
+        stores,
+        layers,
+        Path(hparams["save_folder"]),
+        hparams["seed"],
+        hparams["samples_per_class"],
+        hparams["classes_per_batch"],
+        hparams["shuffle_classes"],
+    )
+    brain.fit_stores(stores, description["sha256"], aligned)
     brain.check_alive()
     write_report(
         folder,
@@ -177,6 +282,8 @@ def bottleneck(hparams, run_opts):
         hparams["factors_of"],
         hparams["published"],
         predictors,
+        aligned=wanted and true_classes(wanted, labels),
+        beside=hparams["beside"],
         title=hparams["title"],
         note=hparams["note"],
     )

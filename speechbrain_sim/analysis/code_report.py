@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 from speechbrain_sim.analysis import feature_pages, sparsity
+from speechbrain_sim.analysis.alignment_report import report_run
 from speechbrain_sim.analysis.feature_cards import F1, GAIN
 from speechbrain_sim.bottlenecks.coded import NAMES
 from speechbrain_sim.files import cached_result, text_hash
@@ -28,11 +29,14 @@ def write_report(
     factors_of=None,
     published=None,
     predictors=None,
+    aligned=None,
+    beside=(),
     **page,
 ):
     """Scores the bottlenecks of a model folder, and writes its report.
 
-    The scores are computed once, and kept in `sparsity.json`.
+    The scores are computed once, and kept in `sparsity.json` and
+    `alignment.json`.
 
     Arguments
     ---------
@@ -50,6 +54,9 @@ def write_report(
         Numbers of a paper: see `hparams/published/VocalSet.yaml`.
     predictors : dict of str to torch.Tensor, optional
         See `speechbrain_sim.analysis.code_parts.read_predictors`.
+    aligned, beside : dict, list of str
+        Of codes that classes were trained with: arguments of
+        `speechbrain_sim.analysis.alignment_scores.score_run`.
     **page : str
         `title` and `note`.
     """
@@ -62,23 +69,31 @@ def write_report(
         name: name_units(scores, name, names) for name in coded.bottlenecks
     }
     repeat_scores(folder, scores, called)
-    rows = {
-        layer: {
-            label: (names[label], stores["test"].labels(label, *how, layer))
-            for label, (*how, _) in labels.items()
-        }
-        for layer in map(coded.origin, coded.bottlenecks)
-    }
+    rows = classes_of_rows(coded, stores["test"], labels)
     chosen_by = {
         name: page_scores(units, called[name])
         for name, units in scores["units"].items()
     }
     sections = [sparsity.section(scores, folder)]
+    if aligned:
+        run = folder, model, stores, data, beside
+        sections = [report_run(*run, **aligned), *sections]
     sections += published_sections(published)
     page |= {"sections": sections, "names": called, "scores": chosen_by}
     feature_pages.write_pages(
         folder, model, stores["test"], rows, *data, **page
     )
+
+
+def classes_of_rows(coded, store, labels):
+    """Returns `Source.labels` of each coded layer: see `write_report`."""
+    return {
+        layer: {
+            label: (names, store.labels(label, *how, layer))
+            for label, (*how, names) in labels.items()
+        }
+        for layer in map(coded.origin, coded.bottlenecks)
+    }
 
 
 def _scores(folder, model, stores, labels, sheet, factors_of, predictors):

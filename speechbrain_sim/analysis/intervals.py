@@ -229,10 +229,10 @@ def encoders_interval(total, *hits):
     return float(max(least, value - half)), float(min(1.0, value + half))
 
 
-def student(values):
+def student(values, most=1.0):
     """Computes Student's interval of the mean of independent values.
 
-    Returns `value` and `interval`, which is cut at -1 and 1.
+    Returns `value` and `interval`, which is cut at -`most` and `most`.
 
     Example
     -------
@@ -242,7 +242,7 @@ def student(values):
     _check_units(f"{len(values)} value is", len(values), 2)
     value, n = float(np.mean(values)), len(values)
     half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5
-    ends = max(-1.0, value - half), min(1.0, value + half)
+    ends = max(-most, value - half), min(most, value + half)
     return {"value": value, "interval": list(map(float, ends))}
 
 

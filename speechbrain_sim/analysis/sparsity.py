@@ -207,7 +207,7 @@ def section(results, folder):
     items += tables(results)
     each = chain(results["layers"].items(), _each_code(results))
     for name, scores in chain(each, results["stability"].items()):
-        for reason in _reasons(scores):
+        for reason in find_gaps(scores):
             gaps.setdefault(reason, name)
     items += [Gap(name, reason) for reason, name in gaps.items()]
     sentence = "A learned code is worth its units where it beats the controls."
@@ -293,13 +293,13 @@ def _each_code(results):
             seen.add(row)
 
 
-def _reasons(scores):
+def find_gaps(scores):
     """Yields the reasons of gaps, at any depth."""
     for key, value in scores.items():
         if key == "gap":
             yield value
         elif isinstance(value, dict):
-            yield from _reasons(value)
+            yield from find_gaps(value)
 
 
 def _own(scores):

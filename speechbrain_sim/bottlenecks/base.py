@@ -74,8 +74,10 @@ class Bottleneck(nn.Module, ABC):
     def loss(self, x, *others):
         """Returns the BottleneckLoss of frames, and what belongs to them.
 
-        Of sparse codes, (rows, channels), and the frame that follows each row,
-        or None.
+        Sparse codes take frames (rows, channels), and what they are trained
+        with, if anything: `following`, the next frame of each row; `classes`,
+        (rows,), below 0 where there is none; and the `generator` of the noise
+        of a training step.
         """
 
     def forward(self, x):
@@ -135,11 +137,53 @@ class Bottleneck(nn.Module, ABC):
         Called once, after `set_units`.
         """
 
+    def anneal(self, name, value):
+        """Sets a number that changes over a run, such as a penalty's share."""
+        if isinstance(getattr(self, name), torch.Tensor):
+            getattr(self, name).fill_(value)
+        else:
+            setattr(self, name, value)
+
     def before_step(self):
         """Changes gradients, before a step of the optimizer."""
 
     def after_step(self):
         """Changes weights and counters, after a step of the optimizer."""
+
+
+class CountingBottleneck(Bottleneck):
+    """A Bottleneck that counts for how many frames each unit is not active.
+
+    Arguments
+    ---------
+    input_channels, num_units, normalisation :
+        See `Bottleneck`.
+    dead_after : int
+        Frames without activity after which a unit is dead.
+    """
+
+    def __init__(self, input_channels, num_units, normalisation, dead_after):
+        super().__init__(input_channels, num_units, normalisation)
+        self.dead_after = dead_after
+        #: frames since each unit was active
+        self.register_buffer("idle", torch.zeros(num_units, dtype=torch.long))
+        self._rows, self._fired = 0, False
+
+    def count(self, fired, rows):
+        """Notes which units were active in so many rows, (units,), bool."""
+        self._rows, self._fired = self._rows + rows, self._fired | fired
+
+    def dead(self):
+        """Which units were not active for `dead_after` frames, (units,)."""
+        return self.idle >= self.dead_after
+
+    @torch.no_grad()
+    def after_step(self):
+        """Counts idle frames."""
+        if self._rows:
+            self.idle += self._rows
+            self.idle[self._fired] = 0
+            self._rows, self._fired = 0, False
 
 
 def check_rows(x, channels):

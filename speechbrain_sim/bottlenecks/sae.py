@@ -12,13 +12,14 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from speechbrain_sim.arguments import records_arguments
 from speechbrain_sim.bottlenecks.base import (
     STANDARDISE,
-    Bottleneck,
     BottleneckLoss,
+    CountingBottleneck,
     check_rows,
 )
 from speechbrain_sim.bottlenecks.sparse import (
     EntriesOfProduct,
     JumpReLU,
+    geometric_median,
     largest_of_batch,
     largest_of_rows,
     weighted_sums,
@@ -56,7 +57,7 @@ class _Codes(NamedTuple):
 
 
 @records_arguments
-class SparseAutoencoder(Bottleneck):
+class SparseAutoencoder(CountingBottleneck):
     """A sparse autoencoder of frames.
 
     With u the frame in units (see `Bottleneck`) and D its channels,
@@ -85,6 +86,9 @@ class SparseAutoencoder(Bottleneck):
       j within 512 rows [6]. Both frames of a pair are decoded. (The authors'
       code has scalar products in place of s.)
 
+    With `num_classes`, a linear classifier reads z, and its cross-entropy is
+    added, `classifier_weight` times: in the manner of ClassifSAE [7].
+
     L_aux revives dead units, which `dead_after` frames did not activate: of the
     error e = u - u^, no gradient through it, the dead units decode
     e^ = W_d TopK(ReLU(a), D / 2), without b_dec, and
@@ -95,7 +99,8 @@ class SparseAutoencoder(Bottleneck):
     [1] Gao et al. 2024, arXiv:2406.04093; [2] Bussmann et al. 2024,
     arXiv:2412.06410; [3] Rajamanoharan et al. 2024, arXiv:2407.14435;
     [4] Bricken et al. 2023, Towards monosemanticity; [5] Bussmann et al. 2025,
-    arXiv:2503.17547; [6] Bhalla et al. 2025, arXiv:2511.05541.
+    arXiv:2503.17547; [6] Bhalla et al. 2025, arXiv:2511.05541;
+    [7] arXiv:2506.23951.
 
     Weights have the names of `AutoEncoderTopK` of the library
     dictionary_learning.
@@ -122,6 +127,8 @@ class SparseAutoencoder(Bottleneck):
         Weight of the contrastive term.
     widths : list of int, optional
         Nested widths, the last is `num_units`; see `NESTED` for the default.
+    num_classes, classifier_weight : int, float
+        Of the classifier; 0: none.
     generator : torch.Generator, optional
         Source of the initial W_d, whose columns are random directions;
         W_e is its transpose.
@@ -158,17 +165,21 @@ class SparseAutoencoder(Bottleneck):
         sparsity=2.0,
         temporal=1.0,
         widths=None,
+        num_classes=0,
+        classifier_weight=1.0,
         generator=None,
     ):
-        super().__init__(input_channels, num_units, normalisation)
+        counts = normalisation, dead_after
+        super().__init__(input_channels, num_units, *counts)
         shares = NESTED.get(variant, (1,))
         weights = {"auxk": auxk, "sparsity": sparsity, "temporal": temporal}
+        weights["classifier_weight"] = classifier_weight
         _check_numbers(Real, weights)
         _check_numbers(Integral, {"k": k, "dead_after": dead_after})
         widths = widths or sorted({-int(-s * num_units // 1) for s in shares})
         _check(num_units, k, variant, widths)
         self.variant, self.widths = variant, list(widths)
-        self.auxk, self.dead_after = auxk, dead_after
+        self.auxk = auxk
         self.sparsity, self.temporal = sparsity, temporal
         self.sparsity_scale = 1.0
         self.encoder = nn.Linear(input_channels, num_units)
@@ -181,14 +192,16 @@ class SparseAutoencoder(Bottleneck):
             self.encoder.weight.copy_(directions)
             # its memory is that of W_d^T: the columns are what is summed
             self.decoder.weight = nn.Parameter(directions.T)
+        self.classifier_weight = classifier_weight
+        if num_classes:
+            self.classifier = nn.Linear(num_units, num_classes)
+            nn.init.zeros_(self.classifier.weight)
+            nn.init.zeros_(self.classifier.bias)
         self.register_buffer("k", torch.tensor(k))
         if variant == JUMPRELU:
             self.threshold = nn.Parameter(torch.zeros(num_units))
         elif variant in BATCHWISE:
             self.register_buffer("threshold", torch.tensor(-1.0))
-        #: frames since each unit was active
-        self.register_buffer("idle", torch.zeros(num_units, dtype=torch.long))
-        self._rows, self._fired = 0, False
 
     def _bias(self):
         """The bias of a, (units,): b_e - W_e b_dec."""
@@ -210,7 +223,7 @@ class SparseAutoencoder(Bottleneck):
         """See `Bottleneck`."""
         return self.from_units(self.decoder(codes) + self.b_dec)
 
-    def loss(self, x, following=None):
+    def loss(self, x, following=None, classes=None, generator=None):
         """See `Bottleneck`; "temporal" needs `following` in training.
 
         Raises
@@ -244,6 +257,8 @@ class SparseAutoencoder(Bottleneck):
         if self.training:
             self._count(codes, active, len(u) // (1 + paired))
         added = self._added(codes, len(u), paired)
+        if classes is not None and hasattr(self, "classifier"):
+            added["class"] = self._classified(codes, len(u), classes)
         added["auxk"] = self.auxk, self._auxiliary(u, bias, error)
         for name, (weight, term) in added.items():
             total, terms[name] = total + weight * term, term
@@ -302,6 +317,19 @@ class SparseAutoencoder(Bottleneck):
         h = values.new_zeros(length, self.widths[0]).index_put(at, values)
         return {"temporal": (self.temporal, temporal_contrast(*h.chunk(2)))}
 
+    def _classified(self, codes, length, classes):
+        """Cross-entropy of the classifier, of rows that have a class."""
+        z, known = codes.values, classes >= 0
+        if codes.units is not None:
+            at, z = (
+                (codes.rows, codes.units),
+                z.new_zeros(length, self.num_units),
+            )
+            z = z.index_put(at, codes.values)
+        logits = self.classifier(z[: len(classes)])[known]
+        loss = cross_entropy(logits, classes[known], reduction="sum")
+        return self.classifier_weight, loss / known.sum().clamp_min(1)
+
     def _auxiliary(self, u, bias, error):
         """What the dead units do not explain of the error, a share."""
         dead, wanted = self.dead(), max(self.input_channels // 2, 1)
@@ -324,14 +352,10 @@ class SparseAutoencoder(Bottleneck):
         else:
             units = codes.units[active]
             fired = torch.bincount(units, minlength=self.num_units) > 0
-        self._rows, self._fired = self._rows + length, self._fired | fired
+        self.count(fired, length)
         if self.variant in BATCHWISE and active.any():
             least, first = codes.values[active].min(), self.threshold < 0
             self.threshold.lerp_(least, 1.0 if first else MOMENTUM)
-
-    def dead(self):
-        """Which units were not active for `dead_after` frames, (units,)."""
-        return self.idle >= self.dead_after
 
     @torch.no_grad()
     def initialise(self, x):
@@ -364,10 +388,7 @@ class SparseAutoencoder(Bottleneck):
         weight.copy_(normalize(weight, dim=0))
         if self.variant == JUMPRELU:
             self.threshold.clamp_min_(0)
-        if self._rows:
-            self.idle += self._rows
-            self.idle[self._fired] = 0
-            self._rows, self._fired = 0, False
+        super().after_step()
 
 
 def _check_numbers(kind, numbers):
@@ -419,20 +440,3 @@ def temporal_contrast(h, following):
         total = total + cross_entropy(logits, target, reduction="sum")
         total = total + cross_entropy(logits.T, target, reduction="sum")
     return total / (2 * len(h))
-
-
-def geometric_median(x, iterations=100, tolerance=1e-5):
-    """Computes the point of least mean distance to rows, by Weiszfeld's steps.
-
-    Example
-    -------
-    >>> geometric_median(torch.tensor([[0.0], [1.0], [100.0]])).round()
-    tensor([1.])
-    """
-    median = x.mean(0)
-    for _ in range(iterations):
-        weights = 1 / (x - median).norm(dim=1).clamp_min(1e-12)
-        former, median = median, weights @ x / weights.sum()
-        if (median - former).norm() < tolerance:
-            break
-    return median

@@ -102,3 +102,20 @@ class JumpReLU(torch.autograd.Function):
         near = ((a - threshold).abs() < BANDWIDTH / 2) / BANDWIDTH
         both = threshold * gradient + gradient_of_steps
         return gradient * steps, -(near * both).sum(0)
+
+
+def geometric_median(x, iterations=100, tolerance=1e-5):
+    """Computes the point of least mean distance to rows, by Weiszfeld's steps.
+
+    Example
+    -------
+    >>> geometric_median(torch.tensor([[0.0], [1.0], [100.0]])).round()
+    tensor([1.])
+    """
+    median = x.mean(0)
+    for _ in range(iterations):
+        weights = 1 / (x - median).norm(dim=1).clamp_min(1e-12)
+        former, median = median, weights @ x / weights.sum()
+        if (median - former).norm() < tolerance:
+            break
+    return median

@@ -1,5 +1,6 @@
 """Training of bottlenecks on what a store keeps of frozen layers."""
 
+import math
 from itertools import product
 from typing import NamedTuple
 
@@ -10,13 +11,12 @@ from torch.utils.data import DataLoader
 from speechbrain_sim.bottlenecks.base import STANDARDISE
 from speechbrain_sim.bottlenecks.sae import TEMPORAL
 from speechbrain_sim.brains.base import ResumableBrain
+from speechbrain_sim.brains.classes import Aligned
 from speechbrain_sim.brains.frames import (
-    Batch,
     FrameBatches,
     check_store,
     measure,
 )
-from speechbrain_sim.brains.schedules import LinearWarmup
 from speechbrain_sim.models.format import BOTTLENECK, save_parts
 from speechbrain_sim.randomness import keyed_generator
 
@@ -30,6 +30,10 @@ REMEDY = (
     "lower --lr or --sparsity_weight, raise --lr_warmup_epochs, --auxk or --k, "
 )
 REMEDY += "or change --normalisation, in another --output_folder"
+GATES_REMEDY = (
+    "lower --alignment, --observation_std or --lr, change --alpha, or prolong "
+)
+GATES_REMEDY += "--spike_epochs, in another --output_folder"
 
 
 class Planned(NamedTuple):
@@ -38,13 +42,20 @@ class Planned(NamedTuple):
     name: str
     layer: str
     num_units: int
-    k: int
+    k: int | None
     seed: int
+    alignment: float | None = None
 
     @property
     def key(self):
         """Its name without dots, which modules and their logs cannot have."""
         return self.name.replace(".", "_")
+
+    @property
+    def options(self):
+        """What it has of its own, beside its seed."""
+        options = {"k": self.k, "alignment": self.alignment}
+        return {n: value for n, value in options.items() if value is not None}
 
 
 def plan(units, k, sparsity, seeds):
@@ -95,6 +106,37 @@ def plan(units, k, sparsity, seeds):
     return planned
 
 
+def plan_alignments(units, alignments, seeds, kind="vsc"):
+    """Names the variational sparse coders of a run: all alignments by all seeds.
+
+    Arguments
+    ---------
+    units, seeds :
+        See `plan`.
+    alignments : list of float
+        Weights of the alignment; the first is not in the names.
+    kind : str
+        Of which there are names.
+
+    Returns
+    -------
+    list of Planned
+
+    Example
+    -------
+    >>> [one.name for one in plan_alignments({"module3": 64}, [1, 0, 0.1], [1])]
+    ['module3.vsc', 'module3.vsc_lambda0', 'module3.vsc_lambda0p1']
+    """
+    planned = []
+    for layer, width in units.items():
+        for value, seed in product(alignments, seeds):
+            shown = f"_lambda{value:g}".replace(".", "p")
+            name = f"{layer}.{kind}" + shown * (value != alignments[0])
+            name += f"_s{seed}" * (seed != seeds[0])
+            planned.append(Planned(name, layer, width, None, seed, value))
+    return planned
+
+
 def make_bottlenecks(planned, make, channels, dead_after):
     """Makes the bottlenecks of a run, each drawn by its layer and seed.
 
@@ -103,7 +145,8 @@ def make_bottlenecks(planned, make, channels, dead_after):
     planned : list of Planned
         From `plan`.
     make : callable
-        (channels, units, k=, dead_after=, generator=) -> Bottleneck.
+        (channels, units, dead_after=, generator=, and `Planned.options`) ->
+        Bottleneck.
     channels, dead_after : dict of str to int
         Of each layer: its channels; the frames after which a unit is dead.
 
@@ -116,7 +159,7 @@ def make_bottlenecks(planned, make, channels, dead_after):
         one.key: make(
             channels[one.layer],
             one.num_units,
-            k=one.k,
+            **one.options,
             dead_after=dead_after[one.layer],
             generator=keyed_generator(one.seed, one.layer, "bottleneck"),
         )
@@ -156,21 +199,24 @@ class BottleneckBrain(ResumableBrain):
     each were alone: with an optimizer, clipping and rate of its own. `modules`
     is from `make_bottlenecks`. Hyper-parameters read from `hparams` beside those
     of `ResumableBrain`: `planned` (from `plan`), `lr` (by default that of
-    `default_rate`), `batch_size`, `variant`, `pooling`, `l1_warmup_epochs`.
+    `default_rate`), `batch_size`, `variant`, `pooling`, and `schedules`: name of
+    what a bottleneck anneals -> epochs since the beginning -> value.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.planned = {one.key: one for one in self.hparams.planned}
         self.layers = list(dict.fromkeys(p.layer for p in self.hparams.planned))
-        self.sparsity = LinearWarmup(self.hparams.l1_warmup_epochs)
+        self.aligned = Aligned({}, {}, {})
         self.share, self.variances = 0.0, {}
 
-    def fit_stores(self, stores, encoder_sha256):
+    def fit_stores(self, stores, encoder_sha256, aligned=None):
         """Trains on the ActivationStore "train" of a dict, validates on "valid".
 
-        Further ones are checked for the score sheet. Raises a ValueError, before the first step, for a layer that cannot be
-        learnt from, and for the store of another encoder.
+        Further ones are checked for the score sheet. `aligned` is from
+        `speechbrain_sim.brains.classes.align`. Raises a ValueError, before the
+        first step, for a layer that cannot be learnt from, and for the store of
+        another encoder.
         """
         hparams = self.hparams
         train, valid = stores["train"], stores["valid"]
@@ -180,10 +226,18 @@ class BottleneckBrain(ResumableBrain):
             self.set_units(layer, train)
         for stage, store in (sb.Stage.TRAIN, train), (sb.Stage.VALID, valid):
             self.variances[stage] = self.in_units(store)
-        following = hparams.temporal_frames * (hparams.variant == TEMPORAL)
+        paired = hparams.variant == TEMPORAL
+        following = hparams.temporal_frames if paired else 0
         options = self.layers, hparams.batch_size, following
-        self.batches = FrameBatches(train, *options, seed=hparams.seed)
-        sets = self.batches, FrameBatches(valid, *options)
+        self.aligned = aligned = aligned or self.aligned
+        classes = {"train": None, "valid": None} | aligned.classes
+        self.batches = FrameBatches(
+            train, *options, hparams.seed, classes["train"], aligned.draws
+        )
+        sets = (
+            self.batches,
+            FrameBatches(valid, *options, classes=classes["valid"]),
+        )
         loaders = [DataLoader(part, batch_size=None) for part in sets]
         self.fit(hparams.epoch_counter, *loaders)
 
@@ -242,9 +296,14 @@ class BottleneckBrain(ResumableBrain):
         losses, stats = {}, {}
         for key, bottleneck, rows in self.in_turn(batch):
             self.share = rows.share
-            bottleneck.sparsity_scale = self.sparsity(self.epochs_done())
+            done, one = self.epochs_done(), self.planned[key]
+            for name, schedule in self.hparams.schedules.items():
+                bottleneck.anneal(name, schedule(done))
+            noise = one.seed, one.layer, "noise", done
+            noise = keyed_generator(*noise, device=self.device)
             with self.training_ctx:
-                loss, terms = bottleneck.loss(rows.x, rows.following)
+                given = rows.x, rows.following, rows.classes
+                loss, terms = bottleneck.loss(*given, noise)
             self.backward(key, loss, should_step)
             losses[key] = loss.detach()
             stats |= {f"{key}_{name}": value for name, value in terms.items()}
@@ -252,9 +311,13 @@ class BottleneckBrain(ResumableBrain):
         return sum(losses.values()), stats
 
     def in_turn(self, batch):
-        """Yields key, bottleneck and `Batch` of those that a step has."""
+        """Yields key, bottleneck and batch of those that a step has."""
         there = {
-            layer: Batch(*map(self.to_device, rows[:2]), rows.share)
+            layer: rows._replace(
+                x=self.to_device(rows.x),
+                following=self.to_device(rows.following),
+                classes=self.to_device(rows.classes),
+            )
             for layer, rows in batch.items()
         }
         for key, bottleneck in self.modules.items():
@@ -279,7 +342,8 @@ class BottleneckBrain(ResumableBrain):
         """Adds up the losses, and records their terms."""
         total = 0.0
         for key, bottleneck, rows in self.in_turn(batch):
-            loss, terms = bottleneck.loss(rows.x, rows.following)
+            given = rows.x, rows.following, rows.classes
+            loss, terms = bottleneck.loss(*given)
             terms = {f"{key}_{name}": value for name, value in terms.items()}
             self.record(terms, stage)
             total = total + loss
@@ -309,14 +373,15 @@ class BottleneckBrain(ResumableBrain):
         for key, one in self.planned.items():
             part = f"{BOTTLENECK}_{one.name}"
             about = {"epochs": training["epochs"], "seed": one.seed}
+            about |= {**one.options, **self.aligned.about}
             about |= {"lr": self.rate(key), "batch_size": hparams.batch_size}
             about |= {stage: of[key] for stage, of in stages.items()}
             parts[part] = self.unwrapped[key]
             metadata[part] = {"layer": one.layer, "pooling": hparams.pooling}
             metadata[part]["training"] = about
         save_parts(self.hparams.output_folder, parts, metadata)
-        if silent := self.silent():
-            logger.warning(f"All units of {', '.join(silent)} are dead.")
+        for _, problem in self.problems():
+            logger.warning(f"{problem}.")
 
     def silent(self):
         """Returns the names of bottlenecks none of whose units is active."""
@@ -327,14 +392,38 @@ class BottleneckBrain(ResumableBrain):
             if means.get(f"{key}_l0") == 0 or bottleneck.dead().all()
         ]
 
+    def collapsed(self):
+        """Returns the names of bottlenecks whose gates are all but constant."""
+        means = super().means(sb.Stage.TRAIN)
+        return [
+            one.name
+            for key, one in self.planned.items()
+            if means.get(f"{key}_varied", math.inf) < 1
+            and one.name not in self.silent()
+        ]
+
+    def problems(self):
+        """Lists what is wrong with some bottlenecks: their names, a text."""
+        found = []
+        if silent := self.silent():
+            text = f"All units of {', '.join(silent)} are dead"
+            found.append((silent, text))
+        if same := self.collapsed():
+            text = f"{', '.join(same)}: none of its gates tells frames apart"
+            found.append((same, text))
+        return found
+
     def check_alive(self):
-        """Raises a ValueError if all units of all bottlenecks are dead.
+        """Raises a ValueError if all bottlenecks are dead or collapsed.
 
         Only warns of some.
         """
-        if silent := self.silent():
-            dead = f"All units of {', '.join(silent)} are dead after the last "
-            dead += f"epoch: {REMEDY}."
-            if len(silent) == len(self.planned):
-                raise ValueError(dead)
-            logger.warning(dead)
+        problems = self.problems()
+        several = sum(len(n) for n, _ in problems) < len(self.planned)
+        gated = any("alignment" in p.options for p in self.planned.values())
+        remedy = GATES_REMEDY if gated else REMEDY
+        for _, problem in problems:
+            text = f"{problem} after the last epoch: {remedy}."
+            if not several:
+                raise ValueError(text)
+            logger.warning(text)

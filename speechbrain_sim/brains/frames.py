@@ -22,12 +22,14 @@ SAMPLE = 2**14
 class Batch(NamedTuple):
     """Rows of a layer, (rows, channels); those that follow them, or None.
 
-    `share` is how much of the layer's epoch is done with them.
+    `share` is how much of the layer's epoch is done with them. `classes`, if
+    there are any, are (rows,), below 0 where a row has none.
     """
 
     x: torch.Tensor
     following: torch.Tensor | None
     share: float
+    classes: torch.Tensor | None = None
 
 
 class FrameBatches(IterableDataset):
@@ -52,11 +54,25 @@ class FrameBatches(IterableDataset):
         have none and are left out. 0: rows come alone.
     seed : int, optional
         Of the order; without, rows come as they are stored.
+    classes : dict of str to numpy.ndarray, optional
+        The class of each row of a layer, which comes with it.
+    draws : dict of str to ClassBatches, optional
+        What is drawn of each layer, in place of every row once.
     """
 
-    def __init__(self, store, layers, batch_size, following=0, seed=None):
+    def __init__(
+        self,
+        store,
+        layers,
+        batch_size,
+        following=0,
+        seed=None,
+        classes=None,
+        draws=None,
+    ):
         self.rows = {layer: store[layer] for layer in layers}
         self.following, self.seed = following, seed
+        self.classes, self.draws = classes or {}, draws or {}
         #: of the batches to come: their epoch, and how many steps it has had
         self.epoch, self.done = 1, 0
         self.chosen, self.batches = {}, {}
@@ -68,34 +84,46 @@ class FrameBatches(IterableDataset):
                 self.chosen[layer] = np.flatnonzero(same)
                 count = len(self.chosen[layer])
             self.batches[layer] = count, -(-count // batch_size)
+            if layer in self.draws:
+                self.batches[layer] = count, self.draws[layer].steps
 
     def __len__(self):
         return max(batches for _, batches in self.batches.values())
 
-    def _order(self, count):
-        """Returns the order of so many rows in this epoch."""
-        if self.seed is None:
-            return torch.arange(count)
-        key = self.seed, "rows", count, self.epoch
-        return torch.randperm(count, generator=keyed_generator(*key))
+    def _orders(self):
+        """Returns the rows of each batch of this epoch, by layer."""
+        orders, known = {}, {}
+        for layer, (count, batches) in self.batches.items():
+            key = self.seed, "rows", count, self.epoch
+            if layer in self.draws:
+                generator = keyed_generator(*key, "classes")
+                orders[layer] = self.draws[layer].draw(generator)
+                continue
+            if count not in known:
+                known[count] = torch.arange(count)
+                if self.seed is not None:
+                    generator = keyed_generator(*key)
+                    known[count] = torch.randperm(count, generator=generator)
+            orders[layer] = known[count].tensor_split(batches)
+        return orders
 
     def __iter__(self):
         """Yields the steps of `epoch` that are left."""
-        sizes = dict.fromkeys(self.batches.values())
-        orders = {
-            size: self._order(size[0]).tensor_split(size[1]) for size in sizes
-        }
+        orders = self._orders()
         for step in range(self.done, len(self)):
             yield {
-                layer: self._read(layer, orders[size][at], (at + 1) / size[1])
-                for layer, size in self.batches.items()
-                if (at := _turn(step, size[1], len(self))) is not None
+                layer: self._read(layer, orders[layer][at], (at + 1) / count)
+                for layer, (_, count) in self.batches.items()
+                if (at := _turn(step, count, len(self))) is not None
             }
 
     def _read(self, layer, at, share):
         """Reads a batch of a layer."""
         if not self.following:
-            return Batch(self.rows[layer][at], None, share)
+            classes = self.classes.get(layer)
+            if classes is not None:
+                classes = torch.from_numpy(classes[at.numpy()])
+            return Batch(self.rows[layer][at], None, share, classes)
         at = torch.from_numpy(self.chosen[layer])[at]
         x = self.rows[layer][torch.stack([at, at + self.following])]
         return Batch(x[0], x[1], share)

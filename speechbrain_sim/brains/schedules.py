@@ -29,30 +29,42 @@ class LinearWarmup:
         return min(1.0, epoch / self.epochs) if self.epochs else 1.0
 
 
-class LinearRise:
-    """A weight that rises linearly from `start` to `end`, and stays there.
+class Ramp:
+    """A value that rises linearly, between two epochs.
 
     Arguments
     ---------
-    start, end : float
-        Its first and last value.
-    epochs : float
-        When it is at its end; 0 or less: always.
+    epochs : list of float
+        When it begins to rise, and when it has risen; epochs since the start.
+    values : list of float
+        Before, and after, also where the end is below 0.
+
+    Raises
+    ------
+    ValueError
+        Unless both are two numbers, the epochs in order.
 
     Example
     -------
-    >>> beta = LinearRise(start=0.1, end=1.0, epochs=3)
-    >>> [round(beta(epochs), 3) for epochs in (0, 1.5, 3, 5)]
-    [0.1, 0.55, 1.0, 1.0]
+    >>> ramp = Ramp([1, 3], [50, 200])
+    >>> [ramp(epochs) for epochs in (0.5, 2, 9)]
+    [50.0, 125.0, 200.0]
     """
 
-    def __init__(self, start, end, epochs):
-        self.start, self.end, self.epochs = start, end, epochs
+    def __init__(self, epochs, values=(0, 1)):
+        if len(epochs) != 2 or len(values) != 2 or 0 <= epochs[1] < epochs[0]:
+            raise ValueError(
+                f"Epochs {epochs} and values {values} are no ramp: give two of "
+                f"each, the epochs in order."
+            )
+        self.epochs, self.values = epochs, values
 
     def __call__(self, epochs):
-        """Returns the weight after so many epochs, with a fraction."""
-        share = min(1.0, epochs / self.epochs) if self.epochs > 0 else 1.0
-        return self.start + (self.end - self.start) * share
+        """Returns the value after so many epochs."""
+        (begin, end), (low, high) = self.epochs, self.values
+        if epochs >= end:
+            return float(high)
+        return low + (high - low) * max(0.0, epochs - begin) / (end - begin)
 
 
 class WarmupAndDecay:

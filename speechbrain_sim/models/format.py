@@ -70,6 +70,7 @@ CLASSES = {
     "SparseAutoencoder": "speechbrain_sim.bottlenecks.sae",
     "TextHalf": "speechbrain_sim.bottlenecks.vib",
     "UtteranceHalf": "speechbrain_sim.bottlenecks.vib",
+    "VariationalSparseCoder": "speechbrain_sim.bottlenecks.vsc",
 }
 
 

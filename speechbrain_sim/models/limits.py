@@ -6,13 +6,15 @@ LARGEST_FILE, LONGEST_LIST = 1 << 24, 1000
 SPECTRAL_CLASSES = ("LogMel", "StackedLogMel", "Mfcc")
 LARGEST = {None: 1_000_000, **dict.fromkeys(SPECTRAL_CLASSES, 10_000)}
 LEAST = {"context_channels": 0, "paddings": 0, "refinements": 0, "hidden": 0}
+LEAST |= {"decoder_hidden": 0, "num_classes": 0}
 LEAST["initial_log_var"] = -LARGEST[None]
 MOST = {"refinements": LONGEST_LIST, "probes": LONGEST_LIST}
 LEAST["text_units"] = 0
-#: bottlenecks, whose arguments are sizes; others are names and numbers
-BOTTLENECKS = "SparseAutoencoder", "TextHalf", "UtteranceHalf"
-SIZES = "input_channels", "num_units", "layers"
-SIZES += "labels", "classes", "text_units"
+#: bottlenecks, and their arguments that are sizes; others are names and numbers
+BOTTLENECKS = "SparseAutoencoder", "VariationalSparseCoder"
+BOTTLENECKS += "TextHalf", "UtteranceHalf"
+SIZES = "input_channels", "num_units", "num_classes", "num_pseudo_inputs"
+SIZES += "hidden", "decoder_hidden", "layers", "labels", "classes", "text_units"
 
 
 def out_of_range(kind, arguments):

@@ -146,7 +146,7 @@ def test_every_score_is_there(results):
     for versions in results["codes"].values():
         assert list(versions) == ["learned", "untrained", "random", "PCA"]
         for scores in versions.values():
-            gaps = [*sparsity._reasons(scores)]
+            gaps = [*sparsity.find_gaps(scores)]
             assert "no loss to recover" in gaps[0]  # of random phones
             # of two speakers, ABX is within these
             gaps = [reason for reason in gaps if "no loss to" not in reason]

@@ -25,7 +25,7 @@ from speechbrain_sim.brains.checkpointer import (
     RewindingTrainLogger,
 )
 from speechbrain_sim.brains.frames import FrameBatches
-from speechbrain_sim.brains.schedules import WarmupAndDecay
+from speechbrain_sim.brains.schedules import LinearWarmup, WarmupAndDecay
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.models.format import load_parts, save_parts, sha256_of
 from tests.conftest import same, weights
@@ -93,7 +93,7 @@ def make_brain(folder, planned, epochs=2, sae=(), steps=0, **changes):
         "variant": "topk",
         "pooling": "frame",
         "normalisation": "standardise",
-        "l1_warmup_epochs": 0.5,
+        "schedules": {"sparsity_scale": LinearWarmup(0.5)},
         "temporal_frames": 1,
         "lr_schedule": WarmupAndDecay(0.5, epochs),
         "max_grad_norm": 0.05,
@@ -173,7 +173,7 @@ def test_what_follows_is_a_later_frame_of_the_utterance(stores, ahead):
         first += count
     found = []
     for step in FrameBatches(stores[0], ["low"], 8, following=ahead, seed=1):
-        x, following, _ = step["low"]
+        x, following, *_ = step["low"]
         found += zip(x.tolist(), following.tolist(), strict=True)
     assert sorted(found) == sorted(expected)
     in_order = FrameBatches(stores[0], ["low"], 8, following=ahead)

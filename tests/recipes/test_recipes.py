@@ -15,11 +15,15 @@ from tests.encoders.test_huggingface import save_mert, save_model
 REAL = ROOT.parent / "shared/data/ArtificialSpeech"
 TINY = ["--channels", "8", "--context_channels", "8", "--device", "cpu"]
 TINY += ["--number_of_epochs", "1", "--num_workers", "0", "--noprogressbar"]
-TINY_SAE = ["--num_units", "8", "--k", "[2]", "--sparsity", "null"]
-TINY_SAE += ["--number_of_epochs", "1", "--batch_size", "64", "--device", "cpu"]
-TINY_SAE += ["--seeds", "[1]", "--noprogressbar", "--sheet"]
-TINY_SAE += ["{train_rows: 300, test_rows: 200, probe_rows: 100, draws: 2, "]
-TINY_SAE[-1] += "controls: [random], posterior_rows: 50, factor_rows: 100}"
+TINY_CODES = ["--num_units", "16", "--batch_size", "64", "--device", "cpu"]
+TINY_CODES += ["--seeds", "[1]", "--number_of_epochs", "1", "--noprogressbar"]
+TINY_CODES += ["--sheet"]
+TINY_CODES += ["{train_rows: 300, test_rows: 200, probe_rows: 100, draws: 2, "]
+TINY_CODES[-1] += "controls: [random], posterior_rows: 50, factor_rows: 100}"
+TINY_SAE = [*TINY_CODES, "--k", "[2]", "--sparsity", "null"]
+TINY_VSC = [*TINY_CODES, "--alignment", "[1]", "--hidden", "8"]
+TINY_VSC += ["--samples_per_class", "2", "--spike_epochs", "[0.2, 0.4]"]
+TINY_VSC += ["--alignment_epochs", "[0.4, 1]", "--observation_std", "0.05"]
 
 
 @pytest.fixture(autouse=True)
@@ -160,10 +164,11 @@ def test_probe_logmel_then_find_it_done(
     assert result.stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("yaml", yamls("sae"), ids=str)
-def test_sparse_autoencoders_of_every_corpus(recipes, corpora, tmp_path, yaml):
+@pytest.mark.parametrize("yaml", yamls("sae") + yamls("vsc"), ids=str)
+def test_sparse_codes_of_every_corpus(recipes, corpora, tmp_path, yaml):
     argv = [str(yaml), "--encoder", "logmel", "--output_folder", str(tmp_path)]
-    argv += options_for(yaml, corpora) + [*TINY_SAE, "--layers", "[logmel]"]
+    argv += options_for(yaml, corpora) + ["--layers", "[logmel]"]
+    argv += TINY_SAE if yaml.stem == "sae" else TINY_VSC
     recipes["bottleneck"].main(argv)
     parts = json.loads((tmp_path / "config.json").read_text())["parts"]
     (name,) = (name for name in parts if name.startswith("bottleneck_"))
