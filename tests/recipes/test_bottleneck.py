@@ -112,3 +112,47 @@ def test_a_run_of_a_model_keeps_what_belongs_to_it(
     other = [*argv, "--encoder", "logmel", "--layers", "[logmel]"]
     with pytest.raises(ValueError, match="other settings|another encoder"):
         recipes["bottleneck"].main(other)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--classes", "null"], "--alignment .* needs --classes: give a label"),
+        (["--alpha", "1.0"], "--alpha is 1.0, but must be > 0, < 1"),
+        (["--k", "[2]"], "no key k in"),
+        (
+            ["--variant", "vae", "--gate", "concrete"],
+            "no use with --variant vae",
+        ),
+        (
+            ["--prior", "simple", "--num_pseudo_inputs", "3"],
+            "no use with --prior",
+        ),
+        (["--spike_epochs", "[1, 4]"], "--spike_epochs end after 4 epochs"),
+        (["--classes", "accent"], "no column 'accent'"),
+        (["--pooling", "mean", "--labels", "[speaker]"], "use --pooling frame"),
+        (["--held_out_classes", "[QQ]"], "has 'QQ', no class of phones"),
+    ],
+)
+def test_what_cannot_be_aligned_is_refused(
+    recipes, corpora, tmp_path, options, message
+):
+    yaml = HPARAMS / "Synthetic/vsc.yaml"
+    argv = [str(yaml), "--output_folder", str(tmp_path), "--device", "cpu"]
+    argv += options_for(yaml, corpora) + ["--num_units", "12", *options]
+    argv += ["--number_of_epochs", "3", "--encoder", "logmel"]
+    with pytest.raises((ValueError, KeyError), match=message):
+        recipes["bottleneck"].main([*argv, "--layers", "[logmel]"])
+    assert not list(tmp_path.glob("activations"))
+
+
+def test_classes_are_read_by_a_classifier_of_codes(recipes, corpora, tmp_path):
+    yaml = HPARAMS / "FSDD/sae.yaml"
+    own = ["--encoder", "logmel", "--layers", "[logmel]", "--classes", "digit"]
+    own += ["--samples_per_class", "2", "--labels", "[]", "--k", "[2]"]
+    own += ["--number_of_epochs", "1", "--sheet", "{train_rows: 300, draws: 2}"]
+    recipes["bottleneck"].main(command(yaml, corpora, tmp_path, *own))
+    parts, config = load_parts(tmp_path, ["bottleneck_logmel.sae"])
+    assert parts["bottleneck_logmel.sae"].classifier.weight.abs().max() > 0
+    training = config["parts"]["bottleneck_logmel.sae"]["training"]
+    assert training["classes"] == "digit" and training["valid"]["class"] > 0
