@@ -37,7 +37,7 @@ class Ramp:
     epochs : list of float
         When it begins to rise, and when it has risen; epochs since the start.
     values : list of float
-        Before, and after, also where the end is below 0.
+        Before, and after: at once, if the end is below 0.
 
     Raises
     ------
