@@ -517,3 +517,22 @@ def test_other_precisions(variant):
     loss.backward()
     assert half == pytest.approx(expected, rel=1e-2)
     assert loss.item() == pytest.approx(expected, rel=5e-2)
+
+
+@pytest.mark.parametrize("variant", ["topk", "jumprelu"])
+def test_a_classifier_reads_the_codes(variant):
+    sae = SparseAutoencoder(
+        *(6, 12, 3, variant), num_classes=3, classifier_weight=0.7
+    ).eval()
+    torch.nn.init.normal_(sae.classifier.weight)
+    x, classes = torch.randn(40, 6), torch.arange(40) % 4 - 1
+    total, terms = sae.loss(x, classes=classes)
+    logits = sae.classifier(sae.encode(x))[classes >= 0]
+    loss = torch.nn.functional.cross_entropy(logits, classes[classes >= 0])
+    torch.testing.assert_close(terms["class"], loss)
+    plain = sae.loss(x).total
+    torch.testing.assert_close(total, plain + 0.7 * loss)
+    total.backward()
+    assert sae.encoder.weight.grad.abs().max() > 0
+    none = sae.loss(x, classes=torch.full((40,), -1)).terms["class"]
+    assert none == 0

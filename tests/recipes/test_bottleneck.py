@@ -144,15 +144,3 @@ def test_what_cannot_be_aligned_is_refused(
     with pytest.raises((ValueError, KeyError), match=message):
         recipes["bottleneck"].main([*argv, "--layers", "[logmel]"])
     assert not list(tmp_path.glob("activations"))
-
-
-def test_classes_are_read_by_a_classifier_of_codes(recipes, corpora, tmp_path):
-    yaml = HPARAMS / "FSDD/sae.yaml"
-    own = ["--encoder", "logmel", "--layers", "[logmel]", "--classes", "digit"]
-    own += ["--samples_per_class", "2", "--labels", "[]", "--k", "[2]"]
-    own += ["--number_of_epochs", "1", "--sheet", "{train_rows: 300, draws: 2}"]
-    recipes["bottleneck"].main(command(yaml, corpora, tmp_path, *own))
-    parts, config = load_parts(tmp_path, ["bottleneck_logmel.sae"])
-    assert parts["bottleneck_logmel.sae"].classifier.weight.abs().max() > 0
-    training = config["parts"]["bottleneck_logmel.sae"]["training"]
-    assert training["classes"] == "digit" and training["valid"]["class"] > 0
