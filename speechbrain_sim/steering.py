@@ -10,7 +10,6 @@ from speechbrain_sim.bottlenecks.coded import (
     code_blocks,
     draw_codes,
     move,
-    rank_features,
 )
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.features import check_file
@@ -29,6 +28,64 @@ class Steered(NamedTuple):
     changed: torch.Tensor
     codes: torch.Tensor
     changed_codes: torch.Tensor
+
+
+class Activity(NamedTuple):
+    """Where a feature is active in a recording, in frames, and how strongly.
+
+    Of the `feature`, its `mean` over all frames, the `share` of frames in which
+    it is active, its largest activation `peak`, at frame `at`; `start` and
+    `stop` of the frames around it in which it is active without a pause.
+    """
+
+    feature: int
+    mean: float
+    share: float
+    peak: float
+    at: int
+    start: int
+    stop: int
+
+
+def rank_features(codes, count=10):
+    """Ranks features by their mean activation: list of `Activity`.
+
+    `codes` are (frames, units), dense or sparse; features that are never active
+    are left out.
+
+    Example
+    -------
+    >>> codes = torch.tensor([[0.0, 1.0], [0.5, 2.0], [0.0, 0.0]])
+    >>> rank_features(codes, 1)
+    [Activity(feature=1, mean=1.0, share=0.66..., peak=2.0, at=1, start=0, stop=2)]
+    """
+    if not codes.is_sparse:
+        codes = codes.to_sparse()
+    (frames, units), (time, _) = codes.coalesce().indices(), codes.shape
+    values = codes.coalesce().values().double()
+    sums = torch.bincount(units, values, codes.shape[1]) / time
+    best = sums.sort(descending=True, stable=True).indices[:count].tolist()
+    found = []
+    for feature in best:
+        of = units == feature
+        at, active = frames[of], values[of]
+        if not len(at):
+            break
+        largest = int(active.argmax())
+        pauses = (at.diff() > 1).nonzero().flatten() + 1
+        first = int(torch.searchsorted(pauses, largest, right=True))
+        ends = [0, *pauses.tolist(), len(at)][first : first + 2]
+        activity = Activity(
+            feature,
+            mean=float(sums[feature]),
+            share=len(at) / time,
+            peak=float(active[largest]),
+            at=int(at[largest]),
+            start=int(at[ends[0]]),
+            stop=int(at[ends[1] - 1]) + 1,
+        )
+        found.append(activity)
+    return found
 
 
 class ActiveFeature(NamedTuple):

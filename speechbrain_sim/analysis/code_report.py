@@ -65,15 +65,11 @@ def write_report(
     names = {label: known[2] for label, known in labels.items()}
     settings = sheet, factors_of, predictors or {}
     scores = _scores(folder, model, stores, labels, *settings)
-    called = {
-        name: name_units(scores, name, names) for name in coded.bottlenecks
-    }
+    called = {n: name_units(scores, n, names) for n in coded.bottlenecks}
     repeat_scores(folder, scores, called)
     rows = classes_of_rows(coded, stores["test"], labels)
-    chosen_by = {
-        name: page_scores(units, called[name])
-        for name, units in scores["units"].items()
-    }
+    units = scores["units"].items()
+    chosen_by = {name: page_scores(of, called[name]) for name, of in units}
     sections = [sparsity.section(scores, folder)]
     if aligned:
         run = folder, model, stores, data, beside

@@ -12,7 +12,6 @@ from speechbrain_sim.bottlenecks.coded import (
     change_codes,
     draw_codes,
     move,
-    rank_features,
 )
 from speechbrain_sim.bottlenecks.sae import VARIANTS, SparseAutoencoder
 from speechbrain_sim.decoders import mirror
@@ -20,7 +19,7 @@ from speechbrain_sim.encoders.base import masked_mean
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.models.format import save_parts
-from speechbrain_sim.steering import frames_of_span
+from speechbrain_sim.steering import frames_of_span, rank_features
 
 NAME = "module3.sae"
 
