@@ -308,6 +308,7 @@ READERS = {
         "recipes/pretrain.py",
         "speechbrain_sim/brains/greedy.py",
         "speechbrain_sim/brains/one_by_one.py",
+        "speechbrain_sim/brains/stages.py",
     ],
     "decode": ["recipes/decode.py", "speechbrain_sim/brains/decoder.py"],
     "probe": ["recipes/probe.py", "speechbrain_sim/brains/probe.py"],
