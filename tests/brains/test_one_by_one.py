@@ -1,5 +1,7 @@
 """Module after module, on frozen ones below."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -136,15 +138,45 @@ def test_a_store_and_recomputation_are_one_where_no_crop_is_cut(
     exact = trained(**store, store_half=False)
     assert same(final(again), final(exact))
     assert not same(weights_of(again), weights_of(trained()))
-    arrays = sorted(path.name for path in tmp_path.glob("latents/*/module*"))
-    assert len(arrays) == 6  # means and log-variances of three modules
-    before = [p.stat().st_mtime_ns for p in tmp_path.glob("latents/*/module*")]
-    half = trained(
-        **store, kl_weight=0.02, model="sim", module_epochs="[1, 1, 0, 0]"
+
+
+#: reserves a folder until it gets no more input
+HOLD = """
+import sys
+from speechbrain_sim.files import lock_folder
+lock_folder(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def written(latents):
+    """When each array of a folder of stores was written, by its path."""
+    return {p: p.stat().st_mtime_ns for p in latents.glob("*/module*.npy")}
+
+
+def test_stores_are_found_again_and_none_replaces_another(trained, tmp_path):
+    latents = tmp_path / "latents"
+    options = {"store": str(latents), "module_epochs": "[1, 1, 1, 0]"}
+    trained(tmp_path / "one", **options)
+    first = written(latents)
+    assert len(first) == 4  # means and log-variances of two modules
+    trained(tmp_path / "two", **options)
+    assert written(latents) == first
+    trained(tmp_path / "three", **options, lr=0.01)  # other weights below
+    second = written(latents)
+    assert len(second) == 8 and first.items() < second.items()
+    (folder,) = {p.parent for p in first if p.name == "module1.npy"}
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
-    after = [p.stat().st_mtime_ns for p in tmp_path.glob("latents/*/module*")]
-    assert before != after  # of another module 1
-    assert weights_of(half).keys() == weights_of(exact).keys()
+    assert other.stdout.readline() == b"held\n"  # not by this process
+    with pytest.raises(BlockingIOError, match=f"works in .*{folder.name}"):
+        trained(tmp_path / "four", **options)
+    other.communicate()
 
 
 def test_a_store_is_of_the_weights_below():
