@@ -237,6 +237,12 @@ def run_command(main, argv, name):
         if text is None or "--debug" in argv:
             raise
         logging.getLogger(__name__).debug("Exception:", exc_info=error)
+        if isinstance(error, ConnectionError) and "LOCAL_RANK" in os.environ:
+            # of a lost rank: the interpreter's own end would wait for it
+            print(f"{name}: {text}", file=sys.stderr, flush=True)
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(1)
         sys.exit(f"{name}: {text}")
 
 

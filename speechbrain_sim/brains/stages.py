@@ -1,7 +1,7 @@
 """Greedy training in several processes, each of which has some of the modules."""
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from types import SimpleNamespace
 
@@ -125,7 +125,7 @@ class StagedBrain(GreedyBrain):
             )
         if self.checkpointer is not None:
             self.checkpointer.chain = chain
-        self._begin = time.perf_counter()
+        self._begin = None  # of an epoch: at its first batch
 
     def module_names(self):
         """See `GreedyBrain`; of all stages."""
@@ -171,7 +171,8 @@ class StagedBrain(GreedyBrain):
 
     def on_fit_start(self):
         """Resumes; raises a ValueError if ranks resumed at different steps."""
-        super().on_fit_start()
+        with self.chain.naming(None):
+            super().on_fit_start()
         average = self.averages[sb.Stage.TRAIN]  # a checkpoint has those of all
         names = tuple(f"{name}_" for name in self.chain.modules)
         names = names if self.rank == 0 else ()
@@ -188,20 +189,26 @@ class StagedBrain(GreedyBrain):
         self.chain.limit()
 
     def fit(self, *args, **kwargs):
-        """Trains; an error names the rank that another one waited for."""
-        try:
-            super().fit(*args, **kwargs)
-            with self._naming():
-                self.chain.finish()
-        except ConnectionError:
-            raise
-        except RuntimeError:
-            with self._naming():
-                raise
+        """Trains, until all ranks have."""
+        super().fit(*args, **kwargs)
+        self.chain.finish()
 
-    def _naming(self):
-        epoch = self.hparams.epoch_counter.current
-        return self.chain.naming(None, (1, epoch, self.step))
+    def fit_batch(self, batch):
+        """See `ResumableBrain`."""
+        with self._of_epoch():
+            return super().fit_batch(batch)
+
+    def evaluate_batch(self, batch, stage):
+        """See `ResumableBrain`."""
+        with self._of_epoch():
+            return super().evaluate_batch(batch, stage)
+
+    def _of_epoch(self):
+        """Begins to measure; in it, DDP may lose a replica."""
+        if self._begin is None:
+            self._begin = time.perf_counter()
+            self.chain.waited, self.chain.bytes = 0.0, 0
+        return self.chain.naming(None) if self.replicas > 1 else nullcontext()
 
     def _should_save_intra_epoch_ckpt(self, last_time, steps):
         due = 0 < self.ckpt_interval_steps <= steps
@@ -234,11 +241,13 @@ class StagedBrain(GreedyBrain):
 
     def _report(self):
         """Logs how busy the stages were in this epoch."""
-        own = time.perf_counter() - self._begin, self.chain.waited
+        now = time.perf_counter()
+        begin = now if self._begin is None else self._begin
+        own = now - begin, self.chain.waited
         parts = self.chain.collect((*own, self.chain.bytes))
-        self.chain.waited, self.chain.bytes = 0.0, 0
-        if parts:
-            whole, sent = parts[0][0], sum(sent for *_, sent in parts)
+        self._begin = None
+        if parts and max(parts)[0]:
+            whole, sent = max(parts)[0], sum(sent for *_, sent in parts)
             busy = [seconds - waited for seconds, waited, _ in parts]
             shares = ", ".join(f"{x / whole:.0%}" for x in busy)
             total = sum(busy)
@@ -257,7 +266,6 @@ class StagedBrain(GreedyBrain):
             super().end_epoch(epoch, validated, saves)
         for module in self.others:
             module.to("meta")
-        self._begin = time.perf_counter()
 
     def _borrow(self):
         """Gives rank 0 the weights of all encoder layers, on the CPU."""
