@@ -97,10 +97,12 @@ def run(given):
 
         from speechbrain_sim import convert
         from speechbrain_sim.config import check_device
+        from speechbrain_sim.extraction import be_patient
 
         check_device(given.device)
-        if given.verb == "encode" and "LOCAL_RANK" in os.environ:
-            torch.distributed.init_process_group("gloo")  # under torchrun
+        if "LOCAL_RANK" in os.environ:  # under torchrun
+            torch.distributed.init_process_group("gloo")
+            be_patient()
             if given.device == "cuda":
                 given.device = f"cuda:{os.environ['LOCAL_RANK']}"
         places = (given.source, given.inputs, given.out, given.layer)
@@ -264,8 +266,10 @@ def main(argv=None):
     """
 
     def print_all(argv):
+        first = os.environ.get("RANK", "0") == "0"  # under torchrun
         for line in run(make_parser().parse_args(argv)):
-            print(line)
+            if first:
+                print(line)
 
     argv = sys.argv[1:] if argv is None else argv
     run_command(print_all, argv, "speechbrain-sim")

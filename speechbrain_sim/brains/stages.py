@@ -30,6 +30,7 @@ def check_stages(settings):
     stages, ranks = settings["stages"], settings["processes"]
     if not stages:
         return
+    processes = f"{ranks} process{'es' * (ranks > 1)}"
     if settings["objective"] != "contrastive" or not settings["greedy"]:
         raise ValueError(
             "--stages needs modules that learn alone (--model sim or gim): a "
@@ -48,7 +49,7 @@ def check_stages(settings):
         if not fitting:
             raise ValueError(
                 f"--stages auto cannot divide {len(names)} modules among "
-                f"{ranks} processes: start a multiple of 2 to {len(names)}."
+                f"{processes}: start a multiple of 2 to {len(names)}."
             )
         count = fitting[-1]
     else:
@@ -64,7 +65,7 @@ def check_stages(settings):
         count = len(stages)
     if ranks % count:
         raise ValueError(
-            f"{ranks} processes cannot be {count} stages, each with as many "
+            f"{processes} cannot be {count} stages, each with as many "
             f"replicas: start {count}, {2 * count}, {3 * count}, ... "
             f"(torchrun --nproc-per-node={count})."
         )

@@ -227,6 +227,7 @@ def test_crops_of_a_store_differ_at_the_edges_only(
     [
         ({"model": "cpc"}, "without a gradient"),
         ({"frozen": "[module1]"}, "--frozen"),
+        ({"stages": "[[module1], [module2]]"}, "for --schedule together"),
         ({"schedule": "together", "store": "x"}, "are for --schedule"),
         ({"module_epochs": "[1, 2]"}, "2 numbers for the modules"),
         ({"module_epochs": "[9, 1, 1, 1]", "lr_decay_epochs": 3}, "0 after"),

@@ -319,7 +319,7 @@ LISTS = [["module1"], ["module2"], ["module3", "context"]]
     "changes, message",
     [
         ({"processes": 4}, "4 processes cannot be 3 stages.*start 3, 6, 9"),
-        ({"processes": 1}, "nproc-per-node=3"),
+        ({"processes": 1}, "^1 process cannot.*nproc-per-node=3"),
         ({"greedy": False}, "a gradient of this model crosses its modules"),
         ({"objective": "supervised"}, "crosses its modules"),
         ({"stages": [["module2"], ["module1"]]}, "bottom first, such as"),
