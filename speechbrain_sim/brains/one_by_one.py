@@ -71,11 +71,15 @@ class OneByOneBrain(GreedyBrain):
         if self.checkpointer is not None and not self.debug:
             run_on_main(self.check_ends)
         run_on_main(self.log_choice, (train, train_loader["batch_size"]))
+        trial = self.debug_epochs
         stages = itertools.pairwise([(None, 0), *self.ends.items()])
         for (self.below, self.begin), (self.learner, end) in stages:
             if counter.current >= end:
                 continue
             counter.limit, self.stopwatch = end, Stopwatch()
+            # of a trial run, which ends each module early
+            counter.current = max(counter.current, self.begin)
+            self.optimizer_step, self.debug_epochs = 0, self.begin + trial
             self.frozen = [n for n in self.modules if n != self.learner]
             rows = train
             if self.hparams.store and self.below:

@@ -86,7 +86,7 @@ def make_chain(hparams, device):
             names, sizes = iter(costs), balance([*costs.values()], count)
             plan = [[list(islice(names, size)) for size in sizes]]
             each = ", ".join(f"{n} {1e3 * x:.3g} ms" for n, x in costs.items())
-            logger.info(f"Measured: {each}; --stages {plan[0]}")
+            logger.info(f"Measured, in fp32: {each}; --stages {plan[0]}")
         dist.broadcast_object_list(plan)
         stages = plan[0]
     return Chain(stages, hparams["stage_timeout"])

@@ -26,7 +26,7 @@ def words_of(yaml, folder, options):
     """The recipe's command line."""
     words = [str(yaml), "--output_folder", str(folder)]
     for key, value in {**OPTIONS, **options}.items():
-        flag = key == "noprogressbar"
+        flag = key in ("noprogressbar", "debug")
         words += [f"--{key}"] if flag else [f"--{key}", str(value)]
     return words
 
@@ -75,6 +75,18 @@ def test_the_first_module_is_that_of_training_together(trained):
     for name, line in zip(names, log, strict=True):
         assert f"train {name}_loss" in line and f"valid {name}_loss" in line
         assert line.count("_loss") == 2
+
+
+@pytest.mark.parametrize(
+    "trial", [{"optimizer_step_limit": 2}, {"debug": None, "debug_epochs": 1}]
+)
+def test_a_trial_run_tries_every_module(trained, tmp_path, trial):
+    trained(tmp_path / "run", number_of_epochs=2, **trial)
+    log = (tmp_path / "run_debug/train_log.txt").read_text().splitlines()
+    names = ["module1", "module2", "module3", "context"]
+    for epoch, name, line in zip((1, 3, 5, 7), names, log, strict=True):
+        assert line.startswith(f"epoch: {epoch} ")
+        assert f"train {name}_loss" in line
 
 
 def test_only_the_last_module_has_an_optimizer_state(trained):
