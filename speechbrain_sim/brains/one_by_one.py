@@ -77,8 +77,6 @@ class OneByOneBrain(GreedyBrain):
             if counter.current >= end:
                 continue
             counter.limit, self.stopwatch = end, Stopwatch()
-            # of a trial run, which ends each module early
-            counter.current = max(counter.current, self.begin)
             self.optimizer_step, self.debug_epochs = 0, self.begin + trial
             self.frozen = [n for n in self.modules if n != self.learner]
             rows = train
@@ -96,6 +94,9 @@ class OneByOneBrain(GreedyBrain):
         elif self.checkpointer is not None:
             self.checkpointer.recover_if_possible()
         self.started = True
+        # a trial run ends modules early
+        counter = self.hparams.epoch_counter
+        counter.current = max(counter.current, self.begin)
         for name, optimizer in self.optimizers_dict.items():
             if name != self.learner and self.learner:
                 optimizer.state.clear()  # memory of one module

@@ -2,7 +2,6 @@
 
 import time
 from contextlib import contextmanager, nullcontext
-from itertools import islice
 from types import SimpleNamespace
 
 import speechbrain as sb
@@ -12,7 +11,7 @@ from torch import distributed as dist
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from speechbrain_sim.brains.costs import balance, measure
+from speechbrain_sim.brains.costs import measure, meshes
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.brains.transport import Chain
 
@@ -81,15 +80,27 @@ def make_chain(hparams, device):
             shape = hparams["batch_size"], hparams["crop_samples"]
             make = hparams["modules"], hparams["opt_class"]
             costs = measure(*make, *shape, device or infer_device())
-            costs = {name: cost.step for name, cost in costs.items()}
-            count = dist.get_world_size() // hparams["processes"]
-            names, sizes = iter(costs), balance([*costs.values()], count)
-            plan = [[list(islice(names, size)) for size in sizes]]
-            each = ", ".join(f"{n} {1e3 * x:.3g} ms" for n, x in costs.items())
-            logger.info(f"Measured, in fp32: {each}; --stages {plan[0]}")
+            ranks = dist.get_world_size()
+            plan = [choose(costs, ranks, ranks // hparams["processes"])]
         dist.broadcast_object_list(plan)
         stages = plan[0]
     return Chain(stages, hparams["stage_timeout"])
+
+
+def choose(costs, ranks, count):
+    """Returns `count` balanced stages; logs their costs, and a faster mesh."""
+    found = {len(mesh.modules): mesh for mesh in meshes(costs, ranks)}
+    chosen, others = found[count], [found[n] for n in found if n > 1]
+    each = ", ".join(f"{n} {1e3 * c.step:.3g} ms" for n, c in costs.items())
+    logger.info(f"Measured, in fp32: {each}; --stages {chosen.modules}")
+    best = max(others, key=lambda mesh: mesh.ceiling)
+    if best.ceiling > chosen.ceiling:
+        logger.info(
+            f"{ranks} processes reach at most {chosen.ceiling:.2f} times one "
+            f"process; {len(best.modules)} stages x {best.replicas} replicas, "
+            f"{best.ceiling:.2f} times: --stages {best.modules}"
+        )
+    return chosen.modules
 
 
 class StagedBrain(GreedyBrain):
@@ -117,6 +128,10 @@ class StagedBrain(GreedyBrain):
             module.to("meta")
         super().__init__(own, **kwargs)
         self.unwrapped = dict(modules)  # for warnings and sizes
+        self.estimate_of = (
+            f"; memory, optimizers on disk and the bar's train_loss are of "
+            f"this stage alone ({', '.join(own)})"
+        )
         self.rank, self.distributed_launch = chain.replica, self.replicas > 1
         self.frozen = [name for name in self.frozen if name in own]
         if self.ckpt_interval_minutes > 0:

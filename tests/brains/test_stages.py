@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from speechbrain_sim.brains import stages, transport
 from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
-from speechbrain_sim.brains.stages import StagedBrain, check_stages
+from speechbrain_sim.brains.costs import Cost
+from speechbrain_sim.brains.stages import StagedBrain, check_stages, choose
 from speechbrain_sim.cli import run_command
 from tests.brains.forked import Launcher
 from tests.brains.test_transport import make_chain
@@ -219,7 +220,7 @@ def test_two_machines_are_two_launches(whole, tiny_yaml, tmp_path):
     assert sum("Stages were busy" in output for output in outputs) == 1
 
 
-def test_a_rank_keeps_its_own_modules_only(tmp_path):
+def test_a_rank_keeps_its_own_modules_only(tmp_path, caplog):
     brain = make_brain(tmp_path)
     chain = SimpleNamespace(
         stages=[["module1"], ["module2", "module3"], ["context"]],
@@ -244,6 +245,26 @@ def test_a_rank_keeps_its_own_modules_only(tmp_path):
     parts = {*chain.modules, *(f"{name}_optimizer" for name in chain.modules)}
     assert {*staged.checkpointer.parts} == parts
     assert staged.training_sets("no", "manifest") == staged.training_sets()
+    staged.stopwatch.lap, staged.steps_per_epoch = lambda: 0.5, 9
+    brain.checkpointer.checkpoints_dir.mkdir(exist_ok=True)
+    with caplog.at_level("INFO"):
+        staged.on_fit_batch_end(None, None, None, True)
+    assert "of this stage alone (module2, module3)" in caplog.text
+
+
+def test_auto_has_the_most_stages_and_names_a_faster_mesh(caplog):
+    def cost(seconds):
+        return Cost(*[0] * 7, seconds)
+
+    costs = {"a": cost(6), "b": cost(3), "c": cost(2), "d": cost(1)}
+    with caplog.at_level("INFO"):
+        assert choose(costs, 4, 4) == [["a"], ["b"], ["c"], ["d"]]
+    said = "4 processes reach at most 2.00 times one process; 2 stages x 2 "
+    assert said + "replicas, 4.00 times: --stages [['a'], " in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert choose(costs, 2, 2) == [["a"], ["b", "c", "d"]]
+    assert "a 6e+03 ms" in caplog.text and "reach" not in caplog.text
 
 
 class Clock:
