@@ -39,12 +39,12 @@ def check(settings):
     if one_by_one and isinstance(epochs, list):
         settings = {**settings, "number_of_epochs": max(epochs)}
     check_decay(settings)
-    check_stages(settings)
     if one_by_one and settings["stages"]:
         raise ValueError(
             "--stages is for --schedule together: one_by_one trains one module "
             "at a time, in one process."
         )
+    check_stages(settings)
     if one_by_one and (supervised or not settings["greedy"]):
         raise ValueError(
             f"--schedule one_by_one needs modules without a gradient between "

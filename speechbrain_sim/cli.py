@@ -97,10 +97,12 @@ def run(given):
 
         from speechbrain_sim import convert
         from speechbrain_sim.config import check_device
+        from speechbrain_sim.extraction import be_patient
 
         check_device(given.device)
-        if given.verb == "encode" and "LOCAL_RANK" in os.environ:
-            torch.distributed.init_process_group("gloo")  # under torchrun
+        if "LOCAL_RANK" in os.environ:  # under torchrun
+            torch.distributed.init_process_group("gloo")
+            be_patient()
             if given.device == "cuda":
                 given.device = f"cuda:{os.environ['LOCAL_RANK']}"
         places = (given.source, given.inputs, given.out, given.layer)
@@ -237,6 +239,12 @@ def run_command(main, argv, name):
         if text is None or "--debug" in argv:
             raise
         logging.getLogger(__name__).debug("Exception:", exc_info=error)
+        if isinstance(error, ConnectionError) and "LOCAL_RANK" in os.environ:
+            # of a lost rank: the interpreter's own end would wait for it
+            print(f"{name}: {text}", file=sys.stderr, flush=True)
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(1)
         sys.exit(f"{name}: {text}")
 
 
@@ -258,8 +266,10 @@ def main(argv=None):
     """
 
     def print_all(argv):
+        first = os.environ.get("RANK", "0") == "0"  # under torchrun
         for line in run(make_parser().parse_args(argv)):
-            print(line)
+            if first:
+                print(line)
 
     argv = sys.argv[1:] if argv is None else argv
     run_command(print_all, argv, "speechbrain-sim")

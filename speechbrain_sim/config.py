@@ -340,7 +340,8 @@ def read_settings(hparams_file, options, run_opts, check=None, apart=False):
     debug = settings.get("debug") or settings.get("optimizer_step_limit")
     if debug and apart:
         folder = f"{os.path.normpath(settings['output_folder'])}_debug"
-        print(f"A debug run: its output goes to {folder}", flush=True)
+        if distributed.if_main_process():
+            print(f"A debug run: its output goes to {folder}", flush=True)
         options |= {"output_folder": folder, "save_folder": f"{folder}/save"}
         settings = _resolve(defaults, options)
     elif debug and not (run_opts["debug"] or run_opts["optimizer_step_limit"]):

@@ -10,7 +10,11 @@ from pathlib import Path
 import soundfile
 import torch
 from safetensors.torch import load_file
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import (
+    ddp_barrier,
+    if_main_process,
+    run_on_main,
+)
 from tqdm import tqdm
 
 from speechbrain_sim.data.audio import SAMPLE_RATE, BadAudio
@@ -88,7 +92,9 @@ def encode_files(
     targets = {name: folder / f"{name}.{kind}" for name in entries}
     left = {n: 0 for n in _share(targets) if not targets[n].exists()}
     failed = {}
-    for name in tqdm(_share(_joined(left)), "encoding", unit="file"):
+    # the longest first: shares take as long as each other
+    left = sorted(_joined(left), key=lambda n: -entries[n]["samples"])
+    for name in tqdm(_share(left), "encoding", unit="file"):
         place = paths[name], {layer: targets[name]}
         noise = keyed_generator("encode", name, device=device)
         try:
@@ -123,8 +129,9 @@ def _joined(of_rank):
 def decode_files(source, inputs, folder, layer, device="cpu"):
     """Decodes files of latents into wav files (16 kHz, float).
 
-    Each is as long as its recording, if encode.json is above the latents; else
-    the shortest that encodes to as many frames. Files that are there are
+    Under torch.distributed each rank decodes its share. Each is as long as its
+    recording, if encode.json is above the latents; else the shortest that
+    encodes to as many frames. Files that are there are
     skipped; decode.json records decoder and latents.
 
     Arguments
@@ -152,10 +159,12 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
     if origin in decoders:  # else nothing can be decoded
         contents = {name: content_hash(path) for name, path in found.items()}
         made_of = {"decoder": decoders[origin]["sha256"]}
-        write_json(record, _join_record(record, made_of, contents))
+        content = _join_record(record, made_of, contents)
+        run_on_main(write_json, (record, content))
     targets = {p: Path(folder, f"{name}.wav") for name, p in found.items()}
     read = lru_cache(read_json)  # one record of many files
-    for path, target in tqdm(targets.items(), "decoding", unit="file"):
+    for path in tqdm(_share(targets), "decoding", unit="file"):
+        target = targets[path]
         samples = _samples_of(path, settings, read)
         if target.exists():
             continue
@@ -168,6 +177,7 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
             options = {"subtype": "FLOAT", "format": "WAV"}
             file = os.fsencode(partial)
             soundfile.write(file, wav.numpy(), SAMPLE_RATE, **options)
+    ddp_barrier()
     return list(targets.values())
 
 

@@ -4,11 +4,13 @@ import contextlib
 import itertools
 import math
 import time
+from datetime import timedelta
 
 import torch
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils import distributed
+from torch import distributed as dist
 from tqdm import tqdm
 
 from speechbrain_sim import __version__, activations
@@ -31,6 +33,8 @@ BUCKETS = 20
 ORDER = {"shuffle": False, "batch_ordering": "descending"}
 #: between two records of how far encoding has come
 SAVE_SECONDS = 30
+#: until processes end that wait for one whose share takes longer
+PATIENCE = timedelta(days=1)
 
 
 def encode_manifest(
@@ -95,6 +99,12 @@ def encode_manifest(
     return ActivationStore.open(folder)
 
 
+def be_patient(group=None):
+    """Lets ranks that are connected wait for days; returns the group."""
+    dist.distributed_c10d._set_pg_timeout(PATIENCE, group)
+    return group
+
+
 def layers_with(encoder, rows, layers=None):
     """Returns layers with such rows of their own; all, if none are asked for.
 
@@ -136,13 +146,16 @@ class _Encoding:
         distributed.run_on_main(self.begin, (folder, batches[0]))
         store = ActivationStore(folder)
         done = store.done
+        several = distributed.is_distributed_initialized()
+        patient = (
+            be_patient(dist.new_group(backend="gloo")) if several else None
+        )
         distributed.ddp_barrier()  # all have read it before anyone writes
         if store.complete:
             return
         left = [batch for batch in batches if not done[batch].all()]
-        if distributed.is_distributed_initialized():
-            ranks = torch.distributed.get_world_size()
-            left = left[torch.distributed.get_rank() :: ranks]
+        if several:
+            left = left[dist.get_rank() :: dist.get_world_size()]
         saved = time.monotonic()
         for position, values in self.encode(left):
             store.write(position, values)
@@ -150,8 +163,12 @@ class _Encoding:
                 store.flush()
                 saved = time.monotonic()
         store.flush()
-        distributed.ddp_barrier()
-        distributed.run_on_main(store.finish)
+        if several:
+            dist.barrier(patient)
+        if distributed.if_main_process():
+            store.finish()
+        if several:
+            dist.barrier(patient)
 
     def begin(self, folder, batch):
         """Makes the store, unless it is there, with a first batch in it."""

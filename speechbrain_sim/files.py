@@ -211,6 +211,13 @@ def lock_folder(folder):
         os.write(file.fileno(), owner.encode())
 
 
+def unlock_folder(folder):
+    """Ends what `lock_folder` reserved, before the process ends."""
+    held = os.getpid(), Path(folder).resolve() / ".lock"
+    if held in _locks:
+        _locks.pop(held).close()
+
+
 def write_text(path, text):
     """Writes a text in UTF-8, its line ends as they are: see `write_bytes`."""
     write_bytes(path, text.encode())

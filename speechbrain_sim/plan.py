@@ -35,10 +35,13 @@ def plan(hparams_file, ranks=1, hours=1.0, device="cpu", **options):
     batch, samples = made["batch_size"], made["crop_samples"]
     costs = measure(made["modules"], made["opt_class"], batch, samples, device)
     threads = f"{torch.get_num_threads()} threads"
-    yield f"Batches of {batch} x {samples} samples, {device}, {threads}.\n"
-    yield _of_modules(costs, made["encoder"])
+    yield (
+        f"Batches of {batch} x {samples} samples, {device}, {threads}, "
+        f"measured in float32.\n"
+    )
+    yield _of_modules(costs, made["encoder"]) + "\n"
     steps = hours * 3600 * SAMPLE_RATE / (batch * samples)
-    yield _of_meshes(meshes(costs, ranks), costs, steps, made)
+    yield _of_meshes(meshes(costs, ranks), costs, steps, made) + "\n"
     yield (
         f"An epoch reads {hours:g} h once, {steps:.0f} steps of one process. "
         f"Ceilings and hours are without transfer, data loading and "

@@ -495,6 +495,32 @@ def encode_as_a_rank(manifest, data_folder, folder):
     Path(folder, f"rank{rank}").write_text(str(sum(sizes)))
 
 
+def test_shares_may_differ_by_days(encoder, corpus, tmp_path, monkeypatch):
+    dist, groups, awaited = torch.distributed, {}, []
+    barrier, limit = dist.barrier, dist.distributed_c10d._set_pg_timeout
+
+    def set_limit(timeout, group):
+        groups[group] = timeout
+        limit(timeout, group)
+
+    def wait(group=None, **options):
+        awaited.append(group)
+        return barrier(group, **options)
+
+    monkeypatch.setattr(dist.distributed_c10d, "_set_pg_timeout", set_limit)
+    monkeypatch.setattr(dist, "barrier", wait)
+    monkeypatch.setenv("RANK", "0")
+    dist.init_process_group(
+        "gloo", store=dist.HashStore(), rank=0, world_size=1
+    )
+    try:
+        encoded(encoder, corpus, tmp_path, max_seconds=3)
+    finally:
+        dist.destroy_process_group()
+    assert [*groups.values()] and min(groups.values()).days >= 1
+    assert [group in groups for group in awaited[-2:]] == [True, True]
+
+
 def test_two_ranks_share_the_work(encoder, corpus, tmp_path):
     whole = encoded(encoder, corpus, tmp_path / "whole", max_seconds=3)
     shared = tmp_path / "shared"

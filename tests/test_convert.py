@@ -310,7 +310,7 @@ def write_some(encoder, path, targets, **options):
     count += 1
     if os.environ["RANK"] == "1" and count == 2 and not marker.exists():
         target = targets["module2"]
-        target.parent.mkdir()
+        target.parent.mkdir(exist_ok=True)
         target.with_name(target.name + ".part").write_bytes(b"half")
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -337,6 +337,40 @@ def test_a_dead_rank_s_share_is_taken_up(audio, tmp_path, trained):
     # what rank 1 had written before stays as it is
     kept = [p for p in shared.rglob("*.npy") if older(p, marker)]
     assert 1 <= len(kept) < 4
+
+
+def test_ranks_share_what_is_decoded_and_wait_for_days(
+    trained, audio, tmp_path, monkeypatch, capsys
+):
+    latents, wavs, order, timeouts = tmp_path / "z", tmp_path / "w", [], []
+    write = convert.write_latents
+    monkeypatch.setattr(
+        convert,
+        "write_latents",
+        lambda encoder, path, *args, **options: (
+            order.append(soundfile.info(path).duration)
+            or write(encoder, path, *args, **options)
+        ),
+    )
+    encode(trained.model, audio, out=latents)
+    assert order == sorted(order, reverse=True) and order[0] > order[-1]
+    groups = torch.distributed.distributed_c10d
+    monkeypatch.setattr(
+        groups, "_set_pg_timeout", lambda time, group: timeouts.append(time)
+    )
+    monkeypatch.setattr(torch.distributed, "init_process_group", str)
+    words = ["decode", str(trained.model), str(latents), "--out", str(wavs)]
+    capsys.readouterr()
+    for rank, count in (1, 2), (0, 4):
+        monkeypatch.setattr(
+            convert, "_share", lambda names, rank=rank: [*names][rank::2]
+        )
+        for name in "RANK", "LOCAL_RANK":
+            monkeypatch.setenv(name, str(rank))
+        cli.main([*words, "--layer", "module3"])
+        assert len([*wavs.rglob("*.wav")]) == count
+        assert ("wav files" in capsys.readouterr().out) == (rank == 0)
+    assert len(timeouts) == 2 and min(timeouts).days >= 1
 
 
 def older(path, other):

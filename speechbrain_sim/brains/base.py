@@ -77,6 +77,8 @@ class ResumableBrain(WatchedBrain):
     some twenty steps the cost of the run is logged, and kept as `estimate`.
     """
 
+    #: what an estimate leaves out
+    estimate_of = ""
     #: opens the data
     training_sets = staticmethod(training_sets)
 
@@ -354,7 +356,7 @@ class ResumableBrain(WatchedBrain):
         disk = estimate.CHECKPOINTS * estimate.checkpoint_bytes(*saved)
         memory = estimate.peak_memory(self.device)
         self.estimate = estimate.Estimate(*seconds, memory, disk)
-        logger.info(str(self.estimate))
+        logger.info(f"{self.estimate}{self.estimate_of}")
         if self.checkpointer is not None:
             folder = self.checkpointer.checkpoints_dir
             free = shutil.disk_usage(folder).free

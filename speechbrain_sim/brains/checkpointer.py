@@ -74,9 +74,11 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
         if distributed.if_main_process():
             self._remove_incomplete()  # of a killed run
             damaged = set(self._folders()) - set(self._whole())
-        distributed.ddp_barrier()
+        chained = self.chain is not None
+        barrier = self.chain.barrier if chained else distributed.ddp_barrier
+        barrier()
         saved = self._save_explained(*args, **kwargs)
-        distributed.ddp_barrier()  # every process has written what it writes
+        barrier()  # every process has written what it writes
         if saved is not None:
             path = saved.path
             hashes = {f.name: sha256(f) for f in sorted(path.iterdir())}
@@ -92,7 +94,7 @@ class AtomicCheckpointer(checkpoints.Checkpointer):
                 shutil.rmtree(folder)
             moved = {n: final / p.name for n, p in saved.paramfiles.items()}
             saved = saved._replace(path=final, paramfiles=moved)
-        distributed.ddp_barrier()
+        barrier()
         return saved
 
     def _save_explained(self, *args, **kwargs):

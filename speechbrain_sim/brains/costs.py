@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,7 +45,9 @@ class Cost(NamedTuple):
 
 
 def measure(modules, opt_class, batch, samples, device="cpu"):
-    """Trains copies of modules on noise for a few steps.
+    """Trains copies of modules, one at a time, on noise for a few steps.
+
+    In float32, whatever the run's `precision`.
 
     Arguments
     ---------
@@ -74,31 +75,34 @@ def measure(modules, opt_class, batch, samples, device="cpu"):
     noise = keyed_generator("plan", device=device)
     x = torch.randn(batch, samples, 1, generator=noise, device=device)
     lengths, costs = torch.full((batch,), samples), {}
-    for name, module in copy.deepcopy(nn.ModuleDict(modules)).items():
-        module = module.to(device).train()
-        optimizer = opt_class(module.parameters())
-        saved, own = {}, {_place(p) for p in module.parameters()}
-
-        def keep(tensor, saved=saved, own=own):
-            if _place(tensor) not in own:
-                saved[_place(tensor)] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
-            with saved_tensors_hooks(keep, lambda tensor: tensor):
-                output = module(x, lengths, ("plan", name))
-            output.loss.backward()
-        gradients = _bytes(p.grad for p in module.parameters())
-        optimizer.step()
-        state = (s for of in optimizer.state.values() for s in of.values())
-        sizes = _bytes(module.state_dict().values()), gradients, _bytes(state)
-        above = output.x.detach()
-        flops = counter.get_total_flops()
-        seconds = _seconds(module, optimizer, x, lengths, name)
-        kept = sum(saved.values()), above.nbytes, flops
-        costs[name] = Cost(*sizes, *kept, *seconds)
-        x, lengths = above, output.lengths
+    for name, module in modules.items():
+        costs[name], x, lengths = _cost(name, module, opt_class, x, lengths)
     return costs
+
+
+def _cost(name, module, opt_class, x, lengths):
+    """Measures one module; returns its output, too. Its copy ends here."""
+    module = copy.deepcopy(module).to(x.device).train()
+    optimizer = opt_class(module.parameters())
+    saved, own = {}, {_place(p) for p in module.parameters()}
+
+    def keep(tensor):
+        if _place(tensor) not in own:
+            saved[_place(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = module(x, lengths, ("plan", name))
+        output.loss.backward()
+    gradients = _bytes(p.grad for p in module.parameters())
+    optimizer.step()
+    state = (s for of in optimizer.state.values() for s in of.values())
+    sizes = _bytes(module.state_dict().values()), gradients, _bytes(state)
+    above = output.x.detach()
+    kept = sum(saved.values()), above.nbytes, counter.get_total_flops()
+    seconds = _seconds(module, optimizer, x, lengths, name)
+    return Cost(*sizes, *kept, *seconds), above, output.lengths
 
 
 def _seconds(module, optimizer, x, lengths, name):

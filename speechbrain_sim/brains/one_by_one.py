@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,13 +14,21 @@ from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_sim import __version__
 from speechbrain_sim.activations import ALL, LOG_VAR
 from speechbrain_sim.brains.costs import latent_bytes, measure
 from speechbrain_sim.brains.estimate import Stopwatch
 from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.data.tables import manifest_hash
 from speechbrain_sim.encoders.base import Latent, absolute_lengths, to_device
 from speechbrain_sim.extraction import encode_manifest
-from speechbrain_sim.files import read_json, write_json
+from speechbrain_sim.files import (
+    lock_folder,
+    read_json,
+    text_hash,
+    unlock_folder,
+    write_json,
+)
 from speechbrain_sim.randomness import keyed_generator
 
 logger = get_logger(__name__)
@@ -62,11 +71,13 @@ class OneByOneBrain(GreedyBrain):
         if self.checkpointer is not None and not self.debug:
             run_on_main(self.check_ends)
         run_on_main(self.log_choice, (train, train_loader["batch_size"]))
+        trial = self.debug_epochs
         stages = itertools.pairwise([(None, 0), *self.ends.items()])
         for (self.below, self.begin), (self.learner, end) in stages:
             if counter.current >= end:
                 continue
             counter.limit, self.stopwatch = end, Stopwatch()
+            self.optimizer_step, self.debug_epochs = 0, self.begin + trial
             self.frozen = [n for n in self.modules if n != self.learner]
             rows = train
             if self.hparams.store and self.below:
@@ -83,6 +94,9 @@ class OneByOneBrain(GreedyBrain):
         elif self.checkpointer is not None:
             self.checkpointer.recover_if_possible()
         self.started = True
+        # a trial run ends modules early
+        counter = self.hparams.epoch_counter
+        counter.current = max(counter.current, self.begin)
         for name, optimizer in self.optimizers_dict.items():
             if name != self.learner and self.learner:
                 optimizer.state.clear()  # memory of one module
@@ -129,16 +143,26 @@ class OneByOneBrain(GreedyBrain):
         logger.info(f"What is below a module: {fed}")
 
     def make_store(self, layer):
-        """Encodes the training set by the modules up to a layer, once."""
+        """Encodes the training set by the modules up to a layer, once.
+
+        A store of anything else has a folder of its own.
+        """
         hparams, encoder = self.hparams, self.hparams.encoder.eval()
         description = {"sha256": hash_up_to(encoder, layer)}
         places = hparams.train_csv, hparams.data_folder
-        folder = Path(hparams.store, layer)
         options = {"rows": ALL, "log_var": True, "half": hparams.store_half}
-        options |= {"device": self.device, "alone": self.device_type == "cpu"}
-        return encode_manifest(
-            encoder, description, *places, folder, [layer], **options
-        )
+        options |= {"alone": self.device_type == "cpu"}
+        made_of = [__version__, description, manifest_hash(*places), options]
+        digest = text_hash(json.dumps(made_of))[:12]
+        folder = Path(hparams.store, f"{layer}-{digest}")
+        run_on_main(lock_folder, (folder,))
+        try:
+            return encode_manifest(
+                *(encoder, description, *places, folder, [layer]),
+                **{**options, "device": self.device},
+            )
+        finally:
+            unlock_folder(folder)
 
     def on_fit_batch_start(self, batch, should_step):
         """Keeps the modules that do not learn in eval mode."""

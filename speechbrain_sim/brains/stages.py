@@ -1,8 +1,7 @@
 """Greedy training in several processes, each of which has some of the modules."""
 
 import time
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import speechbrain as sb
@@ -12,7 +11,7 @@ from torch import distributed as dist
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from speechbrain_sim.brains.costs import balance, measure
+from speechbrain_sim.brains.costs import measure, meshes
 from speechbrain_sim.brains.greedy import GreedyBrain
 from speechbrain_sim.brains.transport import Chain
 
@@ -30,6 +29,7 @@ def check_stages(settings):
     stages, ranks = settings["stages"], settings["processes"]
     if not stages:
         return
+    processes = f"{ranks} process{'es' * (ranks > 1)}"
     if settings["objective"] != "contrastive" or not settings["greedy"]:
         raise ValueError(
             "--stages needs modules that learn alone (--model sim or gim): a "
@@ -48,7 +48,7 @@ def check_stages(settings):
         if not fitting:
             raise ValueError(
                 f"--stages auto cannot divide {len(names)} modules among "
-                f"{ranks} processes: start a multiple of 2 to {len(names)}."
+                f"{processes}: start a multiple of 2 to {len(names)}."
             )
         count = fitting[-1]
     else:
@@ -64,7 +64,7 @@ def check_stages(settings):
         count = len(stages)
     if ranks % count:
         raise ValueError(
-            f"{ranks} processes cannot be {count} stages, each with as many "
+            f"{processes} cannot be {count} stages, each with as many "
             f"replicas: start {count}, {2 * count}, {3 * count}, ... "
             f"(torchrun --nproc-per-node={count})."
         )
@@ -80,15 +80,27 @@ def make_chain(hparams, device):
             shape = hparams["batch_size"], hparams["crop_samples"]
             make = hparams["modules"], hparams["opt_class"]
             costs = measure(*make, *shape, device or infer_device())
-            costs = {name: cost.step for name, cost in costs.items()}
-            count = dist.get_world_size() // hparams["processes"]
-            names, sizes = iter(costs), balance([*costs.values()], count)
-            plan = [[list(islice(names, size)) for size in sizes]]
-            each = ", ".join(f"{n} {1e3 * x:.3g} ms" for n, x in costs.items())
-            logger.info(f"Measured: {each}; --stages {plan[0]}")
+            ranks = dist.get_world_size()
+            plan = [choose(costs, ranks, ranks // hparams["processes"])]
         dist.broadcast_object_list(plan)
         stages = plan[0]
     return Chain(stages, hparams["stage_timeout"])
+
+
+def choose(costs, ranks, count):
+    """Returns `count` balanced stages; logs their costs, and a faster mesh."""
+    found = {len(mesh.modules): mesh for mesh in meshes(costs, ranks)}
+    chosen, others = found[count], [found[n] for n in found if n > 1]
+    each = ", ".join(f"{n} {1e3 * c.step:.3g} ms" for n, c in costs.items())
+    logger.info(f"Measured, in fp32: {each}; --stages {chosen.modules}")
+    best = max(others, key=lambda mesh: mesh.ceiling)
+    if best.ceiling > chosen.ceiling:
+        logger.info(
+            f"{ranks} processes reach at most {chosen.ceiling:.2f} times one "
+            f"process; {len(best.modules)} stages x {best.replicas} replicas, "
+            f"{best.ceiling:.2f} times: --stages {best.modules}"
+        )
+    return chosen.modules
 
 
 class StagedBrain(GreedyBrain):
@@ -116,6 +128,10 @@ class StagedBrain(GreedyBrain):
             module.to("meta")
         super().__init__(own, **kwargs)
         self.unwrapped = dict(modules)  # for warnings and sizes
+        self.estimate_of = (
+            f"; memory, optimizers on disk and the bar's train_loss are of "
+            f"this stage alone ({', '.join(own)})"
+        )
         self.rank, self.distributed_launch = chain.replica, self.replicas > 1
         self.frozen = [name for name in self.frozen if name in own]
         if self.ckpt_interval_minutes > 0:
@@ -125,7 +141,7 @@ class StagedBrain(GreedyBrain):
             )
         if self.checkpointer is not None:
             self.checkpointer.chain = chain
-        self._begin = time.perf_counter()
+        self._begin = None  # of an epoch: at its first batch
 
     def module_names(self):
         """See `GreedyBrain`; of all stages."""
@@ -171,7 +187,8 @@ class StagedBrain(GreedyBrain):
 
     def on_fit_start(self):
         """Resumes; raises a ValueError if ranks resumed at different steps."""
-        super().on_fit_start()
+        with self.chain.naming(None):
+            super().on_fit_start()
         average = self.averages[sb.Stage.TRAIN]  # a checkpoint has those of all
         names = tuple(f"{name}_" for name in self.chain.modules)
         names = names if self.rank == 0 else ()
@@ -188,20 +205,26 @@ class StagedBrain(GreedyBrain):
         self.chain.limit()
 
     def fit(self, *args, **kwargs):
-        """Trains; an error names the rank that another one waited for."""
-        try:
-            super().fit(*args, **kwargs)
-            with self._naming():
-                self.chain.finish()
-        except ConnectionError:
-            raise
-        except RuntimeError:
-            with self._naming():
-                raise
+        """Trains, until all ranks have."""
+        super().fit(*args, **kwargs)
+        self.chain.finish()
 
-    def _naming(self):
-        epoch = self.hparams.epoch_counter.current
-        return self.chain.naming(None, (1, epoch, self.step))
+    def fit_batch(self, batch):
+        """See `ResumableBrain`."""
+        with self._of_epoch():
+            return super().fit_batch(batch)
+
+    def evaluate_batch(self, batch, stage):
+        """See `ResumableBrain`."""
+        with self._of_epoch():
+            return super().evaluate_batch(batch, stage)
+
+    def _of_epoch(self):
+        """Begins to measure; in it, DDP may lose a replica."""
+        if self._begin is None:
+            self._begin = time.perf_counter()
+            self.chain.waited, self.chain.bytes = 0.0, 0
+        return self.chain.naming(None) if self.replicas > 1 else nullcontext()
 
     def _should_save_intra_epoch_ckpt(self, last_time, steps):
         due = 0 < self.ckpt_interval_steps <= steps
@@ -234,11 +257,13 @@ class StagedBrain(GreedyBrain):
 
     def _report(self):
         """Logs how busy the stages were in this epoch."""
-        own = time.perf_counter() - self._begin, self.chain.waited
+        now = time.perf_counter()
+        begin = now if self._begin is None else self._begin
+        own = now - begin, self.chain.waited
         parts = self.chain.collect((*own, self.chain.bytes))
-        self.chain.waited, self.chain.bytes = 0.0, 0
-        if parts:
-            whole, sent = parts[0][0], sum(sent for *_, sent in parts)
+        self._begin = None
+        if parts and max(parts)[0]:
+            whole, sent = max(parts)[0], sum(sent for *_, sent in parts)
             busy = [seconds - waited for seconds, waited, _ in parts]
             shares = ", ".join(f"{x / whole:.0%}" for x in busy)
             total = sum(busy)
@@ -257,7 +282,6 @@ class StagedBrain(GreedyBrain):
             super().end_epoch(epoch, validated, saves)
         for module in self.others:
             module.to("meta")
-        self._begin = time.perf_counter()
 
     def _borrow(self):
         """Gives rank 0 the weights of all encoder layers, on the CPU."""

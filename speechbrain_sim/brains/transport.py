@@ -72,6 +72,7 @@ class Chain(Here):
         self.first = self.stage == 0
         self.last = self.stage == len(stages) - 1
         self.queue, self.bytes, self.waited = deque(), 0, 0.0
+        self.when = 1, 0, 0  # the last step that was begun
         # every rank makes every group, in one order
         self.everyone = dist.new_group(backend="gloo")  # patient: see `limit`
         self.edges = {}  # by the upper rank
@@ -98,6 +99,7 @@ class Chain(Here):
 
     def receive(self, batch, when):
         """See `Here`; on all but the first stage from the rank below."""
+        self.when = tuple(when)
         if self.first:
             return super().receive(batch, when)
         source, group = self.rank - self.replicas, self.edges[self.rank]
@@ -107,7 +109,7 @@ class Chain(Here):
             dist.recv(tensor, source, group)
             return tensor
 
-        with self.naming(source, when):
+        with self.waiting(source):
             header = take(HEADER).tolist()
             sent, (kind, turned, loss), shape = (
                 tuple(header[i : i + 3]) for i in (0, 3, 6)
@@ -116,7 +118,7 @@ class Chain(Here):
             lengths = take(batch)
             order = (batch, channel, time_) if turned else shape
             x = take(*order, dtype=DTYPES[kind])
-        if sent != tuple(when):
+        if sent != self.when:
             raise RuntimeError(
                 f"{self.describe(self.rank)} is at {_moment(when)}, but got "
                 f"what rank {source} computed at {_moment(sent)}: start all "
@@ -139,7 +141,7 @@ class Chain(Here):
         payload = (x.mT if turned else x.contiguous()).cpu()
         parts = header, lengths.cpu(), payload
         target = self.rank + self.replicas
-        with self.naming(target, when):
+        with self.waiting(target):
             group = self.edges[target]
             handles = [dist.isend(part, target, group) for part in parts]
         # gloo reads the tensors until `wait` returns
@@ -148,7 +150,7 @@ class Chain(Here):
 
     def _wait(self):
         when, handles, _ = self.queue[0]
-        with self.naming(self.rank + self.replicas, when):
+        with self.waiting(self.rank + self.replicas, when):
             for handle in handles:
                 handle.wait()
         self.queue.popleft()
@@ -157,28 +159,45 @@ class Chain(Here):
         """Waits until all that was sent is received, by everyone."""
         while self.queue:
             self._wait()
-        dist.barrier(self.everyone)
+        self.barrier()
+
+    def barrier(self):
+        """Waits until all ranks are here."""
+        with self.waiting(None):
+            dist.barrier(self.everyone)
 
     def share(self, value):
         """Returns the value of rank 0, on every rank."""
         values = [value]
-        dist.broadcast_object_list(values, 0, self.everyone)
+        with self.waiting(None):
+            dist.broadcast_object_list(values, 0, self.everyone)
         return values[0]
 
     def collect(self, value):
         """Returns the values of all ranks, on rank 0."""
         world = len(self.stages) * self.replicas
         values = [None] * world if self.rank == 0 else None
-        dist.gather_object(value, values, 0, self.everyone)
+        with self.waiting(None):
+            dist.gather_object(value, values, 0, self.everyone)
         return values
 
     @contextmanager
-    def naming(self, peer, when):
-        """Measures the wait for a rank; names it if it is gone or silent.
-
-        `peer` is None if it is not known which one.
-        """
+    def waiting(self, peer, when=None):
+        """Measures the wait for a rank; see `naming`."""
         begin = time.perf_counter()
+        try:
+            with self.naming(peer, when):
+                yield
+        finally:
+            self.waited += time.perf_counter() - begin
+
+    @contextmanager
+    def naming(self, peer, when=None):
+        """Names a rank if what is done here fails since it is gone or silent.
+
+        `peer` is None if it is not known which one; `when` is a step, if not
+        the present one.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -187,13 +206,11 @@ class Chain(Here):
             other = "another rank" if peer is None else self.describe(peer)
             seconds = f"{self.timeout.total_seconds():g}"
             raise ConnectionError(
-                f"{self.describe(self.rank)} stopped at {_moment(when)}: "
-                f"{other} is gone, or did not answer for {seconds} s (a slow "
+                f"{self.describe(self.rank)} stopped at "
+                f"{_moment(when or self.when)}: {other} is gone, or did not answer for {seconds} s (a slow "
                 f"run needs a longer --stage_timeout). Start the run again, to "
                 f"go on from its last checkpoint."
             ) from error
-        finally:
-            self.waited += time.perf_counter() - begin
 
     def describe(self, rank):
         """Names a rank, its stage and its modules."""

@@ -1,5 +1,7 @@
 """Module after module, on frozen ones below."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -24,7 +26,7 @@ def words_of(yaml, folder, options):
     """The recipe's command line."""
     words = [str(yaml), "--output_folder", str(folder)]
     for key, value in {**OPTIONS, **options}.items():
-        flag = key == "noprogressbar"
+        flag = key in ("noprogressbar", "debug")
         words += [f"--{key}"] if flag else [f"--{key}", str(value)]
     return words
 
@@ -73,6 +75,18 @@ def test_the_first_module_is_that_of_training_together(trained):
     for name, line in zip(names, log, strict=True):
         assert f"train {name}_loss" in line and f"valid {name}_loss" in line
         assert line.count("_loss") == 2
+
+
+@pytest.mark.parametrize(
+    "trial", [{"optimizer_step_limit": 2}, {"debug": None, "debug_epochs": 1}]
+)
+def test_a_trial_run_tries_every_module(trained, tmp_path, trial):
+    trained(tmp_path / "run", number_of_epochs=2, **trial)
+    log = (tmp_path / "run_debug/train_log.txt").read_text().splitlines()
+    names = ["module1", "module2", "module3", "context"]
+    for epoch, name, line in zip((1, 3, 5, 7), names, log, strict=True):
+        assert line.startswith(f"epoch: {epoch} ")
+        assert f"train {name}_loss" in line
 
 
 def test_only_the_last_module_has_an_optimizer_state(trained):
@@ -136,15 +150,45 @@ def test_a_store_and_recomputation_are_one_where_no_crop_is_cut(
     exact = trained(**store, store_half=False)
     assert same(final(again), final(exact))
     assert not same(weights_of(again), weights_of(trained()))
-    arrays = sorted(path.name for path in tmp_path.glob("latents/*/module*"))
-    assert len(arrays) == 6  # means and log-variances of three modules
-    before = [p.stat().st_mtime_ns for p in tmp_path.glob("latents/*/module*")]
-    half = trained(
-        **store, kl_weight=0.02, model="sim", module_epochs="[1, 1, 0, 0]"
+
+
+#: reserves a folder until it gets no more input
+HOLD = """
+import sys
+from speechbrain_sim.files import lock_folder
+lock_folder(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def written(latents):
+    """When each array of a folder of stores was written, by its path."""
+    return {p: p.stat().st_mtime_ns for p in latents.glob("*/module*.npy")}
+
+
+def test_stores_are_found_again_and_none_replaces_another(trained, tmp_path):
+    latents = tmp_path / "latents"
+    options = {"store": str(latents), "module_epochs": "[1, 1, 1, 0]"}
+    trained(tmp_path / "one", **options)
+    first = written(latents)
+    assert len(first) == 4  # means and log-variances of two modules
+    trained(tmp_path / "two", **options)
+    assert written(latents) == first
+    trained(tmp_path / "three", **options, lr=0.01)  # other weights below
+    second = written(latents)
+    assert len(second) == 8 and first.items() < second.items()
+    (folder,) = {p.parent for p in first if p.name == "module1.npy"}
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
-    after = [p.stat().st_mtime_ns for p in tmp_path.glob("latents/*/module*")]
-    assert before != after  # of another module 1
-    assert weights_of(half).keys() == weights_of(exact).keys()
+    assert other.stdout.readline() == b"held\n"  # not by this process
+    with pytest.raises(BlockingIOError, match=f"works in .*{folder.name}"):
+        trained(tmp_path / "four", **options)
+    other.communicate()
 
 
 def test_a_store_is_of_the_weights_below():
@@ -195,6 +239,7 @@ def test_crops_of_a_store_differ_at_the_edges_only(
     [
         ({"model": "cpc"}, "without a gradient"),
         ({"frozen": "[module1]"}, "--frozen"),
+        ({"stages": "[[module1], [module2]]"}, "for --schedule together"),
         ({"schedule": "together", "store": "x"}, "are for --schedule"),
         ({"module_epochs": "[1, 2]"}, "2 numbers for the modules"),
         ({"module_epochs": "[9, 1, 1, 1]", "lr_decay_epochs": 3}, "0 after"),

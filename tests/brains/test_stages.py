@@ -13,9 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from speechbrain_sim.brains import stages, transport
 from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
-from speechbrain_sim.brains.stages import StagedBrain, check_stages
+from speechbrain_sim.brains.costs import Cost
+from speechbrain_sim.brains.stages import StagedBrain, check_stages, choose
+from speechbrain_sim.cli import run_command
 from tests.brains.forked import Launcher
+from tests.brains.test_transport import make_chain
 from tests.conftest import ROOT, finish, make_brain, same, start_process
 
 THREE = ["--stages", "[[module1], [module2], [module3, context]]"]
@@ -216,7 +220,7 @@ def test_two_machines_are_two_launches(whole, tiny_yaml, tmp_path):
     assert sum("Stages were busy" in output for output in outputs) == 1
 
 
-def test_a_rank_keeps_its_own_modules_only(tmp_path):
+def test_a_rank_keeps_its_own_modules_only(tmp_path, caplog):
     brain = make_brain(tmp_path)
     chain = SimpleNamespace(
         stages=[["module1"], ["module2", "module3"], ["context"]],
@@ -241,6 +245,90 @@ def test_a_rank_keeps_its_own_modules_only(tmp_path):
     parts = {*chain.modules, *(f"{name}_optimizer" for name in chain.modules)}
     assert {*staged.checkpointer.parts} == parts
     assert staged.training_sets("no", "manifest") == staged.training_sets()
+    staged.stopwatch.lap, staged.steps_per_epoch = lambda: 0.5, 9
+    brain.checkpointer.checkpoints_dir.mkdir(exist_ok=True)
+    with caplog.at_level("INFO"):
+        staged.on_fit_batch_end(None, None, None, True)
+    assert "of this stage alone (module2, module3)" in caplog.text
+
+
+def test_auto_has_the_most_stages_and_names_a_faster_mesh(caplog):
+    def cost(seconds):
+        return Cost(*[0] * 7, seconds)
+
+    costs = {"a": cost(6), "b": cost(3), "c": cost(2), "d": cost(1)}
+    with caplog.at_level("INFO"):
+        assert choose(costs, 4, 4) == [["a"], ["b"], ["c"], ["d"]]
+    said = "4 processes reach at most 2.00 times one process; 2 stages x 2 "
+    assert said + "replicas, 4.00 times: --stages [['a'], " in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert choose(costs, 2, 2) == [["a"], ["b", "c", "d"]]
+    assert "a 6e+03 ms" in caplog.text and "reach" not in caplog.text
+
+
+class Clock:
+    """Stands for the module `time`, and for what takes time."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def takes(self, seconds, values=None):
+        def call(value, gathered, *_):
+            self.now += seconds
+            if values:
+                gathered[:] = [value, *values]
+
+        return call
+
+
+def test_stages_are_busy_between_the_first_batch_and_the_report(
+    monkeypatch, caplog
+):
+    clock = Clock()
+    wire = SimpleNamespace(
+        broadcast_object_list=clock.takes(2),
+        barrier=lambda group: clock.takes(3)(None, None),
+        # of rank 1: seconds, of them waiting, bytes
+        gather_object=clock.takes(50, [(10.0, 1.0, 1e6)]),
+    )
+    monkeypatch.setattr(transport, "dist", wire)
+    for module in stages, transport:
+        monkeypatch.setattr(module, "time", clock)
+    brain = StagedBrain.__new__(StagedBrain)
+    brain.chain, brain._begin = make_chain(0), None
+    brain.replicas = brain.chain.replicas
+    for _ in range(2):  # epochs
+        clock.now += 100  # what comes before the first batch
+        brain.chain.share(None)
+        with brain._of_epoch():
+            clock.now += 4
+            brain.chain.share(None)
+            brain.chain.barrier()
+        with caplog.at_level("INFO"):
+            brain._report()
+    said = (
+        "Stages were busy 40%, 90% of 10 s: 1.30 times one process, of at "
+        "most 1.44. They sent 1 MB."
+    )
+    assert caplog.text.count(said) == 2
+
+
+def test_who_lost_a_rank_ends_at_once(monkeypatch, capfd):
+    def main(argv):
+        raise ConnectionError("Rank 1 is gone.")
+
+    def ends(code):
+        raise SystemExit(code)  # in a test
+
+    monkeypatch.setattr(os, "_exit", ends)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(SystemExit) as end:
+        run_command(main, [], "pretrain.py")
+    assert end.value.code == 1
+    assert capfd.readouterr().err == "pretrain.py: Rank 1 is gone.\n"
 
 
 SETTINGS = {"objective": "contrastive", "greedy": True, "frozen": []}
@@ -252,7 +340,7 @@ LISTS = [["module1"], ["module2"], ["module3", "context"]]
     "changes, message",
     [
         ({"processes": 4}, "4 processes cannot be 3 stages.*start 3, 6, 9"),
-        ({"processes": 1}, "nproc-per-node=3"),
+        ({"processes": 1}, "^1 process cannot.*nproc-per-node=3"),
         ({"greedy": False}, "a gradient of this model crosses its modules"),
         ({"objective": "supervised"}, "crosses its modules"),
         ({"stages": [["module2"], ["module1"]]}, "bottom first, such as"),
@@ -270,7 +358,7 @@ def test_what_cannot_be_divided_is_refused(changes, message):
 
 
 def test_processes_of_the_record_are_replicas():
-    for stages, ranks in ([], 2), (LISTS, 6), ("auto", 8):
-        settings = {**SETTINGS, "stages": stages, "processes": ranks}
+    for given, ranks in ([], 2), (LISTS, 6), ("auto", 8):
+        settings = {**SETTINGS, "stages": given, "processes": ranks}
         check_stages(settings)
         assert settings["processes"] == 2

@@ -47,6 +47,7 @@ def make_chain(rank, stages=(("a",), ("b", "c")), replicas=1):
     chain.first, chain.last = rank < replicas, chain.stage == len(stages) - 1
     chain.timeout, chain.edges = timedelta(seconds=3), dict.fromkeys(range(9))
     chain.queue, chain.bytes, chain.waited = deque(), 0, 0.0
+    chain.when, chain.everyone = (1, 0, 0), None
     return chain
 
 
@@ -98,6 +99,23 @@ def test_other_errors_keep_their_message(wire):
     with pytest.raises(RuntimeError, match="^shape"):
         with make_chain(0).naming(None, WHEN):
             raise RuntimeError("shape")
+
+
+@pytest.mark.parametrize("wait", ["share", "collect", "finish"])
+def test_a_rank_lost_between_steps_is_noticed(monkeypatch, wait):
+    def lost(*_):
+        raise RuntimeError("Connection closed by peer")
+
+    names = "broadcast_object_list", "gather_object", "barrier"
+    monkeypatch.setattr(
+        transport, "dist", SimpleNamespace(**dict.fromkeys(names, lost))
+    )
+    chain = make_chain(0)
+    chain.when = 1, 4, 7
+    arguments = () if wait == "finish" else (None,)
+    said = r"^Rank 0 .* stopped at epoch 4, step 7: another rank is gone"
+    with pytest.raises(ConnectionError, match=said):
+        getattr(chain, wait)(*arguments)
 
 
 def test_the_first_stage_reads_the_batch():
