@@ -227,12 +227,10 @@ def read_labels(hparams, tasks, layer):
     known, label = hparams["labels"], next(iter(hparams["labels"]), None)
     known = [*dict.fromkeys([*known, *hparams["read"]])]
     asked = layer, label, known, hparams["label_kinds"]
-    data, texts = read_data(manifests, hparams["data_folder"], *asked), {}
+    data = read_data(manifests, hparams["data_folder"], *asked)
     for task in tasks:
         if task.name == TEXT:
-            for part in task.targets.values():
-                texts |= part
-            data = data._replace(targets=(task.texts, texts))
+            data = data._replace(targets=(task.texts, task.targets))
     return data
 
 

@@ -15,10 +15,13 @@ from speechbrain_sim.analysis.code_scores import over_recordings
 from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.probes import score_probes
 from speechbrain_sim.data.labels import NO_LABEL, UTTERANCE
+from speechbrain_sim.data.splits import of_part
 from speechbrain_sim.probes import ProbeSolver
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.rows import Examples, Rows, StoredArray, moments
 
+#: parts of the corpus
+PARTS = "train", "valid", "test"
 #: the layer that the halves were made of
 WHOLE = "h"
 #: follows the name of a half in that of draws of its codes
@@ -64,8 +67,9 @@ class Side(NamedTuple):
         first.
     spans : numpy.ndarray
         First and last row of each utterance, (utterances, 2).
-    ids, recordings : list of str
-        Of the utterances; and what is resampled for intervals.
+    ids, recordings, parts : list of str
+        Of the utterances; what is resampled for intervals; and where in the
+        corpus they lie, as one name may be in several parts.
     y : dict of str to list of numpy.ndarray
         Label -> of each utterance its class, (), or those of its frames,
         (time,); NO_LABEL where there is none.
@@ -77,6 +81,7 @@ class Side(NamedTuple):
     spans: np.ndarray
     ids: list
     recordings: list
+    parts: list
     y: dict
     means: dict
 
@@ -98,7 +103,8 @@ class Side(NamedTuple):
             for name, frames in x.items()
         }
         ids = ids or [*map(str, range(len(every)))]
-        return cls(rows, _spans(first), ids, ids, y, {})
+        parts = [PARTS[0]] * len(ids)
+        return cls(rows, _spans(first), ids, ids, parts, y, {})
 
     @classmethod
     def read(cls, stores, layer, halves, labels, seed=None):
@@ -107,7 +113,7 @@ class Side(NamedTuple):
         Arguments
         ---------
         stores, layer : list of ActivationStore, str
-            Of all frames; what h is.
+            Of all frames, of `PARTS`; what h is.
         halves : dict of str to Bottleneck
             Name -> what codes the frames of the layer.
         labels : dict of str to (list of str, str)
@@ -119,6 +125,8 @@ class Side(NamedTuple):
         ids = [name for store in stores for name in store.ids]
         first = np.searchsorted(rows.utterance, np.arange(1 + len(ids)))
         owners, y = [n for store in stores for n in store.recordings], {}
+        of = zip(PARTS, stores, strict=False)
+        parts = [part for part, store in of for _ in store.ids]
         for label, (classes, kind) in labels.items():
             every = [s.labels(label, classes, kind, layer) for s in stores]
             each = np.split(np.concatenate(every), first[1:-1])
@@ -127,16 +135,28 @@ class Side(NamedTuple):
         if seed is not None:
             for name, half in halves.items():
                 x[name + DRAWN] = CodedRows(rows, half, seed)
-        return cls({WHOLE: rows, **x}, _spans(first), ids, owners, y, {})
+        x = {WHOLE: rows, **x}
+        return cls(x, _spans(first), ids, owners, parts, y, {})
 
-    def select(self, ids):
-        """Returns some of the utterances, by their IDs, in that order."""
-        place = {name: at for at, name in enumerate(self.ids)}
-        at = [place[name] for name in ids]
+    def places(self, ids, part):
+        """Returns where utterances of a part are: see `of_part`."""
+        known = {}
+        for at, (name, own) in enumerate(
+            zip(self.ids, self.parts, strict=True)
+        ):
+            known.setdefault(own, {})[name] = at
+        known = of_part(known, part)
+        return [known[name] for name in ids]
+
+    def select(self, ids, part):
+        """Returns some of the utterances, of a part, in the order of IDs."""
+        at = self.places(ids, part)
         y = {label: [known[i] for i in at] for label, known in self.y.items()}
         means = {name: known[at] for name, known in self.means.items()}
-        owners = [self.recordings[i] for i in at]
-        return Side(self.x, self.spans[at], list(ids), owners, y, means)
+        owners, parts = (
+            [x[i] for i in at] for x in (self.recordings, self.parts)
+        )
+        return Side(self.x, self.spans[at], list(ids), owners, parts, y, means)
 
     def of_frames(self, label):
         """Returns whether a label is of frames, not of utterances."""

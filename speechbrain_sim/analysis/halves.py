@@ -16,6 +16,7 @@ import torch
 
 from speechbrain_sim.analysis.half_probes import (
     DRAWN,
+    PARTS,
     WHOLE,
     Side,
     compare_halves,
@@ -28,15 +29,13 @@ from speechbrain_sim.bottlenecks.base import CONSTANT
 from speechbrain_sim.data.acoustics import LABELS as ACOUSTIC
 from speechbrain_sim.data.acoustics import acoustic_labels, quantile_bins
 from speechbrain_sim.data.batches import classes_of
-from speechbrain_sim.data.labels import kind_of
-from speechbrain_sim.data.splits import divide
+from speechbrain_sim.data.labels import UTTERANCE, kind_of
+from speechbrain_sim.data.splits import divide, of_part
 from speechbrain_sim.data.tables import OWN, read_manifest
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.files import cached_result, text_hash
 from speechbrain_sim.randomness import keyed_generator
 
-#: parts of the corpus
-PARTS = "train", "valid", "test"
 #: the division of texts, and of labels without one of their own
 OTHERS = "text"
 #: kinds of probes: of the mean over frames, or of single frames, linear and with
@@ -47,7 +46,7 @@ COUNTS = "recordings", "frame_rows", "test_rows", "passes", "hidden", "bins"
 #: fewest recordings of a map
 FEWEST = 5
 #: counts up whenever these scores change: older ones are stale
-VERSION = 1
+VERSION = 2
 
 
 class Settings(NamedTuple):
@@ -129,9 +128,10 @@ class Data(NamedTuple):
         Whose halves; the label of stage 2, or None.
     labels : dict of str to (list of str, str)
         Classes and kind of labels of the manifests.
-    values : dict of str to dict of str to float
-        Further ones, such as pitch: utterance -> number, for quantile bins.
-    targets : (Labels, dict of str to torch.Tensor), optional
+    values : dict of str to dict of str to dict of str to float
+        Further ones, such as pitch: part -> utterance -> number, for quantile
+        bins.
+    targets : (Labels, dict of str to dict of str to torch.Tensor), optional
         See `speechbrain_sim.analysis.sequence_probes.probe_text`.
     """
 
@@ -152,7 +152,8 @@ def read_data(manifests, data_folder, layer, label, labels, label_kinds):
     layer, label :
         See `Data`.
     labels : list of str
-        Columns of the manifests, or of `ACOUSTIC`, which are measured.
+        Columns of the manifests, in bins if they are of fractions; or of
+        `ACOUSTIC`, which are measured.
     label_kinds : dict of str to str
         See `speechbrain_sim.data.labels.kind_of`.
 
@@ -161,11 +162,15 @@ def read_data(manifests, data_folder, layer, label, labels, label_kinds):
     Data
     """
     known, values = {}, {}
-    row = next(iter(read_manifest(manifests["train"], data_folder).values()))
+    rows = {p: read_manifest(x, data_folder) for p, x in manifests.items()}
+    row = next(iter(rows["train"].values()))
     first = [name for name in row if name not in OWN]  # duration is measured
     for name in labels:
         if name in first:  # the corpus' own
             kind, every = kind_of(name, label_kinds), set()
+            if kind == UTTERANCE and (numbers := _fractions(rows, name)):
+                values[name] = numbers
+                continue
             for path in manifests.values():
                 every.update(classes_of(path, data_folder, name, kind))
             known[name] = sorted(every), kind
@@ -175,13 +180,34 @@ def read_data(manifests, data_folder, layer, label, labels, label_kinds):
                 f"{manifests['train']} has no column '{name}', and it is not "
                 f"measured: choose of {has}."
             )
-    if asked := [n for n in labels if n not in known]:
-        found = {}
-        for path in manifests.values():
-            found |= acoustic_labels(path, data_folder)
+    if asked := [n for n in labels if n not in {**known, **values}]:
+        found = {
+            part: acoustic_labels(path, data_folder)
+            for part, path in manifests.items()
+        }
         for name in asked:
-            values[name] = {i: numbers[name] for i, numbers in found.items()}
+            values[name] = {
+                part: {i: numbers[name] for i, numbers in of.items()}
+                for part, of in found.items()
+            }
     return Data(layer, label, known, values)
+
+
+def _fractions(rows, name):
+    """Returns part -> utterance -> number of a column, None if it has classes.
+
+    Whole numbers, such as digits, are classes.
+    """
+    try:
+        found = {
+            part: {i: float(row[name] or "nan") for i, row in of.items()}
+            for part, of in rows.items()
+        }
+    except ValueError:
+        return None
+    every = np.array([x for of in found.values() for x in of.values()])
+    every = every[np.isfinite(every)]
+    return found if (every % 1).any() else None
 
 
 def halves_of(coded, layer):
@@ -253,9 +279,10 @@ def read_side(stores, data, halves, divisions, settings):
     classes = {label: known for label, (known, _) in data.labels.items()}
     for label, known in data.values.items():
         of = divisions.get(label, divisions[OTHERS])
-        numbers = [known.get(name, np.nan) for name in side.ids]
+        pairs = zip(side.parts, side.ids, strict=True)
+        numbers = np.array([known[part][name] for part, name in pairs])
         try:
-            train = [known.get(name, np.nan) for name in of.get("train", ())]
+            train = numbers[side.places(of.get("train", ()), "train")]
             side.y[label] = [*quantile_bins(train, numbers, bins, label)]
             classes[label] = [f"{i + 1} of {bins}" for i in range(bins)]
         except ValueError:  # few, or equal
@@ -276,7 +303,7 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
         Of its own, where probes are kept that are solved, until all are.
     label : str
         Of stage 2: whose test part is mapped.
-    targets : (Labels, dict of str to torch.Tensor), optional
+    targets : (Labels, dict of str to dict of str to torch.Tensor), optional
         Transcripts: see `probe_text`.
 
     Returns
@@ -294,7 +321,7 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
         if "gap" in of:
             raise Unmeasurable(of["gap"])
         ids = {p: _drawn(of[p], settings, name, p) for p in PARTS}
-        return {part: side.select(ids[part]).pool() for part in PARTS}
+        return {part: side.select(ids[part], part).pool() for part in PARTS}
 
     def parts(label):
         return divided(label if label in divisions else OTHERS)
@@ -341,7 +368,7 @@ def _map(test, classes, targets, seed):
         if known and not test.of_frames(label)
     }
     if targets is not None:
-        labels, ids = targets
+        labels, ids = targets[0], of_part(targets[1], "test")
         texts = [labels.text(ids[name]) for name in test.ids]
         known, at = np.unique(texts, return_inverse=True)
         if 2 * len(known) <= len(texts):  # they are spoken again
@@ -402,8 +429,11 @@ def measure_model(path, model, stores, divisions, data, settings):
     dict
     """
     coded, description = model
-    labels, ids = data.targets or (None, {})
-    texts = {name: known.tolist() for name, known in sorted(ids.items())}
+    labels, texts = data.targets or (None, {})
+    texts = {
+        part: {name: known.tolist() for name, known in sorted(ids.items())}
+        for part, ids in texts.items()
+    }
     made_of = {
         "of": VERSION,
         "model": description["sha256"],

@@ -21,6 +21,7 @@ from speechbrain_sim.analysis.half_probes import (
 )
 from speechbrain_sim.analysis.probes import score_probes
 from speechbrain_sim.data.labels import NO_LABEL
+from speechbrain_sim.data.splits import of_part
 from speechbrain_sim.data.targets import error_rates
 from speechbrain_sim.probes import LinearProbe, shuffled_labels
 from speechbrain_sim.randomness import keyed_generator
@@ -230,8 +231,8 @@ def probe_text(sides, targets, names, settings):
     ---------
     sides, names, settings :
         See `speechbrain_sim.analysis.half_probes.probe`.
-    targets : (Labels, dict of str to torch.Tensor)
-        Of the texts; and utterance -> numbers of labels.
+    targets : (Labels, dict of str to dict of str to torch.Tensor)
+        Of the texts; and part -> utterance -> numbers of labels.
 
     Returns
     -------
@@ -243,8 +244,9 @@ def probe_text(sides, targets, names, settings):
         `at_chance` and, of a half, `leakage`: see `compare_halves`.
     """
     train, test = sides["train"], sides["test"]
-    labels, true = targets
-    known = [true[name] for name in train.ids]
+    labels, true = targets[0], of_part(targets[1], "test")
+    known = of_part(targets[1], "train")
+    known = [known[name] for name in train.ids]
     noise = keyed_generator(settings.seed, "control", "transcripts")
     order = torch.randperm(len(known), generator=noise).tolist()
     both, rates = [known, [known[i] for i in order]], {}

@@ -93,14 +93,15 @@ def planted():
     ids = [f"u{i}" for i in range(184)]
     texts = dict(zip(ids, map(torch.tensor, made[2]), strict=True))
     ends = {"train": ids[:100], "valid": ids[100:124], "test": ids[124:]}
-    targets = Labels("words", WORDS), texts
+    of = {p: {n: texts[n] for n in names} for p, names in ends.items()}
+    targets = Labels("words", WORDS), of
     return Side.of(*made[:2], ids), {"text": ends}, targets
 
 
 @pytest.fixture(scope="module")
 def test_side(planted):
     side, divisions, _ = planted
-    return side.select(divisions["text"]["test"]).pool()
+    return side.select(divisions["text"]["test"], "test").pool()
 
 
 @pytest.fixture(scope="module")
@@ -298,8 +299,11 @@ def test_codes_of_stored_frames_are_those_of_a_coded_encoder(corpus, tmp_path):
         for path in (corpus.train, corpus.valid)
     ]
     names = [name for store in stores for name in store.ids]
-    values = {"level": {name: float(i) for i, name in enumerate(names)}}
-    values["flat"] = dict.fromkeys(names, 1.0)
+    values = {"level": {}, "flat": {}}
+    for part, store in zip(("train", "valid"), stores, strict=True):
+        at = {name: float(names.index(name)) for name in store.ids}
+        values["level"][part] = at
+        values["flat"][part] = dict.fromkeys(at, 1.0)
     manifests = {"train": corpus.train, "valid": corpus.valid}
     manifests["test"] = corpus.valid
     kinds = {"phones": "frames"}
@@ -330,6 +334,45 @@ def test_codes_of_stored_frames_are_those_of_a_coded_encoder(corpus, tmp_path):
     assert abs(noise.mean()) < 0.15 and abs(noise.std() - 1) < 0.15
     with pytest.raises(ValueError, match="no column 'sex', and it is not"):
         read_data(manifests, corpus.folder, "logmel", "sex", ["sex"], {})
+
+
+def test_one_name_in_two_parts_is_two_recordings(planted):
+    side = planted[0]
+    here = ["u0", "u1", "u0", *side.ids[3:]]  # of the artificial set
+    parts = ["train", "train", "test", *side.parts[3:]]
+    side = side._replace(ids=here, parts=parts)
+    for part, at in {"train": 0, "test": 2}.items():
+        own = side.select(["u0", "u1"], part)  # u1: divided anew
+        assert own.spans.tolist() == side.spans[[at, 1]].tolist()
+        assert own.y["style"][0] == side.y["style"][at]
+        assert own.parts == [part, "train"]
+
+
+def test_what_is_read(corpus, tmp_path, monkeypatch):
+    lines = Path(corpus.valid).read_text().splitlines()
+    names = [line.split(",")[0] for line in lines[1:4]]
+    for part, first in {"train": 0.5, "valid": 1, "test": 2}.items():
+        rows = [lines[0] + ",octave,digit,intensity"]
+        rows += [
+            f"{line},{first + i},{i},loud" for i, line in enumerate(lines[1:4])
+        ]
+        (tmp_path / f"{part}.csv").write_text("\n".join(rows) + "\n")
+    paths = {p: tmp_path / f"{p}.csv" for p in ("train", "valid", "test")}
+
+    def by_part(path, folder):
+        return {name: {"harmonicity": len(path.stem)} for name in names}
+
+    monkeypatch.setattr(halves, "acoustic_labels", by_part)
+    asked = ["octave", "digit", "intensity", "harmonicity"]
+    data = read_data(paths, corpus.folder, "h", None, asked, {})
+    # fractions are numbers, whole numbers and words are classes
+    assert data.labels["digit"] == (["0", "1", "2"], "utterance")
+    assert data.labels["intensity"][0] == ["loud"]
+    # each part has its own, though all names repeat
+    read = {p: list(of.values()) for p, of in data.values["octave"].items()}
+    assert read["train"] == [0.5, 1.5, 2.5] and read["test"] == [2, 3, 4]
+    read = data.values["harmonicity"]
+    assert read["train"][names[0]] == 5 and read["test"][names[0]] == 4
 
 
 def test_peaks_and_valleys():
@@ -463,7 +506,7 @@ def test_measured_once(tmp_path, monkeypatch):
     coded = CodedEncoder(
         LogMel(), {"logmel.vib.text": TextHalf(80, 4, labels=3)}
     )
-    texts = Labels("words", ["A"]), {"u": torch.tensor([1])}
+    texts = Labels("words", ["A"]), {"test": {"u": torch.tensor([1])}}
     data = Data("logmel", "sex", {"sex": (["F", "M"], "utterance")}, {}, texts)
     for sha256, settings, known in (
         ("1", SETTINGS, data),
