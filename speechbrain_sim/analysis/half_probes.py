@@ -228,7 +228,7 @@ def probe(sides, label, classes, names, settings, hidden, folder):
     label, classes, names : str, int, list of str
         What is probed for, how many classes it has, and of what.
     settings : Settings
-        See `speechbrain_sim.analysis.halves`.
+        See `speechbrain_sim.analysis.half_settings`.
     hidden, folder : int, Path
         Units of the hidden layer, or 0; where what is solved is kept.
 

@@ -22,7 +22,8 @@ from speechbrain_sim.analysis.half_probes import (
     compare_halves,
     probe,
 )
-from speechbrain_sim.analysis.intervals import Unmeasurable, check_controls
+from speechbrain_sim.analysis.half_settings import HIDDEN, PAPER
+from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.score_sheet import measured
 from speechbrain_sim.analysis.sequence_probes import probe_pooled, probe_text
 from speechbrain_sim.bottlenecks.base import CONSTANT
@@ -38,85 +39,10 @@ from speechbrain_sim.randomness import keyed_generator
 
 #: the division of texts, and of labels without one of their own
 OTHERS = "text"
-#: kinds of probes: of the mean over frames, or of single frames, linear and with
-#: a hidden layer; and the paper's, linear on frames that are pooled by attention
-LINEAR, HIDDEN, PAPER = PROBES = "linear", "hidden layer", "paper"
-#: settings that are 2 at least
-COUNTS = "recordings", "frame_rows", "test_rows", "passes", "hidden", "bins"
 #: fewest recordings of a map
 FEWEST = 5
 #: counts up whenever these scores change: older ones are stale
 VERSION = 2
-
-
-class Settings(NamedTuple):
-    """How halves are measured.
-
-    Arguments
-    ---------
-    seed : int
-        Of all draws.
-    recordings : int
-        Most recordings of each part.
-    probes : tuple of str
-        Of `PROBES`.
-    frame_rows, test_rows : int
-        Most frames, drawn, that probes of frames are trained and tested on.
-    strengths : tuple of float
-        Of L2, to choose from on the validation part.
-    passes : int
-        Most passes of the solver of linear probes.
-    hidden, hidden_passes : int
-        Units of a hidden layer; most passes of its solver, whose loss falls ever
-        on where labels are shuffled.
-    controls : int
-        Probes with shuffled labels.
-    epochs, lr : int, float
-        Of the probes of sequences: CTC, and `PAPER`.
-    bins : int
-        Quantile bins of a number.
-    draws : bool
-        Whether draws of codes are read beside means, with noise as in training.
-    device : str
-        Where probes are solved.
-    """
-
-    seed: int = 1
-    recordings: int = 4_000
-    probes: tuple = (LINEAR, HIDDEN)
-    frame_rows: int = 10_000
-    test_rows: int = 20_000
-    strengths: tuple = (1e-1, 1e-2, 1e-3)
-    passes: int = 300
-    hidden: int = 32
-    hidden_passes: int = 60
-    controls: int = 10
-    epochs: int = 15
-    lr: float = 1e-2
-    bins: int = 4
-    draws: bool = True
-    device: str = "cpu"
-
-
-def read_settings(given):
-    """Checks what differs from `Settings`, a dict; returns them.
-
-    Raises a ValueError that names what there is instead.
-    """
-    for name in given.keys() - Settings._fields:
-        known = ", ".join(Settings._fields)
-        raise ValueError(f"--reading has no setting '{name}': {known}.")
-    settings = Settings(**given)
-    for kind in {*settings.probes} - {*PROBES}:
-        raise ValueError(f"--reading: probes has '{kind}', not of {PROBES}.")
-    if not settings.probes:
-        raise ValueError(f"--reading: probes is empty, choose of {PROBES}.")
-    for name in COUNTS:
-        if not getattr(settings, name) >= 2:
-            value = getattr(settings, name)
-            raise ValueError(f"--reading: {name} is {value}, not 2 or more.")
-    check_controls(settings.controls, 2)
-    return settings
 
 
 class Data(NamedTuple):
@@ -223,12 +149,12 @@ def halves_of(coded, layer):
     }
 
 
-def read_divisions(manifests, data_folder, folder, labels, split):
+def read_divisions(manifests, data_folder, folder, labels, split, text=None):
     """Divides a corpus for each label of utterances, and for all others.
 
     Arguments
     ---------
-    manifests, data_folder, folder, split :
+    manifests, data_folder, folder, split, text :
         See `speechbrain_sim.data.splits.divide`: by speakers, but for the label
         `speaker`.
     labels : list of str
@@ -243,7 +169,7 @@ def read_divisions(manifests, data_folder, folder, labels, split):
     for label in (None, *labels):
         name = label or OTHERS
         try:
-            asked = data_folder, Path(folder, name), label, split
+            asked = data_folder, Path(folder, name), label, split, text
             paths, how = divide(manifests, *asked)
             found[name] = {
                 part: [*read_manifest(path, data_folder)]
@@ -300,7 +226,7 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
     settings : Settings
         How.
     folder : str or Path
-        Of its own, where probes are kept that are solved, until all are.
+        Of its own, for probes that are solved, until all are.
     label : str
         Of stage 2: whose test part is mapped.
     targets : (Labels, dict of str to dict of str to torch.Tensor), optional
@@ -310,15 +236,16 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
     -------
     dict
         Ready for json. `probes`: kind of probe -> label -> name -> scores (see
-        `compare_halves`), or a `gap`; `text`: see `probe_text`; `map`: `places`,
-        see `map_means`, and `classes`, label -> names, class of each utterance.
+        `compare_halves`), or a `gap`; `text`: see `probe_text`; `map`: see
+        `map_means`, and `classes`, label -> names, class of each utterance;
+        `divisions`: see `_overlaps`.
     """
-    names, found = [*side.x], {"probes": {}, "text": {}}
+    names, found = [*side.x], {"divisions": _overlaps(side, divisions)}
+    found |= {"probes": {}, "text": {}}
 
     @cache
     def divided(name):
-        of = divisions[name]
-        if "gap" in of:
+        if "gap" in (of := divisions[name]):
             raise Unmeasurable(of["gap"])
         ids = {p: _drawn(of[p], settings, name, p) for p in PARTS}
         return {part: side.select(ids[part], part).pool() for part in PARTS}
@@ -348,6 +275,21 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
     mapped = classes, targets, settings.seed
     found["map"] = measured(lambda: _map(parts(label)["test"], *mapped))
     shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def _overlaps(side, divisions):
+    """Counts what probes test z_text on and it has learned from: by division.
+
+    Name -> `how` it was divided, `test` recordings, and of these, the `learned`.
+    """
+    learned = side.places(divisions[OTHERS].get("train", ()), "train")
+    found = {}
+    for name, of in divisions.items():
+        if "gap" not in of:
+            test = side.places(of["test"], "test")
+            found[name] = {"how": of.get("how", ""), "test": len(test)}
+            found[name]["learned"] = len({*test} & {*learned})
     return found
 
 

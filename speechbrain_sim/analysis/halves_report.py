@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_sim.analysis.half_probes import WHOLE
-from speechbrain_sim.analysis.halves import LINEAR
+from speechbrain_sim.analysis.half_probes import DRAWN, WHOLE
+from speechbrain_sim.analysis.half_settings import LINEAR
+from speechbrain_sim.analysis.halves import OTHERS
 from speechbrain_sim.models.format import BASELINE
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import (
@@ -46,10 +47,15 @@ CAPTIONS = {
     "kept": "Percent of what a probe of h reads above chance that a probe of the "
     "half reads, and its 95 % interval over recordings, which are drawn for both "
     "alike. 0: nothing is left; 100: all. At chance: halves whose interval of "
-    "the accuracy above chance contains 0.",
+    "the accuracy above chance contains 0. That a half lacks something is "
+    "claimed of draws: the KL bounds these, not means.",
     "text": "Errors per symbol in percent of a linear layer that is trained by "
     "CTC. Shuffled texts: the same, which learned from the texts of other "
-    "recordings. Kept: as above, of the errors that h avoids.",
+    "recordings. What is left below: of the errors that h avoids, compared with "
+    "the mean of all probes of shuffled texts.",
+    "divided": "z_text has learned the texts of the training part of 'text'. "
+    "Where it has learned those of test recordings of a label, too (their texts, "
+    "not the label), it may keep more of them than of recordings that are new.",
     "cues": "Mean over recordings of the dot product of weights of frames, which "
     "sum to 1, with a cue, over what equal weights (the mean of all shifts in "
     "time) reach: 1 is no agreement.",
@@ -95,6 +101,7 @@ def tables(found):
         "What probes read of h and of its halves": (read, "read"),
         "What transcribes h and its halves": (texts, "text"),
         "What is left in each half (%)": (kept, "kept"),
+        "How the corpus is divided": (_divided(found["divisions"]), "divided"),
     }
     items = [
         Table.of(title, CAPTIONS[key], rows)
@@ -102,6 +109,18 @@ def tables(found):
         if rows
     ]
     return items + [Gap(name, reason) for reason, name in gaps.items()]
+
+
+def _divided(divisions):
+    """Rows of how the corpus is divided for each label."""
+    return [
+        {
+            "": "text, and all others" if name == OTHERS else name,
+            "division": of["how"],
+            "z_text has learned": f"{of['learned']} of {of['test']} tested",
+        }
+        for name, of in divisions.items()
+    ]
 
 
 def _kept(scores):
@@ -119,16 +138,35 @@ def _kept(scores):
 
 
 def headline(found, label):
-    """Makes the sentence of the section from the leakage of the first probes."""
-    kind, labels = next(iter(found["probes"].items()))
-    parts = [
-        f"{half} keeps {with_interval(score['leakage'], 100, 0)} %"
-        for half, score in labels.get(label, {}).items()
-        if "leakage" in score and "gap" not in score["leakage"]
-    ]
-    if not parts:
+    """Makes the sentence of the section: what a half keeps of the other's task.
+
+    It is of draws of codes, where they are measured: the KL bounds these.
+    """
+    texts, claims, seen = found["text"], [], []
+    texts = {} if "gap" in texts else dict([*texts.items()][:1])
+    probes = {k: labels.get(label, {}) for k, labels in found["probes"].items()}
+    for half, what, kinds in (
+        ("z_text", label, probes),
+        (f"z_{label}", "the text", texts),
+    ):
+        for kind, scores in kinds.items():
+            drawn = half + DRAWN in scores
+            score = scores.get(half + DRAWN if drawn else half)
+            if score is None or "gap" in score["leakage"]:
+                continue
+            left = with_interval(score["leakage"], 100, 0)
+            of = f"{'draws' if drawn else 'means'} of {half}"
+            claims.append(f"{of} keep {left} % of {what} ({kind})")
+            seen += [] if score["at_chance"] else [half]
+    if not claims:
         return "What each half of the layer keeps, beside the layer itself."
-    return f"Of what h holds of {label} ({kind} probes), {', '.join(parts)}."
+    seen = " and ".join(dict.fromkeys(seen))
+    verdict = (
+        f"So the halves are not disentangled: {seen} is above chance"
+        if seen
+        else "None is above chance"
+    )
+    return f"Of what is read of h, {', '.join(claims)}. {verdict}."
 
 
 def plot_bars(series, path, unit, lines=()):

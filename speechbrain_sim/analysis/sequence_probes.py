@@ -165,7 +165,7 @@ def fit(module, loss, known, targets, settings):
     targets : list of list
         Of each probe, the target of each utterance.
     settings : Settings
-        See `speechbrain_sim.analysis.halves`.
+        See `speechbrain_sim.analysis.half_settings`.
     """
     options = {"lr": settings.lr, "weight_decay": DECAY}
     optimizer = torch.optim.AdamW(module.parameters(), **options)

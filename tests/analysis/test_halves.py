@@ -17,12 +17,14 @@ from speechbrain_sim.analysis.frame_attribution import (
     turning_points,
 )
 from speechbrain_sim.analysis.half_probes import Side, survives
-from speechbrain_sim.analysis.halves import (
+from speechbrain_sim.analysis.half_settings import (
     HIDDEN,
     LINEAR,
     PAPER,
-    Data,
     Settings,
+)
+from speechbrain_sim.analysis.halves import (
+    Data,
     halves_of,
     map_means,
     measure,
@@ -32,6 +34,7 @@ from speechbrain_sim.analysis.halves import (
 )
 from speechbrain_sim.analysis.halves_report import (
     curve_items,
+    headline,
     map_figure,
     section,
 )
@@ -482,7 +485,10 @@ def test_the_section(found, test_side, parts, tmp_path):
     wav = np.sin(np.arange(4000) / 9)
     made = section(found, tmp_path, "style", drives, weights, lambda name: wav)
     write_page(tmp_path, "Halves", "", [made], [])
-    assert "Of what h holds of style (linear probes), z_text" in made.sentence
+    start = "Of what is read of h, means of z_text keep"
+    assert made.sentence.startswith(start) and "the text (WER)" in made.sentence
+    assert made.sentence.endswith("None is above chance.")
+    assert kept_divided(made) == ["text, and all others", "", "0 of 60 tested"]
     tables = [t for t in made.items if type(t).__name__ == "Table"]
     kept = {row[0]: row[1:] for row in tables[2].rows}
     assert kept["luck, linear"] == ["not measured"] * 3 + ["h"]
@@ -492,6 +498,41 @@ def test_the_section(found, test_side, parts, tmp_path):
     stems = {i.stem for i in made.items if type(i).__name__ == "Figure"}
     assert {"figures/halves_map", "figures/halves_cues"} <= stems
     assert all((tmp_path / f"{stem}.png").exists() for stem in stems)
+
+
+def kept_divided(made):
+    """The row of the table of divisions."""
+    tables = {item.title: item for item in made.items if hasattr(item, "rows")}
+    (row,) = tables["How the corpus is divided"].rows
+    return row
+
+
+def test_absence_is_claimed_of_draws():
+    def score(value, at_chance):
+        left = {"value": value, "interval": [value - 0.1, value + 0.1]}
+        return {"leakage": left, "at_chance": at_chance}
+
+    probes = {"z_text": score(0.3, False), "z_text, drawn": score(0.0, True)}
+    texts = {"z_style": score(0.0, True), "z_style, drawn": score(0.0, True)}
+    found = {"probes": {"linear": {"style": probes}}, "text": {"PER": texts}}
+    made = headline(found, "style")
+    assert "draws of z_text keep 0 [-10, 10] % of style (linear)" in made
+    assert made.endswith("None is above chance.")
+    # a hidden layer reads it
+    found["probes"]["hidden layer"] = {
+        "style": {**probes, "z_text, drawn": score(0.2, False)}
+    }
+    assert headline(found, "style").endswith(
+        "So the halves are not disentangled: z_text is above chance."
+    )
+
+
+def test_what_z_text_has_learned_is_counted(planted):
+    side, divisions, _ = planted
+    of = {"test": [*side.ids[90:110]], "how": "By text."}
+    found = halves._overlaps(side, {**divisions, "style": of, "x": {"gap": ""}})
+    assert found["text"]["learned"] == 0 and "x" not in found
+    assert found["style"] == {"how": "By text.", "test": 20, "learned": 10}
 
 
 def test_measured_once(tmp_path, monkeypatch):
