@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from speechbrain_sim.analysis import intervals
 from speechbrain_sim.analysis.code_scores import over_recordings
 from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.probes import score_probes
@@ -234,7 +233,7 @@ def probe(sides, label, classes, names, settings, hidden, folder):
 
     Returns
     -------
-    scores, outcomes, chance : (dict, dict, numpy.ndarray)
+    scores, outcomes, chance : (dict, dict, dict of str to numpy.ndarray)
         See `speechbrain_sim.analysis.probes.score_probes` and `by_chance`.
     """
     rows = dict.fromkeys(sides, settings.frame_rows)
@@ -258,7 +257,8 @@ def probe(sides, label, classes, names, settings, hidden, folder):
     notes = {n: {"converged": converged[n]} for n in names}
     train_y = next(iter(both.values())).y
     scored = score_probes(chosen, valid, tested, test, train_y, 1, notes)
-    return (*scored, by_chance(next(iter(test.values())), train_y, classes))
+    chance = {n: by_chance(tested[n][0].numpy(), test[n]) for n in names}
+    return (*scored, chance)
 
 
 def check_classes(known, test, label):
@@ -271,16 +271,26 @@ def check_classes(known, test, label):
         )
 
 
-def by_chance(test, train_y, classes):
-    """Counts what is right without looking, of each recording.
+def by_chance(predicted, test):
+    """Counts what is right of predictions that do not depend on the labels.
 
-    The test examples of the most frequent training class or, if these are
-    fewer, 1 / classes of each: see `intervals.chance_level`.
+    Of each example the share of all predictions that are of its class, as in
+    Cohen's kappa; summed for each recording. So a class that happens to be
+    frequent in the test part is no evidence, for a half or against it: a
+    constant prediction is at chance, and what tells classes apart is above it.
+
+    Example
+    -------
+    >>> y, unit = np.array([0, 0, 0, 1]), np.arange(4)
+    >>> test = Examples(None, y, unit, [*"abcd"])
+    >>> by_chance(np.array([0, 0, 0, 0]), test)
+    array([1., 1., 1., 0.])
+    >>> by_chance(y, test)
+    array([0.75, 0.75, 0.75, 0.25])
     """
-    frequent = np.bincount(train_y).argmax()
-    right = (test.y == frequent)[None]
-    hits, total = intervals.per_utterance(right, test.utterance)
-    return hits if hits.sum() * classes > total.sum() else total / classes
+    size = 1 + max(np.max(predicted), test.y.max())
+    share = np.bincount(predicted, minlength=size) / len(predicted)
+    return np.bincount(test.utterance, weights=share[test.y])
 
 
 def survives(half, whole, total):
@@ -317,13 +327,15 @@ def survives(half, whole, total):
 def compare_halves(scores, outcomes, chance):
     """Adds to the scores of `probe` what they prove, beside chance and h.
 
-    To each `above`, the accuracy above chance, with its interval; `at_chance`,
+    To each its own `chance`; `above`, the accuracy above it, with its interval; `at_chance`,
     whether that interval reaches 0; and to each half its `leakage`, from
     `survives`.
     """
     total = outcomes["total"]
-    at, above = np.arange(len(total)), {n: outcomes[n] - chance for n in scores}
+    at = np.arange(len(total))
+    above = {n: outcomes[n] - chance[n] for n in scores}
     for name, score in scores.items():
+        score["chance"] = float(chance[name].sum() / total.sum())
         score["above"] = over_recordings(above[name], total, at)
         score["at_chance"] = score["above"]["interval"][0] <= 0
         if name != WHOLE:

@@ -42,7 +42,7 @@ OTHERS = "text"
 #: fewest recordings of a map
 FEWEST = 5
 #: counts up whenever these scores change: older ones are stale
-VERSION = 2
+VERSION = 3
 
 
 class Data(NamedTuple):

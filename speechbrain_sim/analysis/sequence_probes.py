@@ -221,7 +221,8 @@ def probe_pooled(sides, label, classes, names, settings):
         ]
         chosen[name], tested[name] = predicted[0][:1], predicted[1]
     scored = score_probes(chosen, valid, tested, test, y.numpy(), 1)
-    return *scored, by_chance(next(iter(test.values())), y.numpy(), classes)
+    chance = {n: by_chance(tested[n][0].numpy(), test[n]) for n in names}
+    return *scored, chance
 
 
 def probe_text(sides, targets, names, settings):

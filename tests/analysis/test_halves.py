@@ -16,7 +16,12 @@ from speechbrain_sim.analysis.frame_attribution import (
     measure_attribution,
     turning_points,
 )
-from speechbrain_sim.analysis.half_probes import Side, survives
+from speechbrain_sim.analysis.half_probes import (
+    Side,
+    by_chance,
+    compare_halves,
+    survives,
+)
 from speechbrain_sim.analysis.half_settings import (
     HIDDEN,
     LINEAR,
@@ -53,6 +58,7 @@ from speechbrain_sim.data.targets import Labels
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.report.page import write_page
+from speechbrain_sim.rows import Examples
 
 STYLES, WORDS = list("abcd"), list("ABCD")
 SETTINGS = Settings(
@@ -92,7 +98,7 @@ def plant(count, seed=0):
 
 @pytest.fixture(scope="module")
 def planted():
-    made = plant(184)
+    made = plant(184, seed=1)
     ids = [f"u{i}" for i in range(184)]
     texts = dict(zip(ids, map(torch.tensor, made[2]), strict=True))
     ends = {"train": ids[:100], "valid": ids[100:124], "test": ids[124:]}
@@ -196,6 +202,26 @@ def test_what_cannot_be_probed_is_a_gap(planted, found, tmp_path):
     for kind in LINEAR, PAPER:
         assert "4 classes of style that the" in probes[kind]["style"]["gap"]
         assert probes[kind]["luck"]["gap"] == "one speaker only"
+
+
+def test_a_class_that_is_frequent_in_the_test_part_is_no_evidence():
+    y, unit = np.repeat(range(4), [45, 5, 5, 5]), np.arange(60)
+    rng = np.random.default_rng(0)
+    some = np.where(rng.random(60) < 0.6, y, rng.integers(0, 4, 60))
+    predicted = {"h": y, "z_text": some, "z_none": np.zeros(60, int)}
+    test = Examples(None, y, unit, [*map(str, unit)])
+    outcomes = {n: (p == y).astype(float) for n, p in predicted.items()}
+    chance = {n: by_chance(p, test) for n, p in predicted.items()}
+    # the mean over all orders of the predictions
+    slow = [(rng.permutation(some) == y).mean() for _ in range(2000)]
+    assert chance["z_text"].mean() == pytest.approx(np.mean(slow), abs=5e-3)
+    outcomes["total"] = np.ones(60)
+    scores = compare_halves({n: {} for n in predicted}, outcomes, chance)
+    # of 75 % in one class, 75 % are right by it alone; fewer may prove more
+    assert outcomes["z_none"].mean() >= outcomes["z_text"].mean() - 0.05
+    assert scores["z_none"]["at_chance"] and not scores["z_text"]["at_chance"]
+    assert scores["z_none"]["leakage"]["value"] == 0
+    assert 0.3 < scores["z_text"]["leakage"]["value"] < 0.9
 
 
 def test_a_half_as_good_as_h_keeps_all():
