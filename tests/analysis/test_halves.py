@@ -169,7 +169,7 @@ def test_the_text_is_transcribed_from_its_half_alone(found):
         assert scores[half]["value"] > 0.7
         assert -0.6 < scores[half]["leakage"]["value"] < 0.25
         assert scores[half]["at_chance"]
-    assert min(score["control"]["value"] for score in scores.values()) > 0.7
+    assert min(score["control"]["value"] for score in scores.values()) > 0.6
 
 
 def test_a_factor_that_no_line_separates_is_read_by_a_hidden_layer(tmp_path):
@@ -534,23 +534,32 @@ def kept_divided(made):
 
 
 def test_absence_is_claimed_of_draws():
-    def score(value, at_chance):
+    def score(value):
         left = {"value": value, "interval": [value - 0.1, value + 0.1]}
-        return {"leakage": left, "at_chance": at_chance}
+        return {"leakage": left, "at_chance": value == 0}
 
-    probes = {"z_text": score(0.3, False), "z_text, drawn": score(0.0, True)}
-    texts = {"z_style": score(0.0, True), "z_style, drawn": score(0.0, True)}
-    found = {"probes": {"linear": {"style": probes}}, "text": {"PER": texts}}
-    made = headline(found, "style")
+    def sentence(text_drawn, hidden=0):
+        styles = {"z_text": 0.3, "z_text, drawn": 0, "z_style, drawn": 0.9}
+        texts = {"z_style": 0.2, "z_style, drawn": 0}
+        texts["z_text, drawn"] = text_drawn
+        styles, texts = (
+            {n: score(x) for n, x in of.items()} for of in (styles, texts)
+        )
+        probes = {"linear": {"style": styles}}
+        deeper = {**styles, "z_text, drawn": score(hidden)}
+        probes["hidden layer"] = {"style": deeper}
+        return headline({"probes": probes, "text": {"PER": texts}}, "style")
+
+    made = sentence(0.8)
     assert "draws of z_text keep 0 [-10, 10] % of style (linear)" in made
     assert made.endswith("None is above chance.")
     # a hidden layer reads it
-    found["probes"]["hidden layer"] = {
-        "style": {**probes, "z_text, drawn": score(0.2, False)}
-    }
-    assert headline(found, "style").endswith(
-        "So the halves are not disentangled: z_text is above chance."
-    )
+    apart = "So the halves are not disentangled: {} is above chance."
+    assert sentence(0.8, hidden=0.2).endswith(apart.format("z_text"))
+    # CTC fails on draws of z_text itself: it shows nothing of other draws
+    made = sentence(0.0)
+    assert "means of z_style keep 20 [10, 30] % of the text (PER)" in made
+    assert made.endswith(apart.format("z_style"))
 
 
 def test_what_z_text_has_learned_is_counted(planted):
