@@ -24,11 +24,8 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain_sim import config
 from speechbrain_sim.activations import ALL
 from speechbrain_sim.analysis.half_scores import score_halves, score_rows
-from speechbrain_sim.analysis.halves import (
-    read_data,
-    read_divisions,
-    read_settings,
-)
+from speechbrain_sim.analysis.half_settings import read_settings
+from speechbrain_sim.analysis.halves import read_data, read_divisions
 from speechbrain_sim.analysis.halves_page import write_report
 from speechbrain_sim.bottlenecks.coded import MIXED, CodedEncoder
 from speechbrain_sim.bottlenecks.vib import TextHalf
@@ -140,8 +137,8 @@ def read_tasks(hparams, encoder, layer):
         )
         tasks.append(task)
     for label in hparams["labels"]:
-        asked = f"{folder}/{label}", hparams["split"], label
-        tasks.append(read_label(manifests, data, *asked))
+        asked = hparams["split"], label, hparams["text_column"]
+        tasks.append(read_label(manifests, data, f"{folder}/{label}", *asked))
     return tasks
 
 
@@ -227,12 +224,10 @@ def read_labels(hparams, tasks, layer):
     known, label = hparams["labels"], next(iter(hparams["labels"]), None)
     known = [*dict.fromkeys([*known, *hparams["read"]])]
     asked = layer, label, known, hparams["label_kinds"]
-    data, texts = read_data(manifests, hparams["data_folder"], *asked), {}
+    data = read_data(manifests, hparams["data_folder"], *asked)
     for task in tasks:
         if task.name == TEXT:
-            for part in task.targets.values():
-                texts |= part
-            data = data._replace(targets=(task.texts, texts))
+            data = data._replace(targets=(task.texts, task.targets))
     return data
 
 
@@ -242,6 +237,7 @@ def report(hparams, stores, data):
     corpus = manifests, hparams["data_folder"]
     own = [n for n, (_, kind) in data.labels.items() if kind == UTTERANCE]
     where = hparams["save_folder"], own, hparams["split"]
+    where += (hparams["text_column"],)
     made = stores, read_divisions(*corpus, *where), data
     page = {"title": hparams["title"], "note": hparams["note"]}
     page |= {name: hparams[name] for name in ("words", "polarity")}

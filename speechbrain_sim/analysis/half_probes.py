@@ -10,15 +10,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from speechbrain_sim.analysis import intervals
 from speechbrain_sim.analysis.code_scores import over_recordings
 from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.probes import score_probes
 from speechbrain_sim.data.labels import NO_LABEL, UTTERANCE
+from speechbrain_sim.data.splits import of_part
 from speechbrain_sim.probes import ProbeSolver
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.rows import Examples, Rows, StoredArray, moments
 
+#: parts of the corpus
+PARTS = "train", "valid", "test"
 #: the layer that the halves were made of
 WHOLE = "h"
 #: follows the name of a half in that of draws of its codes
@@ -64,8 +66,9 @@ class Side(NamedTuple):
         first.
     spans : numpy.ndarray
         First and last row of each utterance, (utterances, 2).
-    ids, recordings : list of str
-        Of the utterances; and what is resampled for intervals.
+    ids, recordings, parts : list of str
+        Of the utterances; what is resampled for intervals; and where in the
+        corpus they lie, as one name may be in several parts.
     y : dict of str to list of numpy.ndarray
         Label -> of each utterance its class, (), or those of its frames,
         (time,); NO_LABEL where there is none.
@@ -77,6 +80,7 @@ class Side(NamedTuple):
     spans: np.ndarray
     ids: list
     recordings: list
+    parts: list
     y: dict
     means: dict
 
@@ -98,7 +102,8 @@ class Side(NamedTuple):
             for name, frames in x.items()
         }
         ids = ids or [*map(str, range(len(every)))]
-        return cls(rows, _spans(first), ids, ids, y, {})
+        parts = [PARTS[0]] * len(ids)
+        return cls(rows, _spans(first), ids, ids, parts, y, {})
 
     @classmethod
     def read(cls, stores, layer, halves, labels, seed=None):
@@ -107,7 +112,7 @@ class Side(NamedTuple):
         Arguments
         ---------
         stores, layer : list of ActivationStore, str
-            Of all frames; what h is.
+            Of all frames, of `PARTS`; what h is.
         halves : dict of str to Bottleneck
             Name -> what codes the frames of the layer.
         labels : dict of str to (list of str, str)
@@ -119,6 +124,8 @@ class Side(NamedTuple):
         ids = [name for store in stores for name in store.ids]
         first = np.searchsorted(rows.utterance, np.arange(1 + len(ids)))
         owners, y = [n for store in stores for n in store.recordings], {}
+        of = zip(PARTS, stores, strict=False)
+        parts = [part for part, store in of for _ in store.ids]
         for label, (classes, kind) in labels.items():
             every = [s.labels(label, classes, kind, layer) for s in stores]
             each = np.split(np.concatenate(every), first[1:-1])
@@ -127,16 +134,28 @@ class Side(NamedTuple):
         if seed is not None:
             for name, half in halves.items():
                 x[name + DRAWN] = CodedRows(rows, half, seed)
-        return cls({WHOLE: rows, **x}, _spans(first), ids, owners, y, {})
+        x = {WHOLE: rows, **x}
+        return cls(x, _spans(first), ids, owners, parts, y, {})
 
-    def select(self, ids):
-        """Returns some of the utterances, by their IDs, in that order."""
-        place = {name: at for at, name in enumerate(self.ids)}
-        at = [place[name] for name in ids]
+    def places(self, ids, part):
+        """Returns where utterances of a part are: see `of_part`."""
+        known = {}
+        for at, (name, own) in enumerate(
+            zip(self.ids, self.parts, strict=True)
+        ):
+            known.setdefault(own, {})[name] = at
+        known = of_part(known, part)
+        return [known[name] for name in ids]
+
+    def select(self, ids, part):
+        """Returns some of the utterances, of a part, in the order of IDs."""
+        at = self.places(ids, part)
         y = {label: [known[i] for i in at] for label, known in self.y.items()}
         means = {name: known[at] for name, known in self.means.items()}
-        owners = [self.recordings[i] for i in at]
-        return Side(self.x, self.spans[at], list(ids), owners, y, means)
+        owners, parts = (
+            [x[i] for i in at] for x in (self.recordings, self.parts)
+        )
+        return Side(self.x, self.spans[at], list(ids), owners, parts, y, means)
 
     def of_frames(self, label):
         """Returns whether a label is of frames, not of utterances."""
@@ -208,13 +227,13 @@ def probe(sides, label, classes, names, settings, hidden, folder):
     label, classes, names : str, int, list of str
         What is probed for, how many classes it has, and of what.
     settings : Settings
-        See `speechbrain_sim.analysis.halves`.
+        See `speechbrain_sim.analysis.half_settings`.
     hidden, folder : int, Path
         Units of the hidden layer, or 0; where what is solved is kept.
 
     Returns
     -------
-    scores, outcomes, chance : (dict, dict, numpy.ndarray)
+    scores, outcomes, chance : (dict, dict, dict of str to numpy.ndarray)
         See `speechbrain_sim.analysis.probes.score_probes` and `by_chance`.
     """
     rows = dict.fromkeys(sides, settings.frame_rows)
@@ -238,7 +257,8 @@ def probe(sides, label, classes, names, settings, hidden, folder):
     notes = {n: {"converged": converged[n]} for n in names}
     train_y = next(iter(both.values())).y
     scored = score_probes(chosen, valid, tested, test, train_y, 1, notes)
-    return (*scored, by_chance(next(iter(test.values())), train_y, classes))
+    chance = {n: by_chance(tested[n][0].numpy(), test[n]) for n in names}
+    return (*scored, chance)
 
 
 def check_classes(known, test, label):
@@ -251,16 +271,26 @@ def check_classes(known, test, label):
         )
 
 
-def by_chance(test, train_y, classes):
-    """Counts what is right without looking, of each recording.
+def by_chance(predicted, test):
+    """Counts what is right of predictions that do not depend on the labels.
 
-    The test examples of the most frequent training class or, if these are
-    fewer, 1 / classes of each: see `intervals.chance_level`.
+    Of each example the share of all predictions that are of its class, as in
+    Cohen's kappa; summed for each recording. So a class that happens to be
+    frequent in the test part is no evidence, for a half or against it: a
+    constant prediction is at chance, and what tells classes apart is above it.
+
+    Example
+    -------
+    >>> y, unit = np.array([0, 0, 0, 1]), np.arange(4)
+    >>> test = Examples(None, y, unit, [*"abcd"])
+    >>> by_chance(np.array([0, 0, 0, 0]), test)
+    array([1., 1., 1., 0.])
+    >>> by_chance(y, test)
+    array([0.75, 0.75, 0.75, 0.25])
     """
-    frequent = np.bincount(train_y).argmax()
-    right = (test.y == frequent)[None]
-    hits, total = intervals.per_utterance(right, test.utterance)
-    return hits if hits.sum() * classes > total.sum() else total / classes
+    size = 1 + max(np.max(predicted), test.y.max())
+    share = np.bincount(predicted, minlength=size) / len(predicted)
+    return np.bincount(test.utterance, weights=share[test.y])
 
 
 def survives(half, whole, total):
@@ -297,13 +327,15 @@ def survives(half, whole, total):
 def compare_halves(scores, outcomes, chance):
     """Adds to the scores of `probe` what they prove, beside chance and h.
 
-    To each `above`, the accuracy above chance, with its interval; `at_chance`,
+    To each its own `chance`; `above`, the accuracy above it, with its interval; `at_chance`,
     whether that interval reaches 0; and to each half its `leakage`, from
     `survives`.
     """
     total = outcomes["total"]
-    at, above = np.arange(len(total)), {n: outcomes[n] - chance for n in scores}
+    at = np.arange(len(total))
+    above = {n: outcomes[n] - chance[n] for n in scores}
     for name, score in scores.items():
+        score["chance"] = float(chance[name].sum() / total.sum())
         score["above"] = over_recordings(above[name], total, at)
         score["at_chance"] = score["above"]["interval"][0] <= 0
         if name != WHOLE:

@@ -16,108 +16,33 @@ import torch
 
 from speechbrain_sim.analysis.half_probes import (
     DRAWN,
+    PARTS,
     WHOLE,
     Side,
     compare_halves,
     probe,
 )
-from speechbrain_sim.analysis.intervals import Unmeasurable, check_controls
+from speechbrain_sim.analysis.half_settings import HIDDEN, PAPER
+from speechbrain_sim.analysis.intervals import Unmeasurable
 from speechbrain_sim.analysis.score_sheet import measured
 from speechbrain_sim.analysis.sequence_probes import probe_pooled, probe_text
 from speechbrain_sim.bottlenecks.base import CONSTANT
 from speechbrain_sim.data.acoustics import LABELS as ACOUSTIC
 from speechbrain_sim.data.acoustics import acoustic_labels, quantile_bins
 from speechbrain_sim.data.batches import classes_of
-from speechbrain_sim.data.labels import kind_of
-from speechbrain_sim.data.splits import divide
+from speechbrain_sim.data.labels import UTTERANCE, kind_of
+from speechbrain_sim.data.splits import divide, of_part
 from speechbrain_sim.data.tables import OWN, read_manifest
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.files import cached_result, text_hash
 from speechbrain_sim.randomness import keyed_generator
 
-#: parts of the corpus
-PARTS = "train", "valid", "test"
 #: the division of texts, and of labels without one of their own
 OTHERS = "text"
-#: kinds of probes: of the mean over frames, or of single frames, linear and with
-#: a hidden layer; and the paper's, linear on frames that are pooled by attention
-LINEAR, HIDDEN, PAPER = PROBES = "linear", "hidden layer", "paper"
-#: settings that are 2 at least
-COUNTS = "recordings", "frame_rows", "test_rows", "passes", "hidden", "bins"
 #: fewest recordings of a map
 FEWEST = 5
 #: counts up whenever these scores change: older ones are stale
-VERSION = 1
-
-
-class Settings(NamedTuple):
-    """How halves are measured.
-
-    Arguments
-    ---------
-    seed : int
-        Of all draws.
-    recordings : int
-        Most recordings of each part.
-    probes : tuple of str
-        Of `PROBES`.
-    frame_rows, test_rows : int
-        Most frames, drawn, that probes of frames are trained and tested on.
-    strengths : tuple of float
-        Of L2, to choose from on the validation part.
-    passes : int
-        Most passes of the solver of linear probes.
-    hidden, hidden_passes : int
-        Units of a hidden layer; most passes of its solver, whose loss falls ever
-        on where labels are shuffled.
-    controls : int
-        Probes with shuffled labels.
-    epochs, lr : int, float
-        Of the probes of sequences: CTC, and `PAPER`.
-    bins : int
-        Quantile bins of a number.
-    draws : bool
-        Whether draws of codes are read beside means, with noise as in training.
-    device : str
-        Where probes are solved.
-    """
-
-    seed: int = 1
-    recordings: int = 4_000
-    probes: tuple = (LINEAR, HIDDEN)
-    frame_rows: int = 10_000
-    test_rows: int = 20_000
-    strengths: tuple = (1e-1, 1e-2, 1e-3)
-    passes: int = 300
-    hidden: int = 32
-    hidden_passes: int = 60
-    controls: int = 10
-    epochs: int = 15
-    lr: float = 1e-2
-    bins: int = 4
-    draws: bool = True
-    device: str = "cpu"
-
-
-def read_settings(given):
-    """Checks what differs from `Settings`, a dict; returns them.
-
-    Raises a ValueError that names what there is instead.
-    """
-    for name in given.keys() - Settings._fields:
-        known = ", ".join(Settings._fields)
-        raise ValueError(f"--reading has no setting '{name}': {known}.")
-    settings = Settings(**given)
-    for kind in {*settings.probes} - {*PROBES}:
-        raise ValueError(f"--reading: probes has '{kind}', not of {PROBES}.")
-    if not settings.probes:
-        raise ValueError(f"--reading: probes is empty, choose of {PROBES}.")
-    for name in COUNTS:
-        if not getattr(settings, name) >= 2:
-            value = getattr(settings, name)
-            raise ValueError(f"--reading: {name} is {value}, not 2 or more.")
-    check_controls(settings.controls, 2)
-    return settings
+VERSION = 3
 
 
 class Data(NamedTuple):
@@ -129,9 +54,10 @@ class Data(NamedTuple):
         Whose halves; the label of stage 2, or None.
     labels : dict of str to (list of str, str)
         Classes and kind of labels of the manifests.
-    values : dict of str to dict of str to float
-        Further ones, such as pitch: utterance -> number, for quantile bins.
-    targets : (Labels, dict of str to torch.Tensor), optional
+    values : dict of str to dict of str to dict of str to float
+        Further ones, such as pitch: part -> utterance -> number, for quantile
+        bins.
+    targets : (Labels, dict of str to dict of str to torch.Tensor), optional
         See `speechbrain_sim.analysis.sequence_probes.probe_text`.
     """
 
@@ -152,7 +78,8 @@ def read_data(manifests, data_folder, layer, label, labels, label_kinds):
     layer, label :
         See `Data`.
     labels : list of str
-        Columns of the manifests, or of `ACOUSTIC`, which are measured.
+        Columns of the manifests, in bins if they are of fractions; or of
+        `ACOUSTIC`, which are measured.
     label_kinds : dict of str to str
         See `speechbrain_sim.data.labels.kind_of`.
 
@@ -161,11 +88,15 @@ def read_data(manifests, data_folder, layer, label, labels, label_kinds):
     Data
     """
     known, values = {}, {}
-    row = next(iter(read_manifest(manifests["train"], data_folder).values()))
+    rows = {p: read_manifest(x, data_folder) for p, x in manifests.items()}
+    row = next(iter(rows["train"].values()))
     first = [name for name in row if name not in OWN]  # duration is measured
     for name in labels:
         if name in first:  # the corpus' own
             kind, every = kind_of(name, label_kinds), set()
+            if kind == UTTERANCE and (numbers := _fractions(rows, name)):
+                values[name] = numbers
+                continue
             for path in manifests.values():
                 every.update(classes_of(path, data_folder, name, kind))
             known[name] = sorted(every), kind
@@ -175,13 +106,34 @@ def read_data(manifests, data_folder, layer, label, labels, label_kinds):
                 f"{manifests['train']} has no column '{name}', and it is not "
                 f"measured: choose of {has}."
             )
-    if asked := [n for n in labels if n not in known]:
-        found = {}
-        for path in manifests.values():
-            found |= acoustic_labels(path, data_folder)
+    if asked := [n for n in labels if n not in {**known, **values}]:
+        found = {
+            part: acoustic_labels(path, data_folder)
+            for part, path in manifests.items()
+        }
         for name in asked:
-            values[name] = {i: numbers[name] for i, numbers in found.items()}
+            values[name] = {
+                part: {i: numbers[name] for i, numbers in of.items()}
+                for part, of in found.items()
+            }
     return Data(layer, label, known, values)
+
+
+def _fractions(rows, name):
+    """Returns part -> utterance -> number of a column, None if it has classes.
+
+    Whole numbers, such as digits, are classes.
+    """
+    try:
+        found = {
+            part: {i: float(row[name] or "nan") for i, row in of.items()}
+            for part, of in rows.items()
+        }
+    except ValueError:
+        return None
+    every = np.array([x for of in found.values() for x in of.values()])
+    every = every[np.isfinite(every)]
+    return found if (every % 1).any() else None
 
 
 def halves_of(coded, layer):
@@ -197,12 +149,12 @@ def halves_of(coded, layer):
     }
 
 
-def read_divisions(manifests, data_folder, folder, labels, split):
+def read_divisions(manifests, data_folder, folder, labels, split, text=None):
     """Divides a corpus for each label of utterances, and for all others.
 
     Arguments
     ---------
-    manifests, data_folder, folder, split :
+    manifests, data_folder, folder, split, text :
         See `speechbrain_sim.data.splits.divide`: by speakers, but for the label
         `speaker`.
     labels : list of str
@@ -217,7 +169,7 @@ def read_divisions(manifests, data_folder, folder, labels, split):
     for label in (None, *labels):
         name = label or OTHERS
         try:
-            asked = data_folder, Path(folder, name), label, split
+            asked = data_folder, Path(folder, name), label, split, text
             paths, how = divide(manifests, *asked)
             found[name] = {
                 part: [*read_manifest(path, data_folder)]
@@ -253,9 +205,10 @@ def read_side(stores, data, halves, divisions, settings):
     classes = {label: known for label, (known, _) in data.labels.items()}
     for label, known in data.values.items():
         of = divisions.get(label, divisions[OTHERS])
-        numbers = [known.get(name, np.nan) for name in side.ids]
+        pairs = zip(side.parts, side.ids, strict=True)
+        numbers = np.array([known[part][name] for part, name in pairs])
         try:
-            train = [known.get(name, np.nan) for name in of.get("train", ())]
+            train = numbers[side.places(of.get("train", ()), "train")]
             side.y[label] = [*quantile_bins(train, numbers, bins, label)]
             classes[label] = [f"{i + 1} of {bins}" for i in range(bins)]
         except ValueError:  # few, or equal
@@ -273,28 +226,29 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
     settings : Settings
         How.
     folder : str or Path
-        Of its own, where probes are kept that are solved, until all are.
+        Of its own, for probes that are solved, until all are.
     label : str
         Of stage 2: whose test part is mapped.
-    targets : (Labels, dict of str to torch.Tensor), optional
+    targets : (Labels, dict of str to dict of str to torch.Tensor), optional
         Transcripts: see `probe_text`.
 
     Returns
     -------
     dict
         Ready for json. `probes`: kind of probe -> label -> name -> scores (see
-        `compare_halves`), or a `gap`; `text`: see `probe_text`; `map`: `places`,
-        see `map_means`, and `classes`, label -> names, class of each utterance.
+        `compare_halves`), or a `gap`; `text`: see `probe_text`; `map`: see
+        `map_means`, and `classes`, label -> names, class of each utterance;
+        `divisions`: see `_overlaps`.
     """
-    names, found = [*side.x], {"probes": {}, "text": {}}
+    names, found = [*side.x], {"divisions": _overlaps(side, divisions)}
+    found |= {"probes": {}, "text": {}}
 
     @cache
     def divided(name):
-        of = divisions[name]
-        if "gap" in of:
+        if "gap" in (of := divisions[name]):
             raise Unmeasurable(of["gap"])
         ids = {p: _drawn(of[p], settings, name, p) for p in PARTS}
-        return {part: side.select(ids[part]).pool() for part in PARTS}
+        return {part: side.select(ids[part], part).pool() for part in PARTS}
 
     def parts(label):
         return divided(label if label in divisions else OTHERS)
@@ -324,6 +278,21 @@ def measure(side, divisions, classes, settings, folder, label, targets=None):
     return found
 
 
+def _overlaps(side, divisions):
+    """Counts what probes test z_text on and it has learned from: by division.
+
+    Name -> `how` it was divided, `test` recordings, and of these, the `learned`.
+    """
+    learned = side.places(divisions[OTHERS].get("train", ()), "train")
+    found = {}
+    for name, of in divisions.items():
+        if "gap" not in of:
+            test = side.places(of["test"], "test")
+            found[name] = {"how": of.get("how", ""), "test": len(test)}
+            found[name]["learned"] = len({*test} & {*learned})
+    return found
+
+
 def _drawn(ids, settings, *key):
     """Draws `recordings` of a part at most, in their order."""
     noise = keyed_generator(settings.seed, "recordings", *key)
@@ -341,7 +310,7 @@ def _map(test, classes, targets, seed):
         if known and not test.of_frames(label)
     }
     if targets is not None:
-        labels, ids = targets
+        labels, ids = targets[0], of_part(targets[1], "test")
         texts = [labels.text(ids[name]) for name in test.ids]
         known, at = np.unique(texts, return_inverse=True)
         if 2 * len(known) <= len(texts):  # they are spoken again
@@ -402,8 +371,11 @@ def measure_model(path, model, stores, divisions, data, settings):
     dict
     """
     coded, description = model
-    labels, ids = data.targets or (None, {})
-    texts = {name: known.tolist() for name, known in sorted(ids.items())}
+    labels, texts = data.targets or (None, {})
+    texts = {
+        part: {name: known.tolist() for name, known in sorted(ids.items())}
+        for part, ids in texts.items()
+    }
     made_of = {
         "of": VERSION,
         "model": description["sha256"],

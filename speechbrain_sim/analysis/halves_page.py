@@ -12,6 +12,7 @@ from speechbrain_sim.analysis.halves_report import section
 from speechbrain_sim.analysis.score_sheet import measured
 from speechbrain_sim.bottlenecks.coded import MIXED
 from speechbrain_sim.data.audio import read_audio
+from speechbrain_sim.data.splits import of_part
 from speechbrain_sim.data.tables import read_manifest
 from speechbrain_sim.data.words import (
     read_spans,
@@ -91,10 +92,9 @@ def write_report(
 
 
 def _reader(manifests, data_folder):
-    """Returns a function: utterance -> samples at 16 kHz."""
-    rows = {}
-    for csv in manifests.values():
-        rows |= read_manifest(csv, data_folder)
+    """Returns a function: test utterance -> samples at 16 kHz."""
+    rows = {p: read_manifest(csv, data_folder) for p, csv in manifests.items()}
+    rows = of_part(rows, "test")
 
     def read(name):
         first, samples = rows[name]["start"], rows[name]["num_samples"]
@@ -105,7 +105,8 @@ def _reader(manifests, data_folder):
 
 def _attribution(stores, layer, division, parts, read, csvs):
     """Attributes test utterances: see `measure_attribution`."""
-    side = Side.read(stores, layer, {}, {}).select(division["test"])
+    side = Side.read(stores, layer, {}, {})
+    side = side.select(division["test"], "test")
     geometry, values = stores[0].layers[layer], {}
     spans = read_spans(csvs["words"]) if csvs else {}
     if spans:

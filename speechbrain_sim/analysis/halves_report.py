@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_sim.analysis.half_probes import WHOLE
-from speechbrain_sim.analysis.halves import LINEAR
+from speechbrain_sim.analysis.half_probes import DRAWN, WHOLE
+from speechbrain_sim.analysis.half_settings import LINEAR
+from speechbrain_sim.analysis.halves import OTHERS
 from speechbrain_sim.models.format import BASELINE
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import (
@@ -39,17 +40,23 @@ CAPTIONS = {
     "layer; of attention pooling, trained by a fixed protocol. Labels of "
     "recordings are read from means over unpadded frames, those of frames from "
     "single frames, the same ones for h and its halves. Numbers such as pitch "
-    "are quantile bins of the training part. Chance: the most frequent class, "
-    "or one drawn at random. Shuffled labels: the same probes, which learned "
+    "are quantile bins of the training part. Chance, the largest of a row: what "
+    "the same predictions reach in random order. Shuffled labels: the same "
+    "probes, which learned "
     "from labels in random order; visible: how many points above chance would "
     "have been seen.",
     "kept": "Percent of what a probe of h reads above chance that a probe of the "
     "half reads, and its 95 % interval over recordings, which are drawn for both "
     "alike. 0: nothing is left; 100: all. At chance: halves whose interval of "
-    "the accuracy above chance contains 0.",
+    "the accuracy above chance contains 0. That a half lacks something is "
+    "claimed of draws: the KL bounds these, not means.",
     "text": "Errors per symbol in percent of a linear layer that is trained by "
     "CTC. Shuffled texts: the same, which learned from the texts of other "
-    "recordings. Kept: as above, of the errors that h avoids.",
+    "recordings. What is left below: of the errors that h avoids, compared with "
+    "the mean of all probes of shuffled texts.",
+    "divided": "z_text has learned the texts of the training part of 'text'. "
+    "Where it has learned those of test recordings of a label, too (their texts, "
+    "not the label), it may keep more of them than of recordings that are new.",
     "cues": "Mean over recordings of the dot product of weights of frames, which "
     "sum to 1, with a cue, over what equal weights (the mean of all shifts in "
     "time) reach: 1 is no agreement.",
@@ -70,9 +77,9 @@ def tables(found):
             done = all(s.get("converged", True) for s in scores.values())
             if kind == LINEAR and not done:
                 gaps.setdefault(STOPPED, row[""])
-            whole = scores[WHOLE]
             cells = {n: percent(score) for n, score in scores.items()}
-            cells["chance"] = number(100 * whole["chance"], 1)
+            most = max(s["chance"] for s in scores.values())
+            cells["chance"] = number(100 * most, 1)
             for column, key in {
                 "shuffled": "accuracy",
                 "visible": "visible",
@@ -95,6 +102,7 @@ def tables(found):
         "What probes read of h and of its halves": (read, "read"),
         "What transcribes h and its halves": (texts, "text"),
         "What is left in each half (%)": (kept, "kept"),
+        "How the corpus is divided": (_divided(found["divisions"]), "divided"),
     }
     items = [
         Table.of(title, CAPTIONS[key], rows)
@@ -102,6 +110,18 @@ def tables(found):
         if rows
     ]
     return items + [Gap(name, reason) for reason, name in gaps.items()]
+
+
+def _divided(divisions):
+    """Rows of how the corpus is divided for each label."""
+    return [
+        {
+            "": "text, and all others" if name == OTHERS else name,
+            "division": of["how"],
+            "z_text has learned": f"{of['learned']} of {of['test']} tested",
+        }
+        for name, of in divisions.items()
+    ]
 
 
 def _kept(scores):
@@ -119,16 +139,38 @@ def _kept(scores):
 
 
 def headline(found, label):
-    """Makes the sentence of the section from the leakage of the first probes."""
-    kind, labels = next(iter(found["probes"].items()))
-    parts = [
-        f"{half} keeps {with_interval(score['leakage'], 100, 0)} %"
-        for half, score in labels.get(label, {}).items()
-        if "leakage" in score and "gap" not in score["leakage"]
-    ]
-    if not parts:
+    """Makes the sentence of the section: what a half keeps of the other's task.
+
+    It is of draws of codes, where they are measured: the KL bounds these.
+    """
+    texts, claims, seen = found["text"], [], []
+    texts = {} if "gap" in texts else dict([*texts.items()][:1])
+    probes = {k: labels.get(label, {}) for k, labels in found["probes"].items()}
+    for half, what, kinds in (
+        ("z_text", label, probes),
+        (f"z_{label}", "the text", texts),
+    ):
+        for kind, scores in kinds.items():
+            # what does not read its own half cannot show that another lacks it
+            drawn = half + DRAWN in scores and not all(
+                s["at_chance"] for n, s in scores.items() if n.endswith(DRAWN)
+            )
+            score = scores.get(half + DRAWN if drawn else half)
+            if score is None or "gap" in score["leakage"]:
+                continue
+            left = with_interval(score["leakage"], 100, 0)
+            of = f"{'draws' if drawn else 'means'} of {half}"
+            claims.append(f"{of} keep {left} % of {what} ({kind})")
+            seen += [] if score["at_chance"] else [half]
+    if not claims:
         return "What each half of the layer keeps, beside the layer itself."
-    return f"Of what h holds of {label} ({kind} probes), {', '.join(parts)}."
+    seen = " and ".join(dict.fromkeys(seen))
+    verdict = (
+        f"So the halves are not disentangled: {seen} is above chance"
+        if seen
+        else "None is above chance"
+    )
+    return f"Of what is read of h, {', '.join(claims)}. {verdict}."
 
 
 def plot_bars(series, path, unit, lines=()):
@@ -167,10 +209,13 @@ def probe_figure(kind, labels, folder):
             ends = [100 * end for end in score["interval"]]
             bar = {"value": 100 * score["accuracy"], "interval": ends}
             series.setdefault(name, {})[label] = bar
-    chance = {n: 100 * scores[WHOLE]["chance"] for n, scores in labels.items()}
+    chance = {
+        label: 100 * max(score["chance"] for score in scores.values())
+        for label, scores in labels.items()
+    }
     plot_bars(series, folder / stem, "test accuracy (%)", chance)
     alt = "Bars of accuracy of h and of its halves, in groups of labels."
-    caption = "Test accuracy, 95 % intervals; chance dotted."
+    caption = "Test accuracy, 95 % intervals; largest chance dotted."
     return [Figure(f"What probes read, {kind}", caption, stem, alt)]
 
 

@@ -21,6 +21,7 @@ from speechbrain_sim.analysis.half_probes import (
 )
 from speechbrain_sim.analysis.probes import score_probes
 from speechbrain_sim.data.labels import NO_LABEL
+from speechbrain_sim.data.splits import of_part
 from speechbrain_sim.data.targets import error_rates
 from speechbrain_sim.probes import LinearProbe, shuffled_labels
 from speechbrain_sim.randomness import keyed_generator
@@ -164,7 +165,7 @@ def fit(module, loss, known, targets, settings):
     targets : list of list
         Of each probe, the target of each utterance.
     settings : Settings
-        See `speechbrain_sim.analysis.halves`.
+        See `speechbrain_sim.analysis.half_settings`.
     """
     options = {"lr": settings.lr, "weight_decay": DECAY}
     optimizer = torch.optim.AdamW(module.parameters(), **options)
@@ -220,7 +221,8 @@ def probe_pooled(sides, label, classes, names, settings):
         ]
         chosen[name], tested[name] = predicted[0][:1], predicted[1]
     scored = score_probes(chosen, valid, tested, test, y.numpy(), 1)
-    return *scored, by_chance(next(iter(test.values())), y.numpy(), classes)
+    chance = {n: by_chance(tested[n][0].numpy(), test[n]) for n in names}
+    return *scored, chance
 
 
 def probe_text(sides, targets, names, settings):
@@ -230,8 +232,8 @@ def probe_text(sides, targets, names, settings):
     ---------
     sides, names, settings :
         See `speechbrain_sim.analysis.half_probes.probe`.
-    targets : (Labels, dict of str to torch.Tensor)
-        Of the texts; and utterance -> numbers of labels.
+    targets : (Labels, dict of str to dict of str to torch.Tensor)
+        Of the texts; and part -> utterance -> numbers of labels.
 
     Returns
     -------
@@ -243,8 +245,9 @@ def probe_text(sides, targets, names, settings):
         `at_chance` and, of a half, `leakage`: see `compare_halves`.
     """
     train, test = sides["train"], sides["test"]
-    labels, true = targets
-    known = [true[name] for name in train.ids]
+    labels, true = targets[0], of_part(targets[1], "test")
+    known = of_part(targets[1], "train")
+    known = [known[name] for name in train.ids]
     noise = keyed_generator(settings.seed, "control", "transcripts")
     order = torch.randperm(len(known), generator=noise).tolist()
     both, rates = [known, [known[i] for i in order]], {}

@@ -72,14 +72,14 @@ def read_text(manifests, data_folder, folder, split, **options):
     return Task(TEXT, *divided, ids, texts.symbols, texts)
 
 
-def read_label(manifests, data_folder, folder, split, label):
-    """Reads a label of whole utterances as a Task.
+def read_label(manifests, data_folder, folder, split, label, text=None):
+    """Reads a label of whole utterances as a Task; see `divide`.
 
     Raises a ValueError for a class without examples in training, a label with
     one class, or fewer than three recordings to test on.
     """
-    asked = label, split
-    manifests, division = divide(manifests, data_folder, folder, *asked)
+    asked = folder, label, split, text
+    manifests, division = divide(manifests, data_folder, *asked)
     classes = check_examples(manifests, data_folder, label, UTTERANCE, 10)
     targets = {}
     for part, path in manifests.items():

@@ -88,6 +88,20 @@ def divide(manifests, data_folder, folder, label=None, split=APART, text=None):
     return Division(manifests, f"{how}: {_shared(sides, speakers, texts)}")
 
 
+def of_part(known, part):
+    """Joins name -> value of all parts; a name in several has that of `part`.
+
+    Test clips of the artificial set are named as others of its training part.
+
+    Example
+    -------
+    >>> of_part({"train": {"a": 1, "b": 2}, "test": {"a": 3}}, "test")
+    {'a': 3, 'b': 2}
+    """
+    order = sorted(known, key=lambda other: other == part)
+    return {n: x for other in order for n, x in known[other].items()}
+
+
 def _is_apart(sides, label, speakers, texts):
     """Whether the test part shares nothing with the others that it must not."""
     if not all(speakers.values()):  # nobody is named

@@ -3,13 +3,15 @@
 import numpy as np
 import torch
 
+from speechbrain_sim.analysis.halves import read_divisions
 from speechbrain_sim.bottlenecks.vib import UtteranceHalf
 from speechbrain_sim.brains.utterances import (
     StoredUtterances,
     UtteranceBatches,
 )
-from speechbrain_sim.brains.vib import Task, make_halves
+from speechbrain_sim.brains.vib import Task, make_halves, read_label
 from speechbrain_sim.rows import Rows, StoredArray
+from tests.data.test_splits import corpus, speakers, values
 
 SIZES = {"a": 5, "b": 2, "c": 9, "d": 3, "e": 4, "f": 7, "g": 2}
 
@@ -66,6 +68,21 @@ def test_sequences_are_padded():
     (batch,) = batches(**texts)
     assert batch.ids == ["b", "a"] and batch.sizes.tolist() == [1, 3]
     assert batch.y.tolist() == [[4, 0, 0], [3, 1, 2]]
+
+
+def test_a_named_text_keeps_the_texts_of_speakers_apart(tmp_path):
+    rows = speakers(4, "abcdefghij")
+    rows = [row | {"verse": row.pop("text")} for row in rows]
+    manifests, audio = corpus(tmp_path, rows)  # of whom parts share all verses
+    options = "apart", "speaker", "verse"
+    task = read_label(manifests, audio, tmp_path / "speaker", *options)
+    assert task.division.startswith("Divided by text")
+    made = values(task.manifests, "verse")
+    assert not made["test"] & made["train"]
+    asked = ["speaker"], "apart", "verse"
+    found = read_divisions(manifests, audio, tmp_path / "read", *asked)
+    for part, of in task.targets.items():
+        assert found["speaker"][part] == [*of]
 
 
 def test_weights_depend_on_seed_and_task_alone():

@@ -15,6 +15,7 @@ from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_encoder
 from tests.brains.test_resume import killed_once
 from tests.conftest import HPARAMS, finish, options_for, same, start_recipe
+from tests.encoders.test_huggingface import save_model
 from tests.recipes.test_recipes import yamls
 
 YAML = HPARAMS / "Synthetic/vib.yaml"
@@ -59,6 +60,19 @@ def test_every_corpus_trains_both_stages(recipes, corpora, tmp_path, yaml):
     assert "What is left in each half" in page and "Where it looks" in page
 
 
+def test_layers_of_a_transformer_are_mixed(recipes, corpora, tmp_path):
+    pytest.importorskip("transformers")
+    model = save_model(tmp_path / "model", "wav2vec2", "base")
+    own = ["--encoder", str(model), "--layers", "[hidden1, hidden2]"]
+    own += ["--number_of_epochs", "1", "--labels", "[]"]  # stage 1 alone
+    yaml = HPARAMS / "FSDD/vib.yaml"
+    recipes["vib"].main(command(yaml, corpora, tmp_path / "run", *own))
+    encoder, _ = load_encoder(tmp_path / "run")
+    codes = encoder(torch.randn(1, 8000))["mix.vib.text"].mean
+    assert codes.shape[2] == 4
+    assert "Weights of layers" in (tmp_path / "run/report.md").read_text()
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -72,6 +86,9 @@ def test_every_corpus_trains_both_stages(recipes, corpora, tmp_path, yaml):
         (["--number_of_epochs", "0"], "must be >= 1"),
         (["--reading", "{{probes: [cubic]}}"], "probes has 'cubic', not of"),
         (["--reading", "{{rows: 3}}"], "no setting 'rows': seed, recordings"),
+        (["--reading", "{{bins: two}}"], "bins is 'two', not a whole number"),
+        (["--reading", "{{strengths: []}}"], "strengths is a list"),
+        (["--reading", "{{probes: [paper], epochs: 0}}"], "trains nothing"),
         (["--polarity", "p.csv", "--words", "w.csv"], "w.csv"),
         (["--read", "[mood]"], "no column 'mood', and it is not measured"),
         (
