@@ -2,8 +2,11 @@
 
     python -m benchmarks.planted --sets 10
 
-Prints, over planted sets, the F1 of factors that are found again, and its
-difference to no alignment and to shuffled classes, with 95 % intervals.
+Factors have values around 0, so that without alignment gates say how large a
+value is, not whose the factor is. Each class has a mark, too faint to be worth
+a unit, by which an encoder can tell it. Prints, over planted sets, the F1 of
+factors that are found again, and its difference to no alignment and to shuffled
+classes, with 95 % intervals.
 """
 
 import argparse
@@ -19,8 +22,10 @@ from speechbrain_sim.brains.schedules import Ramp
 from speechbrain_sim.data.sampling import ClassBatches
 from speechbrain_sim.objectives.alignment import spread
 
-CHANNELS, SHARED, CLASSES, ROWS, UNITS = 16, 2, 5, 2000, 10
-NOISE, LR, SAMPLES = 0.1, 0.01, 16
+CHANNELS, SHARED, CLASSES, ROWS, UNITS = 16, 2, 5, 2000, 20
+NOISE, MARK, LR, SAMPLES = 0.1, 0.3, 0.01, 16
+#: sets before it were tuned on
+FIRST = 20
 #: shares of the rows of a class in which a unit is open, and shut
 OPEN, SHUT = 0.5, 0.1
 
@@ -37,30 +42,31 @@ class Planted(NamedTuple):
     belongs: torch.Tensor
 
 
-def plant(seed):
+def plant(seed, mean=0.0, mark=MARK):
     """Draws rows: of all classes two factors, N(0, 1); of each but the last,
-    one of its own, N(1.5, 1).
+    one of its own, N(mean, 1); of each the mark, a constant.
     """
     generator = torch.Generator().manual_seed(seed)
     count = SHARED + CLASSES - 1
     atoms = torch.randn(CHANNELS, CHANNELS, generator=generator)
-    atoms = torch.linalg.qr(atoms)[0][:count]
+    atoms, marks = torch.linalg.qr(atoms)[0].split([count, CHANNELS - count])
     classes = torch.arange(ROWS) % CLASSES
     belongs = torch.ones(count, CLASSES)
     belongs[SHARED:] = torch.eye(CLASSES)[:-1]
     values = torch.randn(ROWS, count, generator=generator)
-    values[:, SHARED:] += 1.5
+    values[:, SHARED:] += mean
     noise = torch.randn(ROWS, CHANNELS, generator=generator)
     x = (values * belongs.T[classes]) @ atoms + NOISE * noise
+    x += mark * marks[classes]
     return Planted(x, classes, atoms, belongs)
 
 
-def train(planted, alignment, seed=0, steps=400, shuffle=False):
+def train(planted, alignment, seed=0, steps=800, shuffle=False, units=UNITS):
     """Trains a coder; returns it."""
     x, classes, *_ = planted
     generator = torch.Generator().manual_seed(seed)
     coder = VariationalSparseCoder(
-        *(CHANNELS, UNITS),
+        *(CHANNELS, units),
         alignment=alignment,
         hidden=32,
         observation_std=0.3,
@@ -142,8 +148,8 @@ def main():
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", type=int, default=10)
-    parser.add_argument("--alignment", type=float, default=5.0)
-    parser.add_argument("--starts", type=int, default=3)
+    parser.add_argument("--alignment", type=float, default=20.0)
+    parser.add_argument("--starts", type=int, default=1)
     options = parser.parse_args()
     ways = {
         "aligned": (options.alignment, False),
@@ -151,7 +157,7 @@ def main():
         "shuffled": (options.alignment, True),
     }
     scores = {name: [] for name in ways}
-    for seed in range(options.sets):
+    for seed in range(FIRST, FIRST + options.sets):
         planted = plant(seed)
         for name, (alignment, shuffle) in ways.items():
             given = planted, alignment, range(options.starts), shuffle

@@ -36,6 +36,8 @@ from speechbrain_sim.report.tables import NOT_MEASURED, number, with_interval
 HEADING = "alignment", "Dimensions of classes"
 #: dimensions of a heat map
 SHOWN = 80
+#: inches of a square matrix beside which there is no second, so that it is read
+WIDE = 4.0
 #: column -> path of a score, factor and digits
 SCORES = {
     "EV (%)": ("reconstruction", 100, 1),
@@ -261,9 +263,13 @@ def plot_correlations(results, names, path):
     shown = {n: p for n, p in phonetics.items() if "gap" not in p}
     order = next(iter(shown.values()))["order"]
     side = 1.3 + 0.14 * len(order)
-    grid = 1, len(shown), (side * len(shown) + 1, side + 0.4)
-    with style.drawing(path, *grid) as (figure, axes):
-        for panel, (name, found) in zip(axes[0], shown.items(), strict=True):
+    columns = min(len(shown), 1 if side > WIDE else 2)
+    rows = -(-len(shown) // columns)
+    size = side * columns + 1, (side + 0.4) * rows
+    with style.drawing(path, rows, columns, size) as (figure, axes):
+        for panel in axes.flat[len(shown) :]:
+            panel.axis("off")
+        for panel, (name, found) in zip(axes.flat, shown.items(), strict=False):
             r = np.array(found["correlations"])[np.ix_(order, order)]
             how = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r"}
             image = panel.imshow(r, **how)
@@ -271,7 +277,7 @@ def plot_correlations(results, names, path):
             _name_classes(panel, results, classes)
             panel.set_xticks([])
             panel.set_title(name, loc="left", fontsize=7)
-        bar = {"ax": list(axes[0]), "shrink": 0.6, "pad": 0.01}
+        bar = {"ax": axes, "shrink": 0.6 / rows, "pad": 0.01}
         figure.colorbar(image, label="r", **bar)
 
 

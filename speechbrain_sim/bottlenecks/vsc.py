@@ -375,3 +375,7 @@ def _check(given):
             raise ValueError(f"{name} is {given[name]!r}: it must be above 0.")
     if given["alignment"] and given["variant"] == VAE:
         raise ValueError("A VAE has no gates to align: give alignment 0.")
+    if (given["gate"], given["prior"]) == (THRESHOLD, PSEUDO_INPUTS):
+        raise ValueError(
+            "gate threshold has the prior N(0, 1) of its slabs: give prior simple."
+        )

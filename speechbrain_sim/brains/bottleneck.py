@@ -393,8 +393,11 @@ class BottleneckBrain(ResumableBrain):
         ]
 
     def collapsed(self):
-        """Returns the names of bottlenecks whose gates are all but constant."""
-        means = super().means(sb.Stage.TRAIN)
+        """Returns the names of bottlenecks whose gates are all but constant.
+
+        In the validation part, after the epoch: its first steps do not count.
+        """
+        means = super().means(sb.Stage.VALID)
         return [
             one.name
             for key, one in self.planned.items()

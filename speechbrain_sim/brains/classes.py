@@ -11,6 +11,7 @@ from speechbrain_sim.activations import MEAN
 from speechbrain_sim.brains.frames import ROWS, SAMPLE
 from speechbrain_sim.data.batches import classes_of
 from speechbrain_sim.data.labels import FRAMES, NO_LABEL, SEQUENCE, UTTERANCE
+from speechbrain_sim.data.phones import SILENCES
 from speechbrain_sim.data.sampling import ClassBatches
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.files import cached_result
@@ -50,7 +51,7 @@ def want_classes(
         The training part's csv; see `speechbrain_sim.data.batches.make_dataset`;
         "frame" or "mean", what the rows are.
     held_out : list of str
-        Classes, or their names, that are left out.
+        Classes, or their names, that are left out, as silence always is.
     names_of : callable, optional
         Classes -> names.
 
@@ -75,7 +76,8 @@ def want_classes(
         classes = classes_of(manifest, data_folder, label, kind)
     names = names_of(classes) if names_of and not count else classes
     known = [*zip(classes, names, strict=True)]
-    numbers = []
+    silent = [str(name).lower() in SILENCES for name in names]
+    numbers = [i for i in range(len(names)) if silent[i] and kind == FRAMES]
     for name in map(str, held_out):
         found = [i for i, pair in enumerate(known) if name in pair]
         if not found:

@@ -212,6 +212,7 @@ def test_saved_and_loaded(tmp_path):
         ({"observation_std": 0}, "observation_std is 0: it must be above 0"),
         ({"variant": "vae", "alignment": 1}, "A VAE has no gates to align"),
         ({"alignment_form": "all"}, "must be one of pairs, centroid"),
+        ({"gate": "threshold", "prior": "pseudo_inputs"}, "give prior simple"),
     ],
 )
 def test_arguments_out_of_range(options, message):

@@ -133,6 +133,13 @@ def test_held_out_classes_are_left_out(stores, tmp_path):
     assert found.tolist() == expected.tolist()
 
 
+def test_silence_is_left_out_of_frames_alone(stores):
+    names = {"names_of": lambda classes: ["SIL", *classes[1:]]}
+    assert want(stores, "phones", FRAMES, **names).held_out == [0]
+    assert want(stores, "speaker", **names).held_out == []
+    assert want(stores, "kmeans:5").held_out == []
+
+
 def test_clusters_find_what_lies_apart(stores, tmp_path):
     wanted = want(stores, "kmeans:3")
     found = read(stores, wanted, tmp_path)

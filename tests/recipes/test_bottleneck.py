@@ -128,6 +128,10 @@ def test_a_run_of_a_model_keeps_what_belongs_to_it(
             ["--prior", "simple", "--num_pseudo_inputs", "3"],
             "no use with --prior",
         ),
+        (
+            ["--gate", "threshold", "--prior", "pseudo_inputs"],
+            "--prior has no use with --gate threshold",
+        ),
         (["--spike_epochs", "[1, 4]"], "--spike_epochs end after 4 epochs"),
         (["--classes", "accent"], "no column 'accent'"),
         (["--pooling", "mean", "--labels", "[speaker]"], "use --pooling frame"),

@@ -21,6 +21,8 @@ TINY_CODES += ["--sheet"]
 TINY_CODES += ["{train_rows: 300, test_rows: 200, probe_rows: 100, draws: 2, "]
 TINY_CODES[-1] += "controls: [random], posterior_rows: 50, factor_rows: 100}"
 TINY_SAE = [*TINY_CODES, "--k", "[2]", "--sparsity", "null"]
+CLASSIFIED = ["--classes", "digit", "--classifier_weight", "1"]
+CLASSIFIED += ["--samples_per_class", "2"]
 TINY_VSC = [*TINY_CODES, "--alignment", "[1]", "--hidden", "8"]
 TINY_VSC += ["--samples_per_class", "2", "--spike_epochs", "[0.2, 0.4]"]
 TINY_VSC += ["--alignment_epochs", "[0.4, 1]", "--observation_std", "0.05"]
@@ -169,9 +171,14 @@ def test_sparse_codes_of_every_corpus(recipes, corpora, tmp_path, yaml):
     argv = [str(yaml), "--encoder", "logmel", "--output_folder", str(tmp_path)]
     argv += options_for(yaml, corpora) + ["--layers", "[logmel]"]
     argv += TINY_SAE if yaml.stem == "sae" else TINY_VSC
+    classified = yaml == HPARAMS / "FSDD/sae.yaml"  # a baseline of vsc.yaml
+    argv += CLASSIFIED * classified
     recipes["bottleneck"].main(argv)
     parts = json.loads((tmp_path / "config.json").read_text())["parts"]
     (name,) = (name for name in parts if name.startswith("bottleneck_"))
+    training = parts[name]["training"]
+    assert ("class" in training["train"]) == classified
+    assert ("within" in training["train"]) == (yaml.stem == "vsc")
     assert parts[name]["layer"] == "logmel"
     pooling = "mean" if yaml.parent.name == "VocalSet" else "frame"
     assert parts[name]["pooling"] == pooling
