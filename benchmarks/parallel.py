@@ -29,7 +29,7 @@ from benchmarks.measure import (
 )
 from benchmarks.systems import Ours, make_batch, ready
 from benchmarks.training import PAPER, stack
-from speechbrain_sim.brains.costs import Cost, balance, measure, meshes
+from speechbrain_sim.brains.costs import Cost, balance, ceiling, measure
 from speechbrain_sim.brains.stages import StagedBrain
 from speechbrain_sim.brains.transport import WINDOW, Chain
 from speechbrain_sim.family import build_model
@@ -216,18 +216,19 @@ def speed_rows(channels):
     costs = {name: Cost(*cost) for name, cost in found["costs"].items()}
     one, two = map(median, zip(*found["times"], strict=True))
     faster = median(a / b for a, b in found["times"])
-    mesh = meshes(costs, 2)[-1]
+    # of the stages that were measured: by now, others may seem better
+    most = ceiling(costs, found["stages"])
     parts = " / ".join("+".join(part) for part in found["stages"])
     title = f"SIM 8 × 10,240, {channels} channels, {parts}"
-    reach = f"{faster:.2f} of at most {mesh.ceiling:.2f} times"
-    planned = sum(c.step for c in costs.values()) / mesh.ceiling
+    reach = f"{faster:.2f} of at most {most:.2f} times"
+    planned = sum(c.step for c in costs.values()) / most
     plan = "Plan beside measurement"
     last = costs[found["stages"][0][-1]].sent
     rows = [
         row(
             "Two stages on two cores: share of the ceiling",
             f"{title}: {reach}, seconds against one process",
-            *("s", two, one, faster / mesh.ceiling, "≥ 0.85"),
+            *("s", two, one, faster / most, "≥ 0.85"),
             costs=found["costs"],
         ),
         row(plan, f"{title}: seconds", "s", two, planned, two / planned, ""),

@@ -57,7 +57,7 @@ def encode_files(
 ):
     """Encodes audio files; skips those that are encoded.
 
-    Under torch.distributed each rank encodes its share of what is missing.
+    Under torch.distributed each rank encodes a share, the longest files first.
     `a/b.wav` of a folder becomes `<folder>/a/b.npy`; encode.json records the
     settings, and content and samples of each recording. Returns its content,
     and a list of BadAudio left out. Raises a FileNotFoundError without files; a
@@ -90,10 +90,7 @@ def encode_files(
     record["channels"] = encoder.channels_of(layer)
     run_on_main(write_json, (folder / RECORD, record))
     targets = {name: folder / f"{name}.{kind}" for name in entries}
-    left = {n: 0 for n in _share(targets) if not targets[n].exists()}
-    failed = {}
-    # the longest first: shares take as long as each other
-    left = sorted(_joined(left), key=lambda n: -entries[n]["samples"])
+    left, failed = _missing(targets, entries), {}
     for name in tqdm(_share(left), "encoding", unit="file"):
         place = paths[name], {layer: targets[name]}
         noise = keyed_generator("encode", name, device=device)
@@ -107,6 +104,13 @@ def encode_files(
     run_on_main(write_json, (folder / RECORD, record))
     _refuse(on_bad_audio, bad, "All others were encoded")
     return record, bad
+
+
+def _missing(targets, entries):
+    """Lists what no rank has found, the longest first."""
+    left = [n for n in _share(targets) if not targets[n].exists()]
+    sizes = _joined({n: -entries[n]["samples"] for n in left})
+    return sorted(sizes, key=sizes.get)
 
 
 def _share(names):

@@ -100,7 +100,7 @@ def encode_manifest(
 
 
 def be_patient(group=None):
-    """Lets ranks that are connected wait for days; returns the group."""
+    """Lets ranks that are connected wait for a day; returns the group."""
     dist.distributed_c10d._set_pg_timeout(PATIENCE, group)
     return group
 

@@ -388,3 +388,17 @@ def test_the_fastest_division_is_chosen():
         [6, 3, 1],
     )
     assert len(parallel.divisions(7, 3)) == 15  # 6 choose 2
+
+
+def test_the_ceiling_is_of_the_stages_that_were_measured(monkeypatch):
+    """Not of those that costs of later rounds would make better."""
+    costs = {
+        name: [0] * 4 + [8, 0, 0.0, seconds]
+        for name, seconds in {"a": 1.0, "b": 2.0, "c": 3.0}.items()
+    }
+    found = {"costs": costs, "times": [(6.0, 5.0)], "sent": 8}
+    found["stages"] = [["a"], ["b", "c"]]
+    monkeypatch.setattr(parallel, "launch", lambda *_: found)
+    first, second, *_ = map(str, parallel.speed_rows(8))
+    assert "1.20 of at most 1.20 times" in first
+    assert "5.0" in second

@@ -195,11 +195,16 @@ def meshes(costs, ranks):
             + max(costs[n].gradients + costs[n].activations for n in part)
             for part in parts
         ]
-        slowest = max(sum(costs[n].step for n in part) for part in parts)
-        ceiling = ranks // stages * sum(seconds) / slowest
         sent = [costs[part[-1]].sent for part in parts[:-1]]
-        found.append(Mesh(ranks // stages, parts, memory, sent, ceiling))
+        most = ranks // stages * ceiling(costs, parts)
+        found.append(Mesh(ranks // stages, parts, memory, sent, most))
     return found
+
+
+def ceiling(costs, stages):
+    """Returns sum / max of the seconds of stages, lists of modules."""
+    seconds = [sum(costs[name].step for name in part) for part in stages]
+    return sum(seconds) / max(seconds)
 
 
 def latent_bytes(encoder, layer, half=True):

@@ -86,7 +86,7 @@ class GreedyBrain(ResumableBrain):
         when = int(train), self.hparams.epoch_counter.current, self.step
         x, lengths = self.transport.receive(batch, when)
         x, targets = to_device(x, self.device), self.targets(batch)
-        loss = self.transport.below
+        self.total = self.transport.below  # of all modules up to the last run
         learns = set(self.modules) - set(self.frozen) if train else set()
         for name, module in self.modules.items():
             with (  # evaluate_batch has its own autocast, which cannot nest
@@ -95,9 +95,9 @@ class GreedyBrain(ResumableBrain):
             ):
                 output = module(x, lengths, self.key(name, stage), targets)
             x, lengths = output.x.detach(), output.lengths
-            loss = loss + output.loss.detach()
+            self.total = self.total + output.loss.detach()
             if name == top:  # before the backward
-                self.transport.send(x, lengths, loss, when)
+                self.transport.send(x, lengths, self.total, when)
             yield name, output
 
     def on_fit_batch_start(self, batch, should_step):
@@ -119,7 +119,7 @@ class GreedyBrain(ResumableBrain):
                 self.backward(name, output.loss, should_step)
             losses[name] = output.loss.detach()
             stats.update(output.stats)
-        loss = sum(losses.values(), self.transport.below)
+        loss = self.total
         for now, before in statistics:  # a bad batch leaves no trace
             now.copy_(torch.where(torch.isfinite(loss), now, before))
         self.watched = self.step, batch, losses
@@ -137,13 +137,12 @@ class GreedyBrain(ResumableBrain):
         return dict(self.forward_modules(batch, stage))
 
     def compute_objectives(self, predictions, batch, stage):
-        """Adds up the modules' losses."""
+        """Returns the sum of the modules' losses."""
         stats = {}
         for output in predictions.values():
             stats.update(output.stats)
         self.record(stats, stage)
-        losses = [output.loss for output in predictions.values()]
-        return sum(losses, self.transport.below)
+        return self.total
 
     def on_stage_start(self, stage, epoch=None):
         """Sets the epoch of crops and of the KL; starts the averages anew."""

@@ -178,6 +178,7 @@ class OneByOneBrain(GreedyBrain):
                 x, lengths = self.input_of(batch, stage)
             with torch.set_grad_enabled(train):
                 output = self.modules[name](x, lengths, self.key(name, stage))
+        self.total = output.loss.detach()
         yield name, output
 
     def input_of(self, batch, stage):

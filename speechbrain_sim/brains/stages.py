@@ -233,7 +233,7 @@ class StagedBrain(GreedyBrain):
 
     def _save_intra_epoch_ckpt(self):
         self.read()
-        with self.collected():
+        with self.collected(), self.chain.naming(None):
             super()._save_intra_epoch_ckpt()
 
     @contextmanager
@@ -278,7 +278,7 @@ class StagedBrain(GreedyBrain):
         self._report()
         if saves:
             self._borrow()
-        with self.collected():
+        with self.collected(), self.chain.naming(None):
             super().end_epoch(epoch, validated, saves)
         for module in self.others:
             module.to("meta")
