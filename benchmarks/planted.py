@@ -3,10 +3,10 @@
     python -m benchmarks.planted --sets 10
 
 Factors have values around 0, so that without alignment gates say how large a
-value is, not whose the factor is. Each class has a mark, too faint to be worth
-a unit, by which an encoder can tell it. Prints, over planted sets, the F1 of
-factors that are found again, and its difference to no alignment and to shuffled
-classes, with 95 % intervals.
+value is, not whose the factor is. Each class has a faint mark, by which an
+encoder can tell it. Prints, over planted sets, the F1 of factors that are found
+again, and its difference to no alignment and to shuffled classes, with 95 %
+intervals.
 """
 
 import argparse
