@@ -11,7 +11,7 @@ from speechbrain_sim.bottlenecks.coded import move
 from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
 from speechbrain_sim.data.tables import read_manifest
 from speechbrain_sim.report.page import Explorer, Gap, Stop
-from speechbrain_sim.traversals import deviations, traverse
+from speechbrain_sim.traversals import deviations
 
 #: stops of a traversal, over three deviations of the slab, N(0, 1)
 STOPS = 7
@@ -92,8 +92,8 @@ def walk(model, name, row, dimension):
     latent = model.encode_batch(wav[None], layer=layer)
     x, z = latent.mean, encoder.codes_of(name, latent).mean
     values = deviations(STOPS)
-    changed = torch.cat([z, traverse(z[0], dimension, values)])
-    moved = move(bottleneck, x, z, changed)
+    changes = [{}, *({dimension: value} for value in values)]
+    moved = torch.cat([move(bottleneck, x, z, one)[0] for one in changes])
     sounds = model.decode(moved, layer, samples).cpu().numpy()
     labels = ["unchanged", *(f"{value:+.0f} σ" for value in values)]
     return [Stop(*pair) for pair in zip(labels, sounds, strict=True)]
