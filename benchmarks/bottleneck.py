@@ -80,7 +80,7 @@ def make_brain(seeds):
         planned, make, {"layer": CHANNELS}, {"layer": 10**9}
     )
     hparams = {"planned": planned, "lr": LR, "max_grad_norm": CLIP, "seed": 1}
-    hparams |= {"l1_warmup_epochs": 0, "temporal_frames": 1}
+    hparams |= {"schedules": {}, "temporal_frames": 1}
     hparams |= {"epoch_counter": EpochCounter(1)}
     adam = functools.partial(torch.optim.Adam, fused=True)
     brain = BottleneckBrain(modules, adam, hparams, {"device": "cpu"})

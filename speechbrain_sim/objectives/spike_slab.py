@@ -10,6 +10,7 @@ def gaussian_kl(mean, std, prior_mean=0.0, prior_std=1.0):
 
     Example
     -------
+    >>> import torch
     >>> gaussian_kl(torch.tensor([0.0, 1.0]), torch.ones(2))
     tensor([0.0000, 0.5000])
     """
@@ -25,6 +26,7 @@ def bernoulli_kl(gate, prior):
 
     Example
     -------
+    >>> import torch
     >>> bernoulli_kl(torch.tensor([0.2, 1.0]), torch.tensor(0.1))
     tensor([0.0444, 2.3026])
     """
@@ -48,6 +50,7 @@ def spike_slab_kl(posterior, prior):
 
     Example
     -------
+    >>> import torch
     >>> one = torch.tensor([0.9, 0.2])
     >>> q = one, torch.tensor([1.0, -0.5]), torch.tensor([0.5, 0.8])
     >>> sum(spike_slab_kl(q, (torch.tensor(0.1), 0.0, 1.0)))

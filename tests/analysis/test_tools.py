@@ -62,7 +62,7 @@ def test_keys_are_unique_and_chosen():
     keys = [tool.key for tool in TOOLS]
     assert len(set(keys)) == len(keys)
     assert choose_tools() == TOOLS
-    always = ["probes", "abx", "training"]
+    always = ["probes", "abx", "training", "halves"]
     assert [t.key for t in choose_tools(["delta"])] == [*always, "delta"]
     assert [t.key for t in choose_tools(None, inside=False)] == always
     few = [t.key for t in choose_tools(decoders=["waveform"])]
