@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from speechbrain_sim.activations import ActivationStore
+from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
 from speechbrain_sim.brains.one_by_one import hash_up_to, stored_set
 from speechbrain_sim.data.batches import KeyedCrop, make_dataset
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.extraction import encode_manifest
-from tests.brains.test_resume import checkpoints
 from tests.conftest import ROOT, finish, same, start_process
 
 OPTIONS = {"schedule": "one_by_one", "number_of_epochs": 1, "random_crop": True}
@@ -60,7 +60,7 @@ def layers(folder, *names):
 
 def final(folder):
     """All that the last checkpoint holds of modules and optimizers."""
-    newest = folder / "save" / checkpoints(folder)[-1]
+    newest = AtomicCheckpointer(folder / "save").find_checkpoint().path
     names = ["module1", "module2", "module3", "context"]
     names += [f"{name}_optimizer" for name in names]
     return {name: torch.load(newest / f"{name}.ckpt") for name in names}

@@ -8,6 +8,7 @@ import time
 import torch
 from safetensors.torch import load_file
 
+from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
 from speechbrain_sim.models.format import load_parts
 from tests.conftest import HPARAMS, finish, same, start_recipe
 
@@ -77,7 +78,7 @@ def kill_at(process, folder, place, fraction):
 
 def final_state(folder):
     """Loads what the last checkpoint holds of modules and optimizers."""
-    newest = folder / "save" / checkpoints(folder)[-1]
+    newest = AtomicCheckpointer(folder / "save").find_checkpoint().path
     names = ["module1", "module2", "module3", "context"]
     names += [f"{name}_optimizer" for name in names]
     state = {name: torch.load(newest / f"{name}.ckpt") for name in names}
