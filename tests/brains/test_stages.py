@@ -191,8 +191,9 @@ GLOO = "--distributed_backend", "gloo"
 
 @pytest.mark.slow
 def test_two_runs_do_not_meet_and_a_killed_one_restarts(
-    whole, tiny_yaml, tmp_path
+    whole, tiny_yaml, tmp_path, monkeypatch
 ):
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     options = "--standalone", "--nproc-per-node=2", "--max-restarts=1"
     folders = tmp_path / "one", tmp_path / "two"
     one, two = (torchrun(tiny_yaml, folder, *options) for folder in folders)
