@@ -142,23 +142,17 @@ def read_labels(hparams):
     return labels
 
 
-def encode(hparams, run_opts, encoder, description, layers):
-    """Encodes the parts of the corpus, unless they are cached."""
-    rows, folder = ROWS[hparams["pooling"]], hparams["output_folder"]
-    options = {
-        "layers": layers,
-        "rows": rows,
-        "log_var": hparams["pooling"] == "frame",
-        "max_seconds": hparams["encoding_seconds"],
-        "device": run_opts["device"] or infer_device(),
-    }
+def encode(hparams, run_opts, encoder, description, layers, folder, **options):
+    """Encodes the parts of the corpus, unless they are cached in a folder."""
+    options["device"] = run_opts["device"] or infer_device()
     return {
         part: encode_manifest(
             encoder,
             description,
             hparams[f"{part}_csv"],
             hparams["data_folder"],
-            f"{folder}/activations/{rows}/{part}",
+            f"{hparams['output_folder']}/{folder}/{part}",
+            layers,
             **options,
         )
         for part in PARTS
@@ -259,7 +253,10 @@ def bottleneck(hparams, run_opts):
     wanted = read_wanted(hparams)
     brain = make_brain(hparams, run_opts, encoder, layers, wanted)
     brain.open_run()
-    stores = encode(hparams, run_opts, encoder, description, layers)
+    of, rows = (encoder, description, layers), ROWS[hparams["pooling"]]
+    kept = {"rows": rows, "log_var": hparams["pooling"] == "frame"}
+    kept["max_seconds"] = hparams["encoding_seconds"]
+    stores = encode(hparams, run_opts, *of, f"activations/{rows}", **kept)
     keep_model(folder, encoder, description, source)
     aligned = wanted and align(
         wanted,

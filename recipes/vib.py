@@ -1,4 +1,4 @@
-"""Splits a layer of a frozen encoder into a textual and acoustic halves.
+"""Splits a layer of a frozen encoder into textual and acoustic halves.
 
     python recipes/vib.py hparams/Synthetic/vib.yaml --encoder sim-small \
         --layers "[context]" --latent_dim 64
@@ -17,8 +17,7 @@ from pathlib import Path
 
 import speechbrain as sb
 import torch
-from bottleneck import keep_model
-from speechbrain.utils.distributed import infer_device
+from bottleneck import encode, keep_model
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from speechbrain_sim import config
@@ -49,7 +48,6 @@ from speechbrain_sim.data.corpora.synthetic import WORDS
 from speechbrain_sim.data.labels import UTTERANCE, kind_of
 from speechbrain_sim.data.words import read_spans, read_values
 from speechbrain_sim.encoders.mixed import MIX, MixedEncoder
-from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.files import write_json
 from speechbrain_sim.models.format import load_parts, save_parts
 from speechbrain_sim.models.load import check_folder, load_encoder, plain
@@ -140,27 +138,6 @@ def read_tasks(hparams, encoder, layer):
         asked = hparams["split"], label, hparams["text_column"]
         tasks.append(read_label(manifests, data, f"{folder}/{label}", *asked))
     return tasks
-
-
-def encode(hparams, run_opts, encoder, description, layer):
-    """Encodes the parts of the corpus, unless they are cached."""
-    if layer == MIX:
-        arguments = {MIXED: hparams["layers"], "of": description["arguments"]}
-        description = {**description, "arguments": arguments}
-    options = {"layers": [layer], "rows": ALL}
-    options["max_seconds"] = hparams["encoding_seconds"]
-    options["device"] = run_opts["device"] or infer_device()
-    return [
-        encode_manifest(
-            encoder,
-            description,
-            hparams[f"{part}_csv"],
-            hparams["data_folder"],
-            f"{hparams['output_folder']}/activations/{part}",
-            **options,
-        )
-        for part in PARTS
-    ]
 
 
 def next_stage(hparams, name):
@@ -259,7 +236,13 @@ def vib(hparams, run_opts):
     sb.create_experiment_directory(folder)
     tasks = read_tasks(hparams, encoder, layer)
     data = read_labels(hparams, tasks, layer)
-    stores = encode(hparams, run_opts, encoder, description, layer)
+    known = description
+    if mixed:
+        arguments = {MIXED: mixed, "of": description["arguments"]}
+        known = {**description, "arguments": arguments}
+    of = encoder, known, [layer], "activations"
+    kept = {"rows": ALL, "max_seconds": hparams["encoding_seconds"]}
+    stores = [*encode(hparams, run_opts, *of, **kept).values()]
     keep_model(folder, original, description, source)
     if given is not None:
         save_parts(folder, {name: given[0]}, {name: given[1]})

@@ -58,7 +58,7 @@ SIGNED = "reconstruction", "rare", "phonetics"
 #: what alignment changes, and the lines of the curve
 CHANGED = "EV (%)", "EV of the rarest tenth (%)", "probe of γ (%)"
 CHANGED += "within / between", "r, all"
-TITLES = SCORED, RULE, GAINED, TESTED, NEW, PSEUDO = (
+SCORED, RULE, GAINED, TESTED, NEW, PSEUDO = (
     "Alignment, reconstruction and probes",
     "Global, class-specific and unused dimensions",
     "Alignment less its controls",
