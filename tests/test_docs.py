@@ -113,7 +113,11 @@ def test_every_block_is_of_a_kind_that_is_tested(page):
 # ---------------------------------------------------------------------- python
 
 
-@pytest.mark.parametrize("page", pages_with("python"))
+#: their cells are executed by tests/test_tutorials.py
+EXECUTED = {page for page in PAGES if page.startswith("docs/tutorials/")}
+
+
+@pytest.mark.parametrize("page", sorted({*pages_with("python")} - EXECUTED))
 def test_python_blocks_run(page, place):
     names = {}
     for text in blocks(page, "python"):
