@@ -29,8 +29,11 @@ NAMES = "walk", "folder", "sae", "halves", "recipe"
 PARAMETERS = "parameters"
 BEGIN, END = "<!-- output -->", "<!-- end of output -->"
 SOUND = re.compile(r'src="data:audio/[\w-]+;base64,([^"]+)"')
+#: what recipes log, which the page leaves out
+LOG = re.compile(r"^speechbrain[\w.]* - .*\n(?:\* .*\n)*", re.MULTILINE)
 #: seconds that a cell may take
 TIMEOUT = 1200
+COLOURS = 64
 
 
 def read(name):
@@ -81,6 +84,16 @@ def execute(notebook, folder):
                 raise RuntimeError(f"{cell.source}\n{output.evalue}")
 
 
+def compress(picture):
+    """Yields a picture as PNG of few colours, and as WebP: suffix, bytes."""
+    picture = picture.convert("RGB")
+    few = picture.quantize(COLOURS)
+    for suffix, image in ((".png", few), (".webp", picture)):
+        file = io.BytesIO()
+        image.save(file, suffix[1:], quality=80, method=6, optimize=True)
+        yield suffix, file.getvalue()
+
+
 class Page:
     """The page of a notebook; its pictures and sounds are written to `NAME/`."""
 
@@ -97,21 +110,22 @@ class Page:
     def output(self, output):
         """Returns an output as markdown; '' for what is not shown."""
         if output.output_type == "stream":
-            text = output.text if output.name == "stdout" else ""
+            text = LOG.sub("", output.text) if output.name == "stdout" else ""
             return f"```text\n{text.strip()}\n```" if text.strip() else ""
         data = output.data
         if "image/png" in data:
-            path, link = self.save(".webp")
             picture = Image.open(
                 io.BytesIO(base64.b64decode(data["image/png"]))
             )
-            picture.convert("RGB").save(path, quality=80, method=6)
-            return f"![]({link})"
+            suffix, content = min(compress(picture), key=lambda x: len(x[1]))
+            path, link = self.save(suffix)
+            path.write_bytes(content)
+            return f"![Output of the cell above]({link})"
         if found := SOUND.search(data.get("text/html", "")):
             path, link = self.save(".mp3")
             wav = io.BytesIO(base64.b64decode(found[1]))
             soundfile.write(path, *soundfile.read(wav))
-            return f'<audio controls preload="none" src="{link}"></audio>'
+            return f'<audio controls preload="metadata" src="{link}"></audio>'
         if "text/markdown" in data:
             return data["text/markdown"].strip()
         return f"```text\n{data['text/plain']}\n```"

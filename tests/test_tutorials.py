@@ -18,7 +18,9 @@ sys.path.remove(str(ROOT / "docs"))
 NOTEBOOKS = {name: tutorials.read(name) for name in tutorials.NAMES}
 FEW = {"speakers": 3, "sentences": 9, "test_sentences": 3}
 FEW_OPTIONS = " ".join(f"--{name} {number}" for name, number in FEW.items())
-READING = "probes: [linear], controls: 10, passes: 5, epochs: 1, frame_rows: 300"
+READING = (
+    "probes: [linear], controls: 10, passes: 5, epochs: 1, frame_rows: 300"
+)
 
 
 def small(work):
@@ -123,7 +125,7 @@ def test_pages_have_their_pictures_and_sounds(name):
     for path in files.values():
         assert path.stat().st_size <= 30_000, path
     kinds = {Path(file).suffix for file in files}
-    assert kinds == {".webp", ".mp3"}
+    assert ".mp3" in kinds and kinds <= {".webp", ".png", ".mp3"}
 
 
 def test_an_error_in_a_cell_or_a_recipe_is_raised(tmp_path):
