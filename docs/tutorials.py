@@ -32,7 +32,7 @@ SOUND = re.compile(r'src="data:audio/[\w-]+;base64,([^"]+)"')
 #: what recipes log, which the page leaves out
 LOG = re.compile(r"^speechbrain[\w.]* - .*\n(?:\* .*\n)*", re.MULTILINE)
 #: seconds that a cell may take
-TIMEOUT = 1200
+TIMEOUT = 3600
 COLOURS = 64
 
 

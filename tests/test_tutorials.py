@@ -26,7 +26,7 @@ READING = (
 def small(work):
     """Returns settings of tiny twins, which share a corpus in a folder."""
     corpus = f"--data_folder {work}/corpus {FEW_OPTIONS}"
-    sae = '--k "[4]" --seeds "[1]" --expansion 1 --number_of_epochs 1 '
+    sae = '--k "[4]" --seeds "[1]" --num_units 20 --number_of_epochs 1 '
     sae += '--sheet "{train_rows: 500, test_rows: 500, probe_rows: 300, '
     sae += 'factor_rows: 100, posterior_rows: 50, abx_recordings: 3}"'
     encoder = "--channels 6 --context_channels 4 --crop_samples 5120 "
@@ -36,7 +36,7 @@ def small(work):
         "folder": {
             "audio": None,
             "work": work,
-            "corpus": FEW,
+            "corpus": {**FEW, "workers": 1},
             "sizes": encoder,
             "epochs": 1,
             "decoder_epochs": 1,
@@ -90,7 +90,7 @@ def test_tiny_twins_run(tmp_path):
         cells += [nbformat.v4.new_code_cell("%reset -f"), *twin.cells]
     joined = nbformat.from_dict({**NOTEBOOKS["walk"], "cells": cells})
     tutorials.execute(joined, tmp_path)
-    outputs = [o for c in cells for o in c.get("outputs", ())]
+    outputs = [o for c in joined.cells for o in c.get("outputs", ())]
     kinds = [k for o in outputs for k in o.get("data", ())]
     assert kinds.count("image/png") >= 12 and kinds.count("text/html") >= 25
     assert (tmp_path / "model/README.md").exists()
