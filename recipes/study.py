@@ -149,6 +149,8 @@ def train(hparams, runs, name, seed, label=None):
         if "yaml" not in system:
             return folder, source
         own = {"output_folder": folder, "seed": seed, "encoder": source}
+        # all that are of one encoder read what was encoded once
+        own["activations_folder"] = f"{hparams['output_folder']}/activations"
         options = system.get("options", {})
         runs.run(vib.vib, system["yaml"], vib.RULES, options, **own)
         return folder, folder

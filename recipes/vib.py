@@ -12,6 +12,7 @@ of the test part, and a report on what probes read of each half. Started again
 after a kill, a run is resumed, in either stage.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -46,9 +47,15 @@ from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.corpora.synthetic import WORDS
 from speechbrain_sim.data.labels import UTTERANCE, kind_of
+from speechbrain_sim.data.tables import manifest_hash
 from speechbrain_sim.data.words import read_spans, read_values
 from speechbrain_sim.encoders.mixed import MIX, MixedEncoder
-from speechbrain_sim.files import write_json
+from speechbrain_sim.files import (
+    lock_folder,
+    text_hash,
+    unlock_folder,
+    write_json,
+)
 from speechbrain_sim.models.format import load_parts, save_parts
 from speechbrain_sim.models.load import check_folder, load_encoder, plain
 from speechbrain_sim.report.page import Table
@@ -77,6 +84,7 @@ def check(settings):
 #: of runs: what may change when they are resumed, but not the number of epochs,
 #: on which the schedules depend; and what is refused
 RULES = [n for n in config.MAY_CHANGE if n != "number_of_epochs"]
+RULES += ["activations_folder"]
 #: the report is no part of the training
 SHOWN = ["read", "reading", "words", "polarity", "title", "note"]
 RULES = ([*RULES, "encoder", *SHOWN], check)
@@ -138,6 +146,25 @@ def read_tasks(hparams, encoder, layer):
         asked = hparams["split"], label, hparams["text_column"]
         tasks.append(read_label(manifests, data, f"{folder}/{label}", *asked))
     return tasks
+
+
+def encode_once(hparams, run_opts, encoder, description, layer):
+    """Encodes the corpus, unless another run with this folder has done so.
+
+    Returns a list of ActivationStore, see `encode`. Stores of other layers,
+    encoders or manifests lie beside each other.
+    """
+    made_of = [description["sha256"], description.get("arguments"), layer]
+    data = hparams["data_folder"]
+    made_of += [manifest_hash(hparams[f"{part}_csv"], data) for part in PARTS]
+    digest = text_hash(json.dumps(made_of, default=str))[:8]
+    place = f"{hparams['activations_folder']}/{digest}"
+    kept = {"rows": ALL, "max_seconds": hparams["encoding_seconds"]}
+    lock_folder(place)
+    of = encoder, description, [layer], place
+    stores = encode(hparams, run_opts, *of, **kept)
+    unlock_folder(place)
+    return [*stores.values()]
 
 
 def next_stage(hparams, name):
@@ -240,9 +267,7 @@ def vib(hparams, run_opts):
     if mixed:
         arguments = {MIXED: mixed, "of": description["arguments"]}
         known = {**description, "arguments": arguments}
-    of = encoder, known, [layer], "activations"
-    kept = {"rows": ALL, "max_seconds": hparams["encoding_seconds"]}
-    stores = [*encode(hparams, run_opts, *of, **kept).values()]
+    stores = encode_once(hparams, run_opts, encoder, known, layer)
     keep_model(folder, original, description, source)
     if given is not None:
         save_parts(folder, {name: given[0]}, {name: given[1]})

@@ -254,5 +254,8 @@ def test_a_study_trains_halves_of_its_systems(recipes, corpora, tmp_path, stem):
     assert (tmp_path / "figures/halves.svg").exists()
     curves = "Both stages, and what each half holds of speaker"
     assert (curves in report) == (stem == "study_vib")
+    encoders = 1 if "encoder" in above else 2
+    assert len([*tmp_path.glob("activations/*/train")]) == encoders
+    assert not [*tmp_path.glob(f"{name}_*/activations/*/train")]
     found = json.loads((tmp_path / "report.json").read_text())
     assert list(found["probes"]["speaker"][name]["layers"]) == layers
