@@ -87,8 +87,6 @@ def check(settings):
 def check_classes(settings):
     """Raises a ValueError if classes are missing, or no use."""
     variant, classes = settings["variant"], settings["classes"]
-    if classes is None and settings["shuffle_classes"]:
-        raise ValueError("--shuffle_classes needs --classes: give a label.")
     if classes is not None and variant == TEMPORAL:
         raise ValueError(
             "--variant temporal compares neighbouring frames, and --classes "

@@ -380,7 +380,8 @@ def compare_phones(hparams, runs, encoders):
 def read_halves(hparams):
     """Reads the scores of the systems' halves: system -> list, by seed.
 
-    Each is what `vib.json` holds, and as `read` what `halves.json` does.
+    Each is what `vib.json` holds, as `read` what `halves.json` does, and `of`,
+    `seed` and `options` of the study.
     """
     found = {}
     for name, system in hparams["systems"].items():
@@ -389,6 +390,8 @@ def read_halves(hparams):
             if "yaml" in system:
                 run = read_json(f"{folder}/vib.json")
                 run["read"] = read_json(f"{folder}/halves.json")["result"]
+                run |= {"of": system["of"], "seed": seed}
+                run["options"] = system.get("options", {})
                 found.setdefault(name, []).append(run)
     return found
 

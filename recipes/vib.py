@@ -79,6 +79,12 @@ def check(settings):
         raise ValueError(
             "There is nothing to train: give --labels, or leave --text_from out."
         )
+    for name in ("words", "polarity"):
+        if settings[name] and not settings["labels"]:
+            raise ValueError(
+                f"--{name} is of the report on where stage 2 looks, and there "
+                f"is none without --labels: give one, or leave it out."
+            )
 
 
 #: of runs: what may change when they are resumed, but not the number of epochs,
@@ -123,14 +129,16 @@ def untrained(settings, encoder_of):
 
 
 def read_tasks(hparams, encoder, layer):
-    """Prepares the corpus, and lists its tasks: the text first, if needed.
+    """Prepares the corpus, and lists its tasks: the text first.
 
-    Raises a ValueError, before any work, for what cannot be learnt.
+    Raises a ValueError, before any work, for what cannot be learnt. With
+    --text_from, the text is of the report alone, and left out where it probes
+    no transcripts.
     """
     hparams["prepare"]()
     manifests, tasks = {part: hparams[f"{part}_csv"] for part in PARTS}, []
     data, folder = hparams["data_folder"], hparams["save_folder"]
-    if not hparams["text_from"]:
+    if not hparams["text_from"] or read_settings(hparams["reading"]).epochs:
         task = read_text(
             manifests,
             data,
@@ -274,6 +282,7 @@ def vib(hparams, run_opts):
     rate = SAMPLE_RATE / encoder.frame_geometry(layer)[0]
     made = {"layer": layer, "mixed": mixed, "frame_rate": rate}
     hparams |= {**made, "channels": encoder.channels_of(layer)}
+    tasks = [task for task in tasks if task.name != TEXT or given is None]
     scores = {}
     for task in tasks:
         stage = next_stage(hparams, task.name) if scores else hparams

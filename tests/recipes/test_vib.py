@@ -62,6 +62,8 @@ def test_every_corpus_trains_both_stages(recipes, corpora, tmp_path, yaml):
     assert {label, "pitch"} <= read["probes"]["linear"].keys()
     page = (folder / "report.md").read_text()
     assert "What is left in each half" in page and "Where it looks" in page
+    timed = yaml.parent.name == "Synthetic"
+    assert ("Nothing states when words are spoken" in page) != timed
 
 
 def test_layers_of_a_transformer_are_mixed(recipes, corpora, tmp_path):
@@ -88,17 +90,18 @@ def test_layers_of_a_transformer_are_mixed(recipes, corpora, tmp_path):
         (["--labels", "[mood]"], "no column 'mood'"),
         (["--text_from", "{trained}"], "holds no bottleneck_logmel.vib.text"),
         (["--number_of_epochs", "0"], "must be >= 1"),
-        (["--reading", "{{probes: [cubic]}}"], "probes has 'cubic', not of"),
+        (
+            ["--reading", "{{probes: [cubic]}}"],
+            "'cubic'., but must be linear or",
+        ),
         (["--reading", "{{rows: 3}}"], "no setting 'rows': seed, recordings"),
-        (["--reading", "{{bins: two}}"], "bins is 'two', not a whole number"),
-        (["--reading", "{{strengths: []}}"], "strengths is a list"),
+        (["--reading", "{{bins: two}}"], "bins is 'two', but takes a whole"),
+        (["--reading", "{{strengths: []}}"], "strengths is .*, but must be not"),
         (["--reading", "{{probes: [paper], epochs: 0}}"], "trains nothing"),
         (["--polarity", "p.csv", "--words", "w.csv"], "w.csv"),
         (["--read", "[mood]"], "no column 'mood', and it is not measured"),
-        (
-            ["--target", "phones", "--text_column", "x"],
-            "no use with --target p",
-        ),
+        (["--pieces", "9"], "--pieces has no use with --target phones"),
+        (["--labels", "[]", "--words", "w.csv"], "--words is of the report on"),
         (
             ["--use_information_loss", "False", "--final_beta", "0.5"],
             "--final_beta has no use with --use_information_loss False",
@@ -206,6 +209,8 @@ def test_a_textual_half_is_taken_from_another_run(
     assert not (tmp_path / "run/baseline_mix_text.safetensors").exists()
     _, config = load_parts(tmp_path / "run", [])
     parts = config["parts"]
+    page = (tmp_path / "run/report.md").read_text()
+    assert "What transcribes h and its halves" in page
     text = parts["bottleneck_mix.vib.text"]["sha256"]
     assert parts["bottleneck_mix.vib.speaker"]["arguments"]["text_units"] == 4
     there = load_parts(run, [])[1]["parts"]["bottleneck_mix.vib.text"]
