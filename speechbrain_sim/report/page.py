@@ -2,7 +2,7 @@
 
 The HTML file needs no other file and no network: pictures and sounds are
 inside: sounds as mp3, for the numbers are not computed from them, nor are the
-pictures. `page.html` is its template.
+pictures. `page.html` is its template, which others may extend.
 """
 
 import base64
@@ -213,9 +213,20 @@ def write_page(folder, title, note, sections, systems):
 
 def write_html(path, title, note, sections, systems=()):
     """Writes the one html file of `write_page`; figures lie in its folder."""
-    shown, _ = _shown(title, note, sections, list(systems))
-    page = template("page.html", Path(path).parent).render(shown)
+    page = render_html(title, note, sections, systems, Path(path).parent)
     write_bytes(path, page.encode(errors="backslashreplace"))
+
+
+def render_html(
+    title, note, sections, systems=(), folder=None, page="page.html", **more
+):
+    """Returns the one html file of `write_page`.
+
+    Figures lie in a folder, as does a template `page` that extends page.html;
+    `more` is for it.
+    """
+    shown, _ = _shown(title, note, sections, list(systems))
+    return template(page, folder).render(shown, **more)
 
 
 def _shown(title, note, sections, systems):
@@ -342,9 +353,13 @@ def _repeated(names):
 
 
 def template(name, folder=None):
-    """Opens a template; html is escaped by jinja, markdown by `escape`."""
+    """Opens a template; html is escaped by jinja, markdown by `escape`.
+
+    It lies here or in the folder, which is the figures', too.
+    """
+    places = [Path(__file__).parent, *filter(None, [folder])]
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(places),
         autoescape=name.endswith("html"),
         undefined=StrictUndefined,
         trim_blocks=True,
