@@ -70,6 +70,13 @@ def make_parser():
     option("--json", action="store_true", help="as json")
     option("--html", metavar="FILE", help="a page with sounds, too")
 
+    text = "a latent space in the browser, served on this machine only"
+    more = {"inputs": "a model, or two side by side"}
+    option = verb("explore", text, **more)
+    option("--files", nargs="+", default=[], help="audio files, or folders")
+    option("--port", type=int, default=8000, help="0: any that is free")
+    option("--no-browser", action="store_true", help="only print the address")
+
     _add_plan(verb)
     return parser
 
@@ -92,6 +99,11 @@ def run(given):
         return (yield from list_features(given))
     if given.verb == "plan":
         return (yield from make_plan(given))
+    if given.verb == "explore":
+        from speechbrain_sim.explorer.server import explore
+
+        places = given.inputs, given.files, given.port
+        return (yield from explore(*places, not given.no_browser))
     if given.verb in ("encode", "decode"):
         import torch
 

@@ -41,6 +41,11 @@ function post(body, signal) {
   return ask("api/decode", { method: "POST", headers, body: JSON.stringify(body), signal });
 }
 
+/** Returns an address within the page, in which a player can seek. */
+function soundOf(clip) {
+  return once(clip.sound, async () => URL.createObjectURL(await (await fetch(clip.sound)).blob()));
+}
+
 function say(place, text, bad = false) {
   set(place, text);
   place.classList.toggle("bad", bad);
@@ -131,7 +136,7 @@ const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x)} σ`;
 function describe(edit) {
   const what = {
     interpolate: () => `${Math.round(100 * edit.amount)} % of the way to ${clipName(edit.other)}`,
-    set: () => `Dimension ${edit.dimension} at ${signed(edit.deviations)}`,
+    set: () => `Dimension ${edit.dimension} at ${signed(edit.deviations)}${edit.of === "prior" ? " of the prior" : ""}`,
     swap: () => `${edit.count} dimensions of ${clipName(edit.other)}`,
     noise: () => `Noise from the prior, draw ${edit.seed}`,
     features: () => Object.entries(edit.features ?? {}).map(([f, x]) => `Feature ${f} at ${Number(x).toPrecision(3)}`).join(", "),
@@ -148,7 +153,7 @@ function make(tag, properties, ...children) {
 }
 const laneOf = (box, name) => box.querySelector(`[data-lane="${name}"]`);
 const picture = (content) => `data:image/png;base64,${content}`;
-const playable = (sound) => (/^(data:|\/|api\/)/.test(sound) && sound.length < 2000 || sound.startsWith("data:") ? sound : `data:audio/wav;base64,${sound}`);
+const playable = ({ type: kind, sound }) => `data:${kind};base64,${sound}`;
 
 /** Lays something over the seconds that it covers. */
 function place(element, start, stop) {
@@ -179,7 +184,7 @@ function showCurve(lane, values, std, layer, name) {
   place(svg, ...extent(layer, values.length));
   lane.querySelector(".tag").replaceChildren(name, make("br"), `${low.toPrecision(2)} … ${high.toPrecision(2)}`.replaceAll("-", "−"));
 }
-const extent = (layer, frames) => [-0.5, frames - 0.5].map((k) => layer.center + k / layer.frame_rate);
+const extent = (layer, frames) => layer.pooled ? [0, seconds] : [-0.5, frames - 0.5].map((k) => layer.center + k / layer.frame_rate);
 
 function showTimes() {
   const gap = STEPS.find((x) => seconds / x <= 7) ?? 20;
@@ -212,10 +217,14 @@ function showControls() {
   $("swap").max = channels;
   $("interpolate").value = editLike({ kind: "interpolate" })?.amount ?? 0;
   $("swap").value = editLike({ kind: "swap" })?.count ?? 0;
-  $("set").value = editLike({ kind: "set", dimension: state.dimension })?.deviations ?? 0;
+  const dimensionSet = editLike({ kind: "set", dimension: state.dimension });
+  $("set").value = dimensionSet?.deviations ?? 0;
+  if (dimensionSet?.of) $("of").value = dimensionSet.of;
   set(document.querySelector("label[for=set]"), `Dimension ${state.dimension}`);
   for (const id of ["interpolate", "swap", "set", "steer"]) showKnob(id);
-  $("noise").hidden = !here.some((layer) => layer.posterior);
+  const prior = here.some((layer) => layer.posterior);
+  $("noise").hidden = $("counted").hidden = !prior;
+  if (!prior) $("of").value = "clip";
   $("undo").disabled = !past.length;
   $("redo").disabled = !future.length;
   $("reset").disabled = !state.edits.length;
@@ -229,10 +238,11 @@ function showControls() {
 function showKnob(id) {
   const value = Number($(id).value);
   const unchanged = id === "set" && !editLike({ kind: "set", dimension: state.dimension }) && value === 0;
+  const [mean, deviation] = $("of").value === "prior" ? [0, 1] : $("set").moments ?? [0, 1];
   const text = {
     interpolate: () => `α = ${value.toFixed(2)}`,
     swap: () => `N = ${value} of ${$("swap").max}`,
-    set: () => (unchanged ? "as it is" : signed(value)),
+    set: () => (unchanged ? "as it is" : `${signed(value)}, ${(mean + value * deviation).toPrecision(2).replace("-", "−")}`),
     steer: () => ($("steer").dataset.as ? "as it is" : value.toPrecision(3)),
   }[id]();
   set(document.querySelector(`output[for=${id}]`), text);
@@ -249,9 +259,10 @@ async function refresh() {
   if (clip === null) return say($("message"), "There is no recording yet: open a file, or record one.");
   await attempt($("message"), async () => {
     const shown = await get(`clips/${clip}`);
+    const sound = await soundOf(shown);
     if (!current()) return;
     seconds = shown.seconds;
-    if ($("recorded").getAttribute("src") !== playable(shown.sound)) $("recorded").src = playable(shown.sound);
+    if ($("recorded").src !== sound) $("recorded").src = sound;
     showTimes();
     showMark(state.span);
     await Promise.all([...columns.map((column) => attempt(column.note, () => showLook(column, shown, current))),
@@ -279,11 +290,15 @@ async function showLatents(look, of, layer, current) {
   const means = laneOf(look, "means");
   const kind = layer.posterior ? "means of the posterior" : "latents";
   showPicture(means, all.picture, ...extent(layer, all.frames), `${kind} of ${layer.name}, dimension by time`);
-  set(means.querySelector(".tag"), `${kind}, ${layer.channels} dimensions`);
+  set(means.querySelector(".tag"), `${kind}, ${all.rows.length} of ${layer.channels}`);
   const row = means.querySelector(".row-of") ?? means.querySelector(".field").appendChild(make("span", { className: "row-of" }));
-  row.style.top = `${100 * (1 - (state.dimension + 0.5) / layer.channels)}%`;
+  row.style.top = `${100 * (1 - (all.rows.indexOf(state.dimension) + 0.5) / all.rows.length)}%`;
+  row.hidden = !all.rows.includes(state.dimension);
+  look.rows = all.rows;
   showCurve(laneOf(look, "dimension"), one.mean, one.std, layer, `dimension ${state.dimension}${one.std ? " ± σ" : ""}`);
   if (look !== columns[0].look) return;
+  $("set").moments = [one.center, one.deviation];
+  showKnob("set");
   $("varying").replaceChildren(...all.order.slice(0, 6).map((d) => {
     const button = make("button", { type: "button", ariaLabel: `Dimension ${d}`, ariaPressed: d === state.dimension }, d);
     button.addEventListener("click", () => move({ dimension: d }));
@@ -306,16 +321,16 @@ function probeLane({ label, layer, spans }) {
 async function readHalves(model, of, layer) {
   const halves = model.layers.filter((l) => l.kind === "vib" && l.origin === layer.name);
   return Promise.all(halves.map(async (half) => {
-    const { label, prediction, probability, attention } = await get("halves", { ...of, layer: half.name });
-    const sure = probability == null ? "" : ` (${Math.round(100 * probability)} %)`;
+    const { label, transcript, prediction, probability, attention } = await get("halves", { ...of, layer: half.name });
     const lanes = Object.entries(attention ?? {}).filter(([, values]) => values?.length).map(([where, values]) => {
       const lane = columns[0].look.querySelector("[data-lane=dimension]").cloneNode(true);
       delete lane.dataset.lane;
       lane.hidden = false;
-      showCurve(lane, values, null, half, `${label} looks at ${where}`);
+      showCurve(lane, values, null, half, `${label} attends to ${where === "own" ? "its own half" : "the text half"}`);
       return lane;
     });
-    return { text: prediction == null ? "" : `${label}: ${prediction}${sure}.`, lanes };
+    const text = transcript?.join(" ") ?? `${prediction} (${Math.round(100 * probability)} %)`;
+    return { text: `${label ?? half.name}: ${text}.`, lanes };
   }));
 }
 
@@ -340,7 +355,7 @@ async function decode(column, clip) {
     const changed = edits.length ? await post(body, column.cancel.signal) : await original();
     const before = await original();
     if (column.asked !== asked) return;
-    column.sounds = { recorded: clip.sound, decoded: before.sound, changed: changed.sound };
+    column.sounds = { recorded: await soundOf(clip), decoded: playable(before), changed: playable(changed) };
     showChanged(compare, changed, before, edits.length > 0);
     hear(column);
     await ready(column.audio);
@@ -357,9 +372,9 @@ function report(changed, milliseconds, edited) {
   const { delta, milliseconds: server } = changed;
   if (!edited) return "Nothing is changed: move a slider.";
   const time = `${Math.round(milliseconds)} ms from release to sound, ${Math.round(server.worked)} of them on the model`;
-  return delta == null ? `${time}.` : `${time}. ${sayDelta(delta)}`;
+  if (delta?.value == null) return `${time}.`;
+  return `δ(${delta.count}) = ${delta.value.toFixed(3)}: ${(100 * delta.value).toFixed(0)} % of the distance to the other is left, by ${delta.of}. ${time}.`;
 }
-const sayDelta = (delta) => Object.entries(delta).map(([name, value]) => `${name} ${typeof value === "number" ? +value.toPrecision(3) : value}`).join(", ");
 
 function showChanged(compare, changed, before, edited) {
   const name = edited ? "changed" : "decoded";
@@ -372,7 +387,7 @@ function showChanged(compare, changed, before, edited) {
 
 /** Gives a player the chosen sound, at the place where it was. */
 function hear({ audio, sounds }) {
-  const src = playable(sounds[document.querySelector("[name=hear]:checked").value] ?? "");
+  const src = sounds[document.querySelector("[name=hear]:checked").value];
   if (audio.getAttribute("src") === src) return;
   const [at, playing] = [audio.currentTime, !audio.paused];
   audio.src = src;
@@ -485,10 +500,10 @@ function featureRow({ feature, name, share, peak, at }, codes) {
 }
 async function showFeature(feature, of, codes, clip, current) {
   if (feature === null) return;
-  const { activation } = await get("feature", { ...of, feature });
+  const { activation, largest } = await get("feature", { ...of, feature });
   if (!current()) return;
   for (const input of $("list").querySelectorAll("input")) input.checked = Number(input.value) === feature;
-  const peak = Math.max(...activation, 1e-6);
+  const peak = Math.max(largest, 1e-6);
   set($("feature-name"), `Feature ${feature} of ${codes.name}`);
   showWave(laneOf($("features"), "wave"), clip.outline, seconds, clip.name);
   showCurve(laneOf($("features"), "activation"), activation, null, codes, codes.kind === "vsc" ? "gate" : "activation");
@@ -533,7 +548,12 @@ function watch() {
   }
   operate("interpolate", (amount) => ({ kind: "interpolate", other: state.other, amount }), 0);
   operate("swap", (count) => ({ kind: "swap", other: state.other, count }), 0);
-  operate("set", (deviations) => ({ kind: "set", dimension: state.dimension, deviations }), null);
+  operate("set", (deviations) => ({ kind: "set", dimension: state.dimension, deviations, of: $("of").value }), null);
+  $("of").addEventListener("change", () => {
+    const edit = editLike({ kind: "set", dimension: state.dimension });
+    if (edit) put({ ...edit, of: $("of").value });
+    else showKnob("set");
+  });
   $("steer").addEventListener("input", () => {
     $("steer").dataset.as = "";
     showKnob("steer");
@@ -624,7 +644,8 @@ function watchLanes(lanes, audio) {
     showMark(state.span);
     const box = lanes.querySelector("[data-lane=means] .field")?.getBoundingClientRect();
     const height = box ? (box.bottom - event.clientY) / box.height : -1;
-    if (height >= 0 && height < 1) return move({ dimension: Math.floor(height * (Number($("dimension").max) + 1)) });
+    const { rows } = lanes.parentElement;
+    if (height >= 0 && height < 1) return move({ dimension: rows[Math.floor(height * rows.length)] });
     playFrom(audio, span[0]);
   });
   audio.addEventListener("play", () => follow(audio, lanes.querySelector(".head")));

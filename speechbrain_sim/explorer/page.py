@@ -17,49 +17,43 @@ from speechbrain_sim.files import write_bytes
 from speechbrain_sim.models.format import DECODER, parts_of
 from speechbrain_sim.report.page import Gap, Section, render_html
 
+COMMAND = "speechbrain-sim explore MODEL"
 #: how much of each recording is decoded for a page without a server
 SECONDS = 3.0
 #: sounds that need two recordings
 BETWEEN = "Interpolation", "Swapped dimensions"
 
 
-def explorer_page(names, command, sections=(), live=True):
+def explorer_page(title, sections=None, systems=(), command=COMMAND):
     """Returns the html of the explorer.
 
     Arguments
     ---------
-    names : list of str
-        Titles of the one or two models.
+    title : str
+        Of the one or two models.
+    sections : list of Section, optional
+        What a page without a server shows, see `decoded_sections`; by default a
+        server answers the page.
+    systems : list of str
+        The models' titles in the sections.
     command : str
         What makes the page live, which it states where it is not.
-    sections : list of Section
-        What is shown without a server, see `decoded_sections`.
-    live : bool
-        Whether a server answers the page.
 
     Example
     -------
-    >>> page = explorer_page(["sim-small"], "speechbrain-sim explore sim-small")
+    >>> page = explorer_page("sim-small")
     >>> page.startswith("<!DOCTYPE html>"), "connect-src 'self'" in page
     (True, True)
     """
-    title, note = " | ".join(names), ""
-    if not live:
-        note = "What the encoder makes of recordings, and how it sounds."
-    systems = [] if live else list(names)
-    options = {"folder": Path(__file__).parent, "page": "explorer.html"}
-    return render_html(
-        f"Explore {title}",
-        note,
-        sections,
-        systems,
-        **options,
-        command=command,
-        live=live,
-    )
+    live = sections is None
+    note = "What the encoder makes of a recording, and how it sounds changed."
+    more = {"folder": Path(__file__).parent, "page": "explorer.html"}
+    more |= {"command": command, "live": live}
+    shown = f"Explore {title}", note, sections or [], systems
+    return render_html(*shown, **more)
 
 
-def save_page(path, models, clips, command):
+def save_page(path, models, clips, command=COMMAND):
     """Writes the page without a server, of a few recordings.
 
     Arguments
@@ -69,8 +63,8 @@ def save_page(path, models, clips, command):
     models, clips, command :
         See `decoded_sections` and `explorer_page`.
     """
-    sections = decoded_sections(models, clips)
-    page = explorer_page(list(models), command, sections, live=False)
+    sections, title = decoded_sections(models, clips), " | ".join(models)
+    page = explorer_page(title, sections, list(models), command)
     write_bytes(path, page.encode(errors="backslashreplace"))
 
 
