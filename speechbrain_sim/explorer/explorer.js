@@ -151,6 +151,11 @@ function make(tag, properties, ...children) {
   element.append(...children);
   return element;
 }
+function press(text, action, properties = {}) {
+  const button = make("button", { type: "button", dir: "auto", ...properties }, text);
+  button.addEventListener("click", action);
+  return button;
+}
 const laneOf = (box, name) => box.querySelector(`[data-lane="${name}"]`);
 const picture = (content) => `data:image/png;base64,${content}`;
 const playable = ({ type: kind, sound }) => `data:${kind};base64,${sound}`;
@@ -189,7 +194,7 @@ const extent = (layer, frames) => layer.pooled ? [0, seconds] : [-0.5, frames - 
 function showTimes() {
   const gap = STEPS.find((x) => seconds / x <= 7) ?? 20;
   const ticks = Array.from({ length: Math.floor(0.97 * seconds / gap) + 1 }, (_, i) => i * gap);
-  for (const field of document.querySelectorAll(".lane.time .field")) {
+  for (const field of document.querySelectorAll(".lane.ticks .field")) {
     field.replaceChildren(...ticks.map((t) => make("span", {}, `${+t.toFixed(1)}${t ? "" : " s"}`)));
     [...field.children].forEach((span, i) => (span.style.left = `${(100 * ticks[i]) / seconds}%`));
   }
@@ -229,9 +234,9 @@ function showControls() {
   $("redo").disabled = !future.length;
   $("reset").disabled = !state.edits.length;
   $("edits").replaceChildren(...state.edits.map((edit, i) => {
-    const button = make("button", { type: "button", ariaLabel: `Remove: ${describe(edit)}` }, "✕");
-    button.addEventListener("click", () => move({ edits: state.edits.filter((_, k) => k !== i) }));
-    return make("li", {}, make("span", { dir: "auto" }, describe(edit)), button);
+    const show = press(describe(edit), () => move({ span: edit.span ?? null, dimension: edit.dimension ?? state.dimension }));
+    const remove = press("✕", () => move({ edits: state.edits.filter((_, k) => k !== i) }), { ariaLabel: `Remove: ${describe(edit)}` });
+    return make("li", {}, show, remove);
   }));
   showMark(state.span);
 }
@@ -299,12 +304,8 @@ async function showLatents(look, of, layer, current) {
   if (look !== columns[0].look) return;
   $("set").moments = [one.center, one.deviation];
   showKnob("set");
-  $("varying").replaceChildren(...all.order.slice(0, 6).map((d) => {
-    const button = make("button", { type: "button", ariaLabel: `Dimension ${d}`, ariaPressed: d === state.dimension }, d);
-    button.addEventListener("click", () => move({ dimension: d }));
-    return button;
-  }));
-  $("varying").prepend(make("span", { className: "hint" }, "vary most:"));
+  $("varying").replaceChildren(make("span", { className: "hint" }, "vary most:"), ...all.order.slice(0, 5).map((d) =>
+    press(d, () => move({ dimension: d }), { ariaLabel: `Dimension ${d}`, ariaPressed: d === state.dimension })));
 }
 
 function probeLane({ label, layer, spans }) {
@@ -510,9 +511,7 @@ async function showFeature(feature, of, codes, clip, current) {
   const [start] = extent(codes, 0);
   $("moments").replaceChildren(make("span", { className: "hint" }, "strongest moments:"), ...moments(activation).map(([from, to, most]) => {
     const ends = [from, to].map((k) => start + k / codes.frame_rate);
-    const button = make("button", { type: "button" }, `${ends[0].toFixed(2)} s (${most.toPrecision(3)})`);
-    button.addEventListener("click", () => playFrom($("recorded"), Math.max(0, ends[0] - 0.05), ends[1] + 0.05));
-    return button;
+    return press(`${ends[0].toFixed(2)} s (${most.toPrecision(3)})`, () => playFrom($("recorded"), Math.max(0, ends[0] - 0.05), ends[1] + 0.05));
   }));
   const edit = editLike({ kind: "features", layer: codes.name, features: { [feature]: 0 } });
   Object.assign($("steer"), { max: 2 * peak, step: peak / 50, value: edit?.features[feature] ?? peak });
