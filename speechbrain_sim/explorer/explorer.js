@@ -330,7 +330,7 @@ async function readHalves(model, of, layer) {
       showCurve(lane, values, null, half, `${label} attends to ${where === "own" ? "its own half" : "the text half"}`);
       return lane;
     });
-    const text = transcript?.join(" ") ?? `${prediction} (${Math.round(100 * probability)} %)`;
+    const text = (transcript && (transcript.join(" ") || "nothing")) ?? `${prediction} (${Math.round(100 * probability)} %)`;
     return { text: `${label ?? half.name}: ${text}.`, lanes };
   }));
 }
@@ -339,8 +339,9 @@ async function readHalves(model, of, layer) {
 
 /** Decodes the edits of the state; a newer call ends an older one. */
 async function decode(column, clip) {
-  const { model, compare, status } = column;
-  const { layer, edits } = state;
+  const { model, compare, status, audio } = column;
+  const { layer } = state;
+  const edits = state.edits.filter((edit) => !edit.layer || layerIn(model, edit.layer));
   const asked = JSON.stringify([clip.id, layer, edits]);
   if (column.asked === asked) return;
   column.asked = asked;
@@ -349,9 +350,11 @@ async function decode(column, clip) {
   const began = performance.now() - released < 1000 ? released : performance.now();
   const body = { client: `${client}-${model.name}`, model: model.name, clip: clip.id, layer, edits };
   const plain = { ...body, client: `${body.client}-decoded`, edits: [] };
+  const decodes = layerIn(model, layer)?.decodes;
+  audio.hidden = compare.querySelector(".lanes").hidden = !decodes;
+  if (!decodes) return say(status, `${model.title} has no decoder of ${layer}: choose another layer, or train one with recipes/decode.py.`);
   compare.ariaBusy = "true";
   try {
-    if (!layerIn(model, layer)?.decodes) throw new Error(`${model.title} has no decoder of ${layer}: choose another layer, or train one with recipes/decode.py.`);
     const original = () => once(JSON.stringify(plain), () => post(plain));
     const changed = edits.length ? await post(body, column.cancel.signal) : await original();
     const before = await original();
@@ -371,7 +374,7 @@ async function decode(column, clip) {
 }
 function report(changed, milliseconds, edited) {
   const { delta, milliseconds: server } = changed;
-  if (!edited) return "Nothing is changed: move a slider.";
+  if (!edited) return state.edits.length ? "This model has no such features: nothing is changed." : "Nothing is changed: move a slider.";
   const time = `${Math.round(milliseconds)} ms from release to sound, ${Math.round(server.worked)} of them on the model`;
   if (delta?.value == null) return `${time}.`;
   return `δ(${delta.count}) = ${delta.value.toFixed(3)}: ${(100 * delta.value).toFixed(0)} % of the distance to the other is left, by ${delta.of}. ${time}.`;
