@@ -16,33 +16,48 @@ import torchaudio
 from speechbrain_sim.data.audio import (
     LOUDEST,
     SAMPLE_RATE,
-    AudioFile,
+    audio_info,
     num_samples_at,
     ratio_of,
+    read_audio,
 )
 from speechbrain_sim.explorer.jobs import Refused
+from speechbrain_sim.files import content_hash
 
 #: of an upload: seconds of sound and bytes; seconds that decoding may take
 SECONDS, BYTES, PATIENCE = 60, 48 << 20, 20
 #: and its highest rate, its channels, and frames that are decoded at once
 RATE, CHANNELS, BLOCK = 384_000, 32, 1 << 16
-#: uploads that are kept: the oldest go
+#: uploads that are kept
 KEPT = 16
+#: digits of a recording's id
+ID = 12
 #: peak of what counts as silence
 SILENT = 1e-5
 
 
 class Clip(NamedTuple):
-    """A recording: its `id`, by its content, its `name`, and 16 kHz samples."""
+    """A recording.
+
+    Its `id`, the beginning of its file's SHA-256; its `name`; its length in
+    `seconds`; its `source`, samples at 16 kHz, or a path.
+    """
 
     id: str
     name: str
-    wav: torch.Tensor
+    seconds: float
+    source: torch.Tensor | Path
 
-    @property
-    def seconds(self):
-        """Its length."""
-        return len(self.wav) / SAMPLE_RATE
+    def describe(self):
+        """Describes it for the page."""
+        seconds = round(self.seconds, 3)
+        return {"id": self.id, "name": self.name, "seconds": seconds}
+
+    def read(self):
+        """Returns its samples, (samples,)."""
+        if isinstance(self.source, torch.Tensor):
+            return self.source
+        return read_audio(self.source, 0, SECONDS * SAMPLE_RATE)
 
 
 class Clips:
@@ -54,14 +69,18 @@ class Clips:
         Files, of which the first 60 seconds are used. A BadAudio is raised if
         one cannot be read.
     kept : int
-        How many uploads are kept.
+        How many uploads are kept: the oldest go.
     """
 
     def __init__(self, paths, kept=KEPT):
         self.kept, self._lock = kept, Lock()
         self._given, self._uploads = {}, OrderedDict()
-        for path in paths:
-            clip = read_clip(path)
+        for path in map(Path, paths):
+            seconds = audio_info(path).num_samples / SAMPLE_RATE
+            name = path.name.encode(errors="replace").decode()
+            if seconds > SECONDS:
+                name, seconds = f"{name} (first {SECONDS} s)", SECONDS
+            clip = Clip(content_hash(path)[:ID], name, seconds, path)
             self._given.setdefault(clip.id, clip)
 
     def __iter__(self):
@@ -73,32 +92,19 @@ class Clips:
             for clips in (self._given, self._uploads):
                 if name in clips:
                     return clips[name]
-        gone = f"only the last {self.kept} uploads are kept"
-        raise Refused(404, f"There is no such recording: {gone}.")
+        gone = f"of uploads, the last {self.kept} are kept"
+        raise Refused(
+            404, f"There is no such recording ({gone}): drop it again."
+        )
 
     def add(self, clip):
-        """Keeps an upload, and drops the oldest: returns the Clip."""
+        """Keeps an upload, and drops the oldest if there are too many."""
         with self._lock:
             if clip.id not in self._given:
                 self._uploads[clip.id] = clip
                 self._uploads.move_to_end(clip.id)
             while len(self._uploads) > self.kept:
                 self._uploads.popitem(last=False)
-        return clip
-
-
-def clip_id(wav):
-    """Returns the id of samples: the same recording keeps it."""
-    return hashlib.sha256(wav.numpy().tobytes()).hexdigest()[:12]
-
-
-def read_clip(path):
-    """Reads a file's first 60 seconds: a Clip."""
-    with AudioFile(path) as file:
-        file.info()
-        wav = file.samples(0, SECONDS * SAMPLE_RATE).clone()
-        more = f" (first {SECONDS} s)" if len(file) > len(wav) else ""
-    return Clip(clip_id(wav), Path(path).name + more, wav)
 
 
 def decode_upload(data, name, check=lambda: None):
@@ -133,7 +139,8 @@ def decode_upload(data, name, check=lambda: None):
     if hop != period:
         wav = torchaudio.functional.resample(wav, period, hop)
         wav = wav[: num_samples_at(len(mono), rate)].clone()
-    return Clip(clip_id(wav), name, wav)
+    digest = hashlib.sha256(data).hexdigest()
+    return Clip(digest[:ID], name, len(wav) / SAMPLE_RATE, wav)
 
 
 def decode_mono(file, most, check):

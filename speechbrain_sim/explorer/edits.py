@@ -1,6 +1,5 @@
 """Edits of a clip's latents, one after the other: latents -> latents."""
 
-import math
 from numbers import Integral, Real
 from typing import NamedTuple
 
@@ -16,8 +15,10 @@ from speechbrain_sim.traversals import (
     traverse,
 )
 
-#: edits of one request, and the deviations that a dimension is set to
-MOST, SIGMAS = 64, 3.0
+#: edits of one request, and features of one of them
+MOST = 64
+#: deviations that a dimension is set to; values of features
+SIGMAS, LARGEST = 3.0, 1e6
 
 
 class Space(NamedTuple):
@@ -181,11 +182,11 @@ def features_set(space, z, other, edit, frames):
     given, features = edit.get("features"), {}
     if not isinstance(given, dict) or len(given) > MOST:
         raise ValueError(f"features must map at most {MOST} of them to values.")
-    for name, value in given.items():
-        if not str(name).isdecimal() or len(str(name)) > 9:
+    for name in given:
+        if not (name.isdecimal() and len(name) < 10):
             raise ValueError(f"There is no feature {name!r:.40}.")
-        features[int(name)] = value
-    how = edit.get("how", "set")
+        features[int(name)] = number_of(given, name, -LARGEST, LARGEST)
+    how = str(edit.get("how", "set"))
     if layer == space.layer:
         return change_codes(z, features, frames, how)[frames]
     latent = space.latent._replace(mean=z[None], sample=z[None])
@@ -207,9 +208,9 @@ def number_of(edit, key, low, high):
     """Returns a number of an edit; a ValueError if it is out of range."""
     value = edit.get(key)
     real = isinstance(value, Real) and not isinstance(value, bool)
-    if not real or not (math.isfinite(value) and low <= value <= high):
+    if not (real and low <= value <= high):  # also if it is NaN
         raise ValueError(
-            f"{key} is {value!r:.40}: give a number from {low} to {high}."
+            f"{key!s:.40} is {value!r:.40}: give a number from {low} to {high}."
         )
     return float(value)
 

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from speechbrain_sim.bottlenecks.coded import DECODED, CodedEncoder, decoder_of
+from speechbrain_sim.bottlenecks.coded import DECODED, CodedEncoder
 from speechbrain_sim.bottlenecks.sae import SparseAutoencoder
 from speechbrain_sim.bottlenecks.vib import InformationBottleneck
 from speechbrain_sim.bottlenecks.vsc import VariationalSparseCoder
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import UTTERANCE
 from speechbrain_sim.decoders import SpectrogramDecoder, shortest
-from speechbrain_sim.encoders.base import masked_mean
+from speechbrain_sim.encoders.base import check_finite, masked_mean
 from speechbrain_sim.explorer.clips import (
     BYTES,
     SECONDS,
@@ -26,6 +26,7 @@ from speechbrain_sim.features import CHUNK_SECONDS, join_pieces
 from speechbrain_sim.models.format import DECODER, PROBE, parts_of
 from speechbrain_sim.report.sounds import (
     RANGE,
+    TYPES,
     common_gain,
     encode_sound,
     log_mel_of,
@@ -80,17 +81,11 @@ class Kept:
 
 
 def size_of(x):
-    """Returns the bytes of the tensors in a nested result."""
+    """Returns the bytes of the tensors in a nested result, and some for more."""
     if isinstance(x, torch.Tensor):
         return x.nbytes
-    if isinstance(x, dict):
-        x = x.values()
-    if isinstance(x, (tuple, list)) or not isinstance(x, (str, bytes)):
-        try:
-            return sum(map(size_of, x))
-        except TypeError:
-            return 0
-    return len(x)
+    x = x.values() if isinstance(x, dict) else x
+    return 64 + sum(map(size_of, x)) if hasattr(x, "__iter__") else 64
 
 
 class Opened(NamedTuple):
@@ -118,13 +113,17 @@ class Opened(NamedTuple):
         return [name for name in names if not name.endswith(DECODED)]
 
     def decoder(self, layer):
-        """Returns the decoder of a layer or of codes; None without."""
-        name = f"{DECODER}_{self.encoder.origin(layer)}"
+        """Returns the decoder below a layer or codes; None if it has none."""
         bottleneck = self.encoder.bottleneck_of(layer)
-        codes = bottleneck is not None and not bottleneck.decodes
-        if name not in self.model.mods or codes:
+        if bottleneck is not None and not bottleneck.decodes:
             return None
-        return decoder_of(self.encoder, layer, self.model.mods[name])
+        decoders = parts_of(self.model.mods, DECODER)
+        return decoders.get(self.encoder.origin(layer))
+
+    def frames(self, z, layer):
+        """Returns the frames that codes decode to, or those of a layer."""
+        bottleneck = self.encoder.bottleneck_of(layer)
+        return z if bottleneck is None else bottleneck.decode(z)
 
     @property
     def probes(self):
@@ -192,10 +191,7 @@ class Engine:
 
     def describe(self):
         """Answers /api/model."""
-        clips = [
-            {"id": c.id, "name": c.name, "seconds": round(c.seconds, 3)}
-            for c in self.clips
-        ]
+        clips = [clip.describe() for clip in self.clips]
         models = [opened.describe() for opened in self.models.values()]
         limits = {"seconds": SECONDS, "bytes": BYTES}
         return {"models": models, "clips": clips, "limits": limits}
@@ -205,29 +201,27 @@ class Engine:
         clip = decode_upload(data, name, check)
         for opened in self.models.values():
             for layer in opened.layers:
-                frames = opened.encoder.output_lengths(len(clip.wav), layer)
-                if frames < 1:
-                    short = f"{len(clip.wav)} samples at {SAMPLE_RATE} Hz"
-                    raise Refused(400, f"The recording is too short: {short}.")
+                samples = len(clip.source)
+                if opened.encoder.output_lengths(samples, layer) < 1:
+                    few = f"{samples} samples at 16 kHz are no frame of {layer}"
+                    raise Refused(400, f"The recording is too short: {few}.")
         self.clips.add(clip)
-        seconds = round(clip.seconds, 3)
-        return {"id": clip.id, "name": clip.name, "seconds": seconds}
+        return clip.describe()
+
+    def wav(self, name):
+        """Returns the samples of a recording, kept."""
+        clip = self.clips[name]
+        return self.kept.get(("wav", clip.id), clip.read)
 
     def clip(self, name):
         """Answers /api/clips/{id}."""
-        clip = self.clips[name]
-        wav = common_gain([clip.wav.numpy()]) * clip.wav.numpy()
-        return {
-            "id": clip.id,
-            "name": clip.name,
-            "seconds": round(clip.seconds, 3),
-            "sound": f"/api/clips/{clip.id}/sound",
-            **drawn(wav),
-        }
+        clip, wav = self.clips[name], self.wav(name).numpy()
+        sound = f"/api/clips/{clip.id}/sound"
+        return clip.describe() | {"sound": sound} | drawn(wav)
 
     def sound(self, name):
         """Answers /api/clips/{id}/sound: bytes of a wav file."""
-        wav = self.clips[name].wav.numpy()
+        wav = self.wav(name).numpy()
         return encode_sound(common_gain([wav]) * wav)
 
     def opened(self, model):
@@ -249,23 +243,27 @@ class Engine:
     @torch.no_grad()
     def latents(self, model, clip, check=lambda: None):
         """Returns the Latents of all layers that are no codes, kept."""
-        opened, clip = self.opened(model), self.clips[clip]
+        encoder = self.opened(model).encoder
+        if isinstance(encoder, CodedEncoder):
+            encoder = encoder.encoder
 
         def encode():
-            encoder = opened.encoder
-            if isinstance(encoder, CodedEncoder):
-                encoder = encoder.encoder
-            wavs = clip.wav[None].to(next(encoder.parameters()))
-            if not encoder.streams or clip.seconds <= CHUNK_SECONDS:
-                return encoder(wavs)
-            step, pieces = round(CHUNK_SECONDS * SAMPLE_RATE), []
-            for piece in encoder.stream(wavs.split(step, dim=1)):
-                check()
-                pieces.append(piece)
-            return join_pieces(pieces)
+            wavs = encoder.as_input(self.wav(clip)[None])
+            step = round(CHUNK_SECONDS * SAMPLE_RATE)
+            if encoder.streams and wavs.shape[1] > step:
+                pieces = []
+                for piece in encoder.stream(wavs.split(step, dim=1)):
+                    check()
+                    pieces.append(piece)
+                latents = join_pieces(pieces)
+            else:
+                latents = encoder(wavs)
+            check_finite(latents, [self.clips[clip].name])
+            return latents
 
-        return self.kept.get(("latents", model, clip.id), encode)
+        return self.kept.get(("latents", model, clip), encode)
 
+    @torch.no_grad()
     def latent(self, model, clip, layer, check=lambda: None):
         """Returns the Latent of a layer, or of codes."""
         opened = self.layer_of(model, layer)
@@ -306,7 +304,7 @@ class Engine:
             "order": order.tolist(),
             "rows": chosen.tolist(),
             "range": [-most, most],
-            "picture": text(mel_png(columns, -most, most, "RdBu_r")),
+            "picture": text(signed_png(columns, most)),
         }
 
     @torch.no_grad()
@@ -328,85 +326,81 @@ class Engine:
             found.append({"label": label, "layer": layer, "spans": spans})
         return found
 
+    @torch.no_grad()
     def decode(self, given, check):
         """Answers /api/decode, without its milliseconds."""
-        names = given.get("model"), given.get("clip"), given.get("layer")
+        names = [given.get(key) for key in ("model", "clip", "layer")]
         if not all(isinstance(name, str) for name in names):
             raise Refused(400, "model, clip and layer must be names.")
         model, clip, layer = names
-        opened = self.layer_of(model, layer)
+        opened, edits = self.layer_of(model, layer), given.get("edits", [])
         decoder = opened.decoder(layer)
         if decoder is None:
             raise Refused(400, f"The model has no decoder for {layer}.")
-        samples = len(self.clips[clip].wav)
         latent = self.latent(model, clip, layer, check)
 
         def other(name):
             return self.latent(model, name, layer, check).mean[0]
 
-        def decode_original():
-            return decode_blocks(decoder, latent.mean[0], samples, check)
+        def samples_of(z):
+            if len(z) == latent.mean.shape[1]:
+                return len(self.wav(clip))
+            return shortest(decoder.shapes, len(z))
 
-        key = "decoded", model, clip, layer
-        original = self.kept.get(key, decode_original)
+        def sound(z):
+            size, pieces = samples_of(z), []
+            place = size, torch.tensor([size]), BLOCK
+            for piece in decoder.pieces(opened.frames(z[None], layer), *place):
+                check()
+                pieces.append(piece[0])
+            return torch.cat(pieces)
+
         space = Space(opened.encoder, layer, latent, other)
-        z, swapped = apply_edits(space, given.get("edits") or [], check)
-        if len(z) < latent.mean.shape[1]:
-            samples = shortest(decoder.shapes, len(z))
-        changed = original
-        if given.get("edits"):
-            changed = decode_blocks(decoder, z, samples, check)
-        check()
-        delta = swapped and self.delta(decoder, swapped, samples)
+        z, swapped = apply_edits(space, edits, check)
+        key = "decoded", *names
+        original = self.kept.get(key, lambda: sound(latent.mean[0]))
+        changed = sound(z) if edits else original
+        if not changed.isfinite().all():
+            raise Refused(400, "These edits decode to no finite sound.")
+        delta = None
+        if swapped:
+            ends = [opened.frames(x[None], layer) for x in swapped[:3]]
+            delta = self.delta(decoder, ends, samples_of(swapped.start))
+            delta["count"] = swapped.count
         return self.compared(original.numpy(), changed.numpy(), delta)
 
     def compared(self, original, changed, delta):
         """Returns a changed sound beside the original, as json."""
         gain = common_gain([original, changed])
         changed, before = gain * changed, log_mel_of(gain * original)
-        after = log_mel_of(changed)
-        frames = min(len(before), len(after))
-        difference = after[:frames] - before[:frames]
-        most = RANGE / 2
+        mel = log_mel_of(changed)
+        high, frames = before.max(), min(len(before), len(mel))
+        difference = mel[:frames] - before[:frames]
         return {
             "sound": text(encode_sound(changed)),
-            "type": "audio/wav",
+            "type": TYPES["WAV"],
             "seconds": round(len(changed) / SAMPLE_RATE, 3),
             "gain": gain,
             "outline": text(outline(changed)),
-            "mel": text(mel_png(after, before.max() - RANGE, before.max())),
-            "difference": text(mel_png(difference, -most, most, "RdBu_r")),
+            "mel": text(mel_png(mel, high - RANGE, high)),
+            "difference": text(signed_png(difference, RANGE / 2)),
             "delta": delta,
         }
 
-    @torch.no_grad()
-    def delta(self, decoder, swapped, samples):
-        """Returns how far a swap is from its target: see `analysis.delta`."""
-        audible = isinstance(
-            getattr(decoder, "decoder", decoder), SpectrogramDecoder
-        )
-        start, mixture, target = (
-            decoder(z[None], samples, as_sound=not audible)
-            for z in (swapped.start, swapped.mixture, swapped.target)
-        )
+    def delta(self, decoder, ends, samples):
+        """Returns delta of frames start, mixture, target: see `analysis.delta`.
+
+        Of the log-mel of predicted spectrograms, where the decoder has any.
+        """
+        audible = isinstance(decoder, SpectrogramDecoder)
+        made = [decoder(x, samples, as_sound=not audible) for x in ends]
         if audible:
-            start, mixture, target = (
-                log_mel(x, self.filters) for x in (start, mixture, target)
-            )
+            made = [log_mel(x, self.filters) for x in made]
+        start, mixture, target = made
         whole = float((start - target).abs().mean())
         left = float((mixture - target).abs().mean())
-        return {
-            "value": left / whole if whole else None,
-            "count": swapped.count,
-            "of": "log-mel" if audible else "waveform",
-        }
-
-
-@torch.no_grad()
-def decode_blocks(decoder, z, samples, check):
-    """Decodes (time, channel) to (samples,)."""
-    check()
-    return decoder(z[None], samples)[0]
+        of = "log-mel" if audible else "waveform"
+        return {"value": left / whole if whole else None, "of": of}
 
 
 def joined(classes, probabilities, hop, center, seconds):
@@ -436,13 +430,19 @@ def joined(classes, probabilities, hop, center, seconds):
 
 
 def drawn(wav):
-    """Draws a sound: its outline and its mel."""
+    """Draws a sound, as loud as it is played: its outline and its mel."""
+    wav = common_gain([wav]) * wav
     mel = log_mel_of(wav)
     high = mel.max()
     return {
         "outline": text(outline(wav)),
         "mel": text(mel_png(mel, high - RANGE, high)),
     }
+
+
+def signed_png(x, most):
+    """Draws (frames, channels): red above 0, blue below."""
+    return mel_png(x, -most, most, "RdBu_r")
 
 
 def text(data):

@@ -112,7 +112,7 @@ class Queue:
     def drop(self, job):
         """Stops a job whose client has gone away."""
         with self._changed:
-            self._drop(job, Refused(499, "The client has gone away."))
+            self._drop(job, left())
 
     def _drop(self, job, reason):
         job.stop(reason)
@@ -145,3 +145,8 @@ class Queue:
 def superseded():
     """Returns why a job ends whose client wants something newer."""
     return Refused(409, "A newer request has replaced this one.")
+
+
+def left():
+    """Returns why a job ends whose client has gone away."""
+    return Refused(499, "The client has gone away.")

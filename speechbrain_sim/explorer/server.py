@@ -48,8 +48,11 @@ or Origin, 404 unknown name, 409 superseded, 413 too large, 415 no sound, 503 bu
 """
 
 import asyncio
+import base64
+import hashlib
 import json
 import logging
+import re
 import socket
 import threading
 import webbrowser
@@ -59,7 +62,7 @@ from speechbrain_sim.data.search import list_files
 from speechbrain_sim.explorer import codes
 from speechbrain_sim.explorer.clips import BYTES, Clips
 from speechbrain_sim.explorer.engine import Engine
-from speechbrain_sim.explorer.jobs import Queue, Refused
+from speechbrain_sim.explorer.jobs import Queue, Refused, left
 from speechbrain_sim.explorer.page import explorer_page, save_page
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.inference import SmoothInfoMax
@@ -84,7 +87,7 @@ HEADERS = {
 }
 #: of the page, whose script and style are inside
 PAGE_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; "
     "img-src data: blob:; media-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
@@ -111,10 +114,13 @@ def make_app(engine, port, title="Explorer"):
                 queue.drop(job)
             return await done, job
         finally:
+            queue.drop(job)  # if this task was cancelled
             gone.cancel()
 
     def problem(refused):
-        return responses.JSONResponse({"error": str(refused)}, refused.status)
+        # names that a request gave may hold what is no text
+        sentence = str(refused)[:500].encode(errors="replace").decode()
+        return responses.JSONResponse({"error": sentence}, refused.status)
 
     app.add_middleware(Guard, port=port)
 
@@ -142,10 +148,12 @@ def make_app(engine, port, title="Explorer"):
         logger.error("explorer", exc_info=error)
         return problem(Refused(500, "This is a bug: see the terminal."))
 
+    html = explorer_page(title)
+    policy = {"Content-Security-Policy": page_policy(html)}
+
     @app.get("/")
     async def page():
-        policy = {"Content-Security-Policy": PAGE_POLICY}
-        return responses.HTMLResponse(explorer_page(title), headers=policy)
+        return responses.HTMLResponse(html, headers=policy)
 
     @app.get("/api/model")
     async def model(request: Request):
@@ -218,9 +226,12 @@ def make_app(engine, port, title="Explorer"):
 
     @app.post("/api/decode")
     async def decode(request: Request):
-        given = json.loads(await body_of(request, SMALL))
+        try:
+            given = json.loads(await body_of(request, SMALL))
+        except (ValueError, RecursionError):
+            given = None
         if not isinstance(given, dict):
-            raise Refused(400, "The request must be an object.")
+            raise Refused(400, "The request is no object in json.")
         client = str(given.get("client", ""))[:100]
         answer, job = await work(
             request, lambda check: engine.decode(given, check), client
@@ -228,6 +239,21 @@ def make_app(engine, port, title="Explorer"):
         return {**answer, "milliseconds": job.milliseconds()}
 
     return app
+
+
+def page_policy(html):
+    """Returns the page's policy: only the scripts in it run, by their hashes.
+
+    Example
+    -------
+    >>> "script-src 'sha256-" in page_policy("<script>f()</script>")
+    True
+    """
+    hashes = []
+    for script in re.findall(r"<script[^>]*>(.*?)</script>", html, re.DOTALL):
+        digest = hashlib.sha256(script.encode()).digest()
+        hashes.append(f"'sha256-{base64.b64encode(digest).decode()}'")
+    return PAGE_POLICY.format(scripts=" ".join(hashes) or "'none'")
 
 
 async def disconnected(request):
@@ -250,10 +276,13 @@ async def body_of(request, limit):
                 raise Refused(413, f"At most {limit} bytes are taken.")
         return bytes(body)
 
+    gone = import_extra("starlette.requests", EXTRA).ClientDisconnect
     try:
         return await asyncio.wait_for(read(), PATIENCE)
     except asyncio.TimeoutError:
         raise Refused(400, "The request arrives too slowly.") from None
+    except gone:
+        raise left() from None
 
 
 class Guard:

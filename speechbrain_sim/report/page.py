@@ -202,6 +202,7 @@ def write_page(folder, title, note, sections, systems):
     folder = Path(folder)
     shown, files = _shown(title, note, sections, systems)
     names = ("report.md", "page.md"), ("report.html", "page.html")
+    shown["beside"] = True  # the samples
     pages = {n: template(t, folder).render(shown) for n, t in names}
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     for wav, name in files.items():
@@ -246,6 +247,7 @@ def _shown(title, note, sections, systems):
     data["blobs"] = [base64.b64encode(blob).decode() for blob in blobs]
     shown = {"title": title, "note": note, "data": data, "codec": CODEC}
     shown |= {"sections": drawn, "systems": systems, "range_db": RANGE_DB}
+    shown["beside"] = False
     items = [item for section in drawn for item in section.items]
     shown["features"] = any(isinstance(i, Catalogue) for i in items)
     return shown, files
