@@ -76,6 +76,7 @@ def make_parser():
     option("--files", nargs="+", default=[], help="audio files, or folders")
     option("--port", type=int, default=8000, help="0: any that is free")
     option("--no-browser", action="store_true", help="only print the address")
+    option("--save", metavar="FILE", help="write a page without a server")
 
     _add_plan(verb)
     return parser
@@ -103,7 +104,8 @@ def run(given):
         from speechbrain_sim.explorer.server import explore
 
         places = given.inputs, given.files, given.port
-        return (yield from explore(*places, not given.no_browser))
+        browser = not given.no_browser
+        return (yield from explore(*places, browser, given.save))
     if given.verb in ("encode", "decode"):
         import torch
 

@@ -63,7 +63,7 @@ from speechbrain_sim.explorer import codes
 from speechbrain_sim.explorer.clips import BYTES, Clips
 from speechbrain_sim.explorer.engine import Engine
 from speechbrain_sim.explorer.jobs import Queue, Refused, left
-from speechbrain_sim.explorer.page import explorer_page
+from speechbrain_sim.explorer.page import explorer_page, save_page
 from speechbrain_sim.extras import import_extra
 from speechbrain_sim.inference import SmoothInfoMax
 
@@ -381,7 +381,7 @@ def serve(engine, sock, title, browser=True):
         server.config.app.state.queue.close()
 
 
-def explore(sources, files, port, browser=True):
+def explore(sources, files, port, browser=True, save=None):
     """Opens models and recordings, and serves them; yields lines to print.
 
     Arguments
@@ -392,26 +392,41 @@ def explore(sources, files, port, browser=True):
         Audio files or folders; none for the examples of the first model.
     port, browser : int, bool
         Of this machine, 0 for any that is free; whether to open a browser.
+    save : str, optional
+        A file for a page without a server, which is written instead.
     """
+    if save is not None:
+        models, clips = open_sources(sources, files)
+        first = {clip.name: clip.wav for clip in list(clips)[:2]}
+        command = f"speechbrain-sim explore {' '.join(sources)}"
+        save_page(save, models, first, command)
+        yield f"Saved {save}, of {' and '.join(first)}."
+        return
     for module in ("fastapi", "uvicorn"):
         import_extra(module, EXTRA)
-    if len(sources) > 2:
-        raise ValueError(f"{len(sources)} models are given: one or two.")
     with listen(port) as sock:
-        models = {}
-        for source in sources:
-            title = source if source not in models else f"{source} (2)"
-            models[title] = SmoothInfoMax.from_pretrained(source)
-        paths = list_inputs(files)
-        if not files:
-            paths = [p for model in models.values() for p in model.examples]
-        if not paths:
-            raise ValueError(
-                f"{sources[0]} has no example recordings: give --files."
-            )
-        engine = Engine(models, Clips(paths))
+        models, clips = open_sources(sources, files)
+        engine = Engine(models, clips)
         yield f"http://127.0.0.1:{sock.getsockname()[1]}/ (stop by Ctrl+C)"
         serve(engine, sock, " | ".join(models), browser)
+
+
+def open_sources(sources, files):
+    """Returns one or two models by their titles, and Clips."""
+    if len(sources) > 2:
+        raise ValueError(f"{len(sources)} models are given: one or two.")
+    models = {}
+    for source in sources:
+        title = source if source not in models else f"{source} (2)"
+        models[title] = SmoothInfoMax.from_pretrained(source)
+    paths = list_inputs(files)
+    if not files:
+        paths = [p for model in models.values() for p in model.examples]
+    if not paths:
+        raise ValueError(
+            f"{sources[0]} has no example recordings: give --files."
+        )
+    return models, Clips(paths)
 
 
 def list_inputs(inputs):
