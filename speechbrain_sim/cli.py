@@ -27,10 +27,8 @@ def make_parser():
             command.add_argument(argument, nargs=many, help=about)
         return command.add_argument
 
-    run, source = (
-        "output folder of a recipe",
-        "a run, a model, sim-small, or user/model",
-    )
+    run = "output folder of a recipe"
+    source = "a run, a model, sim-small, or user/model"
     option = verb("export", "turn a run into a model", run=run, folder="new")
     many = {"action": "append", "default": []}
     for kind in ("--probe", "--decoder"):
