@@ -342,7 +342,7 @@ async function decode(column, clip) {
   const { model, compare, status, audio } = column;
   const { layer } = state;
   const edits = state.edits.filter((edit) => !edit.layer || layerIn(model, edit.layer));
-  const asked = JSON.stringify([clip.id, layer, edits]);
+  const asked = JSON.stringify([clip.id, layer, state.edits]);
   if (column.asked === asked) return;
   column.asked = asked;
   column.cancel?.abort();

@@ -397,7 +397,7 @@ def explore(sources, files, port, browser=True, save=None):
     """
     if save is not None:
         models, clips = open_sources(sources, files)
-        first = {clip.name: clip.wav for clip in list(clips)[:2]}
+        first = {clip.name: clip.read() for clip in list(clips)[:2]}
         command = f"speechbrain-sim explore {' '.join(sources)}"
         save_page(save, models, first, command)
         yield f"Saved {save}, of {' and '.join(first)}."
