@@ -48,7 +48,7 @@ EXTRAS["test"] = [
     "pytest-xdist>=3",
     "ruff==0.12.4",
     "codespell",
-    "httpx",  # fastapi's test client
+    "httpx2",  # fastapi's test client
     "selenium",
 ]
 

@@ -22,7 +22,7 @@ from speechbrain_sim.data.audio import (
     read_audio,
 )
 from speechbrain_sim.explorer.jobs import Refused
-from speechbrain_sim.files import content_hash
+from speechbrain_sim.files import sha256
 
 #: of an upload: seconds of sound and bytes; seconds that decoding may take
 SECONDS, BYTES, PATIENCE = 60, 48 << 20, 20
@@ -80,7 +80,7 @@ class Clips:
             name = path.name.encode(errors="replace").decode()
             if seconds > SECONDS:
                 name, seconds = f"{name} (first {SECONDS} s)", SECONDS
-            clip = Clip(content_hash(path)[:ID], name, seconds, path)
+            clip = Clip(sha256(path)[:ID], name, seconds, path)
             self._given.setdefault(clip.id, clip)
 
     def __iter__(self):

@@ -98,7 +98,7 @@ def apply_edits(space, edits, check=lambda: None):
     for edit in edits:
         check()
         kind = edit.get("kind") if isinstance(edit, dict) else None
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise ValueError(
                 f"An edit is {kind!r:.40}: it must be one of "
                 f"{', '.join(KINDS)}."
@@ -137,8 +137,10 @@ def dimension_set(space, z, other, edit, frames):
     """
     d = whole_of(edit, "dimension", 0, z.shape[1] - 1)
     sigmas = number_of(edit, "deviations", -SIGMAS, SIGMAS)
-    mean, std = 0.0, 1.0
-    if edit.get("of", "clip") == "clip":
+    of, mean, std = edit.get("of", "clip"), 0.0, 1.0
+    if of not in ("clip", "prior"):
+        raise ValueError(f"of is {of!r:.40}: give 'clip' or 'prior'.")
+    if of == "clip":
         mean, std = own_deviation(space.latent, d)
     return traverse(z[frames], d, [mean + sigmas * std])[0]
 
