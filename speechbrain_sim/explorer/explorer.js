@@ -130,7 +130,7 @@ function put(edit, away = false, change = {}) {
 
 const layersOf = (models) => [...new Map(models.flatMap((m) => m.layers).filter((l) => l.kind === "layer").map((l) => [l.name, l])).values()];
 const codesOf = () => offer.models.flatMap((m) => m.layers.filter((l) => l.kind === "sae" || l.kind === "vsc").map((l) => ({ ...l, model: m.name })));
-const layerIn = (model, name) => model.layers.find((layer) => layer.name === name);
+const layerOf = (model, name) => model.layers.find((layer) => layer.name === name);
 const clipName = (id) => offer.clips.find((clip) => clip.id === id)?.name ?? "a recording that is gone";
 const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x)} σ`;
 function describe(edit) {
@@ -155,6 +155,12 @@ function press(text, action, properties = {}) {
   const button = make("button", { type: "button", dir: "auto", ...properties }, text);
   button.addEventListener("click", action);
   return button;
+}
+/** Replaces what a box holds; the button in the place of the last one is in focus. */
+function refill(box, ...children) {
+  const at = [...box.querySelectorAll("button")].indexOf(document.activeElement);
+  box.replaceChildren(...children);
+  if (at >= 0) (box.querySelectorAll("button")[at] ?? $("undo")).focus();
 }
 const laneOf = (box, name) => box.querySelector(`[data-lane="${name}"]`);
 const picture = (content) => `data:image/png;base64,${content}`;
@@ -213,7 +219,7 @@ function showControls() {
     select.value = state[select.id];
   }
   for (const input of $("layers").querySelectorAll("input")) input.checked = input.value === state.layer;
-  const here = offer.models.map((m) => layerIn(m, state.layer)).filter(Boolean);
+  const here = offer.models.map((m) => layerOf(m, state.layer)).filter(Boolean);
   const channels = Math.min(...here.map((layer) => layer.channels));
   state.dimension = Math.min(state.dimension, channels - 1);
   $("dimension").max = channels - 1;
@@ -233,7 +239,7 @@ function showControls() {
   $("undo").disabled = !past.length;
   $("redo").disabled = !future.length;
   $("reset").disabled = !state.edits.length;
-  $("edits").replaceChildren(...state.edits.map((edit, i) => {
+  refill($("edits"), ...state.edits.map((edit, i) => {
     const show = press(describe(edit), () => move({ span: edit.span ?? null, dimension: edit.dimension ?? state.dimension }));
     const remove = press("✕", () => move({ edits: state.edits.filter((_, k) => k !== i) }), { ariaLabel: `Remove: ${describe(edit)}` });
     return make("li", {}, show, remove);
@@ -276,7 +282,7 @@ async function refresh() {
 }
 
 async function showLook({ model, look, note }, clip, current) {
-  const layer = layerIn(model, state.layer);
+  const layer = layerOf(model, state.layer);
   showWave(laneOf(look, "wave"), clip.outline, seconds, clip.name);
   showPicture(laneOf(look, "mel"), clip.mel, 0, seconds, `Mel spectrogram: ${clip.name}`);
   for (const name of ["means", "dimension"]) laneOf(look, name).hidden = !layer;
@@ -304,7 +310,7 @@ async function showLatents(look, of, layer, current) {
   if (look !== columns[0].look) return;
   $("set").moments = [one.center, one.deviation];
   showKnob("set");
-  $("varying").replaceChildren(make("span", { className: "hint" }, "vary most:"), ...all.order.slice(0, 5).map((d) =>
+  refill($("varying"), make("span", { className: "hint" }, "vary most:"), ...all.order.slice(0, 5).map((d) =>
     press(d, () => move({ dimension: d }), { ariaLabel: `Dimension ${d}`, ariaPressed: d === state.dimension })));
 }
 
@@ -341,8 +347,8 @@ async function readHalves(model, of, layer) {
 async function decode(column, clip) {
   const { model, compare, status, audio } = column;
   const { layer } = state;
-  const edits = state.edits.filter((edit) => !edit.layer || layerIn(model, edit.layer));
-  const asked = JSON.stringify([clip.id, layer, edits]);
+  const edits = state.edits.filter((edit) => !edit.layer || layerOf(model, edit.layer));
+  const asked = JSON.stringify([clip.id, layer, state.edits]);
   if (column.asked === asked) return;
   column.asked = asked;
   column.cancel?.abort();
@@ -350,7 +356,7 @@ async function decode(column, clip) {
   const began = performance.now() - released < 1000 ? released : performance.now();
   const body = { client: `${client}-${model.name}`, model: model.name, clip: clip.id, layer, edits };
   const plain = { ...body, client: `${body.client}-decoded`, edits: [] };
-  const decodes = layerIn(model, layer)?.decodes;
+  const decodes = layerOf(model, layer)?.decodes;
   audio.hidden = compare.querySelector(".lanes").hidden = !decodes;
   if (!decodes) return say(status, `${model.title} has no decoder of ${layer}: choose another layer, or train one with recipes/decode.py.`);
   compare.ariaBusy = "true";
