@@ -48,6 +48,7 @@ EXTRAS["test"] = [
     "pytest-xdist>=3",
     "ruff==0.12.4",
     "codespell",
+    "gradio==6.31.0",  # of examples/space
     "httpx2",  # fastapi's test client
     "selenium",
 ]
