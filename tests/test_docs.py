@@ -107,7 +107,10 @@ def test_every_block_is_of_a_kind_that_is_tested(page):
     fences = re.findall(r"^\s*(?:```|~~~).*$", PAGES[page], re.M)
     assert len(fences) == 2 * len(BLOCK.findall(PAGES[page]))
     for kind, text in BLOCK.findall(PAGES[page]):
-        assert kind in ("python", "bash", "yaml", "text")
+        assert kind in ("python", "py", "bash", "yaml", "text")
+        if kind == "py":  # of libraries that are not installed
+            assert re.search("from (s3prl|sae_lens)|sae[.]", text)
+            assert "speechbrain_sim" not in text and ast.parse(text)
         if kind == "text":  # a listing
             assert not re.search(r"^[$>]|python|make |pip |import ", text)
 
@@ -115,9 +118,27 @@ def test_every_block_is_of_a_kind_that_is_tested(page):
 # ---------------------------------------------------------------------- python
 
 
+def save_hubert(folder):
+    """A tiny HuBERT with random weights, and its preprocessor."""
+    from transformers import (
+        HubertConfig,
+        HubertModel,
+        Wav2Vec2FeatureExtractor,
+    )
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "conv_dim": [8] * 7}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    torch.manual_seed(0)
+    HubertModel(HubertConfig(**sizes)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+
+
 @pytest.mark.parametrize("page", pages_with("python"))
 def test_python_blocks_run(page, place):
     names = {}
+    if page == "docs/coming-from.md":
+        save_hubert("hubert-base-ls960")
     for text in blocks(page, "python"):
         exec(compile(text, page, "exec"), names)
 
@@ -411,12 +432,49 @@ def test_a_wrong_command_fails(line, place):
         CHECKS[program](*words)
 
 
+# --------------------------------------------------------------------- figures
+
+PICTURE = re.compile(r"!\[[^\]]*\]\([^)]+\)|<img|<audio")
+COMMAND = re.compile(r"^(?:python|make) ")
+
+
+def commands_under(text, at):
+    """The commands between a place of a page and the next heading."""
+    rest = re.split(r"^#", BLOCK.sub(_in_one_line, text[at:]), flags=re.M)[0]
+    found = re.findall(r"```bash\0(.*?)```", rest)
+    inline = re.findall("`([^`]+)`", re.sub("```.*?```", "", rest))
+    found += filter(COMMAND.match, inline)
+    return [command.replace("\0", "\n") for command in found]
+
+
+def _in_one_line(block):
+    return f"```{block[1]}\0" + block[2].replace("\n", "\0") + "```"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if PICTURE.search(PAGES[p])])
+def test_every_figure_stands_above_its_command(page, place):
+    for picture in PICTURE.finditer(PAGES[page]):
+        found = commands_under(PAGES[page], picture.end())
+        assert found, picture[0]
+        for program, *words in commands("\n".join(found)):
+            if (program, *words) != ("python", "-m", "docs.figures"):
+                CHECKS[program](*words)
+
+
+def test_a_figure_without_a_command_is_found():
+    text = "![a](b.svg)\n\n`x.py`\n\n## Next\n\n```bash\nmake x\n```\n"
+    assert commands_under(text, 11) == []
+    assert commands_under(text.replace("## ", ""), 11) == ["make x\n"]
+    assert commands_under(text.replace("x.py", "make y"), 11) == ["make y"]
+
+
 # ------------------------------------------------------------- links and names
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page):
-    for link in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", PAGES[page]):
+    own = r"\]\((?!\w+:|#)([^)#\s]+)|src=\"([^\"]+)"
+    for link in map("".join, re.findall(own, PAGES[page])):
         path = (ROOT / page).parent / link
         assert path.exists(), link
         assert path.resolve().is_relative_to(ROOT), link
@@ -436,6 +494,23 @@ def test_names_are_of_files_and_objects_that_exist(page, place):
             assert (ROOT / span).exists() or Path(span).exists(), span
         if re.fullmatch(r"speechbrain_sim(\.\w+)+", span):
             assert find(span), span
+
+
+@pytest.mark.parametrize("page", ["docs/glossary.md", "docs/coming-from.md"])
+def test_options_of_the_glossary_exist(page):
+    yamls = [path.read_text() for path in HPARAMS.rglob("*.yaml")]
+    keys = set(re.findall(r"^(\w+):", "\n".join(yamls), re.M)) | {"model"}
+    options = [s[2:] for s in spans(PAGES[page]) if s.startswith("--")]
+    assert len(options) > 2 and set(options) <= keys
+
+
+def test_every_term_of_the_glossary_leads_somewhere():
+    _, *terms = re.split(r"^### ", PAGES["docs/glossary.md"], flags=re.M)
+    assert len(terms) > 40
+    for term in terms:
+        code = r"`(speechbrain_sim\.|--|recipes/)|\]\([\w/.-]+\.md"
+        assert re.search(code, term), term
+        assert len(term.split()) < 110, term
 
 
 def find(name):
