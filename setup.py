@@ -8,7 +8,7 @@ recipes/study.py, `.[spectral]` and `.[huggingface]` for some of its options,
 `.[praat]` for acoustic labels by Praat (GPL-3.0-or-later),
 `.[textgrid]` for phones of the Montreal Forced Aligner,
 `.[abx]` for benchmarks/abx.py,
-`.[docs]` for `make docs`, `.[test]` for everything that `make test` runs.
+`.[docs]` for `make docs` and the tutorials, `.[test]` for everything that `make test` runs.
 """
 
 from pathlib import Path
@@ -24,7 +24,12 @@ EXTRAS = {
         "discophon>=0.2; python_version >= '3.12'",
     ],
     "analysis": ["captum>=0.7", "scikit-learn>=1.3"],
-    "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2"],
+    "docs": [
+        "ipykernel>=6",  # of the tutorials
+        "mkdocs-material>=9.6,<10",
+        "mkdocstrings[python]>=1.0,<2",
+        "nbclient>=0.10",
+    ],
     "explore": ["fastapi>=0.115", "uvicorn>=0.30"],
     "huggingface": ["transformers>=4.57"],
     "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],

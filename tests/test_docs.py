@@ -134,7 +134,11 @@ def save_hubert(folder):
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
 
 
-@pytest.mark.parametrize("page", pages_with("python"))
+#: their cells are executed by tests/test_tutorials.py
+EXECUTED = {page for page in PAGES if page.startswith("docs/tutorials/")}
+
+
+@pytest.mark.parametrize("page", sorted({*pages_with("python")} - EXECUTED))
 def test_python_blocks_run(page, place):
     names = {}
     if page == "docs/coming-from.md":
