@@ -18,7 +18,9 @@ sys.path.remove(str(ROOT / "docs"))
 NOTEBOOKS = {name: tutorials.read(name) for name in tutorials.NAMES}
 FEW = {"speakers": 3, "sentences": 9, "test_sentences": 3}
 FEW_OPTIONS = " ".join(f"--{name} {number}" for name, number in FEW.items())
-READING = "probes: [linear], controls: 10, passes: 5, epochs: 1, frame_rows: 300"
+READING = (
+    "probes: [linear], controls: 10, passes: 5, epochs: 1, frame_rows: 300"
+)
 
 
 def small(work):
