@@ -3,11 +3,12 @@
 `pip install .`; `.[synthetic]` for the synthetic corpus, `.[analysis]` for
 recipes/study.py, `.[spectral]` and `.[huggingface]` for some of its options,
 `.[onnx]` for encoders as ONNX files,
+`.[explore]` for `speechbrain-sim explore`,
 `.[opensmile]` for eGeMAPS as known factors (its licence: research only),
 `.[praat]` for acoustic labels by Praat (GPL-3.0-or-later),
 `.[textgrid]` for phones of the Montreal Forced Aligner,
 `.[abx]` for benchmarks/abx.py,
-`.[docs]` for `make docs`, `.[test]` for everything that `make test` runs.
+`.[docs]` for `make docs` and the tutorials, `.[test]` for everything that `make test` runs.
 """
 
 from pathlib import Path
@@ -23,7 +24,13 @@ EXTRAS = {
         "discophon>=0.2; python_version >= '3.12'",
     ],
     "analysis": ["captum>=0.7", "scikit-learn>=1.3"],
-    "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2"],
+    "docs": [
+        "ipykernel>=6",  # of the tutorials
+        "mkdocs-material>=9.6,<10",
+        "mkdocstrings[python]>=1.0,<2",
+        "nbclient>=0.10",
+    ],
+    "explore": ["fastapi>=0.115", "uvicorn>=0.30"],
     "huggingface": ["transformers>=4.57"],
     "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
     "opensmile": ["opensmile>=2.5"],
@@ -46,6 +53,8 @@ EXTRAS["test"] = [
     "pytest-xdist>=3",
     "ruff==0.12.4",
     "codespell",
+    "gradio==6.31.0",  # of examples/space
+    "httpx2",  # fastapi's test client
     "selenium",
 ]
 
@@ -69,6 +78,9 @@ setup(
             "version.txt",
             "box/*.sha256",
             "box/*/*",
+            "explorer/*.css",
+            "explorer/*.html",
+            "explorer/*.js",
             "hub/*.md",
             "hub/*.yaml",
             "report/*.css",

@@ -15,6 +15,8 @@ import pytest
 import ruamel.yaml
 import soundfile
 import torch
+from click.testing import CliRunner
+from huggingface_hub.cli import hf
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_sim import config
@@ -132,7 +134,11 @@ def save_hubert(folder):
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
 
 
-@pytest.mark.parametrize("page", pages_with("python"))
+#: their cells are executed by tests/test_tutorials.py
+EXECUTED = {page for page in PAGES if page.startswith("docs/tutorials/")}
+
+
+@pytest.mark.parametrize("page", sorted({*pages_with("python")} - EXECUTED))
 def test_python_blocks_run(page, place):
     names = {}
     if page == "docs/coming-from.md":
@@ -336,6 +342,9 @@ def check_python(*words):
         importlib.import_module(words[1]).make_parser().parse_args(given)
     elif words[0].startswith("recipes/"):
         check_recipe(*words)
+    elif words[0].startswith("examples/"):
+        (script,) = words
+        assert (ROOT / script).is_file()
     else:  # our scripts: they print their use
         script, command = words
         assert f"{script} {command}" in (ROOT / script).read_text() or (
@@ -358,14 +367,36 @@ def check_srun(program, *words):
     check_torchrun(*words)
 
 
-def check_pip(verb, what):
-    assert verb == "install"
+def check_pip(verb, what, *options):
+    assert (verb, *options[:2:2]) in [("install",), ("wheel", "--no-deps")]
     extra = re.fullmatch(r"\.(?:\[(\w+)\])?", what)
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     assert extra and (not extra[1] or f'"{extra[1]}"' in setup)
 
 
+def check_hf(*words):
+    names = [*itertools.takewhile(str.isalpha, words)]
+    done = CliRunner().invoke(hf.app, [*names, "--help"])
+    assert done.exit_code == 0
+    for option in [word for word in words if word[:2] == "--"]:
+        assert re.search(rf"{option}\b", done.output), option
+
+
+def check_cp(*words):
+    option, source, target = words
+    assert option == "-r" and (ROOT / source).is_dir()
+    shutil.copytree(ROOT / source, target)  # in `place`
+
+
+def check_sed(*words):
+    option, script, path = words
+    assert option == "-i" and script.split("#")[1] in Path(path).read_text()
+
+
 CHECKS = {
+    "cp": check_cp,
+    "hf": check_hf,
+    "sed": check_sed,
     "make": check_make,
     "speechbrain-sim": check_speechbrain_sim,
     "python": check_python,
@@ -394,6 +425,9 @@ def test_bash_blocks_name_what_exists(page, place):
         "python -c 'from speechbrain_sim.nothing import make'",
         "pip install .[nothing]",
         "curl something",
+        "pip download .",
+        "hf upload me/sim . --typ space",
+        "cp -r examples/nothing there",
     ],
 )
 def test_a_wrong_command_fails(line, place):
