@@ -455,7 +455,10 @@ def _in_one_line(block):
     return f"```{block[1]}\0" + block[2].replace("\n", "\0") + "```"
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if PICTURE.search(PAGES[p])])
+FIGURES = {page for page in PAGES if PICTURE.search(PAGES[page])}
+
+
+@pytest.mark.parametrize("page", sorted(FIGURES - EXECUTED))
 def test_every_figure_stands_above_its_command(page, place):
     for picture in PICTURE.finditer(PAGES[page]):
         found = commands_under(PAGES[page], picture.end())
@@ -463,6 +466,11 @@ def test_every_figure_stands_above_its_command(page, place):
         for program, *words in commands("\n".join(found)):
             if (program, *words) != ("python", "-m", "docs.figures"):
                 CHECKS[program](*words)
+
+
+@pytest.mark.parametrize("page", sorted(EXECUTED))
+def test_a_tutorial_names_the_command_that_made_its_figures(page):
+    assert f"`python docs/tutorials.py run {Path(page).stem}`" in PAGES[page]
 
 
 def test_a_figure_without_a_command_is_found():
