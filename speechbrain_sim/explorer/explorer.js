@@ -354,6 +354,7 @@ async function decode(column, clip) {
   column.cancel?.abort();
   column.cancel = new AbortController();
   const began = performance.now() - released < 1000 ? released : performance.now();
+  const since = released ? "release" : "request";
   const body = { client: `${client}-${model.name}`, model: model.name, clip: clip.id, layer, edits };
   const plain = { ...body, client: `${body.client}-decoded`, edits: [] };
   const decodes = layerOf(model, layer)?.decodes;
@@ -369,7 +370,7 @@ async function decode(column, clip) {
     showChanged(compare, changed, before, edits.length > 0);
     hear(column);
     await ready(column.audio);
-    if (column.asked === asked) say(status, report(changed, performance.now() - began, edits.length > 0));
+    if (column.asked === asked) say(status, report(changed, `${Math.round(performance.now() - began)} ms from ${since} to sound`, edits.length > 0));
     if ($("release").checked && edits.length && column === columns[0]) column.audio.play().catch(() => {});
   } catch (error) {
     if (column.asked === asked) column.asked = null;
@@ -378,10 +379,10 @@ async function decode(column, clip) {
     if (column.asked === asked || column.asked === null) compare.ariaBusy = "false";
   }
 }
-function report(changed, milliseconds, edited) {
+function report(changed, took, edited) {
   const { delta, milliseconds: server } = changed;
   if (!edited) return state.edits.length ? "This model has no such features: nothing is changed." : "Nothing is changed: move a slider.";
-  const time = `${Math.round(milliseconds)} ms from release to sound, ${Math.round(server.worked)} of them on the model`;
+  const time = `${took}, ${Math.round(server.worked)} of them on the model`;
   if (delta?.value == null) return `${time}.`;
   return `δ(${delta.count}) = ${delta.value.toFixed(3)}: ${(100 * delta.value).toFixed(0)} % of the distance to the other is left, by ${delta.of}. ${time}.`;
 }
