@@ -27,8 +27,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from speechbrain_sim.data.audio import read_audio
 from speechbrain_sim.explorer.clips import Clips
+from speechbrain_sim.explorer.command import listen, make_server
 from speechbrain_sim.explorer.engine import Engine
-from speechbrain_sim.explorer.server import listen, make_server
 from speechbrain_sim.inference import SmoothInfoMax
 
 HERE = Path(__file__).parent

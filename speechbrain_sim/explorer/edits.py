@@ -95,33 +95,35 @@ def apply_edits(space, edits, check=lambda: None):
     if not isinstance(edits, list) or len(edits) > MOST:
         raise ValueError(f"edits must be a list of at most {MOST}.")
     z, swapped = space.latent.mean[0], None
+    place = space.encoder.frame_geometry(space.layer)
     for edit in edits:
         check()
-        kind = edit.get("kind") if isinstance(edit, dict) else None
-        if not isinstance(kind, str) or kind not in KINDS:
-            raise ValueError(
-                f"An edit is {kind!r:.40}: it must be one of "
-                f"{', '.join(KINDS)}."
-            )
-        other = None
-        if kind in ("interpolate", "swap"):
-            other = space.other(text_of(edit, "other"))
-            common = min(len(z), len(other))
-            other = other[:common]
-            if edit.get("span") is None:
-                z = z[:common]
-        place = space.encoder.frame_geometry(space.layer)
-        frames = slice(0, len(z) if other is None else len(other))
-        if edit.get("span") is not None:
-            frames = frames_of_span(edit["span"], *place, frames.stop)
+        kind, other = kind_of(edit), None
+        frames, span = slice(0, len(z)), edit.get("span")
+        if kind in OF_TWO:
+            other = space.other(text_of(edit, "other"))[: len(z)]
+            z = z[: len(other)] if span is None else z
+            frames = slice(0, len(other))
+        if span is not None:
+            frames = frames_of_span(span, *place, frames.stop)
         changed = z.clone()
         changed[frames] = KINDS[kind](space, z, other, edit, frames)
-        if kind == "swap":
+        if kind == SWAP:
             target = z.clone()
             target[frames] = other[frames]
-            swapped = Swap(z, changed, target, int(edit["count"]))
+            swapped = Swap(z, changed, target, edit["count"])
         z = changed
     return Edited(z, swapped)
+
+
+def kind_of(edit):
+    """Returns the kind of an edit; a ValueError if it has none."""
+    kind = edit.get("kind") if isinstance(edit, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(
+            f"An edit is {kind!r:.40}: it must be one of {', '.join(KINDS)}."
+        )
+    return kind
 
 
 def interpolated(space, z, other, edit, frames):
@@ -197,10 +199,12 @@ def features_set(space, z, other, edit, frames):
     return move(bottleneck, z, codes, features, frames, how)[0][frames]
 
 
+#: edits that take another clip
+OF_TWO = INTERPOLATE, SWAP = "interpolate", "swap"
 KINDS = {
-    "interpolate": interpolated,
+    INTERPOLATE: interpolated,
     "set": dimension_set,
-    "swap": swapped_in,
+    SWAP: swapped_in,
     "noise": noise,
     "features": features_set,
 }

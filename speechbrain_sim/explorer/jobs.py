@@ -11,6 +11,7 @@ from concurrent.futures import Future
 
 #: jobs that may wait
 BOUND = 32
+SUPERSEDED = "A newer request has replaced this one."
 
 
 class Refused(Exception):
@@ -35,7 +36,7 @@ class Job:
     def __init__(self, function, client=None):
         self.function, self.client = function, client
         self.future, self._stopped = Future(), None
-        self.added, self.begun = time.perf_counter(), None
+        self.added, self.milliseconds = time.perf_counter(), None
 
     def stop(self, reason):
         """Stops it, before it begins or at its next `check`: a `Refused`."""
@@ -47,24 +48,20 @@ class Job:
             raise self._stopped
 
     def work(self):
-        """Does it."""
-        self.begun = time.perf_counter()
+        """Does it, and notes for how many milliseconds it waited and worked."""
+        begun = time.perf_counter()
         try:
             self.check()
-            self.future.set_result(self.function(self.check))
-        except Exception as error:
+            made, error = self.function(check=self.check), None
+        except Exception as raised:
+            made, error = None, raised
+        times = begun - self.added, time.perf_counter() - begun
+        waited, worked = (round(1e3 * seconds, 1) for seconds in times)
+        self.milliseconds = {"waited": waited, "worked": worked}
+        if error is None:
+            self.future.set_result(made)
+        else:
             self.future.set_exception(error)
-
-    def milliseconds(self):
-        """Returns for how long it has waited, and worked."""
-        waited, worked = (
-            self.begun - self.added,
-            time.perf_counter() - self.begun,
-        )
-        return {
-            "waited": round(1e3 * waited, 1),
-            "worked": round(1e3 * worked, 1),
-        }
 
 
 class Queue:
@@ -102,7 +99,7 @@ class Queue:
             if client is not None:
                 for other in [self._current, *self._waiting]:
                     if other is not None and other.client == client:
-                        self._drop(other, superseded())
+                        self._drop(other, Refused(409, SUPERSEDED))
             if len(self._waiting) >= self.bound or not self._open:
                 raise Refused(503, "The explorer is busy: try again soon.")
             self._waiting.append(job)
@@ -140,11 +137,6 @@ class Queue:
             self._current.work()
             with self._changed:
                 self._current = None
-
-
-def superseded():
-    """Returns why a job ends whose client wants something newer."""
-    return Refused(409, "A newer request has replaced this one.")
 
 
 def left():

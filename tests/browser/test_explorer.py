@@ -22,8 +22,8 @@ from speechbrain_sim.data.audio import read_audio
 from speechbrain_sim.decoders import SPECTROGRAM, make_decoder
 from speechbrain_sim.encoders.greedy import GreedyEncoder
 from speechbrain_sim.explorer.clips import Clips
+from speechbrain_sim.explorer.command import listen, make_server
 from speechbrain_sim.explorer.engine import Engine
-from speechbrain_sim.explorer.server import listen, make_server
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.format import save_parts
 from tests.browser.conftest import opened

@@ -7,13 +7,18 @@ from speechbrain_sim.explorer.edits import Space, apply_edits, own_deviation
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.traversals import draw_prior, interpolate
 
+
+def no():
+    """Stops nothing."""
+
+
 SPAN = [0.1, 0.2]  # frames 10 to 19 of module3, whose first is at 1.25 ms
 
 
 @pytest.fixture(scope="module")
 def space(coded, engine):
     a, b = (clip.id for clip in engine.clips)
-    latents = {c: engine.latent("m0", c, "module3") for c in (a, b)}
+    latents = {c: engine.latent("m0", c, "module3", no) for c in (a, b)}
     other = {"b": latents[b].mean[0], "a": latents[a].mean[0]}
     return Space(coded.encoder, "module3", latents[a], other.__getitem__)
 
@@ -100,7 +105,7 @@ def test_features_are_changed_as_steer_does(space, coded, engine, layer, span):
 
 def test_codes_are_edited_themselves(space, engine):
     first = next(iter(engine.clips)).id
-    codes = engine.latent("m0", first, "module3.sae")
+    codes = engine.latent("m0", first, "module3.sae", no)
     of = space._replace(layer="module3.sae", latent=codes)
     edit = {"kind": "features", "layer": "module3.sae", "features": {"7": 3.0}}
     z = changed(of, edit)

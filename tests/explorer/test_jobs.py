@@ -90,7 +90,7 @@ def test_the_thread_survives_errors_and_ends_with_the_queue():
     assert isinstance(failed.future.exception(30), ZeroDivisionError)
     job = queue.add(lambda check: 2)
     assert job.future.result(30) == 2
-    waited, worked = job.milliseconds().values()
+    waited, worked = job.milliseconds.values()
     assert waited >= 0 and worked >= 0
     queue.close()
     assert not queue._thread.is_alive()

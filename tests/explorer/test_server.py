@@ -17,9 +17,10 @@ import soundfile as sf
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from speechbrain_sim.explorer import server
+from speechbrain_sim.explorer import command, guard, server
 from speechbrain_sim.explorer.jobs import Refused
 from tests.explorer.test_clips import encoded, noise
+from tests.explorer.test_edits import no
 
 HERE = "http://127.0.0.1:8000"
 SET = {"kind": "set", "dimension": 5, "deviations": 2}
@@ -112,7 +113,7 @@ def test_a_clip_is_drawn_and_played(client, clips):
 
 
 def test_means_and_deviations_of_a_layer(client, engine, place):
-    latent = engine.latent("m0", place["clip"], "module3")
+    latent = engine.latent("m0", place["clip"], "module3", no)
     shown = client.get("/api/latent", params=place).json()
     assert shown["frames"] == 64 and picture(shown["picture"]) == (64, 64)
     variance = latent.mean[0].var(0)
@@ -150,7 +151,7 @@ def test_probes_are_what_the_model_classifies(
 
 def test_a_decoded_clip_is_that_of_the_model(client, engine, place):
     answer = client.post("/api/decode", json=place).json()
-    latent = engine.latent("m0", place["clip"], "module3")
+    latent = engine.latent("m0", place["clip"], "module3", no)
     sound = engine.models["m0"].model.decode(latent.mean, "module3", 10240)[0]
     expected = answer["gain"] * sound.numpy()
     np.testing.assert_allclose(wav_of(answer), expected, atol=2e-3)
@@ -198,7 +199,7 @@ def test_features_are_ranked_searched_and_drawn(client, engine, place):
     assert found["total"] > 20 and means == sorted(means, reverse=True)
     assert len(means) == min(found["total"], 50)
     best = found["features"][0]
-    codes = engine.latent("m0", place["clip"], "module3.sae").mean[0]
+    codes = engine.latent("m0", place["clip"], "module3.sae", no).mean[0]
     assert best["feature"] == int(codes.mean(0).argmax())
     assert best["peak"] == pytest.approx(float(codes[:, best["feature"]].max()))
     assert 0 <= best["start"] <= best["at"] <= best["stop"] <= 0.64
@@ -222,7 +223,7 @@ def test_gates_of_variational_codes_and_codes_of_means(client, engine, place):
     at = {**place, "layer": "module3.vsc", "feature": 3}
     shown = client.get("/api/feature", params=at).json()["activation"]
     coder = engine.models["m0"].encoder.bottleneck_of("module3.vsc")
-    below = engine.latent("m0", place["clip"], "module3").mean[0]
+    below = engine.latent("m0", place["clip"], "module3", no).mean[0]
     gate = coder.posterior(below).gate[:, 3].detach()
     np.testing.assert_allclose(shown, gate, rtol=1e-3)
     at |= {"layer": "module3.mean"}
@@ -364,7 +365,7 @@ def test_only_the_page_of_this_machine_is_answered(
 ):
     response = client.get(address, headers=headers)
     assert response.status_code == status
-    for name in server.HEADERS:
+    for name in guard.HEADERS:
         assert name.lower() in response.headers
     refused = client.post("/api/clips", content=b"x", headers=headers)
     assert refused.status_code == (415 if status == 200 else 403)
@@ -381,11 +382,11 @@ def test_the_page_runs_its_own_scripts_and_asks_nobody_else(client):
         base64.b64encode(hashlib.sha256(text).digest()).decode()
         for text in (b"one()", b"\ntwo()")
     ]
-    assert all(f"'sha256-{x}'" in server.page_policy(html) for x in hashes)
+    assert all(f"'sha256-{x}'" in guard.page_policy(html) for x in hashes)
 
 
 def test_a_bug_is_no_answer_but_a_sentence(client, engine, monkeypatch):
-    monkeypatch.setattr(engine, "sound", lambda name: 1 / 0)
+    monkeypatch.setattr(engine, "wav", lambda clip: 1 / 0)
     assert "bug" in error(client.get("/api/clips/x/sound"), 500)
     assert client.get("/api/model").status_code == 200
 
@@ -393,8 +394,8 @@ def test_a_bug_is_no_answer_but_a_sentence(client, engine, monkeypatch):
 @pytest.fixture(scope="module")
 def address(engine):
     """The address of a real server."""
-    with server.listen(0) as sock:
-        served = server.make_server(engine, sock)
+    with command.listen(0) as sock:
+        served = command.make_server(engine, sock)
         thread = threading.Thread(target=served.run, args=[[sock]])
         thread.start()
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"
@@ -488,10 +489,10 @@ def test_of_quick_moves_the_newest_is_decoded(address, place):
 
 
 def test_a_port_that_is_taken_gets_a_sentence():
-    with server.listen(0) as sock:
+    with command.listen(0) as sock:
         port = sock.getsockname()[1]
         sock.listen()
         with pytest.raises(ValueError, match="--port 0"):
-            server.listen(port)
+            command.listen(port)
     with pytest.raises(ValueError, match="--port 0"):
-        server.listen(70000)
+        command.listen(70000)
