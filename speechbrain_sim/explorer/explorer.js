@@ -387,7 +387,7 @@ async function decode(column, clip) {
 }
 function report(changed, took, edited) {
   const { delta, milliseconds: server } = changed;
-  if (!edited) return state.edits.length ? "This model has no such features: nothing is changed." : "Nothing is changed: move a slider.";
+  if (!edited) return state.edits.length ? "This model has no such features: nothing is changed." : "Nothing is changed yet: move a slider.";
   const time = `${took}, ${Math.round(server.worked)} of them on the model`;
   if (delta?.value == null) return `${time}.`;
   return `δ(${delta.count}) = ${delta.value.toFixed(3)}: ${(100 * delta.value).toFixed(0)} % of the distance to the other is left, by ${delta.of}. ${time}.`;
