@@ -668,7 +668,7 @@ function watchLanes(lanes, audio) {
     if (height >= 0 && height < 1) return move({ dimension: rows[Math.floor(height * rows.length)] });
     playFrom(audio, span[0]);
   });
-  audio.addEventListener("play", () => follow(audio, lanes.querySelector(".head")));
+  audio.addEventListener("play", () => follow(audio, lanes.querySelector(".head"), seconds));
 }
 
 function addColumn(model, index) {
