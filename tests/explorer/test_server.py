@@ -491,7 +491,6 @@ def test_of_quick_moves_the_newest_is_decoded(address, place):
 def test_a_port_that_is_taken_gets_a_sentence():
     with command.listen(0) as sock:
         port = sock.getsockname()[1]
-        sock.listen()
         with pytest.raises(ValueError, match="--port 0"):
             command.listen(port)
     with pytest.raises(ValueError, match="--port 0"):
