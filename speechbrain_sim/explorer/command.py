@@ -57,7 +57,9 @@ def open_sources(sources, files):
         raise ValueError(f"{len(sources)} models are given: one or two.")
     models, paths = {}, []
     for source in sources:
-        title = source if source not in models else f"{source} (2)"
+        place = Path(source)
+        title = place.resolve().name if place.is_dir() else source
+        title += " (2)" if title in models else ""
         models[title] = SmoothInfoMax.from_pretrained(source)
     for path in map(Path, files):
         paths += list_files(path) if path.is_dir() else [path]
