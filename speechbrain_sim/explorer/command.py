@@ -66,10 +66,8 @@ def open_sources(sources, files):
     if not files:
         paths = [p for model in models.values() for p in model.examples]
     if not paths:
-        there = f"{files[0]} holds no audio files"
-        if not files:
-            there = f"{sources[0]} has no example recordings"
-        raise ValueError(f"{there}: give others by --files.")
+        where = " and ".join(files) or " and ".join(sources)
+        raise ValueError(f"{where} holds no recordings: name some by --files.")
     return models, Clips(paths)
 
 
@@ -79,6 +77,7 @@ def listen(port):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(("127.0.0.1", port))
+        sock.listen()  # who asks early waits
     except (OSError, OverflowError) as error:
         sock.close()
         raise ValueError(
