@@ -57,17 +57,17 @@ def open_sources(sources, files):
         raise ValueError(f"{len(sources)} models are given: one or two.")
     models, paths = {}, []
     for source in sources:
-        title = source if source not in models else f"{source} (2)"
+        place = Path(source)
+        title = place.resolve().name if place.is_dir() else source
+        title += " (2)" if title in models else ""
         models[title] = SmoothInfoMax.from_pretrained(source)
     for path in map(Path, files):
         paths += list_files(path) if path.is_dir() else [path]
     if not files:
         paths = [p for model in models.values() for p in model.examples]
     if not paths:
-        there = f"{files[0]} holds no audio files"
-        if not files:
-            there = f"{sources[0]} has no example recordings"
-        raise ValueError(f"{there}: give others by --files.")
+        where = " and ".join(files) or " and ".join(sources)
+        raise ValueError(f"{where} holds no recordings: name some by --files.")
     return models, Clips(paths)
 
 
@@ -77,6 +77,7 @@ def listen(port):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(("127.0.0.1", port))
+        sock.listen()  # who asks early waits
     except (OSError, OverflowError) as error:
         sock.close()
         raise ValueError(

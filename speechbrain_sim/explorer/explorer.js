@@ -37,8 +37,7 @@ function get(path, parameters) {
   return once(url, () => ask(url));
 }
 function post(body, signal) {
-  const headers = { "Content-Type": "application/json" };
-  return ask("api/decode", { method: "POST", headers, body: JSON.stringify(body), signal });
+  return ask("api/decode", { method: "POST", body: JSON.stringify(body), signal });
 }
 
 /** Returns an address within the page, in which a player can seek. */
@@ -77,17 +76,18 @@ function fromAddress() {
     }
   }
   const clips = offer.clips.map((clip) => clip.id);
-  const layers = layersOf(offer.models).map((layer) => layer.name);
   const lost = "clip" in found && !clips.includes(found.clip);
   if (lost) say($("message"), "The recording of this link is not on the server: open its file again.", true);
   const pick = (value, all, other) => (all.includes(value) ? value : other);
   const whole = (value) => (Number.isInteger(value) && value >= 0 ? value : null);
   const edits = Array.isArray(found.edits) ? found.edits : [];
-  const decodes = layersOf(offer.models).filter((layer) => layer.decodes).at(-1);
+  const layers = layersOf("layer");
+  const names = layers.map((layer) => layer.name);
+  const decodes = layers.filter((layer) => layer.decodes).at(-1);
   return {
     clip: pick(found.clip, clips, clips[0] ?? null),
     other: pick(found.other, clips, clips[1] ?? clips[0] ?? null),
-    layer: pick(found.layer, layers, decodes?.name ?? layers[0]),
+    layer: pick(found.layer, names, decodes?.name ?? names[0]),
     dimension: whole(found.dimension) ?? 0,
     span: Array.isArray(found.span) && found.span.every(Number.isFinite) ? found.span.slice(0, 2) : null,
     edits: lost ? [] : edits.filter((edit) => KINDS.includes(edit?.kind)),
@@ -103,6 +103,7 @@ function move(change) {
     past.push(state);
     future.length = 0;
   }
+  say($("message"), "");
   return restore(next);
 }
 function restore(next) {
@@ -128,8 +129,13 @@ function put(edit, away = false, change = {}) {
   return move({ ...change, edits });
 }
 
-const layersOf = (models) => [...new Map(models.flatMap((m) => m.layers).filter((l) => l.kind === "layer").map((l) => [l.name, l])).values()];
-const codesOf = () => offer.models.flatMap((m) => m.layers.filter((l) => l.kind === "sae" || l.kind === "vsc").map((l) => ({ ...l, model: m.name })));
+/** Layers of some kinds; of two models with the same, that of the first. */
+function layersOf(...kinds) {
+  const all = offer.models.flatMap((m) => m.layers.map((layer) => ({ ...layer, model: m.name })));
+  return all.filter((layer, i) => kinds.includes(layer.kind) && i === all.findIndex((other) => other.name === layer.name));
+}
+const codesOf = () => layersOf("sae", "vsc");
+const codesNow = () => codesOf().find((layer) => layer.name === state.codes);
 const layerOf = (model, name) => model.layers.find((layer) => layer.name === name);
 const clipName = (id) => offer.clips.find((clip) => clip.id === id)?.name ?? "a recording that is gone";
 const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x)} σ`;
@@ -193,7 +199,7 @@ function showCurve(lane, values, std, layer, name) {
   svg.querySelector(".band").setAttribute("d", std ? `M${[...upper, ...lower].join("L")}Z` : "");
   svg.setAttribute("aria-label", `${name}, from ${low.toPrecision(3)} to ${high.toPrecision(3)}`);
   place(svg, ...extent(layer, values.length));
-  lane.querySelector(".tag").replaceChildren(name, make("br"), `${low.toPrecision(2)} … ${high.toPrecision(2)}`.replaceAll("-", "−"));
+  lane.querySelector(".tag").replaceChildren(name, make("br"), `${+low.toPrecision(2)} … ${+high.toPrecision(2)}`.replaceAll("-", "−"));
 }
 const extent = (layer, frames) => layer.pooled ? [0, seconds] : [-0.5, frames - 0.5].map((k) => layer.center + k / layer.frame_rate);
 
@@ -354,12 +360,13 @@ async function decode(column, clip) {
   column.cancel?.abort();
   column.cancel = new AbortController();
   const began = performance.now() - released < 1000 ? released : performance.now();
+  const since = released ? "release" : "request";
   const body = { client: `${client}-${model.name}`, model: model.name, clip: clip.id, layer, edits };
   const plain = { ...body, client: `${body.client}-decoded`, edits: [] };
   const decodes = layerOf(model, layer)?.decodes;
   audio.hidden = compare.querySelector(".lanes").hidden = !decodes;
+  compare.ariaBusy = decodes ? "true" : "false";
   if (!decodes) return say(status, `${model.title} has no decoder of ${layer}: choose another layer, or train one with recipes/decode.py.`);
-  compare.ariaBusy = "true";
   try {
     const original = () => once(JSON.stringify(plain), () => post(plain));
     const changed = edits.length ? await post(body, column.cancel.signal) : await original();
@@ -369,7 +376,7 @@ async function decode(column, clip) {
     showChanged(compare, changed, before, edits.length > 0);
     hear(column);
     await ready(column.audio);
-    if (column.asked === asked) say(status, report(changed, performance.now() - began, edits.length > 0));
+    if (column.asked === asked) say(status, report(changed, `${Math.round(performance.now() - began)} ms from ${since} to sound`, edits.length > 0));
     if ($("release").checked && edits.length && column === columns[0]) column.audio.play().catch(() => {});
   } catch (error) {
     if (column.asked === asked) column.asked = null;
@@ -378,10 +385,10 @@ async function decode(column, clip) {
     if (column.asked === asked || column.asked === null) compare.ariaBusy = "false";
   }
 }
-function report(changed, milliseconds, edited) {
+function report(changed, took, edited) {
   const { delta, milliseconds: server } = changed;
-  if (!edited) return state.edits.length ? "This model has no such features: nothing is changed." : "Nothing is changed: move a slider.";
-  const time = `${Math.round(milliseconds)} ms from release to sound, ${Math.round(server.worked)} of them on the model`;
+  if (!edited) return state.edits.length ? "This model has no such features: nothing is changed." : "Nothing is changed yet: move a slider.";
+  const time = `${took}, ${Math.round(server.worked)} of them on the model`;
   if (delta?.value == null) return `${time}.`;
   return `δ(${delta.count}) = ${delta.value.toFixed(3)}: ${(100 * delta.value).toFixed(0)} % of the distance to the other is left, by ${delta.of}. ${time}.`;
 }
@@ -406,7 +413,10 @@ function hear({ audio, sounds }) {
 }
 function ready(audio) {
   if (audio.readyState >= 3) return Promise.resolve();
-  return new Promise((resolve) => audio.addEventListener("canplay", resolve, { once: true }));
+  return new Promise((resolve, reject) => {
+    audio.addEventListener("canplay", resolve, { once: true });
+    audio.addEventListener("error", () => reject(new Error("The browser cannot play this sound.")), { once: true });
+  });
 }
 /** Plays from one second to another. */
 function playFrom(audio, start, stop = Infinity) {
@@ -426,8 +436,8 @@ async function upload(content, name) {
     if (content.size > offer.limits.bytes) throw new Error(`${name} is larger than ${Math.round(offer.limits.bytes / 1e6)} MB.`);
     const clip = await ask(`api/clips?${new URLSearchParams({ name })}`, { method: "POST", body: content });
     if (!offer.clips.some((other) => other.id === clip.id)) offer.clips.push(clip);
-    say($("message"), `${clip.name}, ${clip.seconds.toFixed(2)} s.`);
     chooseClip(clip.id);
+    say($("message"), `${clip.name}, ${clip.seconds.toFixed(2)} s.`);
   });
 }
 function chooseClip(clip) {
@@ -460,9 +470,13 @@ async function record() {
   const [context, pieces] = [new AudioContext(), []];
   // a worklet would need a script of its own, which the page's policy forbids
   const tap = context.createScriptProcessor(4096, 1, 1);
-  context.createMediaStreamSource(stream).connect(tap).connect(context.destination);
+  const source = context.createMediaStreamSource(stream);
+  source.connect(tap).connect(context.destination);
+  context.resume();
   stopRecording = () => {
     stopRecording = null;
+    // nodes that nothing refers to may be collected while they record
+    [source, tap].forEach((node) => node.disconnect());
     stream.getTracks().forEach((track) => track.stop());
     context.close();
     set($("record"), "Record");
@@ -483,7 +497,7 @@ async function record() {
 
 let listed = null; // recording, codes and search of the list
 async function showFeatures(clip, current, offset = 0) {
-  const codes = codesOf().find((layer) => layer.name === state.codes);
+  const codes = codesNow();
   $("features").hidden = !codes;
   if (!codes) return;
   $("codes").value = codes.name;
@@ -530,13 +544,12 @@ async function showFeature(feature, of, codes, clip, current) {
 }
 /** Returns the three strongest moments: first frame, end, largest activation. */
 function moments(activation) {
-  const runs = [];
+  const [runs, floor] = [[], 0.05 * Math.max(...activation)];
   activation.forEach((x, i) => {
-    if (x > 0.05 * Math.max(...activation, 1e-9) && x > 0) {
-      if (runs.at(-1)?.[1] === i) runs.at(-1)[1] = i + 1;
-      else runs.push([i, i + 1, 0]);
-      runs.at(-1)[2] = Math.max(runs.at(-1)[2], x);
-    }
+    if (x <= floor) return;
+    if (runs.at(-1)?.[1] !== i) runs.push([i, i, 0]);
+    const run = runs.at(-1);
+    [run[1], run[2]] = [i + 1, Math.max(run[2], x)];
   });
   return runs.sort((a, b) => b[2] - a[2]).slice(0, 3);
 }
@@ -567,11 +580,10 @@ function watch() {
     showKnob("steer");
   });
   $("steer").addEventListener("change", () => {
-    const codes = codesOf().find((layer) => layer.name === state.codes);
+    const codes = codesNow();
     const edit = { kind: "features", layer: codes.name, features: { [$("steer").dataset.feature]: Number($("steer").value) } };
     put(edit, false, codes.origin === state.layer ? {} : { layer: codes.origin, edits: [] });
   });
-  $("noise").addEventListener("click", () => put({ kind: "noise", seed: (editLike({ kind: "noise" })?.seed ?? 0) + 1 }));
   $("clip").addEventListener("change", () => chooseClip($("clip").value));
   $("other").addEventListener("change", () => {
     const other = $("other").value;
@@ -588,10 +600,15 @@ function watch() {
     say($("message"), `The span ends at ${b} s, before it begins.`, true);
   };
   for (const id of ["from", "to"]) $(id).addEventListener("change", typed);
-  $("whole").addEventListener("click", () => move({ span: null }));
-  $("undo").addEventListener("click", () => step(past, future));
-  $("redo").addEventListener("click", () => step(future, past));
-  $("reset").addEventListener("click", () => move({ edits: [] }));
+  const clicks = {
+    whole: () => move({ span: null }),
+    noise: () => put({ kind: "noise", seed: (editLike({ kind: "noise" })?.seed ?? 0) + 1 }),
+    undo: () => step(past, future),
+    redo: () => step(future, past),
+    reset: () => move({ edits: [] }),
+    record,
+  };
+  for (const [id, act] of Object.entries(clicks)) $(id).addEventListener("click", act);
   $("link").addEventListener("click", async () => {
     const done = navigator.clipboard?.writeText(location.href).then(() => "Copied", () => "It is the address");
     set($("link"), (await done) ?? "It is the address");
@@ -603,7 +620,7 @@ function watch() {
     event.preventDefault();
     step(...(event.shiftKey ? [future, past] : [past, future]));
   });
-  addEventListener("hashchange", () => move(fromAddress()));
+  addEventListener("hashchange", () => restore(fromAddress(), past.push(state)));
   $("hear").addEventListener("change", () => columns.forEach((column) => column.sounds && hear(column)));
   $("codes").addEventListener("change", () => {
     const codes = codesOf().find((layer) => layer.name === $("codes").value);
@@ -612,7 +629,6 @@ function watch() {
   $("find").addEventListener("input", refresh);
   $("more").addEventListener("click", () => attempt($("count"), async () =>
     showFeatures(await get(`clips/${state.clip}`), () => true, $("list").children.length)));
-  $("record").addEventListener("click", record);
   $("file").addEventListener("change", () => {
     if ($("file").files[0]) upload($("file").files[0], $("file").files[0].name);
     $("file").value = "";
@@ -656,7 +672,7 @@ function watchLanes(lanes, audio) {
     if (height >= 0 && height < 1) return move({ dimension: rows[Math.floor(height * rows.length)] });
     playFrom(audio, span[0]);
   });
-  audio.addEventListener("play", () => follow(audio, lanes.querySelector(".head")));
+  audio.addEventListener("play", () => follow(audio, lanes.querySelector(".head"), seconds));
 }
 
 function addColumn(model, index) {
@@ -682,7 +698,7 @@ async function begin() {
   $("live").hidden = false;
   offer.models.forEach(addColumn);
   watchLanes($("features").querySelector(".lanes"), $("recorded"));
-  $("layers").lastElementChild.replaceChildren(...layersOf(offer.models).map((layer) => {
+  $("layers").lastElementChild.replaceChildren(...layersOf("layer").map((layer) => {
     const input = make("input", { type: "radio", name: "layer", value: layer.name });
     input.addEventListener("change", () => move({ layer: layer.name, edits: [] }));
     return make("label", {}, input, make("span", {}, layer.name));
@@ -695,10 +711,9 @@ async function begin() {
   watch();
   await restore(fromAddress());
 }
-function showOffline(reason) {
+const begun = location.protocol.startsWith("http") ? begin() : Promise.reject(new Error("This file was saved from it."));
+begun.catch((error) => {
   const offline = document.querySelector(".offline");
   offline.hidden = false;
-  offline.append(" ", reason);
-}
-if (location.protocol.startsWith("http")) begin().catch((error) => showOffline(error.message));
-else showOffline("This file was saved from it, and has no server.");
+  offline.append(" ", error.message);
+});

@@ -14,7 +14,7 @@ BOUND = 32
 SUPERSEDED = "A newer request has replaced this one."
 
 
-class Refused(Exception):
+class Refused(ValueError):
     """A request that is not answered: the HTTP `status`, and a sentence."""
 
     def __init__(self, status, sentence):

@@ -28,15 +28,16 @@ class Kept:
     def get(self, key, make):
         """Returns what `make()` returns, or returned for the same key."""
         if key not in self.results:
-            self.results[key] = make()
+            made = make()
+            self.results[key] = made, size_of(made)
         self.results.move_to_end(key)
         while len(self.results) > 1 and self.size() > self.limit:
             self.results.popitem(last=False)
-        return self.results[key]
+        return self.results[key][0]
 
     def size(self):
         """Returns the bytes of all results."""
-        return size_of(self.results)
+        return sum(size for _, size in self.results.values())
 
 
 def size_of(x):

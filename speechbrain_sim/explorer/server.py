@@ -112,7 +112,8 @@ def make_app(engine, port, title="Explorer"):
     @app.post("/api/decode")
     async def decode(request: Request):
         given = object_of(await body_of(request, SMALL))
-        client = str(given.get("client", ""))[:100]
+        client = given.get("client")
+        client = None if client is None else str(client)[:100]
         job = await work(request, partial(engine.decode, given), client)
         answer, time = job.future.result(), {"milliseconds": job.milliseconds}
         return responses.JSONResponse(answer | time)
@@ -136,7 +137,7 @@ def kinds_of_errors():
     """Lists what `refusal` makes a sentence of."""
     http = import_extra("starlette.exceptions", EXTRA).HTTPException
     query = import_extra("fastapi.exceptions", EXTRA).RequestValidationError
-    return [http, query, Refused, ValueError, Exception]
+    return [http, query, ValueError, Exception]
 
 
 def gets_of(engine):

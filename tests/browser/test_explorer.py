@@ -369,7 +369,8 @@ def test_of_fifty_moves_the_newest_is_heard(page, small):
     after = changed(page, before)
     (edits, wav) = engine.decoded[-1]
     assert after.endswith(wav) and edits[0]["deviations"] == -3
-    assert engine.begun - begun <= 2 and len(engine.decoded) - done == 1
+    # of 51: the first, the last, and what was on its way as the gate opened
+    assert engine.begun - begun <= 4 and len(engine.decoded) - done <= 2
 
 
 def test_features_are_searched_and_steered(both):

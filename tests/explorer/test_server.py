@@ -5,7 +5,9 @@ import gc
 import hashlib
 import io
 import json
+import re
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -282,6 +284,26 @@ def test_uploads_are_bounded_while_they_are_read(client, monkeypatch):
     error(client.post("/api/decode", content=large), 413)
 
 
+def test_a_long_clip_is_decoded_in_blocks_and_stopped_between_them(
+    engine, place, monkeypatch
+):
+    place = {**place, "edits": [SET]}
+    whole = wav_of(engine.decode(place, no))
+    monkeypatch.setattr("speechbrain_sim.explorer.engine.BLOCK", 3200)
+    calls = []
+    parts = wav_of(engine.decode(place, lambda: calls.append(1)))
+    np.testing.assert_allclose(parts, whole, atol=2e-3)
+    assert len(calls) > 2
+
+    def stop():
+        calls.pop()
+        if not calls:
+            raise Refused(409, "stopped")
+
+    with pytest.raises(Refused, match="stopped"):
+        engine.decode(place, stop)
+
+
 @pytest.mark.parametrize(
     "address",
     [
@@ -488,10 +510,39 @@ def test_of_quick_moves_the_newest_is_decoded(address, place):
     assert decode(3).status_code == 200
 
 
+def test_a_body_that_does_not_arrive_is_not_waited_for(address, monkeypatch):
+    monkeypatch.setattr(guard, "PATIENCE", 0.05)
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as sock:
+        head = f"Host: {host}:{port}\r\nContent-Length: 9\r\n\r\nRIFF"
+        sock.sendall(f"POST /api/clips HTTP/1.1\r\n{head}".encode())
+        assert b"400" in sock.recv(100)
+
+
+def test_the_command_serves_the_examples_or_what_it_is_given(
+    recordings, monkeypatch, tmp_path
+):
+    (line,) = [next(command.explore(["sim-small"], [], 0, False))]
+    assert re.fullmatch(r"http://127.0.0.1:\d+/ \(stop by Ctrl\+C\)", line)
+    folder = str(recordings[0].parent)
+    models, clips = command.open_sources(["sim-small"] * 2, [folder])
+    assert list(models) == ["sim-small", "sim-small (2)"]
+    assert [clip.name for clip in clips] == ["a.wav", "b.wav"]
+    for sources, files, sentence in (
+        (["sim-small"] * 3, [], "one or two"),
+        (["sim-small"], [str(tmp_path)], "no recordings"),
+        (["sim-small"], [str(tmp_path / "x.wav")], "missing"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            next(command.explore(sources, files, 0, False))
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ImportError, match=r"speechbrain-sim\[explore\]"):
+        next(command.explore(["nothing"], [], 0, False))
+
+
 def test_a_port_that_is_taken_gets_a_sentence():
     with command.listen(0) as sock:
         port = sock.getsockname()[1]
-        sock.listen()
         with pytest.raises(ValueError, match="--port 0"):
             command.listen(port)
     with pytest.raises(ValueError, match="--port 0"):
