@@ -3,6 +3,7 @@
 `pip install .`; `.[synthetic]` for the synthetic corpus, `.[analysis]` for
 recipes/study.py, `.[spectral]` and `.[huggingface]` for some of its options,
 `.[onnx]` for encoders as ONNX files,
+`.[explore]` for `speechbrain-sim explore`,
 `.[opensmile]` for eGeMAPS as known factors (its licence: research only),
 `.[praat]` for acoustic labels by Praat (GPL-3.0-or-later),
 `.[textgrid]` for phones of the Montreal Forced Aligner,
@@ -29,6 +30,7 @@ EXTRAS = {
         "mkdocstrings[python]>=1.0,<2",
         "nbclient>=0.10",
     ],
+    "explore": ["fastapi>=0.115", "uvicorn>=0.30"],
     "huggingface": ["transformers>=4.57"],
     "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
     "opensmile": ["opensmile>=2.5"],
@@ -51,6 +53,8 @@ EXTRAS["test"] = [
     "pytest-xdist>=3",
     "ruff==0.12.4",
     "codespell",
+    "gradio==6.31.0",  # of examples/space
+    "httpx2",  # fastapi's test client
     "selenium",
 ]
 
@@ -74,6 +78,9 @@ setup(
             "version.txt",
             "box/*.sha256",
             "box/*/*",
+            "explorer/*.css",
+            "explorer/*.html",
+            "explorer/*.js",
             "hub/*.md",
             "hub/*.yaml",
             "report/*.css",

@@ -20,7 +20,14 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks import analysis, bottleneck, extraction, parallel, training
+from benchmarks import (
+    analysis,
+    bottleneck,
+    explorer,
+    extraction,
+    parallel,
+    training,
+)
 from benchmarks.measure import (
     GIVE_BACK,
     KEEP,
@@ -61,6 +68,7 @@ GROUPS = {
     "drawing": (lambda _: extraction.drawing(), GIVE_BACK),
     "loading": (lambda _: extraction.loading(), {}),
     "delta": (lambda _: analysis.delta(), {}),
+    "explorer": (lambda _: explorer.latency(), {}),
     "parallel": (lambda _: parallel.parallel(), {}),
     "bottleneck": (lambda _: bottleneck.step() + bottleneck.one_pass(), KEEP),
 }

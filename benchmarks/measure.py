@@ -8,6 +8,7 @@ import ctypes
 import gc
 import statistics
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,6 +95,18 @@ def resident():
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return _status("VmRSS")
+
+
+@contextmanager
+def given_back():
+    """As `GIVE_BACK`, in a running process: glibc keeps no large tensor.
+
+    Else it keeps some of those that were freed, more or less as it happens.
+    """
+    mallopt, threshold = ctypes.CDLL(None).mallopt, -3
+    mallopt(threshold, 1 << 16)
+    yield
+    mallopt(threshold, 1 << 25)  # the largest, to which glibc itself moves it
 
 
 def peak_memory(function):

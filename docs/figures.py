@@ -1,8 +1,17 @@
-"""The README's picture of the architecture: `python -m docs.figures`."""
+"""Pictures and sounds of README and first page: `python -m docs.figures`."""
 
 from pathlib import Path
 
-from speechbrain_sim.report.style import COLOURS, drawing
+import soundfile
+
+from speechbrain_sim import SmoothInfoMax
+from speechbrain_sim.report.sounds import (
+    RANGE,
+    common_gain,
+    encode_sound,
+    log_mel_of,
+)
+from speechbrain_sim.report.style import COLOURS, drawing, mel_png
 
 
 def draw_modules(path):
@@ -57,5 +66,42 @@ def draw_modules(path):
         )
 
 
+def walk():
+    """Maps names to the first page's sounds, (samples,), of `sim-small`.
+
+    A recording, what its latents decode to, those halfway to the recording of
+    another voice, and those of that recording.
+    """
+    model = SmoothInfoMax.from_pretrained("sim-small")
+    one, two = model.examples
+    path = model.interpolate_files(one, two, "module3", steps=3).numpy()
+    recorded = soundfile.read(one, stop=path.shape[1])[0]
+    names = "recorded", "decoded", "halfway", "other"
+    return dict(zip(names, [recorded, *path], strict=True))
+
+
+def write_sounds(folder):
+    """Writes the first page's sounds as mp3, and their log-mel as png.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Target.
+    """
+    folder = Path(folder)
+    folder.mkdir(exist_ok=True)
+    sounds = walk()
+    gain = common_gain(list(sounds.values()))
+    mels = {name: log_mel_of(gain * wav) for name, wav in sounds.items()}
+    high = max(mel.max() for mel in mels.values())
+    for name, wav in sounds.items():
+        sound = encode_sound(gain * wav, "MP3")
+        (folder / f"{name}.mp3").write_bytes(sound)
+        picture = mel_png(mels[name], high - RANGE, high)
+        (folder / f"{name}.png").write_bytes(picture)
+
+
 if __name__ == "__main__":
-    draw_modules(Path(__file__).with_name("modules"))
+    here = Path(__file__).parent
+    draw_modules(here / "modules")
+    write_sounds(here / "first-page")

@@ -1,8 +1,9 @@
 """Hooks of MkDocs: files of the repository in the site, and no network.
 
-The README is the first page. A link from a page to a file outside of `docs`
-adds that file to the site, a markdown file as a page; the build fails if there
-is none, as it does for every dead link (`mkdocs build --strict`).
+A link from a page to a file outside of `docs` adds that file to the site, a
+markdown file (the README, a model's card) as a page; the build fails if there
+is none, as it does for every dead link (`mkdocs build --strict`). Names such as
+`speechbrain_sim.probes.LinearProbe` lead to the reference, where they are in it.
 """
 
 import os
@@ -14,9 +15,10 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-INDEX = "index.md"
 #: `](target#anchor` of links and pictures, not to the network or within a page
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)\s#]+)")
+#: a name of the package, in backticks and in no link
+NAME = re.compile(r"(?<![`\[])`(speechbrain_sim(?:\.\w+)+)`(?!`)")
 #: whatever a browser loads by itself
 LOADED = re.compile(
     r"<(?:script|img|iframe|source|audio)\b[^>]*\bsrc=[\"']?(?:https?:)?//"
@@ -29,8 +31,6 @@ LOADED = re.compile(
 def _place(path):
     """Returns where a file of the repository lies in the site's sources."""
     docs = ROOT / "docs"
-    if path == ROOT / "README.md":
-        return INDEX
     if path.is_relative_to(docs):
         return path.relative_to(docs).as_posix()
     return f"repository/{path.relative_to(ROOT).as_posix()}"
@@ -38,8 +38,6 @@ def _place(path):
 
 def _source(file):
     """Returns the file of the repository that a page is made of."""
-    if file.src_uri == INDEX:
-        return ROOT / "README.md"
     outside = file.src_uri.removeprefix("repository/")
     folder = ROOT if outside != file.src_uri else ROOT / "docs"
     return folder / outside
@@ -54,12 +52,8 @@ def _targets(source):
 
 
 def on_files(files, config):
-    """Adds the README and the files that pages link to."""
+    """Adds the files that pages link to."""
     waiting = [file for file in files if file.is_documentation_page()]
-    readme = ROOT / "README.md"
-    added = File.generated(config, INDEX, abs_src_path=str(readme))
-    files.append(added)
-    waiting.append(added)
     while waiting:
         for path in _targets(_source(waiting.pop())):
             place = _place(path)
@@ -84,7 +78,8 @@ def on_page_markdown(markdown, page, config, files):
             _place(path), os.path.dirname(page.file.src_uri) or "."
         )
 
-    return LINK.sub(relative, markdown)
+    name = r"<autoref identifier='\1' optional><code>\1</code></autoref>"
+    return NAME.sub(name, LINK.sub(relative, markdown))
 
 
 def on_post_page(output, page, config):

@@ -18,7 +18,7 @@ PACKAGE, RECIPES = "speechbrain_sim", "recipes"
 DRAWING = ROOT / "docs/house.svg"
 
 #: most code lines of the package, and of recipes and yamls together
-PACKAGE_CODE, RECIPES_CODE = 19000, 2650
+PACKAGE_CODE, RECIPES_CODE = 20300, 2720
 #: docstring lines per code line; lines of a file, and of a function
 RATIO, FILE_LINES, FUNCTION_LINES = 0.6, 450, 60
 

@@ -87,8 +87,6 @@ def check(settings):
 def check_classes(settings):
     """Raises a ValueError if classes are missing, or no use."""
     variant, classes = settings["variant"], settings["classes"]
-    if classes is None and settings["shuffle_classes"]:
-        raise ValueError("--shuffle_classes needs --classes: give a label.")
     if classes is not None and variant == TEMPORAL:
         raise ValueError(
             "--variant temporal compares neighbouring frames, and --classes "
@@ -151,7 +149,7 @@ def encode(hparams, run_opts, encoder, description, layers, folder, **options):
             description,
             hparams[f"{part}_csv"],
             hparams["data_folder"],
-            f"{hparams['output_folder']}/{folder}/{part}",
+            f"{folder}/{part}",
             layers,
             **options,
         )
@@ -256,7 +254,8 @@ def bottleneck(hparams, run_opts):
     of, rows = (encoder, description, layers), ROWS[hparams["pooling"]]
     kept = {"rows": rows, "log_var": hparams["pooling"] == "frame"}
     kept["max_seconds"] = hparams["encoding_seconds"]
-    stores = encode(hparams, run_opts, *of, f"activations/{rows}", **kept)
+    place = f"{folder}/activations/{rows}"
+    stores = encode(hparams, run_opts, *of, place, **kept)
     keep_model(folder, encoder, description, source)
     aligned = wanted and align(
         wanted,

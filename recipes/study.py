@@ -149,6 +149,8 @@ def train(hparams, runs, name, seed, label=None):
         if "yaml" not in system:
             return folder, source
         own = {"output_folder": folder, "seed": seed, "encoder": source}
+        # all that are of one encoder read what was encoded once
+        own["activations_folder"] = f"{hparams['output_folder']}/activations"
         options = system.get("options", {})
         runs.run(vib.vib, system["yaml"], vib.RULES, options, **own)
         return folder, folder
@@ -376,18 +378,17 @@ def compare_phones(hparams, runs, encoders):
 
 
 def read_halves(hparams):
-    """Reads the scores of the systems' halves: system -> list, by seed.
-
-    Each is what `vib.json` holds, and as `read` what `halves.json` does.
-    """
+    """Reads what runs of halves left, and their options: system -> by seed."""
     found = {}
     for name, system in hparams["systems"].items():
-        for seed in system.get("seeds", [1]) if "of" in system else ():
+        trained = {"of", "yaml"} <= system.keys()
+        for seed in system.get("seeds", [1]) if trained else ():
             folder = f"{hparams['output_folder']}/{name}_{seed}"
-            if "yaml" in system:
-                run = read_json(f"{folder}/vib.json")
-                run["read"] = read_json(f"{folder}/halves.json")["result"]
-                found.setdefault(name, []).append(run)
+            read = read_json(f"{folder}/halves.json")["result"]
+            own = {"read": read, "of": system["of"], "seed": seed}
+            own["options"] = system.get("options", {})
+            run = read_json(f"{folder}/vib.json") | own
+            found.setdefault(name, []).append(run)
     return found
 
 
@@ -424,8 +425,8 @@ def main(argv):
     probed = read_probed(folders, hparams["baseline"])
     results = compare_phones(hparams, runs, encoders)
     halves = {} if hparams["folds"] else read_halves(hparams)
-    made = {"probed": probed, "logs": logs, "results": results}
-    study = study._replace(**made, halves=halves)
+    made = {"probed": probed, "logs": logs, "halves": halves}
+    study = study._replace(results=results, **made)
     study = look_inside(hparams, runs, study, chosen, encoders)
     at = machine()
     note = (
@@ -434,9 +435,8 @@ def main(argv):
         f"{at['speechbrain']}."
     )
     settings = {key: hparams[key] for key in SETTINGS}
-    sections = tools.write_report(
-        study, chosen, hparams["title"], note, settings
-    )
+    shown = hparams["title"], note, settings
+    sections = tools.write_report(study, chosen, *shown)
     items = [i for s in sections if s.key == Probing.key for i in s.items]
     for item in items:
         if isinstance(item, Table):

@@ -12,6 +12,7 @@ of the test part, and a report on what probes read of each half. Started again
 after a kill, a run is resumed, in either stage.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -46,9 +47,15 @@ from speechbrain_sim.cli import run_command
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.corpora.synthetic import WORDS
 from speechbrain_sim.data.labels import UTTERANCE, kind_of
+from speechbrain_sim.data.tables import manifest_hash
 from speechbrain_sim.data.words import read_spans, read_values
 from speechbrain_sim.encoders.mixed import MIX, MixedEncoder
-from speechbrain_sim.files import write_json
+from speechbrain_sim.files import (
+    lock_folder,
+    text_hash,
+    unlock_folder,
+    write_json,
+)
 from speechbrain_sim.models.format import load_parts, save_parts
 from speechbrain_sim.models.load import check_folder, load_encoder, plain
 from speechbrain_sim.report.page import Table
@@ -72,11 +79,18 @@ def check(settings):
         raise ValueError(
             "There is nothing to train: give --labels, or leave --text_from out."
         )
+    for name in ("words", "polarity"):
+        if settings[name] and not settings["labels"]:
+            raise ValueError(
+                f"--{name} is of the report on where stage 2 looks, and there "
+                f"is none without --labels: give one, or leave it out."
+            )
 
 
 #: of runs: what may change when they are resumed, but not the number of epochs,
 #: on which the schedules depend; and what is refused
 RULES = [n for n in config.MAY_CHANGE if n != "number_of_epochs"]
+RULES += ["activations_folder"]
 #: the report is no part of the training
 SHOWN = ["read", "reading", "words", "polarity", "title", "note"]
 RULES = ([*RULES, "encoder", *SHOWN], check)
@@ -115,14 +129,16 @@ def untrained(settings, encoder_of):
 
 
 def read_tasks(hparams, encoder, layer):
-    """Prepares the corpus, and lists its tasks: the text first, if needed.
+    """Prepares the corpus, and lists its tasks: the text first.
 
-    Raises a ValueError, before any work, for what cannot be learnt.
+    Raises a ValueError, before any work, for what cannot be learnt. With
+    --text_from, the text is of the report alone, and left out where it probes
+    no transcripts.
     """
     hparams["prepare"]()
     manifests, tasks = {part: hparams[f"{part}_csv"] for part in PARTS}, []
     data, folder = hparams["data_folder"], hparams["save_folder"]
-    if not hparams["text_from"]:
+    if not hparams["text_from"] or read_settings(hparams["reading"]).epochs:
         task = read_text(
             manifests,
             data,
@@ -138,6 +154,25 @@ def read_tasks(hparams, encoder, layer):
         asked = hparams["split"], label, hparams["text_column"]
         tasks.append(read_label(manifests, data, f"{folder}/{label}", *asked))
     return tasks
+
+
+def encode_once(hparams, run_opts, encoder, description, layer):
+    """Encodes the corpus, unless another run with this folder has done so.
+
+    Returns a list of ActivationStore, see `encode`. Stores of other layers,
+    encoders or manifests lie beside each other.
+    """
+    made_of = [description["sha256"], description.get("arguments"), layer]
+    data = hparams["data_folder"]
+    made_of += [manifest_hash(hparams[f"{part}_csv"], data) for part in PARTS]
+    digest = text_hash(json.dumps(made_of, default=str))[:8]
+    place = f"{hparams['activations_folder']}/{digest}"
+    kept = {"rows": ALL, "max_seconds": hparams["encoding_seconds"]}
+    lock_folder(place)
+    of = encoder, description, [layer], place
+    stores = encode(hparams, run_opts, *of, **kept)
+    unlock_folder(place)
+    return [*stores.values()]
 
 
 def next_stage(hparams, name):
@@ -240,15 +275,14 @@ def vib(hparams, run_opts):
     if mixed:
         arguments = {MIXED: mixed, "of": description["arguments"]}
         known = {**description, "arguments": arguments}
-    of = encoder, known, [layer], "activations"
-    kept = {"rows": ALL, "max_seconds": hparams["encoding_seconds"]}
-    stores = [*encode(hparams, run_opts, *of, **kept).values()]
+    stores = encode_once(hparams, run_opts, encoder, known, layer)
     keep_model(folder, original, description, source)
     if given is not None:
         save_parts(folder, {name: given[0]}, {name: given[1]})
     rate = SAMPLE_RATE / encoder.frame_geometry(layer)[0]
     made = {"layer": layer, "mixed": mixed, "frame_rate": rate}
     hparams |= {**made, "channels": encoder.channels_of(layer)}
+    tasks = [task for task in tasks if task.name != TEXT or given is None]
     scores = {}
     for task in tasks:
         stage = next_stage(hparams, task.name) if scores else hparams

@@ -27,10 +27,8 @@ def make_parser():
             command.add_argument(argument, nargs=many, help=about)
         return command.add_argument
 
-    run, source = (
-        "output folder of a recipe",
-        "a run, a model, sim-small, or user/model",
-    )
+    run = "output folder of a recipe"
+    source = "a run, a model, sim-small, or user/model"
     option = verb("export", "turn a run into a model", run=run, folder="new")
     many = {"action": "append", "default": []}
     for kind in ("--probe", "--decoder"):
@@ -70,8 +68,19 @@ def make_parser():
     option("--json", action="store_true", help="as json")
     option("--html", metavar="FILE", help="a page with sounds, too")
 
+    _add_explore(verb)
     _add_plan(verb)
     return parser
+
+
+def _add_explore(verb):
+    """Adds the verb `explore`."""
+    text = "a latent space in the browser, served on this machine only"
+    option = verb("explore", text, inputs="a model, or two side by side")
+    option("--files", nargs="+", default=[], help="audio files, or folders")
+    option("--port", type=int, default=8000, help="0: any that is free")
+    option("--no-browser", action="store_true", help="only print the address")
+    option("--save", metavar="FILE", help="write a page without a server")
 
 
 def _add_plan(verb):
@@ -88,10 +97,9 @@ def _add_plan(verb):
 def run(given):
     """Does what the command line asks for; yields lines to print."""
     # here, since `--help` needs no torch
-    if given.verb == "features":
-        return (yield from list_features(given))
-    if given.verb == "plan":
-        return (yield from make_plan(given))
+    alone = {"explore": explore, "features": list_features, "plan": make_plan}
+    if given.verb in alone:
+        return (yield from alone[given.verb](given))
     if given.verb in ("encode", "decode"):
         import torch
 
@@ -142,6 +150,14 @@ def run(given):
         publish.publish_model(given.folder, given.repo, *options)
     else:
         yield from publish.check_model(given.source, revision=given.revision)
+
+
+def explore(given):
+    """Serves the explorer; yields its address."""
+    from speechbrain_sim.explorer import command
+
+    places = given.inputs, given.files, given.port
+    yield from command.explore(*places, not given.no_browser, given.save)
 
 
 def make_plan(given):

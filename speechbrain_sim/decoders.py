@@ -94,8 +94,13 @@ class Decoder(nn.Module, ABC):
             return self.predict(z, samples, lengths)
         if torch.is_grad_enabled() or samples <= LONG:
             return self._decode(z, samples, lengths)
-        step = self.unit * max(1, LONG // self.hop // self.unit)
-        starts, pieces = range(0, time, step), []
+        return torch.cat([*self.pieces(z, samples, lengths)], dim=1)
+
+    def pieces(self, z, samples, lengths, long=LONG):
+        """Yields what `forward` returns, about `long` samples at a time."""
+        time = z.shape[1]
+        step = self.unit * max(1, long // self.hop // self.unit)
+        starts = range(0, time, step)
         ends = [*starts[1:], time]
         for start, end in zip(starts, ends, strict=True):
             # a piece has `reach` more frames on both sides, cut off again
@@ -106,8 +111,7 @@ class Decoder(nn.Module, ABC):
                 size = shortest(self.shapes, piece.shape[1])
             wavs = self._decode(piece, size, lengths - offset)
             end = end * self.hop if end < time else samples
-            pieces.append(wavs[:, start * self.hop - offset : end - offset])
-        return torch.cat(pieces, dim=1)
+            yield wavs[:, start * self.hop - offset : end - offset]
 
     def _decode(self, z, samples, lengths):
         """Decodes at once."""

@@ -10,7 +10,7 @@ commas between, and after a colon perhaps the reason. `>= 1` (or `>`, `=`, `<=`,
 Numbers are finite, unless the last condition is `or inf`.
 
 `used_with: {option: {value: keys}}` lists keys that no other value of an option
-uses: see `check_used`.
+uses: see `check_used`. The value `any` is all but null.
 """
 
 import contextlib
@@ -28,6 +28,8 @@ from hyperpyyaml import resolve_references
 #: kinds of values; others are objects, made of these
 KINDS = {bool: "True or False", int: "a whole number", float: "a number"}
 KINDS |= {list: "a list", dict: "a mapping", str: "text", type(None): "null"}
+#: of `used_with`: whatever is not null
+ANY = "any"
 _SIGNS = {">=": operator.ge, ">": operator.gt, "=": operator.eq}
 _SIGNS |= {"<=": operator.le, "<": operator.lt}
 
@@ -224,11 +226,59 @@ def check_used(settings, given):
     ValueError: --mel has no use with --decoder spectrogram: leave it out, ...
     """
     for option, uses in settings["used_with"].items():
+        there = "null" if settings[option] is None else str(settings[option])
         for value, keys in uses.items():
             unused = sorted(given.keys() & {*keys})
-            if unused and str(settings[option]) not in value.split(" or "):
-                there = f"--{option} {settings[option]}"
+            fits = there in value.split(" or ")
+            if unused and not (there != "null" if value == ANY else fits):
                 raise ValueError(
-                    f"--{unused[0]} has no use with {there}: leave it out, or "
-                    f"give --{option} {value}."
+                    f"--{unused[0]} has no use with --{option} {there}: leave "
+                    f"it out, or give --{option}{f' {value}' * (value != ANY)}."
                 )
+
+
+def read_fields(option, given, fields, rules):
+    """Makes a NamedTuple of what differs from its defaults.
+
+    Arguments
+    ---------
+    option : str
+        Whose value `given` is, for messages.
+    given : dict
+        Names and values.
+    fields : type
+        A NamedTuple with a default for each name; what is None may be an object.
+    rules : dict of str to (str or list)
+        Ranges, as in `__must_be`.
+
+    Raises
+    ------
+    ValueError
+        For another name, kind or range.
+
+    Example
+    -------
+    >>> from typing import NamedTuple
+    >>> class Settings(NamedTuple):
+    ...     rows: int = 10
+    >>> read_fields("sheet", {"rows": 5}, Settings, {"rows": ">= 2"})
+    Settings(rows=5)
+    >>> read_fields("sheet", {"rows": 1}, Settings, {"rows": ">= 2"})
+    Traceback (most recent call last):
+    ValueError: --sheet: rows is 1, but must be >= 2.
+    """
+    defaults, found = fields._field_defaults, {}
+    for name, value in given.items():
+        if name not in defaults:
+            known = ", ".join(defaults)
+            raise ValueError(f"--{option} has no setting '{name}': {known}.")
+        lists = {tuple: list, list: list}
+        example, value = (
+            lists.get(type(x), lambda x: x)(x) for x in (defaults[name], value)
+        )
+        if example is not None:
+            key = f"{option}: {name}"
+            value = typed(key, value, [{key: example}])
+            check_ranges({key: value}, {key: rules.get(name, "")})
+        found[name] = value
+    return fields(**found)

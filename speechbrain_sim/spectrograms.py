@@ -18,6 +18,8 @@ from speechbrain_sim.encoders.base import zero_padding
 from speechbrain_sim.encoders.logmel import FLOOR, LogMel
 
 BINS = WINDOW // 2 + 1
+#: power that no phase is taken of
+TINY = 1e-32
 #: rounds of Griffin-Lim, and how far each goes on: 0.99 / (1 + 0.99), as in
 #: torchaudio
 ROUNDS, MOMENTUM = 32, 0.99 / 1.99
@@ -83,22 +85,41 @@ def griffin_lim(spectrogram, samples, lengths):
     power = (torch.exp(spectrogram.to(wide)) - FLOOR).clamp(min=0)
     power = zero_padding(power, frames_of(lengths))
     short = size - power.shape[1]
-    magnitude = torch.nn.functional.pad(power.sqrt(), (0, 0, 0, short)).mT
+    magnitude = torch.nn.functional.pad(power.sqrt(), (0, 0, 0, short))
     window = torch.hann_window(WINDOW).to(magnitude)
+    # 1 / sum of the squared windows that reach a sample
+    scale = 1 / overlapped(window.square().expand(1, size, WINDOW))
 
     def sound(phases):
-        wavs = torch.istft(magnitude * phases, WINDOW, HOP, window=window)
+        frames = torch.fft.irfft(magnitude * phases, WINDOW) * window
+        wavs = overlapped(frames) * scale
         return zero_padding(wavs[..., None], lengths)[..., 0]
 
-    turns = torch.arange(BINS)[:, None] * torch.arange(size) % PERIOD
+    turns = torch.arange(size)[:, None] * torch.arange(BINS) % PERIOD
     turns = 2 * math.pi * (turns * HOP % WINDOW).to(magnitude) / WINDOW
     phases = torch.polar(torch.ones_like(turns), turns)
-    last = torch.zeros_like(magnitude)
+    last = 0.0
     for _ in range(ROUNDS):
-        here = fourier(sound(phases)).mT
-        phases = here - MOMENTUM * last
-        phases, last = phases / (phases.abs() + 1e-16), here
+        here = fourier(sound(phases))
+        phases, last = here - MOMENTUM * last, here
+        power = torch.view_as_real(phases).square().sum(-1)
+        phases = phases * (power + TINY).rsqrt()
     return sound(phases)[:, :samples].to(spectrogram)
+
+
+def overlapped(frames):
+    """Adds windows, (batch, frames, WINDOW), half a window cut off both ends.
+
+    As `torch.istft` does, in less time: (batch, samples).
+    """
+    batch, size, _ = frames.shape
+    parts = torch.nn.functional.pad(frames, (0, -WINDOW % HOP))
+    parts = parts.unflatten(-1, (-1, HOP))  # (batch, frames, 3, HOP)
+    rows = frames.new_zeros(batch, size + parts.shape[2] - 1, HOP)
+    for i, part in enumerate(parts.unbind(2)):
+        rows[:, i : i + size] += part
+    middle = WINDOW // 2
+    return rows.flatten(1)[:, middle : middle + (size - 1) * HOP]
 
 
 def log_mel(spectrogram, filters):

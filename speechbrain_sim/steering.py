@@ -186,20 +186,31 @@ def top_features(model, path, layer=None, count=10, latent=None):
     encoder, bottleneck = model.encoder, model.encoder.bottleneck_of(layer)
     latent = latent or model.encode_file(path, encoder.origin(layer))
     samples = check_file(encoder, path, [layer])
-    hop, center = encoder.frame_geometry(layer)
     x = latent.mean[0]
-    if encoder.pools(layer):  # one frame, which is the whole recording
-        x, hop, center = x.mean(0, keepdim=True), samples, samples / 2
+    if encoder.pools(layer):
+        x = x.mean(0, keepdim=True)
     codes = [z.to_sparse() for z in code_blocks(bottleneck, x)]
     moments = rank_features(torch.cat(codes), count)
-    deviations = [None] * len(moments)
-    if latent.log_var is not None and not encoder.pools(layer):
-        for i, (feature, *_, at, _, _) in enumerate(moments):
-            noise = keyed_generator("top features", at, device=x.device)
-            place = x[at], latent.log_var[0, at], 32, noise
-            drawn = draw_codes(bottleneck, *place)
-            deviations[i] = float(drawn.deviation[feature])
+    found = place_features(encoder, layer, moments, samples)
+    if latent.log_var is None or encoder.pools(layer):
+        return found
+    for i, (feature, *_, at, _, _) in enumerate(moments):
+        noise = keyed_generator("top features", at, device=x.device)
+        place = x[at], latent.log_var[0, at], 32, noise
+        deviation = draw_codes(bottleneck, *place).deviation[feature]
+        found[i] = found[i]._replace(deviation=float(deviation))
+    return found
+
+
+def place_features(encoder, layer, moments, samples):
+    """Places what `rank_features` found in a recording of so many samples.
+
+    Returns a list of ActiveFeature, without deviations.
+    """
     names = encoder.names_of(layer)
+    hop, center = encoder.frame_geometry(layer)
+    if encoder.pools(layer):  # one frame, which is the whole recording
+        hop, center = samples, samples / 2
 
     def seconds(frame):
         time = (center + hop * frame) / SAMPLE_RATE
@@ -213,7 +224,7 @@ def top_features(model, path, layer=None, count=10, latent=None):
             seconds(moment.at),
             seconds(moment.start - 0.5),
             seconds(moment.stop - 0.5),
-            deviation,
+            deviation=None,
         )
-        for moment, deviation in zip(moments, deviations, strict=True)
+        for moment in moments
     ]

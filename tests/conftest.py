@@ -34,6 +34,7 @@ from speechbrain_sim.files import write_json
 from speechbrain_sim.hub.publish import export_model
 from speechbrain_sim.models.format import save_parts
 from speechbrain_sim.probes import LayerProbes
+from tests import forks
 
 ROOT = Path(__file__).parents[1]
 HPARAMS = ROOT / "hparams"
@@ -109,6 +110,9 @@ def tiny_yaml(corpus, tmp_path_factory):
 def start_process(command):
     """Starts a command in the repository, on one thread per process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    python, *script = map(str, command)
+    if python == sys.executable and script[0].endswith(".py"):
+        return forks.start(script[0], script[1:], ROOT, environment)
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=ROOT,
@@ -207,8 +211,7 @@ def same(state, other):
 def recipes():
     """The recipes as modules."""
     sys.path.insert(0, str(ROOT / "recipes"))
-    names = ["pretrain", "probe", "decode", "bottleneck", "vib", "study", "box"]
-    yield {name: importlib.import_module(name) for name in names}
+    yield {name: importlib.import_module(name) for name in forks.RECIPES}
     sys.path.remove(str(ROOT / "recipes"))
 
 

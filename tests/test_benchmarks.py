@@ -14,6 +14,7 @@ from benchmarks import (
     bench,
     bottleneck,
     decoded,
+    explorer,
     levers,
     parallel,
     probes,
@@ -402,3 +403,9 @@ def test_the_ceiling_is_of_the_stages_that_were_measured(monkeypatch):
     first, second, *_ = map(str, parallel.speed_rows(8))
     assert "1.20 of at most 1.20 times" in first
     assert "5.0" in second
+
+
+def test_the_latency_of_the_explorer_has_a_median_and_a_tail():
+    median, tail = explorer.latency(requests=3)
+    assert 0 < median["ours"] <= tail["ours"]
+    assert median["met"] == (median["ratio"] <= 0.67)

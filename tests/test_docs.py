@@ -15,6 +15,8 @@ import pytest
 import ruamel.yaml
 import soundfile
 import torch
+from click.testing import CliRunner
+from huggingface_hub.cli import hf
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_sim import config
@@ -105,12 +107,31 @@ def test_every_block_is_of_a_kind_that_is_tested(page):
     fences = re.findall(r"^\s*(?:```|~~~).*$", PAGES[page], re.M)
     assert len(fences) == 2 * len(BLOCK.findall(PAGES[page]))
     for kind, text in BLOCK.findall(PAGES[page]):
-        assert kind in ("python", "bash", "yaml", "text")
+        assert kind in ("python", "py", "bash", "yaml", "text")
+        if kind == "py":  # of libraries that are not installed
+            assert re.search("from (s3prl|sae_lens)|sae[.]", text)
+            assert "speechbrain_sim" not in text and ast.parse(text)
         if kind == "text":  # a listing
             assert not re.search(r"^[$>]|python|make |pip |import ", text)
 
 
 # ---------------------------------------------------------------------- python
+
+
+def save_hubert(folder):
+    """A tiny HuBERT with random weights, and its preprocessor."""
+    from transformers import (
+        HubertConfig,
+        HubertModel,
+        Wav2Vec2FeatureExtractor,
+    )
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "conv_dim": [8] * 7}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    torch.manual_seed(0)
+    HubertModel(HubertConfig(**sizes)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
 
 
 #: their cells are executed by tests/test_tutorials.py
@@ -120,6 +141,8 @@ EXECUTED = {page for page in PAGES if page.startswith("docs/tutorials/")}
 @pytest.mark.parametrize("page", sorted({*pages_with("python")} - EXECUTED))
 def test_python_blocks_run(page, place):
     names = {}
+    if page == "docs/coming-from.md":
+        save_hubert("hubert-base-ls960")
     for text in blocks(page, "python"):
         exec(compile(text, page, "exec"), names)
 
@@ -319,6 +342,9 @@ def check_python(*words):
         importlib.import_module(words[1]).make_parser().parse_args(given)
     elif words[0].startswith("recipes/"):
         check_recipe(*words)
+    elif words[0].startswith("examples/"):
+        (script,) = words
+        assert (ROOT / script).is_file()
     else:  # our scripts: they print their use
         script, command = words
         assert f"{script} {command}" in (ROOT / script).read_text() or (
@@ -341,14 +367,36 @@ def check_srun(program, *words):
     check_torchrun(*words)
 
 
-def check_pip(verb, what):
-    assert verb == "install"
+def check_pip(verb, what, *options):
+    assert (verb, *options[:2:2]) in [("install",), ("wheel", "--no-deps")]
     extra = re.fullmatch(r"\.(?:\[(\w+)\])?", what)
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     assert extra and (not extra[1] or f'"{extra[1]}"' in setup)
 
 
+def check_hf(*words):
+    names = [*itertools.takewhile(str.isalpha, words)]
+    done = CliRunner().invoke(hf.app, [*names, "--help"])
+    assert done.exit_code == 0
+    for option in [word for word in words if word[:2] == "--"]:
+        assert re.search(rf"{option}\b", done.output), option
+
+
+def check_cp(*words):
+    option, source, target = words
+    assert option == "-r" and (ROOT / source).is_dir()
+    shutil.copytree(ROOT / source, target)  # in `place`
+
+
+def check_sed(*words):
+    option, script, path = words
+    assert option == "-i" and script.split("#")[1] in Path(path).read_text()
+
+
 CHECKS = {
+    "cp": check_cp,
+    "hf": check_hf,
+    "sed": check_sed,
     "make": check_make,
     "speechbrain-sim": check_speechbrain_sim,
     "python": check_python,
@@ -377,6 +425,9 @@ def test_bash_blocks_name_what_exists(page, place):
         "python -c 'from speechbrain_sim.nothing import make'",
         "pip install .[nothing]",
         "curl something",
+        "pip download .",
+        "hf upload me/sim . --typ space",
+        "cp -r examples/nothing there",
     ],
 )
 def test_a_wrong_command_fails(line, place):
@@ -385,12 +436,57 @@ def test_a_wrong_command_fails(line, place):
         CHECKS[program](*words)
 
 
+# --------------------------------------------------------------------- figures
+
+PICTURE = re.compile(r"!\[[^\]]*\]\([^)]+\)|<img|<audio")
+COMMAND = re.compile(r"^(?:python|make) ")
+
+
+def commands_under(text, at):
+    """The commands between a place of a page and the next heading."""
+    rest = re.split(r"^#", BLOCK.sub(_in_one_line, text[at:]), flags=re.M)[0]
+    found = re.findall(r"```bash\0(.*?)```", rest)
+    inline = re.findall("`([^`]+)`", re.sub("```.*?```", "", rest))
+    found += filter(COMMAND.match, inline)
+    return [command.replace("\0", "\n") for command in found]
+
+
+def _in_one_line(block):
+    return f"```{block[1]}\0" + block[2].replace("\n", "\0") + "```"
+
+
+FIGURES = {page for page in PAGES if PICTURE.search(PAGES[page])}
+
+
+@pytest.mark.parametrize("page", sorted(FIGURES - EXECUTED))
+def test_every_figure_stands_above_its_command(page, place):
+    for picture in PICTURE.finditer(PAGES[page]):
+        found = commands_under(PAGES[page], picture.end())
+        assert found, picture[0]
+        for program, *words in commands("\n".join(found)):
+            if (program, *words) != ("python", "-m", "docs.figures"):
+                CHECKS[program](*words)
+
+
+@pytest.mark.parametrize("page", sorted(EXECUTED))
+def test_a_tutorial_names_the_command_that_made_its_figures(page):
+    assert f"`python docs/tutorials.py run {Path(page).stem}`" in PAGES[page]
+
+
+def test_a_figure_without_a_command_is_found():
+    text = "![a](b.svg)\n\n`x.py`\n\n## Next\n\n```bash\nmake x\n```\n"
+    assert commands_under(text, 11) == []
+    assert commands_under(text.replace("## ", ""), 11) == ["make x\n"]
+    assert commands_under(text.replace("x.py", "make y"), 11) == ["make y"]
+
+
 # ------------------------------------------------------------- links and names
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page):
-    for link in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", PAGES[page]):
+    own = r"\]\((?!\w+:|#)([^)#\s]+)|src=\"([^\"]+)"
+    for link in map("".join, re.findall(own, PAGES[page])):
         path = (ROOT / page).parent / link
         assert path.exists(), link
         assert path.resolve().is_relative_to(ROOT), link
@@ -410,6 +506,23 @@ def test_names_are_of_files_and_objects_that_exist(page, place):
             assert (ROOT / span).exists() or Path(span).exists(), span
         if re.fullmatch(r"speechbrain_sim(\.\w+)+", span):
             assert find(span), span
+
+
+@pytest.mark.parametrize("page", ["docs/glossary.md", "docs/coming-from.md"])
+def test_options_of_the_glossary_exist(page):
+    yamls = [path.read_text() for path in HPARAMS.rglob("*.yaml")]
+    keys = set(re.findall(r"^(\w+):", "\n".join(yamls), re.M)) | {"model"}
+    options = [s[2:] for s in spans(PAGES[page]) if s.startswith("--")]
+    assert len(options) > 2 and set(options) <= keys
+
+
+def test_every_term_of_the_glossary_leads_somewhere():
+    _, *terms = re.split(r"^### ", PAGES["docs/glossary.md"], flags=re.M)
+    assert len(terms) > 40
+    for term in terms:
+        code = r"`(speechbrain_sim\.|--|recipes/)|\]\([\w/.-]+\.md"
+        assert re.search(code, term), term
+        assert len(term.split()) < 110, term
 
 
 def find(name):

@@ -83,8 +83,9 @@ CAPTIONS = {
     "dimensions, with 95 % intervals over recordings; unsure: dimensions whose "
     "kind less than 95 % of the draws of recordings agree on.",
     GAINED: "Differences of scores of the same seed to those without alignment, "
-    "and to those of shuffled classes, and Student's 95 % intervals over seeds. Better is: a smaller ratio, a "
-    "larger r, more explained variance.",
+    "and to those of shuffled classes and the same λ, and Student's 95 % "
+    "intervals over seeds. Better is: a smaller ratio, a larger r, more "
+    "explained variance.",
     TESTED: "Mantel tests: does 1 - r of class means go with the distance of "
     "classes? Spearman's correlation and p of permuted classes (of fewer than 8 "
     "classes exact). All: mean over voice, place, manner, height, backness.",
@@ -200,12 +201,15 @@ def tables(results):
 
 def _references(results, group):
     """Yields what a code is compared with, seed by seed: title and names."""
-    groups = group_seeds(results)
+    groups, codes = group_seeds(results), results["codes"]
+    own = codes[groups[group][0]]["weight"]
     for other, names in groups.items():
-        plain = "," not in other and results["codes"][names[0]]["weight"] == 0
+        weight = codes[names[0]]["weight"]
+        plain = "," not in other and weight == 0
+        shuffled = other.endswith(SHUFFLED) and weight == own
         alike = _layer(other) == _layer(group) and other != group
         several = len(names) == len(groups[group]) > 1
-        if alike and several and (plain or other.endswith(SHUFFLED)):
+        if alike and several and (plain or shuffled):
             yield "λ = 0" if plain else SHUFFLED, names
 
 

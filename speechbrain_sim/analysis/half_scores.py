@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from speechbrain_sim.analysis.half_pairs import NUMBERS, pair_items
 from speechbrain_sim.analysis.halves_report import curve_items
 from speechbrain_sim.analysis.intervals import bootstrap_interval, chance_level
 from speechbrain_sim.analysis.study import Tool
@@ -58,7 +59,7 @@ def score_rows(scores):
     rows = []
     for name, numbers in scores.items():
         for kind in numbers:
-            if kind in ("chance", "kl", "kl_per_second"):
+            if kind in NUMBERS:
                 continue
             rows.append({"": name, "of": f"{kind} (%)"})
             rows[-1]["test"] = with_interval(numbers[kind], 100, 1)
@@ -87,7 +88,7 @@ def compare_runs(runs):
     for system, seeds in runs.items():
         for name in seeds[0]["halves"]:
             scores = [run["halves"][name] for run in seeds]
-            for kind in scores[0].keys() - {"chance", "kl", "kl_per_second"}:
+            for kind in scores[0].keys() - {*NUMBERS}:
                 several = [
                     {**s[kind], "kl_per_second": s.get("kl_per_second")}
                     for s in scores
@@ -165,6 +166,7 @@ class HalfScores(Tool):
                 "figures/halves",
                 "Scores over nats per second, a panel per half and score.",
             ),
+            *pair_items(study.halves, study.folder),
         ]
         runs = [
             (system, run["halves"], run["read"])

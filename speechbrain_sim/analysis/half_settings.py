@@ -3,12 +3,16 @@
 from typing import NamedTuple
 
 from speechbrain_sim.analysis.intervals import check_controls
+from speechbrain_sim.options import read_fields
 
 #: kinds of probes: of the mean over frames, or of single frames, linear and with
 #: a hidden layer; and the paper's, linear on frames that are pooled by attention
 LINEAR, HIDDEN, PAPER = PROBES = "linear", "hidden layer", "paper"
-#: settings that are 2 at least
+#: ranges of settings
 COUNTS = "recordings", "frame_rows", "test_rows", "passes", "hidden", "bins"
+RULES = dict.fromkeys(COUNTS, ">= 2") | {"strengths": "not empty, >= 0"}
+RULES |= {"seed": ">= 0", "hidden_passes": ">= 1", "epochs": ">= 0"}
+RULES |= {"lr": "> 0", "probes": [*PROBES]}
 
 
 class Settings(NamedTuple):
@@ -65,27 +69,9 @@ def read_settings(given):
 
     Raises a ValueError that names what there is instead.
     """
-    for name in given.keys() - Settings._fields:
-        known = ", ".join(Settings._fields)
-        raise ValueError(f"--reading has no setting '{name}': {known}.")
-    kinds = {tuple: (list, tuple), float: (int, float)}
-    for name, value in given.items():
-        like = type(Settings._field_defaults[name])
-        if not isinstance(value, kinds.get(like, like)):
-            what = {tuple: "a list", int: "a whole number"}
-            what = what.get(like, f"a {like.__name__}")
-            raise ValueError(f"--reading: {name} is {value!r}, not {what}.")
-    settings = Settings(**given)
-    for kind in {*settings.probes} - {*PROBES}:
-        raise ValueError(f"--reading: probes has '{kind}', not of {PROBES}.")
+    settings = read_fields("reading", given, Settings, RULES)
     if not settings.probes:
-        raise ValueError(f"--reading: probes is empty, choose of {PROBES}.")
-    for name in COUNTS:
-        if not getattr(settings, name) >= 2:
-            value = getattr(settings, name)
-            raise ValueError(f"--reading: {name} is {value}, not 2 or more.")
-    if not settings.strengths or min(settings.strengths) < 0:
-        raise ValueError("--reading: strengths is a list of 0 or more each.")
+        raise ValueError(f"--reading: probes is empty: choose of {PROBES}.")
     if settings.epochs < (PAPER in settings.probes):
         raise ValueError(
             f"--reading: epochs is {settings.epochs}, which trains nothing: give "

@@ -22,7 +22,13 @@ from speechbrain_sim.data.words import (
 from speechbrain_sim.files import cached_result, sha256
 from speechbrain_sim.models.format import BASELINE, BOTTLENECK, load_parts
 from speechbrain_sim.models.load import load_encoder
-from speechbrain_sim.report.page import write_page
+from speechbrain_sim.report.page import Gap, write_page
+
+#: where no csv of words is given
+WORDLESS = (
+    "Nothing states when words are spoken: give --words. A synthetic corpus of an "
+    "earlier version has no words.csv: make it anew, in another --data_folder."
+)
 
 
 def weights_of(parts, entries):
@@ -87,6 +93,8 @@ def write_report(
     )
     weights = weights_of(parts, config["parts"])
     made = section(found, folder, label, drives, weights, read)
+    if label and not csvs:
+        made.items.append(Gap("Words as cues", WORDLESS))
     write_page(folder, page["title"], page["note"], [made], [])
     return found
 

@@ -1,6 +1,7 @@
 """Scores of one code of a layer, and of the layer itself, in one place."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from speechbrain_sim.analysis.lasso import Part as Example
 from speechbrain_sim.analysis.tokens import NO_PHONES
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import FRAMES, NO_LABEL
+from speechbrain_sim.options import read_fields
 from speechbrain_sim.randomness import keyed_generator
 
 #: of the Lasso between wide codes and factors: a third of the time of 1e-3
@@ -78,22 +80,13 @@ class Settings(NamedTuple):
     predictors: dict = {}
 
 
-def read_settings(given):
-    """Checks what differs from `Settings`, a dict; returns them.
-
-    Raises a ValueError that names what there is instead.
-    """
-    for name in given.keys() - Settings._fields:
-        known = ", ".join(Settings._fields)
-        raise ValueError(f"The sheet has no setting '{name}': {known}.")
-    settings = Settings(**given)
-    for name, value in settings._asdict().items():
-        if name.endswith(("rows", "draws", "recordings")) and not value >= 2:
-            raise ValueError(f"The sheet's {name} is {value}: at least 2.")
-    for control in {*settings.controls} - {*CONTROLS}:
-        known = ", ".join(CONTROLS)
-        raise ValueError(f"controls names '{control}': there are {known}.")
-    return settings
+COUNTS = "train_rows", "test_rows", "probe_rows", "factor_rows"
+COUNTS += "posterior_rows", "draws", "abx_recordings"
+#: ranges of settings
+RULES = dict.fromkeys(COUNTS, ">= 2") | {"strengths": "not empty, >= 0"}
+RULES |= {"seed": ">= 0", "controls": [*CONTROLS]}
+#: checks what differs from `Settings`, a dict; returns them
+read_settings = partial(read_fields, "sheet", fields=Settings, rules=RULES)
 
 
 def measured(function, *arguments):

@@ -19,6 +19,7 @@ from speechbrain_sim.files import (
     write_text,
 )
 from speechbrain_sim.hub.card import CARD, fill_in, name_source, write_card
+from speechbrain_sim.hub.results import RESULTS, write_results
 from speechbrain_sim.inference import HPARAMS, SmoothInfoMax
 from speechbrain_sim.models import fetch
 from speechbrain_sim.models.format import (
@@ -57,7 +58,7 @@ def export_model(
 ):
     """Turns the output of a recipe into a model folder; returns config.json.
 
-    Copies the parts, and adds a card, examples and the yaml of
+    Copies the parts, and adds a card, the results, examples and the yaml of
     `SmoothInfoMax.from_hparams`.
 
     Arguments
@@ -100,6 +101,7 @@ def export_model(
     partial.mkdir()
     try:
         config = _write(partial, parts, config, spoken, data, licence)
+        write_results(partial, config, run)
         _replace(folder, partial, config)
     finally:
         shutil.rmtree(beside)
@@ -358,6 +360,7 @@ def _plan(folder, repo, private, say):
     """Prints what will be uploaded; returns the names of the files."""
     config = read_config(folder / CONFIG)
     files = [*_files_of(config), CONFIG, HPARAMS, CARD]
+    files += [RESULTS] * (folder / RESULTS).exists()  # older exports lack it
     files += sorted(path.name for path in folder.glob("*.onnx"))
     size = sum((folder / name).stat().st_size for name in files) / 1e6
     seen = "private" if private else "public"

@@ -5,13 +5,6 @@ function fill(card) {
   }
 }
 
-/** Moves the line in a clip's picture while its sound plays. */
-function follow(audio, head) {
-  head.style.left = `${(100 * audio.currentTime) / audio.duration}%`;
-  head.hidden = audio.paused;
-  if (!audio.paused) requestAnimationFrame(() => follow(audio, head));
-}
-
 for (const box of document.querySelectorAll(".features")) {
   const cards = [...box.querySelectorAll(".card")];
   const [search, order] = box.querySelectorAll(".search input, .search select");

@@ -2,7 +2,7 @@
 
 The HTML file needs no other file and no network: pictures and sounds are
 inside: sounds as mp3, for the numbers are not computed from them, nor are the
-pictures. `page.html` is its template.
+pictures. `page.html` is its template, which others may extend.
 """
 
 import base64
@@ -202,6 +202,7 @@ def write_page(folder, title, note, sections, systems):
     folder = Path(folder)
     shown, files = _shown(title, note, sections, systems)
     names = ("report.md", "page.md"), ("report.html", "page.html")
+    shown["beside"] = True  # the samples
     pages = {n: template(t, folder).render(shown) for n, t in names}
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     for wav, name in files.items():
@@ -213,9 +214,20 @@ def write_page(folder, title, note, sections, systems):
 
 def write_html(path, title, note, sections, systems=()):
     """Writes the one html file of `write_page`; figures lie in its folder."""
-    shown, _ = _shown(title, note, sections, list(systems))
-    page = template("page.html", Path(path).parent).render(shown)
+    page = render_html(title, note, sections, systems, Path(path).parent)
     write_bytes(path, page.encode(errors="backslashreplace"))
+
+
+def render_html(
+    title, note, sections, systems=(), folder=None, page="page.html", **more
+):
+    """Returns the one html file of `write_page`.
+
+    Figures lie in a folder, as does a template `page` that extends page.html;
+    `more` is for it.
+    """
+    shown, _ = _shown(title, note, sections, list(systems))
+    return template(page, folder).render(shown, **more)
 
 
 def _shown(title, note, sections, systems):
@@ -235,6 +247,7 @@ def _shown(title, note, sections, systems):
     data["blobs"] = [base64.b64encode(blob).decode() for blob in blobs]
     shown = {"title": title, "note": note, "data": data, "codec": CODEC}
     shown |= {"sections": drawn, "systems": systems, "range_db": RANGE_DB}
+    shown["beside"] = False
     items = [item for section in drawn for item in section.items]
     shown["features"] = any(isinstance(i, Catalogue) for i in items)
     return shown, files
@@ -342,9 +355,13 @@ def _repeated(names):
 
 
 def template(name, folder=None):
-    """Opens a template; html is escaped by jinja, markdown by `escape`."""
+    """Opens a template; html is escaped by jinja, markdown by `escape`.
+
+    It lies here or in the folder, which is the figures', too.
+    """
+    places = [Path(__file__).parent, *filter(None, [folder])]
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(places),
         autoescape=name.endswith("html"),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -367,9 +367,9 @@ def test_rows_that_are_means_have_gaps(encoded):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"controls": ["none"]}, "none.*untrained, random, PCA"),
+        ({"controls": ["none"]}, "none.*untrained or random or PCA"),
         ({"rows": 5}, "no setting 'rows': seed, train_rows"),
-        ({"probe_rows": 1}, "probe_rows is 1: at least 2"),
+        ({"probe_rows": 1}, "probe_rows is 1, but must be >= 2"),
     ],
 )
 def test_wrong_settings_are_refused(given, message):

@@ -44,7 +44,7 @@ KINDS = {
         kernel_sizes=[[10, 8, 4]], strides=[[5, 4, 2]], paddings=[[2, 2, 1]]
     ),
     "logmel": lambda folder: LogMel().eval(),
-    "stacked": lambda folder: StackedLogMel().eval(),
+    "stacked": lambda folder: StackedLogMel(n_mels=8).eval(),
     "mfcc": lambda folder: Mfcc().eval(),
     "wavlm": lambda folder: load_hidden_states(
         save_model(folder, "wavlm", "large")

@@ -33,7 +33,8 @@ from tests.conftest import (
 from tests.loopback_hub import LoopbackHub
 
 FILES = {
-    *("config.json", "hyperparams.yaml", "README.md", "example.wav"),
+    *("config.json", "hyperparams.yaml", "README.md", "RESULTS.md"),
+    "example.wav",
     *("encoder.safetensors", "decoder_module3.safetensors"),
     *("probe_phones.safetensors", "probe_speaker.safetensors"),
 }

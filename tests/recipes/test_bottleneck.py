@@ -28,7 +28,12 @@ def command(yaml, corpora, folder, *options):
     "options, message",
     [
         (["--k", "[16]"], "--k 16 means 16 active units of the 12 for logmel"),
-        (["--sparsity", "[99]"], "--sparsity 99 means 0 active units"),
+        (["--sparsity", "[99]"], "--k has no use with --sparsity .99.: leave"),
+        (
+            ["--held_out_classes", "[a]"],
+            "--held_out_classes has no use with --c",
+        ),
+        (["--classifier_weight", "2"], "no use with --classes null: leave it"),
         (["--variant", "l1"], "--k has no use with --variant l1"),
         (["--temporal_weight", "2"], "no use with --variant topk"),
         (["--pooling", "mean", "--variant", "temporal"], "use --pooling frame"),
@@ -120,6 +125,11 @@ def test_a_run_of_a_model_keeps_what_belongs_to_it(
         (["--classes", "null"], "--alignment .* needs --classes: give a label"),
         (["--alpha", "1.0"], "--alpha is 1.0, but must be > 0, < 1"),
         (["--k", "[2]"], "no key k in"),
+        (
+            ["--classes", "null", "--alignment", "[0]", "--alignment_form"]
+            + ["centroid"],
+            "--alignment_form has no use with --classes null",
+        ),
         (
             ["--variant", "vae", "--gate", "concrete"],
             "no use with --variant vae",
