@@ -111,7 +111,8 @@ def change(browser):
     for selector, text in zip(("#from", "#to"), SPAN, strict=True):
         press(browser, selector, text, Keys.TAB)
     browser.find_element(By.CSS_SELECTOR, "#varying button").click()
-    press(browser, "#set", *4 * [Keys.ARROW_RIGHT])
+    for _ in range(4):
+        press(browser, "#set", Keys.ARROW_RIGHT)
     browser.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
 
 

@@ -470,9 +470,13 @@ async function record() {
   const [context, pieces] = [new AudioContext(), []];
   // a worklet would need a script of its own, which the page's policy forbids
   const tap = context.createScriptProcessor(4096, 1, 1);
-  context.createMediaStreamSource(stream).connect(tap).connect(context.destination);
+  const source = context.createMediaStreamSource(stream);
+  source.connect(tap).connect(context.destination);
+  context.resume();
   stopRecording = () => {
     stopRecording = null;
+    // nodes that nothing refers to may be collected while they record
+    [source, tap].forEach((node) => node.disconnect());
     stream.getTracks().forEach((track) => track.stop());
     context.close();
     set($("record"), "Record");
@@ -668,7 +672,7 @@ function watchLanes(lanes, audio) {
     if (height >= 0 && height < 1) return move({ dimension: rows[Math.floor(height * rows.length)] });
     playFrom(audio, span[0]);
   });
-  audio.addEventListener("play", () => follow(audio, lanes.querySelector(".head")));
+  audio.addEventListener("play", () => follow(audio, lanes.querySelector(".head"), seconds));
 }
 
 function addColumn(model, index) {

@@ -69,11 +69,11 @@ function show(figure, variants) {
   set(find(".time span"), `${stop.seconds} s`);
 }
 
-/** Moves the line in a clip's picture while its sound plays. */
-function follow(audio, head) {
-  head.style.left = `${(100 * audio.currentTime) / audio.duration}%`;
+/** Moves the line in a picture of so many seconds while a sound plays. */
+function follow(audio, head, seconds = null) {
+  head.style.left = `${(100 * audio.currentTime) / (seconds ?? audio.duration)}%`;
   head.hidden = audio.paused;
-  if (!audio.paused) requestAnimationFrame(() => follow(audio, head));
+  if (!audio.paused) requestAnimationFrame(() => follow(audio, head, seconds));
 }
 
 const figures = [...document.querySelectorAll(".explorer")];
