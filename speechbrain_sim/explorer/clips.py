@@ -30,6 +30,8 @@ SECONDS, BYTES, PATIENCE = 60, 48 << 20, 20
 RATE, CHANNELS, BLOCK = 384_000, 32, 1 << 16
 #: uploads that are kept
 KEPT = 16
+#: libsndfile's frames of a file that states no length are beyond
+UNKNOWN = 1 << 60
 #: digits of a recording's id
 ID = 12
 #: peak of what counts as silence
@@ -126,7 +128,9 @@ def decode_upload(data, name, check=lambda: None):
                 odd = f"{channels} channels at {rate} Hz"
                 few = f"at most {CHANNELS} at {RATE} Hz are read"
                 raise Refused(400, f"The file holds {odd}: {few}.")
-            if file.frames > SECONDS * rate:
+            # of an mp3 it is an estimate, and some files state none
+            stated = file.format != "MP3" and file.frames < UNKNOWN
+            if stated and file.frames > SECONDS * rate:
                 raise Refused(413, too_long(file.frames / rate))
             mono = decode_mono(file, SECONDS * rate, check)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:

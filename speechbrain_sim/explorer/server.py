@@ -175,7 +175,7 @@ async def wait_for(queue, request, function, client=None):
         await asyncio.wait({done, gone}, return_when="FIRST_COMPLETED")
         if not done.done():
             queue.drop(job)
-        await done
+        await asyncio.shield(done)  # else the job's own future were cancelled
     finally:
         queue.drop(job)  # also if this task was cancelled
         gone.cancel()

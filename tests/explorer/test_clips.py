@@ -57,6 +57,15 @@ def test_what_is_no_recording_gets_a_sentence(data, status, sentence):
     assert refused.value.status == status
 
 
+def test_an_mp3_is_decoded_and_cut_off_where_it_is_too_long():
+    wav = np.sin(np.arange(62 * 16000) / 9) / 2
+    clip = decode_upload(encoded(wav[:16000], kind="MP3"), "name")
+    assert clip.seconds == pytest.approx(1, abs=0.1)
+    with pytest.raises(Refused, match="at most 60 s") as refused:
+        decode_upload(encoded(wav, kind="MP3"), "name")
+    assert refused.value.status == 413
+
+
 def test_a_long_file_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(clips, "decode_mono", None)
     with pytest.raises(Refused, match="100.0 s"):

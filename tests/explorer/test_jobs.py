@@ -1,10 +1,13 @@
 """One queue: newest wins, a bound, and a thread that survives."""
 
+import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from speechbrain_sim.explorer.jobs import Queue, Refused
+from speechbrain_sim.explorer.server import wait_for
 
 
 @pytest.fixture
@@ -96,3 +99,36 @@ def test_the_thread_survives_errors_and_ends_with_the_queue():
     assert not queue._thread.is_alive()
     with pytest.raises(Refused):
         queue.add(lambda check: 2)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_request_that_is_cancelled_leaves_the_thread(queue, gone):
+    begun, go_on, seen = threading.Event(), threading.Event(), []
+
+    def work(check):
+        begun.set()
+        assert go_on.wait(30)
+        try:
+            check()
+        except Refused as error:
+            seen.append(error.status)
+            raise
+
+    async def receive():
+        while not (gone and begun.is_set()):
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def cancel():
+        request = SimpleNamespace(receive=receive)
+        task = asyncio.ensure_future(wait_for(queue, request, work))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # it is dropped, where the client has gone
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+    asyncio.run(cancel())
+    go_on.set()
+    assert queue.add(lambda check: 3).future.result(30) == 3 and seen == [499]
