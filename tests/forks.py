@@ -107,7 +107,7 @@ def server():
 def import_all(root):
     """Imports what recipes import, and what they do not need at once."""
     import matplotlib.figure  # noqa: F401
-    import speechbrain  # noqa: F401
+    import torch.distributed.run  # noqa: F401
 
     sys.path.insert(0, f"{root}/recipes")
     for name in RECIPES:
