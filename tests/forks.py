@@ -104,6 +104,16 @@ def server():
     return ours
 
 
+def describe_once():
+    """Lets pip list what is installed once, not for each of hundreds of runs."""
+    from speechbrain.utils import logger
+
+    logger.get_environment_description = cache(
+        logger.get_environment_description
+    )
+    return logger.get_environment_description
+
+
 def import_all(root):
     """Imports what recipes import, and what they do not need at once."""
     import matplotlib.figure  # noqa: F401
@@ -113,6 +123,7 @@ def import_all(root):
     for name in RECIPES:
         __import__(name)
     sys.path.pop(0)
+    describe_once()()
     gc.freeze()  # collections would copy the pages that processes share
 
 
