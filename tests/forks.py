@@ -96,12 +96,15 @@ def server():
     )
     theirs.close()
 
-    @atexit.register
-    def close():
-        ours.close()
-        process.wait()
-
+    atexit.register(stop, process, ours, os.getpid())
     return ours
+
+
+def stop(process, sock, owner):
+    """Ends the server, unless in a fork of the process that started it."""
+    if os.getpid() == owner:
+        sock.shutdown(socket.SHUT_RDWR)  # forks may have it open, too
+        process.wait()
 
 
 def describe_once():
