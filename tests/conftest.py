@@ -36,6 +36,7 @@ from speechbrain_sim.models.format import save_parts
 from speechbrain_sim.probes import LayerProbes
 from tests import forks
 
+forks.describe_once()
 ROOT = Path(__file__).parents[1]
 HPARAMS = ROOT / "hparams"
 #: a model that trains a step in milliseconds

@@ -96,23 +96,37 @@ def server():
     )
     theirs.close()
 
-    @atexit.register
-    def close():
-        ours.close()
+    atexit.register(stop, process, ours, os.getpid())
+    return ours
+
+
+def stop(process, sock, owner):
+    """Ends the server, unless in a fork of the process that started it."""
+    if os.getpid() == owner:
+        sock.shutdown(socket.SHUT_RDWR)  # forks may have it open, too
         process.wait()
 
-    return ours
+
+def describe_once():
+    """Lets pip list what is installed once, not for each of hundreds of runs."""
+    from speechbrain.utils import logger
+
+    logger.get_environment_description = cache(
+        logger.get_environment_description
+    )
+    return logger.get_environment_description
 
 
 def import_all(root):
     """Imports what recipes import, and what they do not need at once."""
     import matplotlib.figure  # noqa: F401
-    import speechbrain  # noqa: F401
+    import torch.distributed.run  # noqa: F401
 
     sys.path.insert(0, f"{root}/recipes")
     for name in RECIPES:
         __import__(name)
     sys.path.pop(0)
+    describe_once()()
     gc.freeze()  # collections would copy the pages that processes share
 
 

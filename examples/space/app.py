@@ -44,7 +44,7 @@ class Space:
         model = SmoothInfoMax.from_pretrained(source)
         self.examples = [str(path) for path in model.examples]
         self.engine, self.queue = Engine({source: model}, Clips([])), Queue()
-        (described,) = self.engine.describe()["models"]
+        described = self.engine.models[MODEL].describe()
         layers = {layer["name"]: layer for layer in described["layers"]}
         self.layers = {n: x for n, x in layers.items() if x["decodes"]}
         self.codes = [
@@ -114,8 +114,8 @@ class Space:
         """Returns a list of the features that are most active."""
 
         def work(clip, check):
-            given = self.engine, MODEL, codes, clip, "", 0, check
-            return list_features(*given)["features"]
+            found = list_features(self.engine, MODEL, codes, clip, check)
+            return found["features"]
 
         found = self.ask(work, first)
         choices = [

@@ -53,13 +53,17 @@ torch.save(
 """
 
 
-def torchrun(script, *arguments):
+#: torchrun, and the same with workers that import nothing again
+REAL, FORKED = ("-m", "torch.distributed.run"), (ROOT / "tests/launch.py",)
+
+
+def torchrun(script, *arguments, launch=FORKED):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return start_process(
         [
-            *(sys.executable, "-m", "torch.distributed.run"),
+            *(sys.executable, *launch),
             *("--nproc-per-node=2", "--master-addr=127.0.0.1"),
             f"--master-port={port}",
             *(script, *arguments),
@@ -86,18 +90,20 @@ def test_ranks_agree_on_weights_and_not_on_noise(tmp_path, frozen):
         assert not torch.equal(a[:, :size], b[:, :size])
 
 
-def recipe(yaml, folder, *options):
+def recipe(yaml, folder, *options, launch=FORKED):
     return torchrun(
         *(ROOT / "recipes/pretrain.py", yaml, "--output_folder", folder),
         *("--device", "cpu", "--distributed_backend", "gloo"),
         *("--noprogressbar", *options),
+        launch=launch,
     )
 
 
 def test_the_recipe_runs_and_resumes_under_torchrun(tiny_yaml, tmp_path):
     options = ["--num_workers", "1", "--ckpt_interval_steps", "2"]
     options += ["--precision", "bf16", "--grad_accumulation_factor", "2"]
-    finish(recipe(tiny_yaml, tmp_path, *options, "--number_of_epochs", "1"))
+    once = [*options, "--number_of_epochs", "1"]
+    finish(recipe(tiny_yaml, tmp_path, *once, launch=REAL))
     one, description = load_encoder(tmp_path)
     assert description["epochs"] == 1
     finish(recipe(tiny_yaml, tmp_path, *options))

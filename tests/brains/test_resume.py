@@ -3,14 +3,23 @@
 import os
 import random
 import signal
+import sys
 import time
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
 from speechbrain_sim.models.format import load_parts
-from tests.conftest import HPARAMS, finish, same, start_recipe
+from tests.conftest import (
+    HPARAMS,
+    ROOT,
+    finish,
+    same,
+    start_process,
+    start_recipe,
+)
 
 OPTIONS = {
     "number_of_epochs": 5,
@@ -24,6 +33,27 @@ OPTIONS = {
 }
 #: 20 utterances in batches of 2
 STEPS_PER_EPOCH = 10
+
+
+@pytest.mark.parametrize(
+    "line, code, printed",
+    [
+        ("", 0, ""),
+        ("raise ValueError('no')", 1, "ValueError: no"),
+        ("sys.exit('why')", 1, "why"),
+        ("os.kill(os.getpid(), 9)", -signal.SIGKILL, ""),
+    ],
+)
+def test_forked_scripts_end_as_processes_do(tmp_path, line, code, printed):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\nassert __name__ == '__main__'\n"
+        f"print(sys.argv[1:], os.getcwd(), flush=True)\n{line}\n"
+    )
+    process = start_process([sys.executable, script, "a b", 3])
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == process.poll() == code
+    assert output.startswith(f"['a b', '3'] {ROOT}\n") and printed in output
 
 
 def start(yaml, folder):

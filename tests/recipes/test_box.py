@@ -8,7 +8,7 @@ import soundfile
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.load import load_decoder, load_encoder
 from tests.conftest import HPARAMS, options_for
-from tests.recipes.test_study import study_argv
+from tests.recipes.test_study import QUICK, study_argv
 
 
 def test_the_model_in_the_box_is_made_anew(
@@ -21,7 +21,8 @@ def test_the_model_in_the_box_is_made_anew(
     monkeypatch.setattr(box, "UNCHANGED", 0.0)  # of a hardly trained model
     (tmp_path / "box").mkdir()
     argv = study_argv(HPARAMS / "Synthetic/box.yaml", corpora, tmp_path / "out")
-    box.main([*argv, "--layers", "[module3]"])
+    argv += ["--layers", "[module3]", "--probe_options", str(QUICK)]
+    box.main(argv)
     folder = tmp_path / "box/sim-small"
     model = SmoothInfoMax.from_pretrained(folder)
     assert set(model.mods) == {
@@ -40,7 +41,7 @@ def test_the_model_in_the_box_is_made_anew(
     monkeypatch.setattr(box, "LARGEST", 1000)
     (folder / "README.md").write_text("kept")
     with pytest.raises(ValueError, match="more than 1000: give fewer channels"):
-        box.main([*argv, "--layers", "[module3]"])
+        box.main(argv)
     assert (folder / "README.md").read_text() == "kept"
 
 

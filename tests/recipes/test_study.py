@@ -26,6 +26,8 @@ SYSTEMS = ["SIM", "GIM"]
 GIM = "{yaml: pretrain.yaml, options: {model: gim}}"
 LABELS = {"Synthetic": "speaker", "ArtificialSpeech": "vowel"}
 EPOCH = "number_of_epochs: 1"
+#: of probes, which choose among more in test_recipes.py
+QUICK = {"strengths": [0.01], "standardize": [True]}
 TINY = f"{EPOCH}, channels: 8, context_channels: 8, num_workers: 0"
 
 
@@ -38,6 +40,7 @@ def study_argv(yaml, corpora, folder):
     argv += ["--pretrain_options", f"{{{TINY}}}", "--decoder_epochs", "{}"]
     argv += ["--decode_options", f"{{{EPOCH}, num_workers: 0}}"]
     argv += ["--spectrogram_options", f"{{{EPOCH}}}", "--abx_recordings", "9"]
+    argv += ["--abx_group", "3"]
     if yaml.parent.name == "Synthetic":
         argv += ["--speakers", "3", "--sentences", "9"]
         argv += ["--test_sentences", "3"]
@@ -63,6 +66,7 @@ def two_systems(corpus, corpora, folder):
         for n in SYSTEMS
     }
     argv += ["--systems", str(systems), "--baseline", "GIM"]
+    argv += ["--probe_options", str(QUICK)]
     return [*argv, "--labels", f"{{{label}: {{}}}}"]
 
 
@@ -389,8 +393,8 @@ def test_every_study(recipes, corpora, tmp_path, yaml, capsys):
     asked["systems"] = systems
     for system in systems.values():
         system["seeds"] = [1]
-        if "protocol" in system.get("probe", {}):
-            system["probe"]["number_of_epochs"] = 1
+        probe = system.setdefault("probe", {})
+        probe |= {"number_of_epochs": 1} if "protocol" in probe else QUICK
     argv += ["--systems", json.dumps(systems)]
     known = ", factors" * (yaml.stem == "study_factors")
     recipes["study"].main([*argv, "--tools", f"[delta, trade-off{known}]"])
