@@ -87,7 +87,8 @@ CAPTIONS = {
     "larger r, more explained variance.",
     TESTED: "Mantel tests: does 1 - r of class means go with the distance of "
     "classes? Spearman's correlation and p of permuted classes (of fewer than 8 "
-    "classes exact). All: mean over voice, place, manner, height, backness.",
+    "classes exact), corrected for all tests of a code by Holm's method (not for "
+    "several codes). All: mean over voice, place, manner, height, backness.",
     NEW: "The same scores of test rows of which nothing was trained on.",
     PSEUDO: "Within / between of classes that k-means finds in the layer, as many "
     "as there are classes. These share the information of the true classes, "
@@ -153,7 +154,7 @@ def columns_of(results):
     ):
         path = f"phonetics.tests.{name}"
         found[TESTED][f"r, {name}"] = path, 1, 2
-        found[TESTED][f"p, {name}"] = f"{path}.p", 1, 4
+        found[TESTED][f"p, {name}"] = f"{path}.corrected", 1, 4
     for name in (NEW_CLASSES, NEW_SPEAKERS):
         path = f"held.{name}"
         found[NEW][f"EV, {name} (%)"] = f"{path}.reconstruction", 100, 1

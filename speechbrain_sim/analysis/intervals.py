@@ -246,6 +246,23 @@ def student(values, most=1.0):
     return {"value": value, "interval": list(map(float, ends))}
 
 
+def holm(p):
+    """Corrects p of several tests: none of all is wrong, at the level of one.
+
+    Holm 1979, https://www.jstor.org/stable/4615733.
+
+    Example
+    -------
+    >>> holm([0.01, 0.04, 0.02]).round(3).tolist()
+    [0.03, 0.04, 0.04]
+    """
+    order, several = np.argsort(p), np.arange(len(p), 0, -1)
+    corrected = np.empty(len(p))
+    steps = np.maximum.accumulate(np.sort(p) * several)
+    corrected[order] = np.minimum(steps, 1)
+    return corrected
+
+
 def chance_level(train_labels, test_labels):
     """Computes what is reached without the input.
 
