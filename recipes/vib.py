@@ -231,6 +231,10 @@ def read_labels(hparams, tasks, layer):
             "--polarity needs to know when words are spoken: give --words."
         )
     for name, read in (("words", read_spans), ("polarity", read_values)):
+        if hparams[name] and not Path(hparams[name]).is_file():
+            raise FileNotFoundError(
+                f"There is no {hparams[name]}: give another --{name}, or none."
+            )
         if hparams[name]:
             read(hparams[name])
     known, label = hparams["labels"], next(iter(hparams["labels"]), None)

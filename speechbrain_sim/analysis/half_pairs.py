@@ -14,6 +14,7 @@ from speechbrain_sim.report.tables import with_interval
 NUMBERS = "chance", "kl", "kl_per_second"
 #: nats per second at which curves are compared
 PLACES = 5
+MARKERS = "osD^v<>pXP*h"
 EQUAL = (
     "Runs of the same options and seed, in percent; brackets: Student's 95 % "
     "intervals over the seeds of the encoders."
@@ -170,7 +171,7 @@ def _compare(names, varied, pairs, folder):
         )
         items.append(Gap(title, reason))
     stem = style.figure_stem("halves", *names)
-    plot_pairs(panels, folder / stem)
+    plot_points(panels, folder / stem)
     caption = (
         f"Scores of the test part over {', '.join(varied) or 'runs'}: each "
         f"seed, thin, and the mean of the seeds."
@@ -210,18 +211,22 @@ def _nats_rows(cells, names, both):
     return rows
 
 
-def plot_pairs(panels, path):
-    """Plots curves: title -> encoder -> `points_of`, each seed and their mean."""
-    size = 3.6 * len(panels), 3.4
+def plot_points(panels, path):
+    """Plots scores over nats per second: of each seed, thin, and their mean.
+
+    `panels` are title -> system -> options -> seed -> (nats, score).
+    """
+    size = 3.4 * len(panels), 3.4
     with style.drawing(path, 1, len(panels), size) as (figure, axes):
-        for panel, (title, curves) in zip(axes[0], panels.items(), strict=True):
-            for i, (name, points) in enumerate(curves.items()):
-                look = style.look(name, i)
-                seeds = {s for of in points.values() for s in of}
-                for seed in seeds:
+        for panel, (title, systems) in zip(
+            axes[0], panels.items(), strict=True
+        ):
+            for i, (name, points) in enumerate(systems.items()):
+                look = style.look(name, i) | {"marker": MARKERS[i % 12]}
+                thin = {**look, "label": None, "lw": 0.6, "ms": 3}
+                for seed in sorted({s for of in points.values() for s in of}):
                     known = (of[seed] for of in points.values() if seed in of)
                     x, y = np.array(sorted(known)).T
-                    thin = {"lw": 0.6, "marker": ".", "color": look["color"]}
                     panel.plot(x, 100 * y, **thin)
                 means = [np.mean([*of.values()], 0) for of in points.values()]
                 x, y = np.array(sorted(map(tuple, means))).T
