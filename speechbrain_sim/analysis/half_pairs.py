@@ -233,7 +233,10 @@ def plot_points(panels, path):
                 panel.plot(x, 100 * y, lw=2, **look)
             panel.set_title(title, loc="left")
             panel.set_xlabel("KL (nats per second)")
-            panel.set_xscale("symlog")
+            panel.set_xscale("symlog", subs=[2, 5])
+            # plain numbers: mathematics is no text here, see `style`
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter("{x:g}")
             panel.set_ylim(bottom=0)
         axes[0, 0].set_ylabel("of the test part (%)")
         style.legend_below(figure)
