@@ -149,10 +149,9 @@ def train(hparams, runs, name, seed, label=None):
         if "yaml" not in system:
             return folder, source
         own = {"output_folder": folder, "seed": seed, "encoder": source}
-        # all that are of one encoder read what was encoded once
         own["activations_folder"] = f"{hparams['output_folder']}/activations"
-        options = system.get("options", {})
-        runs.run(vib.vib, system["yaml"], vib.RULES, options, **own)
+        asked = system["yaml"], vib.RULES, system.get("options", {})
+        runs.run(vib.vib, *asked, **own)
         return folder, folder
     options = {**hparams["pretrain_options"], **system.get("options", {})}
     if label is not None:
@@ -380,19 +379,15 @@ def compare_phones(hparams, runs, encoders):
 def read_halves(hparams):
     """Reads the scores of the systems' halves: system -> list, by seed.
 
-    Each is what `vib.json` holds, as `read` what `halves.json` does, and `of`,
-    `seed` and `options` of the study.
+    Each is from `vib.read_scores`, with `of`, `options` and `seed`.
     """
     found = {}
     for name, system in hparams["systems"].items():
-        for seed in system.get("seeds", [1]) if "of" in system else ():
-            folder = f"{hparams['output_folder']}/{name}_{seed}"
-            if "yaml" in system:
-                run = read_json(f"{folder}/vib.json")
-                run["read"] = read_json(f"{folder}/halves.json")["result"]
-                run |= {"of": system["of"], "seed": seed}
-                run["options"] = system.get("options", {})
-                found.setdefault(name, []).append(run)
+        halves = {"yaml", "of"} <= system.keys()
+        for seed in system.get("seeds", [1]) if halves else ():
+            run = vib.read_scores(f"{hparams['output_folder']}/{name}_{seed}")
+            run |= {"options": {}, **system, "seed": seed}
+            found.setdefault(name, []).append(run)
     return found
 
 

@@ -52,6 +52,7 @@ from speechbrain_sim.data.words import read_spans, read_values
 from speechbrain_sim.encoders.mixed import MIX, MixedEncoder
 from speechbrain_sim.files import (
     lock_folder,
+    read_json,
     text_hash,
     unlock_folder,
     write_json,
@@ -259,6 +260,12 @@ def report(hparams, stores, data):
     page |= {name: hparams[name] for name in ("words", "polarity")}
     settings = read_settings(hparams["reading"])
     write_report(hparams["output_folder"], *made, settings, *corpus, **page)
+
+
+def read_scores(folder):
+    """Returns what `vib.json` holds and, as `read`, what `halves.json` does."""
+    read = read_json(f"{folder}/halves.json")["result"]
+    return {**read_json(f"{folder}/vib.json"), "read": read}
 
 
 def vib(hparams, run_opts):
