@@ -30,7 +30,7 @@ from speechbrain_sim.report.page import (
     Section,
     Table,
 )
-from speechbrain_sim.report.tables import NOT_MEASURED, number, with_interval
+from speechbrain_sim.report.tables import NOT_MEASURED, cell
 
 #: key and title of the section
 HEADING = "alignment", "Dimensions of classes"
@@ -174,7 +174,7 @@ def tables(results):
             weight = results["codes"][names[0]]["weight"]
             row = {"": group, "λ": "" if weight is None else f"{weight:g}"}
             for column, (path, *how) in columns.items():
-                row[column] = _cell(score_of(results, names, path), *how)
+                row[column] = cell(score_of(results, names, path), *how)
             rows.append(row)
         found.append((title, rows))
     rows = []
@@ -184,13 +184,13 @@ def tables(results):
             for column in CHANGED:
                 path, *how = SCORES[column]
                 gain = gain_of(results, names, others, path)
-                row[column] = _cell(gain, *how, "+")
+                row[column] = cell(gain, *how, "+")
             rows.append(row)
     captions, of = dict(CAPTIONS), results["layers"].items()
     shared = [f"{100 * one['pseudo']:.0f} % in {n}" for n, one in of]
     captions[PSEUDO] += ", ".join(shared) + "."
     if read := [(n, x["probe"]) for n, x in of if "gap" not in x["probe"]]:
-        words = [f"{n} {_cell(score, 100, 1)} %" for n, score in read]
+        words = [f"{n} {cell(score, 100, 1)} %" for n, score in read]
         captions[SCORED] += f" Probes of layers: {', '.join(words)}."
     return [
         Table.of(title, captions[title], _filled(rows))
@@ -213,15 +213,6 @@ def _references(results, group):
 def _layer(name):
     """The layer of a code, or of a baseline."""
     return layer_of(name.partition(",")[0]) or name.partition(",")[0]
-
-
-def _cell(score, scale, digits, sign=""):
-    """Formats a score with its interval, if any; None is a gap."""
-    if score is None:
-        return NOT_MEASURED
-    if "interval" in score:
-        return with_interval(score, scale, digits, sign)
-    return number(scale * score["value"], digits)
 
 
 def _filled(rows):

@@ -64,18 +64,14 @@ def paired_runs(one, other):
 
 def points_of(pairs, half, kind):
     """Returns a dict for each encoder: options -> seed -> (nats, score)."""
+
+    def point(run):
+        of = run["halves"][half]
+        return of["kl_per_second"], of[kind]["value"]
+
     return [
-        {
-            name: {
-                seed: (of[half]["kl_per_second"], of[half][kind]["value"])
-                for seed, of in (
-                    (seed, runs[encoder]["halves"])
-                    for seed, runs in seeds.items()
-                )
-            }
-            for name, seeds in pairs.items()
-        }
-        for encoder in (0, 1)
+        {n: {s: point(both[i]) for s, both in of.items()} for n, of in pairs}
+        for i, pairs in enumerate([pairs.items()] * 2)
     ]
 
 

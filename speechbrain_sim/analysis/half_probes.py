@@ -85,27 +85,6 @@ class Side(NamedTuple):
     means: dict
 
     @classmethod
-    def of(cls, x, y, ids=None):
-        """Makes a Side of arrays.
-
-        Arguments
-        ---------
-        x : dict of str to list of numpy.ndarray
-            Name -> the frames of each utterance, (time, channels).
-        y, ids : dict, list of str
-            See `Side`; each utterance is a recording.
-        """
-        every = next(iter(x.values()))
-        first = np.cumsum([0, *map(len, every)])
-        rows = {
-            name: Rows([StoredArray(np.concatenate(frames), first)])
-            for name, frames in x.items()
-        }
-        ids = ids or [*map(str, range(len(every)))]
-        parts = [PARTS[0]] * len(ids)
-        return cls(rows, _spans(first), ids, ids, parts, y, {})
-
-    @classmethod
     def read(cls, stores, layer, halves, labels, seed=None):
         """Reads all utterances of stores.
 

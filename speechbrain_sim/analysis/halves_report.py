@@ -18,7 +18,7 @@ from speechbrain_sim.report.page import (
     Table,
 )
 from speechbrain_sim.report.tables import (
-    NOT_MEASURED,
+    cell,
     number,
     percent,
     with_interval,
@@ -126,12 +126,11 @@ def _divided(divisions):
 
 def _kept(scores):
     """Cells of the shares that halves keep, and which are at chance."""
-    cells = {}
-    for name, score in scores.items():
-        if name != WHOLE:
-            left = score["leakage"]
-            gap = "gap" in left
-            cells[name] = NOT_MEASURED if gap else with_interval(left, 100, 1)
+    cells = {
+        name: cell(score["leakage"], 100, 1)
+        for name, score in scores.items()
+        if name != WHOLE
+    }
     of_h = scores[WHOLE]["at_chance"]
     least = [n for n, s in scores.items() if n != WHOLE and s["at_chance"]]
     cells["at chance"] = "h" if of_h else " and ".join(least) or "none"
