@@ -58,7 +58,12 @@ from speechbrain_sim.files import (
     write_json,
 )
 from speechbrain_sim.models.format import load_parts, save_parts
-from speechbrain_sim.models.load import check_folder, load_encoder, plain
+from speechbrain_sim.models.load import (
+    check_folder,
+    load_encoder,
+    named_by,
+    plain,
+)
 from speechbrain_sim.report.page import Table
 from speechbrain_sim.report.tables import markdown_table
 
@@ -277,7 +282,7 @@ def vib(hparams, run_opts):
     check_folder(folder, original, description, source)
     name, given = text_part(layer), None
     if hparams["text_from"]:
-        asked = description["sha256"], layer, mixed
+        asked = named_by(original, description), layer, mixed
         given = read_text_half(hparams["text_from"], *asked)
     sb.create_experiment_directory(folder)
     tasks = read_tasks(hparams, encoder, layer)
