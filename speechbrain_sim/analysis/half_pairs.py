@@ -14,16 +14,16 @@ from speechbrain_sim.report.tables import with_interval
 NUMBERS = "chance", "kl", "kl_per_second"
 #: nats per second at which curves are compared
 PLACES = 5
+#: of systems
 MARKERS = "osD^v<>pXP*h"
 EQUAL = (
     "Runs of the same options and seed, in percent; brackets: Student's 95 % "
     "intervals over the seeds of the encoders."
 )
 AT_NATS = (
-    "Of each seed, a curve through the runs of both encoders, interpolated "
-    "between neighbours over log(1 + nats per second), where all curves overlap; "
-    "in percent. Mean: over these places. Brackets: Student's 95 % intervals over "
-    "seeds."
+    "Of each seed, a curve through an encoder's runs, linear over log(1 + nats "
+    "per second), where all curves overlap; in percent. Mean: over these places. "
+    "Brackets: Student's 95 % intervals over seeds."
 )
 
 
@@ -70,8 +70,8 @@ def points_of(pairs, half, kind):
         return of["kl_per_second"], of[kind]["value"]
 
     return [
-        {n: {s: point(both[i]) for s, both in of.items()} for n, of in pairs}
-        for i, pairs in enumerate([pairs.items()] * 2)
+        {n: {s: point(x[i]) for s, x in of.items()} for n, of in pairs.items()}
+        for i in (0, 1)
     ]
 
 
@@ -154,26 +154,19 @@ def _compare(names, varied, pairs, folder):
             equal += _equal_rows(cells, *both)
             if len(varied) == 1:
                 nats += _nats_rows(cells, names, both)
-    one, other = names
-    title = f"{one} less {other}, at equal"
+    title = f"{' less '.join(names)}, at equal"
     items = [Table.of(f"{title} options", EQUAL, equal)]
     title += " information"
     if nats:
         items.append(Table.of(title, AT_NATS, nats))
     elif len(varied) == 1:
-        reason = (
-            f"No nats per second are reached by all seeds of {one} and of "
-            f"{other}: give {varied[0]} further values."
-        )
-        items.append(Gap(title, reason))
+        reason = "There are no nats per second that all curves reach: "
+        items.append(Gap(title, f"{reason}give {varied[0]} further values."))
     stem = style.figure_stem("halves", *names)
     plot_points(panels, folder / stem)
-    caption = (
-        f"Scores of the test part over {', '.join(varied) or 'runs'}: each "
-        f"seed, thin, and the mean of the seeds."
-    )
+    caption = "Of the test part: each seed, thin, and the mean of the seeds."
     alt = "Scores over nats per second, a line per encoder and seed."
-    return [*items, Figure(f"{one} and {other}", caption, stem, alt)]
+    return [*items, Figure(" and ".join(names), caption, stem, alt)]
 
 
 def _equal_rows(cells, one, other):

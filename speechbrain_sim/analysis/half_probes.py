@@ -114,7 +114,8 @@ class Side(NamedTuple):
             for name, half in halves.items():
                 x[name + DRAWN] = CodedRows(rows, half, seed)
         x = {WHOLE: rows, **x}
-        return cls(x, _spans(first), ids, owners, parts, y, {})
+        spans = np.stack([first[:-1], first[1:]], 1)
+        return cls(x, spans, ids, owners, parts, y, {})
 
     def places(self, ids, part):
         """Returns where utterances of a part are: see `of_part`."""
@@ -186,11 +187,6 @@ class Side(NamedTuple):
             x = Rows([StoredArray(x, [0, len(at)])])
             found[name] = Examples(x, y[at], unit, kept.tolist())
         return found
-
-
-def _spans(first):
-    """Returns first and last row of utterances, from their first rows."""
-    return np.stack([first[:-1], first[1:]], 1)
 
 
 def probe(sides, label, classes, names, settings, hidden, folder):

@@ -256,11 +256,10 @@ def holm(p):
     >>> holm([0.01, 0.04, 0.02]).round(3).tolist()
     [0.03, 0.04, 0.04]
     """
-    order, several = np.argsort(p), np.arange(len(p), 0, -1)
-    corrected = np.empty(len(p))
-    steps = np.maximum.accumulate(np.sort(p) * several)
-    corrected[order] = np.minimum(steps, 1)
-    return corrected
+    p = np.asarray(p, float)
+    steps = {q: q * (p >= q).sum() for q in p}
+    least = (max(s for q, s in steps.items() if q <= x) for x in p)
+    return np.minimum([*least], 1)
 
 
 def chance_level(train_labels, test_labels):

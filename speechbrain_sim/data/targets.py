@@ -142,8 +142,7 @@ def read_targets(
     Raises
     ------
     ValueError
-        For a transcript that is empty, has a label that training lacks, or is
-        longer than its frames: names manifest, utterance and remedy.
+        For an empty transcript, one longer than its frames, an unknown label.
 
     Example
     -------

@@ -92,7 +92,10 @@ def test_layers_of_a_transformer_are_mixed(recipes, corpora, tmp_path):
         ),
         (["--reading", "{{rows: 3}}"], "no setting 'rows': seed, recordings"),
         (["--reading", "{{bins: two}}"], "bins is 'two', but takes a whole"),
-        (["--reading", "{{strengths: []}}"], "strengths is .*, but must be not"),
+        (
+            ["--reading", "{{strengths: []}}"],
+            "strengths is .*, but must be not",
+        ),
         (["--reading", "{{probes: [paper], epochs: 0}}"], "trains nothing"),
         (["--polarity", "p.csv", "--words", "w.csv"], "w.csv"),
         (["--read", "[mood]"], "no column 'mood', and it is not measured"),
