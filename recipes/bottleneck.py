@@ -46,17 +46,16 @@ from speechbrain_sim.encoders.logmel import SPECTRAL
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.models.fetch import open_source
 from speechbrain_sim.models.format import (
-    CLASSES,
     DECODER,
     ENCODER,
     describe,
     load_parts,
     save_parts,
-    sha256_of,
 )
 from speechbrain_sim.models.load import (
     check_folder,
     load_encoder,
+    named_by,
     plain,
     save_encoder,
 )
@@ -242,8 +241,7 @@ def bottleneck(hparams, run_opts):
     for layer in layers:
         encoder.check_layer(layer)
     check_folder(folder, encoder, description, source)
-    own = type(encoder).__name__ in CLASSES  # as in check_folder
-    own = sha256_of(encoder) if own else description["sha256"]
+    own = named_by(encoder, description)
     open_beside(hparams["beside"], own, layers)
     predictors = read_predictors(source, encoder)
     sb.create_experiment_directory(folder)

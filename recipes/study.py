@@ -149,10 +149,9 @@ def train(hparams, runs, name, seed, label=None):
         if "yaml" not in system:
             return folder, source
         own = {"output_folder": folder, "seed": seed, "encoder": source}
-        # all that are of one encoder read what was encoded once
         own["activations_folder"] = f"{hparams['output_folder']}/activations"
-        options = system.get("options", {})
-        runs.run(vib.vib, system["yaml"], vib.RULES, options, **own)
+        asked = system["yaml"], vib.RULES, system.get("options", {})
+        runs.run(vib.vib, *asked, **own)
         return folder, folder
     options = {**hparams["pretrain_options"], **system.get("options", {})}
     if label is not None:
@@ -378,16 +377,16 @@ def compare_phones(hparams, runs, encoders):
 
 
 def read_halves(hparams):
-    """Reads what runs of halves left, and their options: system -> by seed."""
+    """Reads the scores of the systems' halves: system -> list, by seed.
+
+    Each is from `vib.read_scores`, with `of`, `options` and `seed`.
+    """
     found = {}
     for name, system in hparams["systems"].items():
-        trained = {"of", "yaml"} <= system.keys()
-        for seed in system.get("seeds", [1]) if trained else ():
-            folder = f"{hparams['output_folder']}/{name}_{seed}"
-            read = read_json(f"{folder}/halves.json")["result"]
-            own = {"read": read, "of": system["of"], "seed": seed}
-            own["options"] = system.get("options", {})
-            run = read_json(f"{folder}/vib.json") | own
+        halves = {"yaml", "of"} <= system.keys()
+        for seed in system.get("seeds", [1]) if halves else ():
+            run = vib.read_scores(f"{hparams['output_folder']}/{name}_{seed}")
+            run |= {"options": {}, **system, "seed": seed}
             found.setdefault(name, []).append(run)
     return found
 

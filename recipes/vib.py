@@ -52,12 +52,18 @@ from speechbrain_sim.data.words import read_spans, read_values
 from speechbrain_sim.encoders.mixed import MIX, MixedEncoder
 from speechbrain_sim.files import (
     lock_folder,
+    read_json,
     text_hash,
     unlock_folder,
     write_json,
 )
 from speechbrain_sim.models.format import load_parts, save_parts
-from speechbrain_sim.models.load import check_folder, load_encoder, plain
+from speechbrain_sim.models.load import (
+    check_folder,
+    load_encoder,
+    named_by,
+    plain,
+)
 from speechbrain_sim.report.page import Table
 from speechbrain_sim.report.tables import markdown_table
 
@@ -231,6 +237,10 @@ def read_labels(hparams, tasks, layer):
             "--polarity needs to know when words are spoken: give --words."
         )
     for name, read in (("words", read_spans), ("polarity", read_values)):
+        if hparams[name] and not Path(hparams[name]).is_file():
+            raise FileNotFoundError(
+                f"There is no {hparams[name]}: give another --{name}, or none."
+            )
         if hparams[name]:
             read(hparams[name])
     known, label = hparams["labels"], next(iter(hparams["labels"]), None)
@@ -257,6 +267,12 @@ def report(hparams, stores, data):
     write_report(hparams["output_folder"], *made, settings, *corpus, **page)
 
 
+def read_scores(folder):
+    """Returns what `vib.json` holds and, as `read`, what `halves.json` does."""
+    read = read_json(f"{folder}/halves.json")["result"]
+    return {**read_json(f"{folder}/vib.json"), "read": read}
+
+
 def vib(hparams, run_opts):
     """Encodes, trains both stages, and scores the halves."""
     folder, source = hparams["output_folder"], hparams["encoder"]
@@ -266,7 +282,7 @@ def vib(hparams, run_opts):
     check_folder(folder, original, description, source)
     name, given = text_part(layer), None
     if hparams["text_from"]:
-        asked = description["sha256"], layer, mixed
+        asked = named_by(original, description), layer, mixed
         given = read_text_half(hparams["text_from"], *asked)
     sb.create_experiment_directory(folder)
     tasks = read_tasks(hparams, encoder, layer)

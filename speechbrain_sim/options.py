@@ -272,10 +272,8 @@ def read_fields(option, given, fields, rules):
         if name not in defaults:
             known = ", ".join(defaults)
             raise ValueError(f"--{option} has no setting '{name}': {known}.")
-        lists = {tuple: list, list: list}
-        example, value = (
-            lists.get(type(x), lambda x: x)(x) for x in (defaults[name], value)
-        )
+        both = defaults[name], value
+        example, value = ([*x] if isinstance(x, tuple) else x for x in both)
         if example is not None:
             key = f"{option}: {name}"
             value = typed(key, value, [{key: example}])

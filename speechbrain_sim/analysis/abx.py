@@ -38,7 +38,7 @@ from speechbrain_sim.files import cached_result, versions
 from speechbrain_sim.models.load import load_encoder
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report.page import Gap, Table
-from speechbrain_sim.report.tables import NOT_MEASURED, with_interval
+from speechbrain_sim.report.tables import cell
 
 #: who speaks, and how many people an interval needs
 KINDS = {"within": 2, "across": 3}
@@ -393,11 +393,10 @@ class ABX(Tool):
                 score = numbers.get(codes, {}).get(kind)
                 if score and "gap" in score:
                     gaps[kind] = Gap(f"{kind} speakers", score["gap"])
-                    cell = NOT_MEASURED
-                else:
-                    cell = with_interval(score, 100, 1)
-                    counted |= {kind: score} if score else {}
-                rows[-1][f"{kind} speakers, {codes}"] = cell
+                elif score:
+                    counted[kind] = score
+                text = cell(score, 100, 1) if score else ""
+                rows[-1][f"{kind} speakers, {codes}"] = text
         whole = any(n["triphones"] for n in counted.values())
         of = "; ".join(
             f"{kind} speakers {n['cells']} cells, {n['tokens']} tokens of "

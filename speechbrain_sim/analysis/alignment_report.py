@@ -30,7 +30,7 @@ from speechbrain_sim.report.page import (
     Section,
     Table,
 )
-from speechbrain_sim.report.tables import NOT_MEASURED, number, with_interval
+from speechbrain_sim.report.tables import NOT_MEASURED, cell
 
 #: key and title of the section
 HEADING = "alignment", "Dimensions of classes"
@@ -88,7 +88,8 @@ CAPTIONS = {
     "explained variance.",
     TESTED: "Mantel tests: does 1 - r of class means go with the distance of "
     "classes? Spearman's correlation and p of permuted classes (of fewer than 8 "
-    "classes exact). All: mean over voice, place, manner, height, backness.",
+    "classes exact), corrected for all tests of a code by Holm's method (not for "
+    "several codes). All: mean over voice, place, manner, height, backness.",
     NEW: "The same scores of test rows of which nothing was trained on.",
     PSEUDO: "Within / between of classes that k-means finds in the layer, as many "
     "as there are classes. These share the information of the true classes, "
@@ -154,7 +155,7 @@ def columns_of(results):
     ):
         path = f"phonetics.tests.{name}"
         found[TESTED][f"r, {name}"] = path, 1, 2
-        found[TESTED][f"p, {name}"] = f"{path}.p", 1, 4
+        found[TESTED][f"p, {name}"] = f"{path}.corrected", 1, 4
     for name in (NEW_CLASSES, NEW_SPEAKERS):
         path = f"held.{name}"
         found[NEW][f"EV, {name} (%)"] = f"{path}.reconstruction", 100, 1
@@ -174,7 +175,7 @@ def tables(results):
             weight = results["codes"][names[0]]["weight"]
             row = {"": group, "λ": "" if weight is None else f"{weight:g}"}
             for column, (path, *how) in columns.items():
-                row[column] = _cell(score_of(results, names, path), *how)
+                row[column] = cell(score_of(results, names, path), *how)
             rows.append(row)
         found.append((title, rows))
     rows = []
@@ -184,13 +185,13 @@ def tables(results):
             for column in CHANGED:
                 path, *how = SCORES[column]
                 gain = gain_of(results, names, others, path)
-                row[column] = _cell(gain, *how, "+")
+                row[column] = cell(gain, *how, "+")
             rows.append(row)
     captions, of = dict(CAPTIONS), results["layers"].items()
     shared = [f"{100 * one['pseudo']:.0f} % in {n}" for n, one in of]
     captions[PSEUDO] += ", ".join(shared) + "."
     if read := [(n, x["probe"]) for n, x in of if "gap" not in x["probe"]]:
-        words = [f"{n} {_cell(score, 100, 1)} %" for n, score in read]
+        words = [f"{n} {cell(score, 100, 1)} %" for n, score in read]
         captions[SCORED] += f" Probes of layers: {', '.join(words)}."
     return [
         Table.of(title, captions[title], _filled(rows))
@@ -216,15 +217,6 @@ def _references(results, group):
 def _layer(name):
     """The layer of a code, or of a baseline."""
     return layer_of(name.partition(",")[0]) or name.partition(",")[0]
-
-
-def _cell(score, scale, digits, sign=""):
-    """Formats a score with its interval, if any; None is a gap."""
-    if score is None:
-        return NOT_MEASURED
-    if "interval" in score:
-        return with_interval(score, scale, digits, sign)
-    return number(scale * score["value"], digits)
 
 
 def _filled(rows):

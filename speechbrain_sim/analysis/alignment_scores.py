@@ -30,6 +30,7 @@ from speechbrain_sim.analysis.intervals import (
     Unmeasurable,
     chance_level,
     control_interval,
+    holm,
 )
 from speechbrain_sim.analysis.score_sheet import measured
 from speechbrain_sim.analysis.tokens import NO_PHONES
@@ -42,7 +43,7 @@ from speechbrain_sim.models.format import encoder_of, identity_of
 from speechbrain_sim.rows import moments
 
 #: counts up whenever these scores change: older ones are stale
-VERSION = 1
+VERSION = 2
 #: rows that are read, those of training and of test
 TRAIN_ROWS, TEST_ROWS = 6000, 12000
 #: rows that a probe learns from, its strength, and shuffled controls
@@ -321,6 +322,10 @@ class Layer:
             pair = 1 - r[np.ix_(at, at)], apart[np.ix_(of[0], of[0])]
             if len(at) > 2:
                 found["tests"][name] = measured(alignment.mantel, *pair)
+        tests = [test for test in found["tests"].values() if "p" in test]
+        corrected = holm([test["p"] for test in tests]).tolist()
+        for test, p in zip(tests, corrected, strict=True):
+            test["corrected"] = p
         return found
 
 

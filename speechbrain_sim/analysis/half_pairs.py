@@ -14,15 +14,16 @@ from speechbrain_sim.report.tables import with_interval
 NUMBERS = "chance", "kl", "kl_per_second"
 #: nats per second at which curves are compared
 PLACES = 5
+#: of systems
+MARKERS = "osD^v<>pXP*h"
 EQUAL = (
     "Runs of the same options and seed, in percent; brackets: Student's 95 % "
     "intervals over the seeds of the encoders."
 )
 AT_NATS = (
-    "Of each seed, a curve through the runs of both encoders, interpolated "
-    "between neighbours over log(1 + nats per second), where all curves overlap; "
-    "in percent. Mean: over these places. Brackets: Student's 95 % intervals over "
-    "seeds."
+    "Of each seed, a curve through an encoder's runs, linear over log(1 + nats "
+    "per second), where all curves overlap; in percent. Mean: over these places. "
+    "Brackets: Student's 95 % intervals over seeds."
 )
 
 
@@ -63,18 +64,14 @@ def paired_runs(one, other):
 
 def points_of(pairs, half, kind):
     """Returns a dict for each encoder: options -> seed -> (nats, score)."""
+
+    def point(run):
+        of = run["halves"][half]
+        return of["kl_per_second"], of[kind]["value"]
+
     return [
-        {
-            name: {
-                seed: (of[half]["kl_per_second"], of[half][kind]["value"])
-                for seed, of in (
-                    (seed, runs[encoder]["halves"])
-                    for seed, runs in seeds.items()
-                )
-            }
-            for name, seeds in pairs.items()
-        }
-        for encoder in (0, 1)
+        {n: {s: point(x[i]) for s, x in of.items()} for n, of in pairs.items()}
+        for i in (0, 1)
     ]
 
 
@@ -157,26 +154,19 @@ def _compare(names, varied, pairs, folder):
             equal += _equal_rows(cells, *both)
             if len(varied) == 1:
                 nats += _nats_rows(cells, names, both)
-    one, other = names
-    title = f"{one} less {other}, at equal"
+    title = f"{' less '.join(names)}, at equal"
     items = [Table.of(f"{title} options", EQUAL, equal)]
     title += " information"
     if nats:
         items.append(Table.of(title, AT_NATS, nats))
     elif len(varied) == 1:
-        reason = (
-            f"No nats per second are reached by all seeds of {one} and of "
-            f"{other}: give {varied[0]} further values."
-        )
-        items.append(Gap(title, reason))
+        reason = "There are no nats per second that all curves reach: "
+        items.append(Gap(title, f"{reason}give {varied[0]} further values."))
     stem = style.figure_stem("halves", *names)
-    plot_pairs(panels, folder / stem)
-    caption = (
-        f"Scores of the test part over {', '.join(varied) or 'runs'}: each "
-        f"seed, thin, and the mean of the seeds."
-    )
+    plot_points(panels, folder / stem)
+    caption = "Of the test part: each seed, thin, and the mean of the seeds."
     alt = "Scores over nats per second, a line per encoder and seed."
-    return [*items, Figure(f"{one} and {other}", caption, stem, alt)]
+    return [*items, Figure(" and ".join(names), caption, stem, alt)]
 
 
 def _equal_rows(cells, one, other):
@@ -210,25 +200,32 @@ def _nats_rows(cells, names, both):
     return rows
 
 
-def plot_pairs(panels, path):
-    """Plots curves: title -> encoder -> `points_of`, each seed and their mean."""
-    size = 3.6 * len(panels), 3.4
+def plot_points(panels, path):
+    """Plots scores over nats per second: of each seed, thin, and their mean.
+
+    `panels` are title -> system -> options -> seed -> (nats, score).
+    """
+    size = 3.4 * len(panels), 3.4
     with style.drawing(path, 1, len(panels), size) as (figure, axes):
-        for panel, (title, curves) in zip(axes[0], panels.items(), strict=True):
-            for i, (name, points) in enumerate(curves.items()):
-                look = style.look(name, i)
-                seeds = {s for of in points.values() for s in of}
-                for seed in seeds:
+        for panel, (title, systems) in zip(
+            axes[0], panels.items(), strict=True
+        ):
+            for i, (name, points) in enumerate(systems.items()):
+                look = style.look(name, i) | {"marker": MARKERS[i % 12]}
+                thin = {**look, "label": None, "lw": 0.6, "ms": 3}
+                for seed in sorted({s for of in points.values() for s in of}):
                     known = (of[seed] for of in points.values() if seed in of)
                     x, y = np.array(sorted(known)).T
-                    thin = {"lw": 0.6, "marker": ".", "color": look["color"]}
                     panel.plot(x, 100 * y, **thin)
                 means = [np.mean([*of.values()], 0) for of in points.values()]
                 x, y = np.array(sorted(map(tuple, means))).T
                 panel.plot(x, 100 * y, lw=2, **look)
             panel.set_title(title, loc="left")
             panel.set_xlabel("KL (nats per second)")
-            panel.set_xscale("symlog")
+            panel.set_xscale("symlog", subs=[2, 5])
+            # plain numbers: mathematics is no text here, see `style`
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter("{x:g}")
             panel.set_ylim(bottom=0)
         axes[0, 0].set_ylabel("of the test part (%)")
         style.legend_below(figure)

@@ -85,27 +85,6 @@ class Side(NamedTuple):
     means: dict
 
     @classmethod
-    def of(cls, x, y, ids=None):
-        """Makes a Side of arrays.
-
-        Arguments
-        ---------
-        x : dict of str to list of numpy.ndarray
-            Name -> the frames of each utterance, (time, channels).
-        y, ids : dict, list of str
-            See `Side`; each utterance is a recording.
-        """
-        every = next(iter(x.values()))
-        first = np.cumsum([0, *map(len, every)])
-        rows = {
-            name: Rows([StoredArray(np.concatenate(frames), first)])
-            for name, frames in x.items()
-        }
-        ids = ids or [*map(str, range(len(every)))]
-        parts = [PARTS[0]] * len(ids)
-        return cls(rows, _spans(first), ids, ids, parts, y, {})
-
-    @classmethod
     def read(cls, stores, layer, halves, labels, seed=None):
         """Reads all utterances of stores.
 
@@ -135,7 +114,8 @@ class Side(NamedTuple):
             for name, half in halves.items():
                 x[name + DRAWN] = CodedRows(rows, half, seed)
         x = {WHOLE: rows, **x}
-        return cls(x, _spans(first), ids, owners, parts, y, {})
+        spans = np.stack([first[:-1], first[1:]], 1)
+        return cls(x, spans, ids, owners, parts, y, {})
 
     def places(self, ids, part):
         """Returns where utterances of a part are: see `of_part`."""
@@ -207,11 +187,6 @@ class Side(NamedTuple):
             x = Rows([StoredArray(x, [0, len(at)])])
             found[name] = Examples(x, y[at], unit, kept.tolist())
         return found
-
-
-def _spans(first):
-    """Returns first and last row of utterances, from their first rows."""
-    return np.stack([first[:-1], first[1:]], 1)
 
 
 def probe(sides, label, classes, names, settings, hidden, folder):

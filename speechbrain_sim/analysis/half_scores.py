@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from speechbrain_sim.analysis.half_pairs import NUMBERS, pair_items
+from speechbrain_sim.analysis.half_pairs import NUMBERS, pair_items, plot_points
 from speechbrain_sim.analysis.halves_report import curve_items
 from speechbrain_sim.analysis.intervals import bootstrap_interval, chance_level
 from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.models.format import BASELINE
-from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Table
 from speechbrain_sim.report.tables import number, with_interval
 
@@ -70,52 +69,6 @@ def score_rows(scores):
     return rows
 
 
-def compare_runs(runs):
-    """Puts the scores of several runs of each system side by side.
-
-    Arguments
-    ---------
-    runs : dict of str to list of dict
-        System -> what `vib.json` holds, a run for each seed.
-
-    Returns
-    -------
-    dict
-        System -> half -> kind of score -> list of numbers, one for each run,
-        each with `kl_per_second`, or None.
-    """
-    found = {}
-    for system, seeds in runs.items():
-        for name in seeds[0]["halves"]:
-            scores = [run["halves"][name] for run in seeds]
-            for kind in scores[0].keys() - {*NUMBERS}:
-                several = [
-                    {**s[kind], "kl_per_second": s.get("kl_per_second")}
-                    for s in scores
-                ]
-                of = found.setdefault(system, {}).setdefault(name, {})
-                of[kind] = several
-    return found
-
-
-def plot_halves(points, path):
-    """Plots errors over nats per second: title -> system -> list of (x, y)."""
-    size = 3.2 * len(points), 3.4
-    with style.drawing(path, 1, len(points), size) as (figure, axes):
-        panels = zip(np.ravel(axes), points.items(), strict=True)
-        for panel, (title, systems) in panels:
-            for i, (system, several) in enumerate(systems.items()):
-                marks = {"marker": "osD^v<>pXP*h"[i % 12], "linestyle": "none"}
-                marks |= style.look(system, i)
-                panel.plot(*zip(*several, strict=True), **marks)
-            panel.set_title(title, loc="left")
-            panel.set_xlabel("KL (nats per second)")
-            panel.set_xscale("symlog")
-            panel.set_ylim(bottom=0)
-        np.ravel(axes)[0].set_ylabel("of the test part (%)")
-        style.legend_below(figure)
-
-
 class HalfScores(Tool):
     """Section of the halves of a study's runs of recipes/vib.py."""
 
@@ -132,28 +85,26 @@ class HalfScores(Tool):
         if not study.halves:
             return []
         rows, points = [], {}
-        for system, halves in compare_runs(study.halves).items():
-            for name, kinds in halves.items():
-                for kind, several in sorted(kinds.items()):
-                    row = {"": system, "half": name, "of": f"{kind} (%)"}
-                    mean = several[0]
-                    if len(several) > 1:
-                        values = [100 * run["value"] for run in several]
-                        mean = {"value": float(np.mean(values)) / 100}
-                        ends = [min(values) / 100, max(values) / 100]
-                        mean["interval"] = ends
-                    row["test"] = with_interval(mean, 100, 1)
-                    nats = [run["kl_per_second"] for run in several]
+        for system, runs in study.halves.items():
+            for half, of in runs[0]["halves"].items():
+                for kind in sorted(of.keys() - {*NUMBERS}):
+                    found = [run["halves"][half] for run in runs]
+                    values = [each[kind]["value"] for each in found]
+                    score, row = of[kind], {"": system, "half": half}
+                    if len(runs) > 1:
+                        ends = [min(values), max(values)]
+                        score = {"value": np.mean(values), "interval": ends}
+                    row["of"] = f"{kind} (%)"
+                    row["test"] = with_interval(score, 100, 1)
                     row["nats per second"] = "—"
-                    if None not in nats:
+                    if "kl_per_second" in of:
+                        nats = [each["kl_per_second"] for each in found]
                         row["nats per second"] = number(np.mean(nats), 1)
-                        of = points.setdefault(f"{name}, {kind}", {})
-                        of[system] = [
-                            (run["kl_per_second"], 100 * run["value"])
-                            for run in several
-                        ]
+                        each = dict(enumerate(zip(nats, values, strict=True)))
+                        panel = points.setdefault(f"{half}, {kind}", {})
+                        panel[system] = {"": each}
                     rows.append(row)
-        plot_halves(points, study.folder / "figures/halves")
+        plot_points(points, study.folder / "figures/halves")
         caption = (
             "Of the test part. Brackets: 95 % intervals over utterances; of "
             "several seeds, the least and the largest."

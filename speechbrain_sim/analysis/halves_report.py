@@ -18,7 +18,7 @@ from speechbrain_sim.report.page import (
     Table,
 )
 from speechbrain_sim.report.tables import (
-    NOT_MEASURED,
+    cell,
     number,
     percent,
     with_interval,
@@ -126,12 +126,11 @@ def _divided(divisions):
 
 def _kept(scores):
     """Cells of the shares that halves keep, and which are at chance."""
-    cells = {}
-    for name, score in scores.items():
-        if name != WHOLE:
-            left = score["leakage"]
-            gap = "gap" in left
-            cells[name] = NOT_MEASURED if gap else with_interval(left, 100, 1)
+    cells = {
+        name: cell(score["leakage"], 100, 1)
+        for name, score in scores.items()
+        if name != WHOLE
+    }
     of_h = scores[WHOLE]["at_chance"]
     least = [n for n, s in scores.items() if n != WHOLE and s["at_chance"]]
     cells["at chance"] = "h" if of_h else " and ".join(least) or "none"
@@ -381,16 +380,19 @@ def attribution_items(found, folder, read):
 
 def map_figure(found, label, folder):
     """Draws the maps of both halves; returns a Figure, or a Gap."""
+    title, stem = "Maps of both halves", style.figure_stem("halves", "map")
     if "gap" in found["map"]:
-        return Gap("Maps of both halves", found["map"]["gap"])
-    of, stem = found["map"]["classes"], style.figure_stem("halves", "map")
+        return Gap(title, found["map"]["gap"])
+    of = found["map"]["classes"]
     others = [n for n in of if n != label]
     others.sort(key=lambda n: (n != "text", len(of[n][0])))
     shown = [n for n in (label, *others[:1]) if n in of]
+    if not shown:
+        return Gap(title, "No label of whole recordings is read: see --read.")
     plot_map(found["map"]["places"], {n: of[n] for n in shown}, folder / stem)
     caption = "t-SNE of means over unpadded frames; a point is a recording."
     alt = "Points of test recordings, a panel per half, by their classes."
-    return Figure("Maps of both halves", caption, stem, alt)
+    return Figure(title, caption, stem, alt)
 
 
 def section(found, folder, label, attribution=None, weights=None, read=None):

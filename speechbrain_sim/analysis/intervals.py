@@ -246,6 +246,22 @@ def student(values, most=1.0):
     return {"value": value, "interval": list(map(float, ends))}
 
 
+def holm(p):
+    """Corrects p of several tests: none of all is wrong, at the level of one.
+
+    Holm 1979, https://www.jstor.org/stable/4615733.
+
+    Example
+    -------
+    >>> holm([0.01, 0.04, 0.02]).round(3).tolist()
+    [0.03, 0.04, 0.04]
+    """
+    p = np.asarray(p, float)
+    steps = {q: q * (p >= q).sum() for q in p}
+    least = (max(s for q, s in steps.items() if q <= x) for x in p)
+    return np.minimum([*least], 1)
+
+
 def chance_level(train_labels, test_labels):
     """Computes what is reached without the input.
 

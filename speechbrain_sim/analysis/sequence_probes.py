@@ -34,11 +34,8 @@ BATCH = 16
 MOST_VALUES = 2**26
 
 
-class AttentionProbes(nn.Module):
-    """Linear probes, side by side, of frames that are pooled by attention.
-
-    a_t = softmax_t(q z_t), logits = (Σ_t a_t z_t) W + b, with the query q and
-    its classifier learned together; q is initialised to ones.
+class FrameProbes(nn.Module):
+    """Linear probes, side by side, of every frame, for CTC.
 
     Arguments
     ---------
@@ -46,6 +43,24 @@ class AttentionProbes(nn.Module):
         See `LinearProbe`.
     seed : int
         Of the initial weights.
+    """
+
+    def __init__(self, channels, classes, probes=1, seed=0):
+        super().__init__()
+        draws = [keyed_generator(seed, "probe", n) for n in range(probes)]
+        self.linear = LinearProbe(channels, classes, probes, True, draws)
+
+    def forward(self, x, lengths):
+        """(batch, time, channels) -> logits (probes, batch, time, classes)."""
+        rows = x.flatten(0, 1).expand(len(self.linear.weight), -1, -1)
+        return self.linear(rows).unflatten(1, x.shape[:2])
+
+
+class AttentionProbes(FrameProbes):
+    """Linear probes, side by side, of frames that are pooled by attention.
+
+    a_t = softmax_t(q z_t), logits = (Σ_t a_t z_t) W + b, with the query q and
+    its classifier learned together; q is initialised to ones.
 
     Example
     -------
@@ -55,10 +70,8 @@ class AttentionProbes(nn.Module):
     """
 
     def __init__(self, channels, classes, probes=1, seed=0):
-        super().__init__()
+        super().__init__(channels, classes, probes, seed)
         self.query = nn.Parameter(torch.ones(probes, channels))
-        draws = [keyed_generator(seed, "probe", n) for n in range(probes)]
-        self.linear = LinearProbe(channels, classes, probes, True, draws)
 
     def attention(self, x, lengths):
         """(batch, time, channels) -> weights of frames (probes, batch, time)."""
@@ -70,20 +83,6 @@ class AttentionProbes(nn.Module):
         """(batch, time, channels) -> logits (probes, batch, classes)."""
         pooled = torch.einsum("pbt,btc->pbc", self.attention(x, lengths), x)
         return self.linear(pooled)
-
-
-class FrameProbes(nn.Module):
-    """Linear probes, side by side, of every frame, for CTC; see `LinearProbe`."""
-
-    def __init__(self, channels, classes, probes=1, seed=0):
-        super().__init__()
-        draws = [keyed_generator(seed, "probe", n) for n in range(probes)]
-        self.linear = LinearProbe(channels, classes, probes, True, draws)
-
-    def forward(self, x, lengths):
-        """(batch, time, channels) -> logits (probes, batch, time, classes)."""
-        rows = x.flatten(0, 1).expand(len(self.linear.weight), -1, -1)
-        return self.linear(rows).unflatten(1, x.shape[:2])
 
 
 def class_loss(logits, targets, lengths):

@@ -24,7 +24,7 @@ from speechbrain_sim.analysis.score_sheet import (
 from speechbrain_sim.analysis.stability import dictionary, stability
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Gap, Section, Table
-from speechbrain_sim.report.tables import NOT_MEASURED, number, with_interval
+from speechbrain_sim.report.tables import cell, number, with_interval
 
 #: the bottleneck itself, beside its controls
 LEARNED = "learned"
@@ -372,14 +372,8 @@ def _shared(scores):
 
 
 def _cells(scores, columns, scale=1, digits=2):
-    """Formats scores, {column: key}: values, with intervals, or gaps."""
-    cells = {}
-    for column, key in columns.items():
-        score = scores.get(key)
-        if score is None or (isinstance(score, dict) and "gap" in score):
-            cells[column] = NOT_MEASURED
-        elif isinstance(score, dict):
-            cells[column] = with_interval(score, scale, digits)
-        else:
-            cells[column] = number(scale * score, digits)
-    return cells
+    """Formats scores, {column: key}."""
+    return {
+        column: cell(scores.get(key), scale, digits)
+        for column, key in columns.items()
+    }

@@ -64,6 +64,10 @@ class GreedyBrain(ResumableBrain):
         """Returns the names of all modules, bottom first."""
         return list(self.modules)
 
+    def running(self):
+        """Returns the names of the modules that run here, bottom first."""
+        return list(self.modules)
+
     def freeze_optimizers(self, optimizers):
         """Leaves out the modules that `frozen` names."""
         return {n: o for n, o in optimizers.items() if n not in self.frozen}
@@ -77,26 +81,27 @@ class GreedyBrain(ResumableBrain):
         return labels.masked_fill(~valid, NO_LABEL)
 
     def forward_modules(self, batch, stage):
-        """Runs the modules bottom up.
+        """Runs the modules bottom up, those of `running`.
 
         Yields name and `ModuleOutput` of each before the next one runs: the
         place to do its backward.
         """
-        train, top = stage == sb.Stage.TRAIN, list(self.modules)[-1]
+        train, names = stage == sb.Stage.TRAIN, self.running()
         when = int(train), self.hparams.epoch_counter.current, self.step
         x, lengths = self.transport.receive(batch, when)
         x, targets = to_device(x, self.device), self.targets(batch)
         self.total = self.transport.below  # of all modules up to the last run
         learns = set(self.modules) - set(self.frozen) if train else set()
-        for name, module in self.modules.items():
+        for name in names:
             with (  # evaluate_batch has its own autocast, which cannot nest
                 self.training_ctx if train else nullcontext(),
                 torch.set_grad_enabled(name in learns),
             ):
-                output = module(x, lengths, self.key(name, stage), targets)
+                key = self.key(name, stage)
+                output = self.modules[name](x, lengths, key, targets)
             x, lengths = output.x.detach(), output.lengths
             self.total = self.total + output.loss.detach()
-            if name == top:  # before the backward
+            if name == names[-1]:  # before the backward
                 self.transport.send(x, lengths, self.total, when)
             yield name, output
 

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-from contextlib import nullcontext
 from pathlib import Path
 
 import safetensors.torch
@@ -19,8 +18,8 @@ from speechbrain_sim.activations import ALL, LOG_VAR
 from speechbrain_sim.brains.costs import latent_bytes, measure
 from speechbrain_sim.brains.estimate import Stopwatch
 from speechbrain_sim.brains.greedy import GreedyBrain
+from speechbrain_sim.brains.transport import Frozen
 from speechbrain_sim.data.tables import manifest_hash
-from speechbrain_sim.encoders.base import Latent, absolute_lengths, to_device
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.files import (
     lock_folder,
@@ -79,6 +78,7 @@ class OneByOneBrain(GreedyBrain):
             counter.limit, self.stopwatch = end, Stopwatch()
             self.optimizer_step, self.debug_epochs = 0, self.begin + trial
             self.frozen = [n for n in self.modules if n != self.learner]
+            self.transport = Frozen(encoder, self.below, self.device, self.draw)
             rows = train
             if self.hparams.store and self.below:
                 store = self.make_store(self.below)
@@ -170,58 +170,16 @@ class OneByOneBrain(GreedyBrain):
         for name in self.frozen:
             self.unwrapped[name].eval()
 
-    def forward_modules(self, batch, stage):
-        """Yields name and `ModuleOutput` of the module that learns."""
-        name, train = self.learner, stage == sb.Stage.TRAIN
-        with self.training_ctx if train else nullcontext():
-            with torch.no_grad():
-                x, lengths = self.input_of(batch, stage)
-            with torch.set_grad_enabled(train):
-                output = self.modules[name](x, lengths, self.key(name, stage))
-        self.total = output.loss.detach()
-        yield name, output
+    def draw(self, latent, train):
+        """Draws from a posterior, as the module below would in this step."""
+        if not train or self.unwrapped[self.below].sample is False:
+            return latent.mean
+        key = self.key(self.below, sb.Stage.TRAIN)
+        return latent.draw(keyed_generator(*key, "noise", device=self.device))
 
-    def input_of(self, batch, stage):
-        """Returns what the module reads, (batch, time, channel), and lengths.
-
-        The draws are those that the module below would make in this step.
-        """
-        if hasattr(batch, "latent"):  # of a store
-            values, lengths = batch.latent
-            lengths = absolute_lengths(values, lengths)
-            values = to_device(values, self.device)
-            mean, *log_var = values.split(
-                self.hparams.encoder.channels_of(self.below), dim=-1
-            )
-            latent = Latent(mean, *(log_var or [None]), mean, lengths)
-        else:
-            wavs, lengths = batch.sig
-            lengths = absolute_lengths(wavs, lengths)
-            wavs = to_device(wavs, self.device)
-            if self.below is None:
-                return wavs[..., None], lengths
-            latent = self.encode_below(wavs, lengths)
-        if (
-            stage != sb.Stage.TRAIN
-            or self.unwrapped[self.below].sample is False
-        ):
-            return latent.mean, latent.lengths
-        key = self.key(self.below, stage)
-        noise = keyed_generator(*key, "noise", device=self.device)
-        return latent.draw(noise), latent.lengths
-
-    def encode_below(self, wavs, lengths):
-        """Encodes the input of the module that learns: a Latent.
-
-        On CPUs each utterance alone, as for a store: how many rows a product
-        has may change the last bits of each.
-        """
-        encoder, below = self.hparams.encoder, [self.below]
-        if wavs.device.type != "cpu":
-            return encoder(wavs, lengths, below, sample=False)[self.below]
-        rows = (wav[None, :n] for wav, n in zip(wavs, lengths, strict=True))
-        latents = [encoder(row, None, below, sample=False) for row in rows]
-        return Latent.pad([latent[self.below] for latent in latents])
+    def running(self):
+        """Lists the module that learns; see `GreedyBrain`."""
+        return [self.learner]
 
     def epochs_done(self):
         """Returns the epochs of this module, with a fraction."""

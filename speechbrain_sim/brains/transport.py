@@ -1,4 +1,4 @@
-"""Where a module's input comes from: this process, or another rank.
+"""Where a module's input comes from: this process, a store, or another rank.
 
 Nothing flows back from a module to the one below it. A stage therefore works on
 step t as soon as it has what the stage below sent before its own step t, and the
@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 
-from speechbrain_sim.encoders.base import absolute_lengths
+from speechbrain_sim.encoders.base import Latent, absolute_lengths, to_device
 
 #: steps that a stage may be ahead of the next one
 WINDOW = 2
@@ -48,6 +48,56 @@ class Here:
 
     def send(self, x, lengths, loss, when):
         """Hands on what the topmost module here computed, if anyone waits."""
+
+
+class Frozen(Here):
+    """Frozen modules below the one that learns: computed again, or stored.
+
+    Arguments
+    ---------
+    encoder, layer : Encoder, str or None
+        Whose layer the module reads; None: it reads the batch.
+    device : str or torch.device
+        Where.
+    draw : callable
+        (Latent, whether in training) -> what is handed on of it.
+    """
+
+    def __init__(self, encoder, layer, device, draw):
+        self.encoder, self.layer = encoder, layer
+        self.device, self.draw = device, draw
+
+    @torch.no_grad()
+    def receive(self, batch, when):
+        """See `Here`; a batch of a store has a `latent`."""
+        if hasattr(batch, "latent"):
+            latent = self._stored(*batch.latent)
+        else:
+            x, lengths = super().receive(batch, when)
+            if self.layer is None:
+                return x, lengths
+            latent = self._encode(to_device(x[..., 0], self.device), lengths)
+        return self.draw(latent, bool(when[0])), latent.lengths
+
+    def _stored(self, values, lengths):
+        """Returns the Latent of stored means and log-variances."""
+        lengths = absolute_lengths(values, lengths)
+        width = self.encoder.channels_of(self.layer)
+        mean, *log_var = to_device(values, self.device).split(width, dim=-1)
+        return Latent(mean, *(log_var or [None]), mean, lengths)
+
+    def _encode(self, wavs, lengths):
+        """Encodes a batch: a Latent.
+
+        On CPUs each utterance alone, as for a store: how many rows a product
+        has may change the last bits of each.
+        """
+        encoder, layers = self.encoder, [self.layer]
+        if wavs.device.type != "cpu":
+            return encoder(wavs, lengths, layers, sample=False)[self.layer]
+        rows = (wav[None, :n] for wav, n in zip(wavs, lengths, strict=True))
+        latents = [encoder(row, None, layers, sample=False) for row in rows]
+        return Latent.pad([latent[self.layer] for latent in latents])
 
 
 class Chain(Here):

@@ -70,12 +70,14 @@ class ClassBatches:
         }
         if few:
             most = min(few.values())
-            least = f"--samples_per_class up to {most}, or " * (most > 1)
-            left = ", ".join(few)
+            remedies = [f"--samples_per_class up to {most}"] * (most > 1)
+            if len(self.rows) - len(few) >= 2:
+                left = ", ".join(few)
+                remedies.append(f'--held_out_classes "[{left}]"')
+            remedy = ", or ".join(remedies) or "other --classes"
             raise ValueError(
                 f"--samples_per_class is {self.samples}, but there are fewer "
-                f"training rows of some classes ({few}): use {least}"
-                f'--held_out_classes "[{left}]".'
+                f"training rows of some classes ({few}): use {remedy}."
             )
 
     def draw(self, generator):

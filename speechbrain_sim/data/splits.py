@@ -149,9 +149,8 @@ def _require(speakers, least, what):
     """Raises if there are too few speakers."""
     if len(speakers) < least:
         raise ValueError(
-            f"There are {len(speakers)} speakers ({', '.join(sorted(speakers))}),"
-            f" and a test of {what} takes {least}: add some, or --split "
-            f"{PUBLISHED}."
+            f"A test of {what} takes {least} speakers, and these are all: "
+            f"{', '.join(sorted(speakers))}. Add some, or --split {PUBLISHED}."
         )
 
 

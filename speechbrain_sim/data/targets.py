@@ -142,8 +142,7 @@ def read_targets(
     Raises
     ------
     ValueError
-        For a transcript that is empty, has a label that training lacks, or is
-        longer than its frames: names manifest, utterance and remedy.
+        For an empty transcript, one longer than its frames, an unknown label.
 
     Example
     -------
@@ -167,7 +166,8 @@ def read_targets(
     known = set(symbols)
     for (part, name), row in rows.items():
         tokens = split(texts[part, name])
-        _check(f"{manifests[part]}, {name}", tokens, known, row, frames)
+        place = f"{manifests[part]}, {name}"
+        _check(place, tokens, known, row, frames, target)
         ids = targets.labels.encoder.encode_sequence(tokens)
         targets.ids[part][name] = torch.tensor(ids, dtype=torch.int64)
     return targets
@@ -251,10 +251,12 @@ def _transcripts(rows, manifests, target, text):
     column = PHONES if target == PHONES else column
     for (part, _), row in rows.items():
         if column not in row:
-            other = "words" if target == PHONES else PHONES
+            remedy = f"name it by --text_column, or --target {PHONES}"
+            if target == PHONES:
+                remedy = f"choose another --target, such as {WORDS}"
             raise ValueError(
-                f"{manifests[part]} has no column '{column}', of {target}: it "
-                f"has {', '.join(row)}. Name the column, or --target {other}."
+                f"{manifests[part]} has no column '{column}', of {target}; it "
+                f"has {', '.join(row)}: {remedy}."
             )
     if target != PHONES:
         return {name: normalise(row[column]) for name, row in rows.items()}
@@ -279,7 +281,12 @@ def _split(target, texts, vocabulary):
     split = list if target == CHARS else str.split
     if target != PIECES:
         return sorted({token for text in texts for token in split(text)}), split
-    model = io.BytesIO()
+    model, characters = io.BytesIO(), {MARK, *"".join(texts)} - {" "}
+    if vocabulary <= len(characters):  # one is for what is unknown
+        raise ValueError(
+            f"--pieces {vocabulary} is too few for the {len(characters)} "
+            f"characters of the texts: give {len(characters) + 1} or more."
+        )
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sorted(texts)),
         model_writer=model,
@@ -298,7 +305,7 @@ def _split(target, texts, vocabulary):
     return known, lambda text: pieces.encode(text, out_type=str)
 
 
-def _check(where, tokens, known, row, frames):
+def _check(where, tokens, known, row, frames, target):
     """Raises for a transcript that cannot be a target of CTC."""
     if not tokens:
         raise ValueError(
@@ -308,8 +315,8 @@ def _check(where, tokens, known, row, frames):
     if unknown := [token for token in tokens if token not in known]:
         raise ValueError(
             f"{where} has {unknown[0]!r}, which no transcript of the training "
-            f"part has: correct it, put such an utterance into the training "
-            f"part, or choose another --target, such as {CHARS}."
+            f"part has: correct it, or put such an utterance into the training "
+            f"part{f', or --target {CHARS}' * (target != CHARS)}."
         )
     if frames is None:
         return

@@ -171,6 +171,12 @@ def add_metadata(folder, entries):
     write_json(path, config)
 
 
+def named_by(encoder, description):
+    """Returns the hash by which parts name their encoder: of logmel, too."""
+    own = type(encoder).__name__ in CLASSES
+    return sha256_of(encoder) if own else description["sha256"]
+
+
 def check_folder(folder, encoder, description, source):
     """Raises a ValueError if a folder holds a model of another encoder.
 
@@ -178,9 +184,7 @@ def check_folder(folder, encoder, description, source):
     """
     coded = description.get("bottlenecks", {})
     encoder, description = plain(encoder, description)
-    path, digest = Path(folder, CONFIG), description["sha256"]
-    if type(encoder).__name__ in CLASSES:
-        digest = sha256_of(encoder)  # of logmel, too
+    path, digest = Path(folder, CONFIG), named_by(encoder, description)
     config = read_config(path) if path.exists() else {"parts": {}}
     pairs = {"encoder": (encoder_of(config), digest)}
     for name, there in hashes_of(config["parts"]).items():

@@ -43,6 +43,22 @@ def with_interval(score, scale=1.0, digits=2, sign="", key="value"):
     return f"{value} [{low}, {high}]"
 
 
+def cell(score, scale=1, digits=2, sign=""):
+    """Formats a number, or a score with its interval; None and gaps, too.
+
+    Example
+    -------
+    >>> cell({"value": 0.5, "interval": [0.4, 0.6]}, 100, 0), cell({"gap": "Few."})
+    ('50 [40, 60]', 'not measured')
+    """
+    if score is None or (isinstance(score, dict) and "gap" in score):
+        return NOT_MEASURED
+    if isinstance(score, dict) and "interval" in score:
+        return with_interval(score, scale, digits, sign)
+    value = score["value"] if isinstance(score, dict) else score
+    return number(scale * value, digits)
+
+
 def number(value, digits=2):
     """Formats a number; a dash for None."""
     return "—" if value is None else f"{value:.{digits}f}"

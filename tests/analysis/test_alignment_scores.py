@@ -140,6 +140,10 @@ def test_correlations_follow_how_syllables_are_made(results):
     assert set(tests) == {"place", "height", "backness", "all"}
     assert tests["all"]["p"] < 0.01 and tests["all"]["value"] > 0.5
     assert tests["all"]["classes"] == 9
+    p = sorted(test["p"] for test in tests.values())
+    least = min(test["corrected"] for test in tests.values())
+    assert least == pytest.approx(len(p) * p[0])  # of four tests
+    assert all(test["corrected"] >= test["p"] for test in tests.values())
 
 
 def test_codes_without_classes_and_baselines_stand_beside(results):

@@ -58,7 +58,7 @@ from speechbrain_sim.data.targets import Labels
 from speechbrain_sim.encoders.logmel import LogMel
 from speechbrain_sim.extraction import encode_manifest
 from speechbrain_sim.report.page import write_page
-from speechbrain_sim.rows import Examples
+from speechbrain_sim.rows import Examples, Rows, StoredArray
 
 STYLES, WORDS = list("abcd"), list("ABCD")
 SETTINGS = Settings(
@@ -96,6 +96,18 @@ def plant(count, seed=0):
     return x, y, texts
 
 
+def side_of(x, y, ids=None):
+    """A Side of arrays: name -> the frames of each utterance, a recording."""
+    first = np.cumsum([0, *map(len, next(iter(x.values())))])
+    rows = {
+        name: Rows([StoredArray(np.concatenate(frames), first)])
+        for name, frames in x.items()
+    }
+    ids = ids or [*map(str, range(len(first) - 1))]
+    spans = np.stack([first[:-1], first[1:]], 1)
+    return Side(rows, spans, ids, ids, ["train"] * len(ids), y, {})
+
+
 @pytest.fixture(scope="module")
 def planted():
     made = plant(184, seed=1)
@@ -104,7 +116,7 @@ def planted():
     ends = {"train": ids[:100], "valid": ids[100:124], "test": ids[124:]}
     of = {p: {n: texts[n] for n in names} for p, names in ends.items()}
     targets = Labels("words", WORDS), of
-    return Side.of(*made[:2], ids), {"text": ends}, targets
+    return side_of(*made[:2], ids), {"text": ends}, targets
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +188,7 @@ def test_a_factor_that_no_line_separates_is_read_by_a_hidden_layer(tmp_path):
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (380, 2))
     x = [frame[None].astype(np.float32) for frame in signs]
     y = [*(signs.prod(1) > 0).astype(int)]
-    side = Side.of({"h": x, "z_text": x}, {"parity": y})
+    side = side_of({"h": x, "z_text": x}, {"parity": y})
     ids = side.ids
     ends = {"train": ids[:200], "valid": ids[200:260], "test": ids[260:]}
     how = {"probes": (LINEAR, HIDDEN), "controls": 10, "epochs": 0}

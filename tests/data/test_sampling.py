@@ -52,6 +52,7 @@ def test_by_default_all_classes_or_32():
         (CLASSES, (1,), "--samples_per_class is 1: two samples"),
         (CLASSES, (8,), r"{'g': 7}.*up to 7, or --held_out"),
         (CLASSES, (4, 5), "There are 4 classes .*fewer than the 5 of a batch"),
+        (np.arange(2), (2,), "'b': 1.*: use other --classes"),
         (np.zeros(9, int), (4,), r"There are 1 classes \(\['b'\]\), fewer"),
         (np.r_[CLASSES, 4], (2,), r"{'x': 1}.*use --held_out.*\[x\]"),
     ],

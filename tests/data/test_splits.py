@@ -135,9 +135,9 @@ def test_a_part_of_a_file_stays_that_part(tmp_path):
         (
             speakers(1, "abc"),
             "sex",
-            "are 1 speakers .s0.* sex takes 3.*published",
+            "of sex takes 3 .*all: s0. .*published",
         ),
-        (speakers(2, "abc"), None, "2 speakers .* of texts takes 3"),
+        (speakers(2, "abc"), None, "of texts takes 3 .*all: s0, s1"),
         (speakers(3, "abc"), "style", "train.csv has no column 'style'"),
         (
             [{**r, "accent": r["speaker"]} for r in speakers(4, "abc")],

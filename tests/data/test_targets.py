@@ -115,6 +115,7 @@ def test_digits_and_syllables_are_words(corpora, tmp_path):
             "pieces",
             "test.csv, test0 has '[▁A]*Z",
         ),
+        ({"train": "abcdefghij"}, "pieces", "--pieces 10 .* 11 .*: give 12"),
         ({"train": "a", "test": "a"}, "letters", "'letters', not one of"),
     ],
 )

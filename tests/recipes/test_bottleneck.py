@@ -10,6 +10,7 @@ from speechbrain_sim.models.format import load_parts
 from speechbrain_sim.models.load import load_encoder
 from tests.brains.test_resume import killed_once
 from tests.conftest import HPARAMS, finish, options_for, same, start_recipe
+from tests.recipes.test_recipes import TINY_VSC
 
 YAML = HPARAMS / "Folder/sae.yaml"
 #: a run of seconds, but of many steps
@@ -89,6 +90,37 @@ def test_killed_anywhere_it_ends_the_same(corpora, tmp_path):
         assert same(load_file(whole / part), load_file(folder / part))
     for name in "train_log.txt", "sparsity.json":
         assert (whole / name).read_text() == (folder / name).read_text()
+
+
+def test_aligned_codes_are_killed_and_end_the_same(
+    recipes, corpora, tmp_path, monkeypatch
+):
+    """While their alignment rises, in the middle of an epoch."""
+    own = ["--encoder", "logmel", "--layers", "[logmel]", "--labels", "[]"]
+    own += ["--samples_per_class", "32", "--number_of_epochs", "2"]
+    own += ["--ckpt_interval_steps", "5"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    yaml, threads = HPARAMS / "FSDD/vsc.yaml", torch.get_num_threads()
+    argv, other = (
+        [str(yaml), "--output_folder", str(folder), "--device", "cpu"]
+        + [*options_for(yaml, corpora), *TINY_VSC, *own]
+        for folder in (killed, whole)
+    )
+    killed_once(
+        ["bottleneck.py", *argv], lambda: list(killed.glob("save/CKPT*"))
+    )
+    before = (killed / "save").glob("CKPT*")
+    assert [*before] and not (killed / "train_log.txt").exists()
+    recipe = recipes["bottleneck"]
+    monkeypatch.setattr(recipe, "write_report", lambda *_, **__: None)
+    torch.set_num_threads(1)  # as the process that was killed
+    for run in argv, other:
+        recipe.main(run)
+    torch.set_num_threads(threads)
+    part = "bottleneck_logmel.vsc.safetensors"
+    assert same(load_file(whole / part), load_file(killed / part))
+    log = (whole / "train_log.txt").read_text()
+    assert log == (killed / "train_log.txt").read_text()
 
 
 def test_a_run_of_a_model_keeps_what_belongs_to_it(
