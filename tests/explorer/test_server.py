@@ -441,7 +441,7 @@ def test_a_load_of_200_requests_leaves_nothing_behind(address, engine, place):
                 kind = i % 5
                 if kind < 3:
                     edit = SET | {"dimension": i, "deviations": number / 4}
-                    given = {**place, "client": number // 2, "edits": [edit]}
+                    given = {**place, "client": number, "edits": [edit]}
                     response = http.post("/api/decode", json=given)
                 elif kind == 3:
                     data = encoded(noise(3000 + 100 * number + i))
@@ -460,8 +460,9 @@ def test_a_load_of_200_requests_leaves_nothing_behind(address, engine, place):
     load(5)
     threads, before = threading.active_count(), memory()
     statuses = load(25)
-    assert len(statuses) == 200 and {*statuses} <= {200, 409, 503}
-    assert statuses.count(200) > 100
+    # of 40 uploads, two are received at once
+    assert len(statuses) == 200 and {*statuses} <= {200, 503}
+    assert statuses.count(200) >= 160
     assert threading.active_count() <= threads
     assert memory() - before < 64 << 20
     assert len(list(engine.clips)) == 2 + engine.clips.kept
