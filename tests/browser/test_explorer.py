@@ -350,7 +350,7 @@ def test_files_and_the_microphone(page, tmp_path, paths):
         "Browser.setPermission", {**permission, "setting": "granted"}
     )
     # the browser may still ask when it is clicked again: one microphone opens
-    opened = page.execute_async_script(
+    count = page.execute_async_script(
         """
         const [done, media, record] = [arguments[0], navigator.mediaDevices, document.getElementById("record")];
         const [open, streams] = [media.getUserMedia.bind(media), []];
@@ -359,8 +359,9 @@ def test_files_and_the_microphone(page, tmp_path, paths):
         Promise.all(streams).then(() => done(streams.length));
         """
     )
-    assert opened == 1
-    wait(page, lambda: re.search(r"0\.[5-9]|[1-9]", find(page, "#record").text))
+    assert count == 1
+    # the browser's own microphone beeps once a second
+    wait(page, lambda: re.search(r"\([1-9]", find(page, "#record").text))
     find(page, "#record").click()
     wait(
         page, lambda: re.match(r"recording .*, \d", find(page, "#message").text)
