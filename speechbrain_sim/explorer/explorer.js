@@ -107,8 +107,9 @@ function move(change) {
 }
 function restore(next) {
   state = next;
-  history.replaceState(null, "", address());
-  return refresh();
+  const done = refresh();
+  history.replaceState(null, "", address()); // last: a browser refuses too many
+  return done;
 }
 function step(from, to) {
   if (!from.length) return;
@@ -254,13 +255,13 @@ function showControls() {
 }
 function showKnob(id) {
   const value = Number($(id).value);
-  const unchanged = id === "set" && !editLike({ kind: "set", dimension: state.dimension }) && value === 0;
+  const unchanged = value === ($(id).start ?? 0) && !editLike($(id).edit(value));
   const [mean, deviation] = $("of").value === "prior" ? [0, 1] : $("set").moments ?? [0, 1];
   const text = {
     interpolate: () => `α = ${value.toFixed(2)}`,
     swap: () => `N = ${value} of ${$("swap").max}`,
     set: () => (unchanged ? "as it is" : `${signed(value)}, ${(mean + value * deviation).toPrecision(2).replace("-", "−")}`),
-    steer: () => ($("steer").dataset.as ? "as it is" : value.toPrecision(3)),
+    steer: () => (unchanged ? "as it is" : value.toPrecision(3)),
   }[id]();
   set(document.querySelector(`output[for=${id}]`), text);
   $(id).setAttribute("aria-valuetext", text);
@@ -480,7 +481,7 @@ async function record() {
     return say($("message"), refused[error.name] ?? "The microphone cannot be used on this page: open a file.", true);
   }
   const [context, pieces] = [new AudioContext(), []];
-  // a worklet would need a script of its own, which the page's policy forbids
+  // deprecated, but in all browsers: a worklet is a script of its own, which the page's policy forbids
   const tap = context.createScriptProcessor(4096, 1, 1);
   const source = context.createMediaStreamSource(stream);
   source.connect(tap).connect(context.destination);
@@ -548,10 +549,9 @@ async function showFeature(feature, of, codes, clip, current) {
     const ends = [from, to].map((k) => start + k / codes.frame_rate);
     return press(`${ends[0].toFixed(2)} s (${most.toPrecision(3)})`, () => playFrom($("recorded"), Math.max(0, ends[0] - 0.05), ends[1] + 0.05));
   }));
-  const edit = editLike({ kind: "features", model: codes.model, layer: codes.name, features: { [feature]: 0 } });
-  Object.assign($("steer"), { max: 2 * peak, step: peak / 50, value: edit?.features[feature] ?? peak });
-  $("steer").dataset.as = edit ? "" : "yes";
   $("steer").dataset.feature = feature;
+  Object.assign($("steer"), { max: 2 * peak, step: peak / 50, value: editLike($("steer").edit(0))?.features[feature] ?? peak });
+  $("steer").start = Number($("steer").value);
   showKnob("steer");
 }
 /** Returns the three strongest moments: first frame, end, largest activation. */
@@ -568,13 +568,17 @@ function moments(activation) {
 
 /* ----------------------------------------------------------- hands and keys */
 
-function operate(id, edit, neutral) {
+/** Makes a slider that puts an edit, which its neutral value takes away. */
+function operate(id, edit, neutral, change = () => ({})) {
+  $(id).edit = edit;
   $(id).addEventListener("input", () => showKnob(id));
   $(id).addEventListener("change", () => {
     const value = Number($(id).value);
-    put(edit(value), value === neutral);
+    put(edit(value), value === neutral, change());
   });
 }
+/** Codes are changed at the layer that they code. */
+const layerBelow = (codes) => (codes.origin === state.layer ? {} : { layer: codes.origin, edits: [] });
 function watch() {
   for (const kind of ["pointerup", "keydown"]) {
     addEventListener(kind, (event) => (released = event.timeStamp), { capture: true, passive: true });
@@ -582,19 +586,12 @@ function watch() {
   operate("interpolate", (amount) => ({ kind: "interpolate", other: state.other, amount }), 0);
   operate("swap", (count) => ({ kind: "swap", other: state.other, count }), 0);
   operate("set", (deviations) => ({ kind: "set", dimension: state.dimension, deviations, of: $("of").value }), null);
+  operate("steer", (value) => ({ kind: "features", model: codesNow()?.model, layer: codesNow()?.name, features: { [$("steer").dataset.feature]: value } }),
+    null, () => layerBelow(codesNow()));
   $("of").addEventListener("change", () => {
     const edit = editLike({ kind: "set", dimension: state.dimension });
     if (edit) put({ ...edit, of: $("of").value });
     else showKnob("set");
-  });
-  $("steer").addEventListener("input", () => {
-    $("steer").dataset.as = "";
-    showKnob("steer");
-  });
-  $("steer").addEventListener("change", () => {
-    const codes = codesNow();
-    const edit = { kind: "features", model: codes.model, layer: codes.name, features: { [$("steer").dataset.feature]: Number($("steer").value) } };
-    put(edit, false, codes.origin === state.layer ? {} : { layer: codes.origin, edits: [] });
   });
   $("clip").addEventListener("change", () => chooseClip($("clip").value));
   $("other").addEventListener("change", () => {
@@ -636,7 +633,7 @@ function watch() {
   $("hear").addEventListener("change", () => columns.forEach((column) => column.sounds && hear(column)));
   $("codes").addEventListener("change", () => {
     const codes = codesOf().find(({ id }) => id === $("codes").value);
-    move({ codes: codes.id, feature: null, ...(codes.origin === state.layer ? {} : { layer: codes.origin, edits: [] }) });
+    move({ codes: codes.id, feature: null, ...layerBelow(codes) });
   });
   $("find").addEventListener("input", refresh);
   $("more").addEventListener("click", () => attempt($("count"), async () =>

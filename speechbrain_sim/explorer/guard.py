@@ -93,8 +93,9 @@ def foreign(headers, port, path="/"):
     >>> own = {"host": "localhost:8000", "origin": "http://localhost:8000"}
     >>> foreign(own, 8000), foreign({"host": "example.org"}, 8000)
     (None, 'Open the explorer by the address that it printed.')
+    >>> foreign({"host": "localhost"}, 80)  # browsers leave it out
     """
-    own = {f"{host}:{port}" for host in HOSTS}
+    own = {host if port == 80 else f"{host}:{port}" for host in HOSTS}
     if headers.get("host") not in own:
         return "Open the explorer by the address that it printed."
     origin, site = (headers.get(n) for n in ("origin", "sec-fetch-site"))
