@@ -27,6 +27,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.core import RunOptions
 from speechbrain.utils import distributed
 
+from speechbrain_sim.console import set_console
 from speechbrain_sim.files import lock_folder, naming, write_text
 from speechbrain_sim.options import (
     check_kinds,
@@ -205,12 +206,12 @@ def load_experiment(argv, may_change=None, check=None):
         value, or there is no such device.
     """
     file, run_opts, lines = _parse_words([_encoded(word) for word in argv])
+    set_console(run_opts["noprogressbar"])
     check_device(run_opts["device"])
     cpus = run_opts["device"] == "cpu" and "LOCAL_RANK" in os.environ
     if cpus and run_opts["distributed_backend"] != "gloo":
-        raise ValueError(
-            "Several processes on CPUs need --distributed_backend gloo."
-        )
+        remedy = "Several processes on CPUs need --distributed_backend gloo."
+        raise ValueError(remedy)
     distributed.ddp_init_group(run_opts)
     options = {}
     for line in lines.splitlines():
@@ -424,8 +425,7 @@ def _check_same_run(written, settings, defaults, may_change):
     Paths are compared relative to the run's folder, or else as absolute paths.
     What the run did not record had the value of its yaml, or of SpeechBrain.
     """
-    before = _read_record(written).items()
-    before = {RENAMED.get(key, key): value for key, value in before}
+    before = {RENAMED.get(k, k): v for k, v in _read_record(written).items()}
     defaults = {**RunOptions().as_dict(), **defaults}
 
     def place(value, run):

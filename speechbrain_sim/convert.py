@@ -15,8 +15,8 @@ from speechbrain.utils.distributed import (
     if_main_process,
     run_on_main,
 )
-from tqdm import tqdm
 
+from speechbrain_sim.console import Bar
 from speechbrain_sim.data.audio import SAMPLE_RATE, BadAudio
 from speechbrain_sim.data.search import AUDIO, list_files
 from speechbrain_sim.features import check_file, write_latents
@@ -91,7 +91,7 @@ def encode_files(
     run_on_main(write_json, (folder / RECORD, record))
     targets = {name: folder / f"{name}.{kind}" for name in entries}
     left, failed = _missing(targets, entries), {}
-    for name in tqdm(_share(left), "encoding", unit="file"):
+    for name in Bar(_share(left), "encoding", unit="file"):
         place = paths[name], {layer: targets[name]}
         noise = keyed_generator("encode", name, device=device)
         try:
@@ -167,7 +167,7 @@ def decode_files(source, inputs, folder, layer, device="cpu"):
         run_on_main(write_json, (record, content))
     targets = {p: Path(folder, f"{name}.wav") for name, p in found.items()}
     read = lru_cache(read_json)  # one record of many files
-    for path in tqdm(_share(targets), "decoding", unit="file"):
+    for path in Bar(_share(targets), "decoding", unit="file"):
         target = targets[path]
         samples = _samples_of(path, settings, read)
         if target.exists():

@@ -11,7 +11,6 @@ from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils import distributed
 from torch import distributed as dist
-from tqdm import tqdm
 
 from speechbrain_sim import __version__, activations
 from speechbrain_sim.activations import (
@@ -21,6 +20,7 @@ from speechbrain_sim.activations import (
     ActivationStore,
     layer_of,
 )
+from speechbrain_sim.console import Bar
 from speechbrain_sim.data.audio import SAMPLE_RATE, AudioFile
 from speechbrain_sim.data.batches import make_dataset
 from speechbrain_sim.data.labels import frames_of_labels, num_labels
@@ -201,7 +201,7 @@ class _Encoding:
             yield position, self.stream(position)
         batches = [batch for batch in batches if batch not in long]
         loader = make_dataloader(self.dataset, batch_sampler=batches)
-        bar = tqdm(loader, "encoding", disable=len(batches) < 2, unit="batch")
+        bar = Bar(loader, "encoding", disable=len(batches) < 2, unit="batch")
         for positions, batch in zip(batches, bar, strict=True):
             samples = [self.samples[position] for position in positions]
             lengths = torch.tensor(samples, device=self.device)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from speechbrain_sim.console import Bar
 from speechbrain_sim.data.audio import (
     SAMPLE_RATE,
     AudioFile,
@@ -175,7 +175,7 @@ def write_latents(encoder, path, targets, *args, **options):
             shape = (frames[layer], encoder.channels_of(layer))
             allocate(files[layer], 4 * shape[0] * shape[1])
             _write_header(files[layer], target.suffix, layer, shape)
-        for piece in tqdm(pieces, Path(path).name, unit="chunk", leave=False):
+        for piece in Bar(pieces, Path(path).name, unit="chunk", leave=False):
             for layer, x in piece.items():
                 x = x.float().cpu().numpy()
                 files[layer].write(x.astype("<f4").tobytes())

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from speechbrain_sim.arguments import records_arguments
+from speechbrain_sim.console import Bar
 from speechbrain_sim.files import atomic
 from speechbrain_sim.logistic import (
     LOOSE,
@@ -220,7 +220,7 @@ class ProbeSolver(NamedTuple):
             And the predictions for the validation part, (1, examples).
         """
         choices, predictions = {}, {}
-        for layer, part in tqdm(known.items(), "choosing", unit="layer"):
+        for layer, part in Bar(known.items(), "choosing", unit="layer"):
             tried, y = [], torch.from_numpy(part.y)
             for standardize, unit in units[layer].items():
                 name, x = f"{layer}_{standardize}", part.x.scaled(*unit)
@@ -256,7 +256,7 @@ class ProbeSolver(NamedTuple):
         solved, predictions = {}, {}
         y = torch.from_numpy(next(iter(known.values())).y)
         shuffled = shuffled_labels(y, controls)
-        for layer, part in tqdm(known.items(), "probes", unit="layer"):
+        for layer, part in Bar(known.items(), "probes", unit="layer"):
             choice = choices[layer]
             unit = units[layer][choice.standardize]
             x = part.x.scaled(*unit)

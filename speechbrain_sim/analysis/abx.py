@@ -20,7 +20,6 @@ from itertools import product
 import numpy as np
 import torch
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from speechbrain_sim.activations import LABELS, LOG_VAR
 from speechbrain_sim.analysis.intervals import (
@@ -31,6 +30,7 @@ from speechbrain_sim.analysis.intervals import (
 )
 from speechbrain_sim.analysis.study import Tool
 from speechbrain_sim.analysis.tokens import draw_blocks, read_tokens
+from speechbrain_sim.console import Bar
 from speechbrain_sim.data.tables import manifest_hash
 from speechbrain_sim.encoders.base import Latent
 from speechbrain_sim.extraction import encode_manifest
@@ -108,7 +108,7 @@ def measure_distances(frames, first, length, pairs):
     frames = normalize(frames + silent.to(frames), dim=-1)
     longest, order = length[pairs].amax(1).sort(descending=True)
     result = frames.new_empty(len(pairs))
-    done, bar = 0, tqdm(total=len(pairs), desc="ABX", unit="pair", disable=None)
+    done, bar = 0, Bar(total=len(pairs), desc="ABX", unit="pair", disable=None)
     while done < len(pairs):
         most = int(longest[done])
         count = max(1, CHUNK // (most * max(most, frames.shape[1])))

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2, vq
-from tqdm import tqdm
 
 from speechbrain_sim.analysis import alignment
 from speechbrain_sim.analysis.alignment_baselines import (
@@ -34,6 +33,7 @@ from speechbrain_sim.analysis.intervals import (
 )
 from speechbrain_sim.analysis.score_sheet import measured
 from speechbrain_sim.analysis.tokens import NO_PHONES
+from speechbrain_sim.console import Bar
 from speechbrain_sim.data.articulation import articulation, distances
 from speechbrain_sim.data.labels import FRAMES, NO_LABEL, UTTERANCE
 from speechbrain_sim.data.tables import read_manifest
@@ -370,7 +370,7 @@ def measure_alignment(
     results = {"label": label, "names": names, "layers": {}, "codes": {}}
     layers, given = {}, (label, classes, kind, names, held_out, seed)
     codes, baselines = results["codes"], {}
-    bar = tqdm(bottlenecks.items(), "alignment", unit="code", disable=None)
+    bar = Bar(bottlenecks.items(), "alignment", unit="code", disable=None)
     for name, bottleneck in bar:
         layer = name.partition(".")[0]
         first = layer not in layers

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
 from speechbrain_sim.analysis.intervals import Unmeasurable, bootstrap_pairs
 from speechbrain_sim.analysis.study import (
@@ -28,6 +27,7 @@ from speechbrain_sim.analysis.study import (
     Tool,
     powers_of_two,
 )
+from speechbrain_sim.console import Bar
 from speechbrain_sim.decoders import SPECTROGRAM, WAVEFORM
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report import style
@@ -175,7 +175,7 @@ def measure_distances(decode, latents, pairs, counts, batch_size=8):
     decoded = decode_clips(decode, latents, batch_size)
     mixtures, starts = [], []
     batches = pairs.split(batch_size)
-    for batch in tqdm(batches, desc="delta", unit="batch", disable=None):
+    for batch in Bar(batches, desc="delta", unit="batch", disable=None):
         (start, target), (whole, goal) = latents[batch.T], decoded[batch.T]
         ranked, gaps = most_different(start, target), []
         for count in counts:

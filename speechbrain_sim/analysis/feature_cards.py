@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy import sparse
-from tqdm import tqdm
 
 from speechbrain_sim.analysis.moments import (
     DENSE,
@@ -18,6 +17,7 @@ from speechbrain_sim.analysis.moments import (
     top_moments,
 )
 from speechbrain_sim.bottlenecks.coded import BLOCK, code_blocks, move
+from speechbrain_sim.console import Bar
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import NO_LABEL
 from speechbrain_sim.decoders import SpectrogramDecoder, shortest
@@ -83,7 +83,7 @@ def read_codes(bottleneck, source, most=MOST_ACTIVATIONS):
     kept = np.flatnonzero(source.utterance % step == 0)
     blocks = code_blocks(bottleneck, source.rows, torch.from_numpy(kept))
     few, total = len(kept) < 8 * BLOCK, -(-len(kept) // BLOCK)
-    bar = tqdm(blocks, "features", total, disable=few, unit="block")
+    bar = Bar(blocks, "features", total, disable=few, unit="block")
     codes = [sparse.csr_array(z.clamp(min=0).cpu().numpy()) for z in bar]
     return sparse.vstack(codes, "csc"), kept
 

@@ -9,12 +9,12 @@ section 7 of the paper on textual and acoustic halves.
 import numpy as np
 import torch
 from scipy.signal import find_peaks
-from tqdm import tqdm
 
 from speechbrain_sim.analysis.attribution import integrated_gradients
 from speechbrain_sim.analysis.code_scores import over_recordings
 from speechbrain_sim.analysis.half_probes import WHOLE
 from speechbrain_sim.analysis.score_sheet import measured
+from speechbrain_sim.console import Bar
 from speechbrain_sim.data.acoustics import contours
 from speechbrain_sim.data.labels import labels_of_frames
 
@@ -210,7 +210,7 @@ def measure_attribution(side, parts, cues_of, most=MOST):
     """
     chosen = np.unique(np.linspace(0, len(side.ids) - 1, most).astype(int))
     scores, cues, gaps, strips = {}, {}, [], {}
-    for i in tqdm(chosen.tolist(), "attribution", unit="utterance"):
+    for i in Bar(chosen.tolist(), "attribution", unit="utterance"):
         h, name = side.frames(WHOLE, i), side.ids[i]
         found, gap = attribute(*parts, h)
         known = cues_of(name, len(h))

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
+from speechbrain_sim.console import Bar
 from speechbrain_sim.data.batches import KeyedCrop, make_dataset
 from speechbrain_sim.data.labels import frames_of_labels
 from speechbrain_sim.encoders.base import Latent, check_finite
@@ -175,7 +175,7 @@ def read_codes(encoder, layers, manifest, factors):
     dataset = make_dataset(manifest, factors.data_folder)
     segments, label = factors.segments, factors.label
     device = encoder.device
-    items = tqdm(dataset, desc="codes", unit="recording", disable=None)
+    items = Bar(dataset, desc="codes", unit="recording", disable=None)
     for at, item in enumerate(items):
         row = {"ID": item["id"], **dataset.data[item["id"]]}
         wavs, found = item["sig"][None].to(device), [factors.of(row)]

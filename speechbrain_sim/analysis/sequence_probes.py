@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, ctc_loss
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from speechbrain_sim.analysis.code_scores import over_recordings
 from speechbrain_sim.analysis.half_probes import (
@@ -20,6 +19,7 @@ from speechbrain_sim.analysis.half_probes import (
     survives,
 )
 from speechbrain_sim.analysis.probes import score_probes
+from speechbrain_sim.console import Bar
 from speechbrain_sim.data.labels import NO_LABEL
 from speechbrain_sim.data.splits import of_part
 from speechbrain_sim.data.targets import error_rates
@@ -176,7 +176,7 @@ def fit(module, loss, known, targets, settings):
         return min(1, (step + 1) / begin) * fall
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    for epoch in tqdm(range(settings.epochs), known.name, unit="epoch"):
+    for epoch in Bar(range(settings.epochs), known.name, unit="epoch"):
         noise = keyed_generator(settings.seed, "order", epoch)
         for chosen in known.batches(generator=noise):
             x, lengths = known.batch(chosen)

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from speechbrain_sim.analysis import delta, intervals
 from speechbrain_sim.analysis.study import COMPARED, LOWER, RECORDED, Tool
+from speechbrain_sim.console import Bar
 from speechbrain_sim.decoders import WAVEFORM
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report import style
@@ -61,7 +61,7 @@ def measure_walks(decode, latents, pairs, steps=10, batch_size=8):
     decoded = delta.decode_clips(decode, latents, batch_size)
     lengths, distances = [], []
     batches = pairs.split(batch_size)
-    for batch in tqdm(batches, desc="walks", unit="batch", disable=None):
+    for batch in Bar(batches, desc="walks", unit="batch", disable=None):
         stops = interpolate(*latents[batch.T], steps + 1)[1:-1]
         between = [delta.decode_finite(decode, z) for z in stops]
         start, target = decoded[batch.T]
@@ -137,7 +137,7 @@ def measure_moves(decode, latents, directions=8, batch_size=8, seed=0):
     moves = MOVE * torch.nn.functional.normalize(units, dim=-1) * std
     decoded = delta.decode_clips(decode, latents, batch_size).double()
     slopes, rows = [], torch.arange(count).split(batch_size)
-    for row in tqdm(rows, desc="moves", unit="batch", disable=None):
+    for row in Bar(rows, desc="moves", unit="batch", disable=None):
         clip = row // directions
         z = latents[clip]  # a copy
         z[torch.arange(len(row)), frames[row]] += moves[row]

@@ -9,7 +9,6 @@ from itertools import chain
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from speechbrain_sim.analysis.abx import KINDS
 from speechbrain_sim.analysis.code_controls import make_control
@@ -22,6 +21,7 @@ from speechbrain_sim.analysis.score_sheet import (
     read_settings,
 )
 from speechbrain_sim.analysis.stability import dictionary, stability
+from speechbrain_sim.console import Bar
 from speechbrain_sim.report import style
 from speechbrain_sim.report.page import Figure, Gap, Section, Table
 from speechbrain_sim.report.tables import cell, number, with_interval
@@ -109,7 +109,7 @@ def measure_codes(encoder, bottlenecks, stores, labels, settings=None):
     settings = read_settings(settings or {})
     results = {"layers": {}, "codes": {}, "stability": {}, "units": {}}
     layers, kept, done = {}, {}, set()
-    bar = tqdm(bottlenecks.items(), "score sheet", unit="code", disable=None)
+    bar = Bar(bottlenecks.items(), "score sheet", unit="code", disable=None)
     for name, code in bar:
         layer = layer_of(name)
         if layer not in layers:

@@ -8,9 +8,9 @@ import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch import nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from speechbrain_sim.brains.checkpointer import AtomicCheckpointer
+from speechbrain_sim.console import Bar
 from speechbrain_sim.probes import (
     LayerProbes,
     LinearProbe,
@@ -232,6 +232,6 @@ def _with_bar(counter):
     """Yields the epochs that are left, also of a killed run, with a bar."""
     left = range(counter.current + 1, counter.limit + 1)
     options = {"initial": counter.current, "unit": "epoch"}
-    for epoch in tqdm(left, "probes", counter.limit, **options):
+    for epoch in Bar(left, "probes", counter.limit, **options):
         counter.current = epoch
         yield epoch

@@ -18,9 +18,9 @@ from speechbrain.processing.vocal_features import (
     compute_autocorr_features,
     compute_periodic_features,
 )
-from tqdm import tqdm
 
 from speechbrain_sim import __version__
+from speechbrain_sim.console import Bar
 from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
 from speechbrain_sim.data.labels import HOP, NO_LABEL, WINDOW, num_labels
 from speechbrain_sim.data.tables import read_manifest, row_hashes
@@ -167,7 +167,7 @@ def acoustic_labels(manifest, data_folder, source=SPEECHBRAIN):
     known = {key: known[key] for key in hashes.values() if key in known}
     lacking = {hashes[name]: row for name, row in rows.items()}
     lacking = {key: row for key, row in lacking.items() if key not in known}
-    bar = tqdm(lacking.items(), "Measuring", unit="file", disable=None)
+    bar = Bar(lacking.items(), "Measuring", unit="file", disable=None)
     for number, (key, row) in enumerate(bar, start=1):
         start = row["start"]
         wav = read_audio(row["wav"], start, start + row["num_samples"])

@@ -11,8 +11,8 @@ from pathlib import Path
 import requests
 from filelock import FileLock, Timeout
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
+from speechbrain_sim.console import Bar
 from speechbrain_sim.files import sha256
 
 logger = get_logger(__name__)
@@ -159,7 +159,7 @@ def _receive(url, part, have):
         total = start + int(answer.headers.get("Content-Length", 0))
         bar = {"desc": part.stem, "initial": start, "total": total or None}
         with open(part, "ab" if start else "wb") as file:
-            with tqdm.wrapattr(file, "write", **bar, disable=None) as counted:
+            with Bar.wrapattr(file, "write", **bar, disable=None) as counted:
                 for block in answer.iter_content(BLOCK):
                     counted.write(block)
 
@@ -210,7 +210,7 @@ def _extract(archive, folder):
     try:
         budget = LARGEST_RATIO * _size(archive) + SLACK
         with tarfile.open(archive) as tar:
-            for member in tqdm(tar, f"Unpacking {archive.name}", disable=None):
+            for member in Bar(tar, f"Unpacking {archive.name}", disable=None):
                 budget = _take(tar, member, folder, budget)
             while tar.fileobj.read(BLOCK):
                 pass

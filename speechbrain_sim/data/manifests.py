@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
 from speechbrain_sim import __version__ as VERSION
+from speechbrain_sim.console import Bar
 from speechbrain_sim.data.audio import (
     BadAudio,
     inspect_audio,
@@ -301,7 +301,7 @@ def _inspect_all(splits, data_folder, min_samples):
     lines, bad = {name: [] for name in splits}, []
     wavs = list(dict.fromkeys(row["wav"] for _, row in rows))
     infos = in_threads(inspect, wavs)
-    bar = tqdm(infos, "Inspecting", len(wavs), unit="file", disable=None)
+    bar = Bar(infos, "Inspecting", len(wavs), unit="file", disable=None)
     infos = dict(zip(wavs, bar, strict=True))
     for name, row in rows:
         info = infos[row["wav"]]

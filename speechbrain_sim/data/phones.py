@@ -9,8 +9,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from speechbrain_sim.console import Bar
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.labels import HOP, WINDOW, num_labels
 from speechbrain_sim.data.manifests import Problem
@@ -249,7 +249,7 @@ def _read_textgrids(folder, samples):
             problems.append(Problem(path, problem, "Remove one of them."))
         elif path.stem in samples:
             paths[path.stem] = path
-    for name, path in tqdm(paths.items(), "TextGrids", disable=None):
+    for name, path in Bar(paths.items(), "TextGrids", disable=None):
         seconds = samples[name] / SAMPLE_RATE
         try:
             grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True)

@@ -23,6 +23,8 @@ from speechbrain_sim.report.tables import escape
 
 #: the file
 CARD = "README.md"
+#: of what a decoder returns a share, if not of the energy
+OF = {"SpectrogramDecoder": "variance of log-mel"}
 
 
 def write_card(folder, config):
@@ -63,9 +65,8 @@ def write_card(folder, config):
         solved=solved,
         seeds=len(probes) > len(solved),
         explained=[
-            f"`{layer}` {100 * decoder['valid']['explained']:.0f} %"
-            + " (of the variance of log-mel)"
-            * (decoder["class"] == "SpectrogramDecoder")
+            f"`{layer}` {100 * decoder['valid']['explained']:.0f} % of the "
+            + OF.get(decoder["class"], "energy")
             for layer, decoder in decoders.items()
             if "explained" in (decoder.get("valid") or {})
         ],

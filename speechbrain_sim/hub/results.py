@@ -26,7 +26,7 @@ NOTE = (
     "run that it was exported from. Brackets: 95 % intervals over test "
     "recordings. What the model is for, and its limits: README.md."
 )
-EXPLAINED = "At the end of training; explained: the share of the variance."
+ENDS, EXPLAINED = "At the end of training", "explained"
 KL = {"kl": "KL of a frame (nats)", "kl_per_second": "KL of a second (nats)"}
 #: items of a report that need no pictures or sounds
 KEPT = "\n| ", "\n**Not measured.**"
@@ -123,7 +123,9 @@ def _terms(found):
         for part in ("train", "valid")
         if (terms := parts.get(part))
     ]
-    return [Table.of("Terms of the loss", EXPLAINED, rows)] if rows else []
+    share = f"; {EXPLAINED}: the share of the variance"
+    share *= any(EXPLAINED in row for row in rows)
+    return [Table.of("Terms of the loss", f"{ENDS}{share}.", rows)] * bool(rows)
 
 
 def _reports(run):

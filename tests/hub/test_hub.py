@@ -106,7 +106,7 @@ def test_a_card_says_what_the_hub_reads(trained):
         "one frame per 10 ms at the top",
         "**This is a reduced run:** 6 channels and 2 epochs, where the paper's "
         "encoders have 512 channels, on other data.",
-        "validation recordings that the decoders return: `module3` 25 %.",
+        "return of validation recordings: `module3` 25 % of the energy.",
         "no recording of a person. espeak-ng is",
         "none of it is in this model. Licence of the data: apache-2.0; the w",
         "- It is for trying the software out, for teaching and for tests",

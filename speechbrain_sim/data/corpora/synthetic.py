@@ -17,9 +17,9 @@ from types import ModuleType
 
 import numpy as np
 import soundfile
-from tqdm import tqdm
 
 from speechbrain_sim import __version__
+from speechbrain_sim.console import Bar
 from speechbrain_sim.data import espeak
 from speechbrain_sim.data.audio import SAMPLE_RATE
 from speechbrain_sim.data.corpora.librispeech import LABELS, prepare_librispeech
@@ -229,7 +229,7 @@ def _make_speakers(voices, folder, sizes, workers):
     """Makes the utterances of all speakers; returns their lines of labels."""
     audio_folder = folder / "LibriSpeech" / SUBSET
     job = partial(_make_speaker, audio_folder=audio_folder, sizes=sizes)
-    bar = partial(tqdm, total=len(voices), desc="speakers")
+    bar = partial(Bar, total=len(voices), desc="speakers")
     if workers == 1:
         return list(bar(map(job, voices)))
     # multiprocessing would run the caller's script in each process that it
