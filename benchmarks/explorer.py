@@ -4,9 +4,9 @@ import base64
 import http.client
 import json
 import tempfile
-import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import soundfile
@@ -14,7 +14,7 @@ import soundfile
 from benchmarks.measure import row
 from speechbrain_sim.data.audio import SAMPLE_RATE, read_audio
 from speechbrain_sim.explorer.clips import Clips
-from speechbrain_sim.explorer.command import listen, make_server
+from speechbrain_sim.explorer.command import served
 from speechbrain_sim.explorer.engine import Engine
 from speechbrain_sim.inference import SmoothInfoMax
 
@@ -30,28 +30,24 @@ def latency(requests=60):
     By the box's model; the time ends when the bytes of the sound are there.
     """
     model = SmoothInfoMax.from_pretrained("sim-small")
-    with tempfile.TemporaryDirectory() as folder, listen(0) as sock:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "word.wav")
         wav = read_audio(model.examples[0], 8000)
         wav = wav[: round(SECONDS * SAMPLE_RATE)]
         soundfile.write(path, wav, SAMPLE_RATE)
         clips = Clips([path])
-        server = make_server(Engine({"sim-small": model}, clips), sock)
-        thread = threading.Thread(target=server.run, args=[[sock]])
-        thread.start()
         (clip,) = clips
         place = {"model": "m0", "clip": clip.id, "client": "bench"}
-        connection = http.client.HTTPConnection(*sock.getsockname())
         times = []
-        for number in range(requests + len(LAYERS)):
-            layer = LAYERS[number % len(LAYERS)]
-            edit = {"kind": "set", "dimension": number, "deviations": 2}
-            given = {**place, "layer": layer, "edits": [edit]}
-            times.append(_timed(connection, given))
-        connection.close()
-        server.should_exit = True
-        thread.join()
-        server.config.app.state.queue.close()
+        with served(Engine({"sim-small": model}, clips)) as address:
+            host = urlsplit(address).netloc
+            connection = http.client.HTTPConnection(host)
+            for number in range(requests + len(LAYERS)):
+                layer = LAYERS[number % len(LAYERS)]
+                edit = {"kind": "set", "dimension": number, "deviations": 2}
+                given = {**place, "layer": layer, "edits": [edit]}
+                times.append(_timed(connection, given))
+            connection.close()
     times = times[len(LAYERS) :]  # the first ones decode the original, too
     what = f"{SECONDS} s of sound"
     return [

@@ -11,7 +11,6 @@ import re
 import shutil
 import statistics
 import tempfile
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from speechbrain_sim.data.audio import read_audio
 from speechbrain_sim.explorer.clips import Clips
-from speechbrain_sim.explorer.command import listen, make_server
+from speechbrain_sim.explorer.command import served
 from speechbrain_sim.explorer.engine import Engine
 from speechbrain_sim.inference import SmoothInfoMax
 
@@ -46,23 +45,14 @@ def make_parser():
     return parser
 
 
-@contextmanager
-def served(folder):
-    """Serves the model in the box; yields the address."""
+def box(folder):
+    """Returns an Engine with the model in the box, and a short recording."""
     model = SmoothInfoMax.from_pretrained("sim-small")
     short = folder / "short.wav"
     soundfile.write(
         short, read_audio(model.examples[0], 4800, 4800 + SHORT), 16000
     )
-    engine = Engine({"sim-small": model}, Clips([*model.examples, short]))
-    with listen(0) as sock:
-        server = make_server(engine, sock, "sim-small")
-        options = {"kwargs": {"sockets": [sock]}, "daemon": True}
-        thread = threading.Thread(target=server.run, **options)
-        thread.start()
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join(10)
+    return Engine({"sim-small": model}, Clips([*model.examples, short]))
 
 
 @contextmanager
@@ -156,7 +146,7 @@ def main(argv=None):
     out = make_parser().parse_args(argv).out
     with (
         tempfile.TemporaryDirectory() as folder,
-        served(Path(folder)) as address,
+        served(box(Path(folder)), "sim-small") as address,
         chromium() as browser,
     ):
         for name, width, scheme, pieces in PICTURES:

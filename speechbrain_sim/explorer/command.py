@@ -1,9 +1,10 @@
 """The command `speechbrain-sim explore`: opens models, and serves their page."""
 
+import shlex
 import socket
 import threading
 import webbrowser
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from speechbrain_sim.data.search import list_files
@@ -33,7 +34,7 @@ def explore(sources, files, port, browser=True, save=None):
     if save is not None:
         models, clips = open_sources(sources, files)
         first = {clip.name: clip.read() for clip in list(clips)[:2]}
-        command = f"speechbrain-sim explore {' '.join(sources)}"
+        command = shlex.join(["speechbrain-sim", "explore", *sources])
         save_page(save, models, first, command)
         yield f"Saved {save}, of {' and '.join(first)}."
         return
@@ -95,3 +96,19 @@ def make_server(engine, sock, title="Explorer"):
     options |= {"timeout_graceful_shutdown": 2}
     uvicorn = import_extra("uvicorn", EXTRA)
     return uvicorn.Server(uvicorn.Config(app, **options))
+
+
+@contextmanager
+def served(engine, title="Explorer"):
+    """Serves in a thread, at a free port; yields the address."""
+    with listen(0) as sock:
+        server = make_server(engine, sock, title)
+        options = {"kwargs": {"sockets": [sock]}, "daemon": True}
+        thread = threading.Thread(target=server.run, **options)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
+            server.config.app.state.queue.close()

@@ -21,8 +21,8 @@ from speechbrain_sim.cli import main
 from speechbrain_sim.data.audio import read_audio
 from speechbrain_sim.decoders import SPECTROGRAM, make_decoder
 from speechbrain_sim.encoders.greedy import GreedyEncoder
+from speechbrain_sim.explorer import command
 from speechbrain_sim.explorer.clips import Clips
-from speechbrain_sim.explorer.command import listen, make_server
 from speechbrain_sim.explorer.engine import Engine
 from speechbrain_sim.inference import SmoothInfoMax
 from speechbrain_sim.models.format import save_parts
@@ -59,15 +59,8 @@ class Watched(Engine):
 def served(models, paths):
     """Serves models; yields the address, and what is asked."""
     engine = Watched(models, Clips(paths))
-    with listen(0) as sock:
-        server = make_server(engine, sock, " | ".join(models))
-        options = {"kwargs": {"sockets": [sock]}, "daemon": True}
-        thread = threading.Thread(target=server.run, **options)
-        thread.start()
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}/", engine
-        server.should_exit = True
-        thread.join(10)
-        server.config.app.state.queue.close()
+    with command.served(engine, " | ".join(models)) as address:
+        yield address, engine
 
 
 @pytest.fixture(scope="module")
@@ -461,8 +454,8 @@ def test_a_saved_page_is_a_report(browser, coded, paths, tmp_path):
     page = str(tmp_path / "page.html")
     main(["explore", str(coded), "--files", *map(str, paths), "--save", page])
     with opened(browser, tmp_path / "page.html", 380) as page:
-        command = f"speechbrain-sim explore {coded}"
-        assert command in find(page, ".offline").text
+        text = f"speechbrain-sim explore {coded}"
+        assert text in find(page, ".offline").text
         assert not visible(page, "#live") and visible(page, ".explorer audio")
         titles = [title.text for title in visible(page, ".explorer h3")]
         assert any("Interpolation" in title for title in titles)

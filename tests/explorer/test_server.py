@@ -431,15 +431,8 @@ def test_a_link_to_the_page_may_be_anywhere_but_reads_nothing(client):
 @pytest.fixture(scope="module")
 def address(engine):
     """The address of a real server."""
-    with command.listen(0) as sock:
-        served = command.make_server(engine, sock)
-        thread = threading.Thread(target=served.run, args=[[sock]])
-        thread.start()
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-        served.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
-        served.config.app.state.queue.close()
+    with command.served(engine) as address:
+        yield address.rstrip("/")
 
 
 def memory():
