@@ -65,10 +65,12 @@ def rank_features(codes, count=10):
     values = codes.coalesce().values().double()
     sums = torch.bincount(units, values, codes.shape[1]) / time
     best = sums.sort(descending=True, stable=True).indices[:count].tolist()
+    order = units.argsort(stable=True)
+    sizes = torch.bincount(units, minlength=codes.shape[1]).tolist()
+    frames, values = (x[order].split(sizes) for x in (frames, values))
     found = []
     for feature in best:
-        of = units == feature
-        at, active = frames[of], values[of]
+        at, active = frames[feature], values[feature]
         if not len(at):
             break
         largest = int(active.argmax())

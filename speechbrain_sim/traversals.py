@@ -56,6 +56,22 @@ def deviations(steps, mean=0.0, std=1.0):
     return torch.linspace(*ends, steps, dtype=torch.float64).tolist()
 
 
+def aggregate(mean, log_var=None):
+    """Returns mean and deviation of the aggregate posterior, over frames.
+
+    Its variance is that of the means plus the mean variance; of (time, ...).
+
+    Example
+    -------
+    >>> aggregate(torch.tensor([-1.0, 1.0]), torch.zeros(2))
+    (tensor(0.), tensor(1.4142))
+    """
+    variance = mean.var(0, correction=0)
+    if log_var is not None:
+        variance = variance + log_var.exp().mean(0)
+    return mean.mean(0), variance.sqrt()
+
+
 def draw_prior(frames, channels, generator=None):
     """Draws (frames, channels) from the prior N(0, I)."""
     return torch.randn(frames, channels, generator=generator)

@@ -8,6 +8,7 @@ from speechbrain_sim.decoders import DECODERS
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.report.page import Explorer, Stop
 from speechbrain_sim.traversals import (
+    aggregate,
     deviations,
     draw_prior,
     interpolate,
@@ -108,16 +109,14 @@ def traversals(latent, z):
     """Yields the same of one dimension at several values, at all times.
 
     The dimensions whose means vary most over the clips are chosen: over three
-    deviations of the prior, and over three of the aggregate posterior, which
-    has the variance of the means plus the mean variance.
+    deviations of the prior, and over three of the aggregate posterior.
     """
-    means = latent.mean.flatten(0, 1)
-    spread, mean = means.var(0), means.mean(0)
-    std, kinds = spread.sqrt(), {"its own": None}
+    means, log_var, kinds = latent.mean.flatten(0, 1), None, {"its own": None}
     if latent.log_var is not None:
-        std = (spread + latent.log_var.exp().flatten(0, 1).mean(0)).sqrt()
+        log_var = latent.log_var.flatten(0, 1)
         kinds = {"the prior's": (0.0, 1.0), "the posterior's": None}
-    chosen = spread.argsort(descending=True)[:TRAVERSED].tolist()
+    mean, std = aggregate(means, log_var)
+    chosen = means.var(0).argsort(descending=True)[:TRAVERSED].tolist()
     sigmas = deviations(TRAVERSAL_STOPS)
     for rank, d in enumerate(chosen, 1):
         own = float(mean[d]), float(std[d])

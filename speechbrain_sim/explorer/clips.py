@@ -83,7 +83,11 @@ class Clips:
             if seconds > SECONDS:
                 name, seconds = f"{name} (first {SECONDS} s)", SECONDS
             clip = Clip(sha256(path)[:ID], name, seconds, path)
-            self._given.setdefault(clip.id, clip)
+            if clip.id in self._given:
+                continue
+            same = sum(path.name == c.source.name for c in self._given.values())
+            name += f" ({same + 1})" if same else ""
+            self._given[clip.id] = clip._replace(name=name)
 
     def __iter__(self):
         with self._lock:

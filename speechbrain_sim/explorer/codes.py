@@ -1,6 +1,7 @@
 """Codes of a recording for the page: features, textual and acoustic halves."""
 
 import torch
+from speechbrain.decoders.ctc import ctc_greedy_decode
 
 from speechbrain_sim.bottlenecks.vib import BLANK, TextHalf
 from speechbrain_sim.explorer.engine import rounded
@@ -20,10 +21,8 @@ def activations(engine, model, layer, clip, check):
     Of variational codes the probability that each gate is open is shown.
     """
     explored = engine.explored(model, layer, SAE, VSC)
-    encoder, bottleneck = (
-        explored.encoder,
-        explored.encoder.bottleneck_of(layer),
-    )
+    encoder = explored.encoder
+    bottleneck = encoder.bottleneck_of(layer)
 
     def compute():
         x = engine.latents(model, clip, check)[encoder.origin(layer)].mean[0]
@@ -82,11 +81,7 @@ def show_half(engine, model: str, layer: str, clip: str, check):
     below = engine.latents(model, clip, check)[encoder.origin(layer)]
     z, classes = half.encode(below.mean), entry["classes"]
     if isinstance(half, TextHalf):
-        best = half.logits(z).argmax(-1)[0].tolist()
-        pairs = zip([BLANK, *best], best, strict=False)
-        path = [
-            label for before, label in pairs if label not in (before, BLANK)
-        ]
+        (path,) = ctc_greedy_decode(half.logits(z), torch.ones(1), BLANK)
         transcript = [classes[label] for label in path]
         return {"label": entry.get("target"), "transcript": transcript}
     stem, _, label = layer.rpartition(".")

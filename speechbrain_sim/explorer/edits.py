@@ -9,6 +9,7 @@ from speechbrain_sim.bottlenecks.coded import change_codes, move
 from speechbrain_sim.randomness import keyed_generator
 from speechbrain_sim.steering import frames_of_span
 from speechbrain_sim.traversals import (
+    aggregate,
     draw_prior,
     most_different,
     swap,
@@ -148,16 +149,9 @@ def dimension_set(space, z, other, edit, frames):
 
 
 def own_deviation(latent, d):
-    """Returns mean and deviation of a dimension over a clip.
-
-    The variance is that of the means, plus the mean variance of posteriors: that
-    of the aggregate posterior.
-    """
-    x = latent.mean[0, :, d]
-    variance = x.var(correction=0)
-    if latent.log_var is not None:
-        variance = variance + latent.log_var[0, :, d].exp().mean()
-    return float(x.mean()), float(variance.sqrt())
+    """Returns mean and deviation of a dimension over a clip."""
+    log_var = None if latent.log_var is None else latent.log_var[0, :, d]
+    return tuple(map(float, aggregate(latent.mean[0, :, d], log_var)))
 
 
 def swapped_in(space, z, other, edit, frames):

@@ -230,7 +230,8 @@ class Engine:
         delta = None
         if swapped:
             ends = [explored.frames(x[None], layer) for x in swapped[:3]]
-            delta = delta_of(decoder, ends, samples_of(swapped.start))
+            samples = samples_of(swapped.start)
+            delta = delta_of(decoder, ends, samples, check)
             delta["count"] = swapped.count
         return compared(original.numpy(), changed.numpy()) | {"delta": delta}
 
@@ -284,15 +285,17 @@ def compared(original, changed):
     }
 
 
-def delta_of(decoder, ends, samples):
+def delta_of(decoder, ends, samples, check):
     """Returns delta of frames start, mixture, target: see `analysis.delta`.
 
     Of the log-mel of predicted spectrograms, where the decoder has any.
     """
     audible = isinstance(decoder, SpectrogramDecoder)
-    made = [decoder(x, samples, as_sound=not audible) for x in ends]
-    if audible:
-        made = [log_mel(x, filters()) for x in made]
+    made = []
+    for x in ends:
+        check()
+        x = decoder(x, samples, as_sound=not audible)
+        made.append(log_mel(x, filters()) if audible else x)
     start, mixture, target = made
     whole = float((start - target).abs().mean())
     left = float((mixture - target).abs().mean())

@@ -19,10 +19,10 @@ async function ask(url, options) {
   });
   const content = await answer.json().catch(() => ({}));
   if (answer.ok) return content;
-  throw Object.assign(new Error(content.error ?? `The server answered ${answer.status}.`), { status: answer.status });
+  throw Object.assign(new Error(content.error ?? `The server answered ${answer.status}: try again soon.`), { status: answer.status });
 }
 
-/** Asks once, and remembers the answer. */
+/** Asks once, and keeps the answer. */
 const answers = new Map();
 function once(key, question) {
   if (!answers.has(key)) {
@@ -81,17 +81,16 @@ function fromAddress() {
   const pick = (value, all, other) => (all.includes(value) ? value : other);
   const whole = (value) => (Number.isInteger(value) && value >= 0 ? value : null);
   const edits = Array.isArray(found.edits) ? found.edits : [];
-  const layers = layersOf("layer");
-  const names = layers.map((layer) => layer.name);
-  const decodes = layers.filter((layer) => layer.decodes).at(-1);
+  const names = layerNames();
+  const decodes = layersOf("layer").filter((layer) => layer.decodes).at(-1);
   return {
     clip: pick(found.clip, clips, clips[0] ?? null),
     other: pick(found.other, clips, clips[1] ?? clips[0] ?? null),
     layer: pick(found.layer, names, decodes?.name ?? names[0]),
     dimension: whole(found.dimension) ?? 0,
-    span: Array.isArray(found.span) && found.span.every(Number.isFinite) ? found.span.slice(0, 2) : null,
+    span: Array.isArray(found.span) && found.span.length === 2 && found.span.every(Number.isFinite) ? found.span : null,
     edits: lost ? [] : edits.filter((edit) => KINDS.includes(edit?.kind)),
-    codes: pick(found.codes, codesOf().map((layer) => layer.name), codesOf()[0]?.name ?? null),
+    codes: pick(found.codes, codesOf().map((codes) => codes.id), codesOf()[0]?.id ?? null),
     feature: whole(found.feature),
   };
 }
@@ -108,8 +107,9 @@ function move(change) {
 }
 function restore(next) {
   state = next;
-  history.replaceState(null, "", address());
-  return refresh();
+  const done = refresh();
+  history.replaceState(null, "", address()); // last: a browser refuses too many
+  return done;
 }
 function step(from, to) {
   if (!from.length) return;
@@ -117,7 +117,7 @@ function step(from, to) {
   restore(from.pop());
 }
 
-const keyOf = (edit) => JSON.stringify([edit.kind, edit.span, edit.dimension, edit.layer, Object.keys(edit.features ?? {})]);
+const keyOf = (edit) => JSON.stringify([edit.kind, edit.span, edit.dimension, edit.model, edit.layer, Object.keys(edit.features ?? {})]);
 const spanned = (edit) => (state.span ? { ...edit, span: state.span } : edit);
 const editLike = (edit) => state.edits.find((other) => keyOf(other) === keyOf(spanned(edit)));
 /** Puts an edit in the place of its like, or at the end; or takes it away. */
@@ -129,13 +129,14 @@ function put(edit, away = false, change = {}) {
   return move({ ...change, edits });
 }
 
-/** Layers of some kinds; of two models with the same, that of the first. */
+/** Layers of some kinds, of all models; `id` is unique. */
 function layersOf(...kinds) {
-  const all = offer.models.flatMap((m) => m.layers.map((layer) => ({ ...layer, model: m.name })));
-  return all.filter((layer, i) => kinds.includes(layer.kind) && i === all.findIndex((other) => other.name === layer.name));
+  const all = offer.models.flatMap((m) => m.layers.map((layer) => ({ ...layer, model: m.name, title: m.title, id: `${m.name}/${layer.name}` })));
+  return all.filter((layer) => kinds.includes(layer.kind));
 }
+const layerNames = () => [...new Set(layersOf("layer").map((layer) => layer.name))];
 const codesOf = () => layersOf("sae", "vsc");
-const codesNow = () => codesOf().find((layer) => layer.name === state.codes);
+const codesNow = () => codesOf().find((codes) => codes.id === state.codes);
 const layerOf = (model, name) => model.layers.find((layer) => layer.name === name);
 const clipName = (id) => offer.clips.find((clip) => clip.id === id)?.name ?? "a recording that is gone";
 const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x)} σ`;
@@ -254,13 +255,13 @@ function showControls() {
 }
 function showKnob(id) {
   const value = Number($(id).value);
-  const unchanged = id === "set" && !editLike({ kind: "set", dimension: state.dimension }) && value === 0;
+  const unchanged = value === ($(id).start ?? 0) && !editLike($(id).edit(value));
   const [mean, deviation] = $("of").value === "prior" ? [0, 1] : $("set").moments ?? [0, 1];
   const text = {
     interpolate: () => `α = ${value.toFixed(2)}`,
     swap: () => `N = ${value} of ${$("swap").max}`,
     set: () => (unchanged ? "as it is" : `${signed(value)}, ${(mean + value * deviation).toPrecision(2).replace("-", "−")}`),
-    steer: () => ($("steer").dataset.as ? "as it is" : value.toPrecision(3)),
+    steer: () => (unchanged ? "as it is" : value.toPrecision(3)),
   }[id]();
   set(document.querySelector(`output[for=${id}]`), text);
   $(id).setAttribute("aria-valuetext", text);
@@ -353,7 +354,7 @@ async function readHalves(model, of, layer) {
 async function decode(column, clip) {
   const { model, compare, status, audio } = column;
   const { layer } = state;
-  const edits = state.edits.filter((edit) => !edit.layer || layerOf(model, edit.layer));
+  const edits = state.edits.filter((edit) => !edit.layer || edit.model === model.name);
   const asked = JSON.stringify([clip.id, layer, state.edits]);
   if (column.asked === asked) return;
   column.asked = asked;
@@ -368,11 +369,16 @@ async function decode(column, clip) {
   compare.ariaBusy = decodes ? "true" : "false";
   if (!decodes) return say(status, `${model.title} has no decoder of ${layer}: choose another layer, or train one with recipes/decode.py.`);
   try {
-    const original = () => once(JSON.stringify(plain), () => post(plain));
+    // one that was overtaken meanwhile, and is wanted again, is asked for again
+    const original = () => once(JSON.stringify(plain), () => post(plain)).catch((error) => {
+      if (error.status === 409 && column.asked === asked) return original();
+      throw error;
+    });
     const changed = edits.length ? await post(body, column.cancel.signal) : await original();
     const before = await original();
     if (column.asked !== asked) return;
     column.sounds = { recorded: await soundOf(clip), decoded: playable(before), changed: playable(changed) };
+    column.louder = before.gain / changed.gain;
     showChanged(compare, changed, before, edits.length > 0);
     hear(column);
     await ready(column.audio);
@@ -387,7 +393,7 @@ async function decode(column, clip) {
 }
 function report(changed, took, edited) {
   const { delta, milliseconds: server } = changed;
-  if (!edited) return state.edits.length ? "This model has no such features: nothing is changed." : "Nothing is changed yet: move a slider.";
+  if (!edited) return state.edits.length ? "The features are of the other model: nothing is changed here." : "Nothing is changed yet: move a slider.";
   const time = `${took}, ${Math.round(server.worked)} of them on the model`;
   if (delta?.value == null) return `${time}.`;
   return `δ(${delta.count}) = ${delta.value.toFixed(3)}: ${(100 * delta.value).toFixed(0)} % of the distance to the other is left, by ${delta.of}. ${time}.`;
@@ -402,9 +408,14 @@ function showChanged(compare, changed, before, edited) {
   if (edited && changed.difference) showPicture(laneOf(compare, "difference"), changed.difference, 0, changed.seconds, "Mel spectrogram, changed − decoded");
 }
 
-/** Gives a player the chosen sound, at the place where it was. */
-function hear({ audio, sounds }) {
-  const src = sounds[document.querySelector("[name=hear]:checked").value];
+/** Gives a player the chosen sound, at the place where it was. What is decoded
+    is as loud beside what is changed as the decoder made it. */
+function hear(column) {
+  const { audio, sounds, louder, lowered = 1 } = column;
+  const { value } = document.querySelector("[name=hear]:checked");
+  const src = sounds[value];
+  column.lowered = value === "decoded" ? 1 / louder : 1;
+  audio.volume = Math.min(1, (audio.volume * column.lowered) / lowered);
   if (audio.getAttribute("src") === src) return;
   const [at, playing] = [audio.currentTime, !audio.paused];
   audio.src = src;
@@ -460,15 +471,17 @@ function wav(pieces, rate) {
 let stopRecording = null;
 async function record() {
   if (stopRecording) return stopRecording();
+  stopRecording = () => {}; // the browser asks: a second click opens no second microphone
   const refused = { NotAllowedError: "The browser did not allow the microphone: allow it beside the address, or open a file.", NotFoundError: "There is no microphone: open a file." };
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ audio: { echoCancellation: false, noiseSuppression: false } });
   } catch (error) {
+    stopRecording = null;
     return say($("message"), refused[error.name] ?? "The microphone cannot be used on this page: open a file.", true);
   }
   const [context, pieces] = [new AudioContext(), []];
-  // a worklet would need a script of its own, which the page's policy forbids
+  // deprecated, but in all browsers: a worklet is a script of its own, which the page's policy forbids
   const tap = context.createScriptProcessor(4096, 1, 1);
   const source = context.createMediaStreamSource(stream);
   source.connect(tap).connect(context.destination);
@@ -500,11 +513,11 @@ async function showFeatures(clip, current, offset = 0) {
   const codes = codesNow();
   $("features").hidden = !codes;
   if (!codes) return;
-  $("codes").value = codes.name;
+  $("codes").value = codes.id;
   const of = { model: codes.model, layer: codes.name, clip: clip.id };
   const asked = { ...of, search: $("find").value.trim() };
   const page = await get("features", { ...asked, offset });
-  if (!current()) return;
+  if (!current() || (offset && offset !== $("list").children.length)) return;
   if (offset || listed !== JSON.stringify(asked)) {
     const rows = page.features.map((feature) => featureRow(feature, codes));
     if (offset) $("list").append(...rows);
@@ -536,10 +549,9 @@ async function showFeature(feature, of, codes, clip, current) {
     const ends = [from, to].map((k) => start + k / codes.frame_rate);
     return press(`${ends[0].toFixed(2)} s (${most.toPrecision(3)})`, () => playFrom($("recorded"), Math.max(0, ends[0] - 0.05), ends[1] + 0.05));
   }));
-  const edit = editLike({ kind: "features", layer: codes.name, features: { [feature]: 0 } });
-  Object.assign($("steer"), { max: 2 * peak, step: peak / 50, value: edit?.features[feature] ?? peak });
-  $("steer").dataset.as = edit ? "" : "yes";
   $("steer").dataset.feature = feature;
+  Object.assign($("steer"), { max: 2 * peak, step: peak / 50, value: editLike($("steer").edit(0))?.features[feature] ?? peak });
+  $("steer").start = Number($("steer").value);
   showKnob("steer");
 }
 /** Returns the three strongest moments: first frame, end, largest activation. */
@@ -556,13 +568,17 @@ function moments(activation) {
 
 /* ----------------------------------------------------------- hands and keys */
 
-function operate(id, edit, neutral) {
+/** Makes a slider that puts an edit, which its neutral value takes away. */
+function operate(id, edit, neutral, change = () => ({})) {
+  $(id).edit = edit;
   $(id).addEventListener("input", () => showKnob(id));
   $(id).addEventListener("change", () => {
     const value = Number($(id).value);
-    put(edit(value), value === neutral);
+    put(edit(value), value === neutral, change());
   });
 }
+/** Codes are changed at the layer that they code. */
+const layerBelow = (codes) => (codes.origin === state.layer ? {} : { layer: codes.origin, edits: [] });
 function watch() {
   for (const kind of ["pointerup", "keydown"]) {
     addEventListener(kind, (event) => (released = event.timeStamp), { capture: true, passive: true });
@@ -570,19 +586,12 @@ function watch() {
   operate("interpolate", (amount) => ({ kind: "interpolate", other: state.other, amount }), 0);
   operate("swap", (count) => ({ kind: "swap", other: state.other, count }), 0);
   operate("set", (deviations) => ({ kind: "set", dimension: state.dimension, deviations, of: $("of").value }), null);
+  operate("steer", (value) => ({ kind: "features", model: codesNow()?.model, layer: codesNow()?.name, features: { [$("steer").dataset.feature]: value } }),
+    null, () => layerBelow(codesNow()));
   $("of").addEventListener("change", () => {
     const edit = editLike({ kind: "set", dimension: state.dimension });
     if (edit) put({ ...edit, of: $("of").value });
     else showKnob("set");
-  });
-  $("steer").addEventListener("input", () => {
-    $("steer").dataset.as = "";
-    showKnob("steer");
-  });
-  $("steer").addEventListener("change", () => {
-    const codes = codesNow();
-    const edit = { kind: "features", layer: codes.name, features: { [$("steer").dataset.feature]: Number($("steer").value) } };
-    put(edit, false, codes.origin === state.layer ? {} : { layer: codes.origin, edits: [] });
   });
   $("clip").addEventListener("change", () => chooseClip($("clip").value));
   $("other").addEventListener("change", () => {
@@ -623,8 +632,8 @@ function watch() {
   addEventListener("hashchange", () => restore(fromAddress(), past.push(state)));
   $("hear").addEventListener("change", () => columns.forEach((column) => column.sounds && hear(column)));
   $("codes").addEventListener("change", () => {
-    const codes = codesOf().find((layer) => layer.name === $("codes").value);
-    move({ codes: codes.name, feature: null, ...(codes.origin === state.layer ? {} : { layer: codes.origin, edits: [] }) });
+    const codes = codesOf().find(({ id }) => id === $("codes").value);
+    move({ codes: codes.id, feature: null, ...layerBelow(codes) });
   });
   $("find").addEventListener("input", refresh);
   $("more").addEventListener("click", () => attempt($("count"), async () =>
@@ -698,12 +707,12 @@ async function begin() {
   $("live").hidden = false;
   offer.models.forEach(addColumn);
   watchLanes($("features").querySelector(".lanes"), $("recorded"));
-  $("layers").lastElementChild.replaceChildren(...layersOf("layer").map((layer) => {
-    const input = make("input", { type: "radio", name: "layer", value: layer.name });
-    input.addEventListener("change", () => move({ layer: layer.name, edits: [] }));
-    return make("label", {}, input, make("span", {}, layer.name));
+  $("layers").lastElementChild.replaceChildren(...layerNames().map((layer) => {
+    const input = make("input", { type: "radio", name: "layer", value: layer });
+    input.addEventListener("change", () => move({ layer, edits: [] }));
+    return make("label", {}, input, make("span", {}, layer));
   }));
-  $("codes").replaceChildren(...codesOf().map((layer) => make("option", { value: layer.name }, layer.name)));
+  $("codes").replaceChildren(...codesOf().map(({ id, name, title }) => make("option", { value: id }, offer.models.length > 1 ? `${title}: ${name}` : name)));
   // one sound at a time
   document.addEventListener("play", ({ target }) => {
     for (const audio of document.querySelectorAll("audio")) if (audio !== target) audio.pause();

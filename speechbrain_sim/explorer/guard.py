@@ -56,12 +56,12 @@ class Guard:
 
     Arguments
     ---------
-    app, port : ASGI application, int
-        What is guarded; where it is served.
+    app, port : FastAPI, int
+        What is guarded, whose `state` is its own; where it is served.
     """
 
     def __init__(self, app, port):
-        self.app, self.port = app, port
+        self.app, self.port, self.state = app, port, app.state
         self.headers = import_extra("starlette.datastructures", EXTRA)
         self.answer = import_extra("starlette.responses", EXTRA).JSONResponse
 
@@ -78,26 +78,30 @@ class Guard:
         app = self.app
         if scope["type"] == "http":
             headers = self.headers.Headers(scope=scope)
-            if refused := foreign(headers, self.port):
+            if refused := foreign(headers, self.port, scope["path"]):
                 app = self.answer({"error": refused}, 403)
         await app(scope, receive, send_guarded)
 
 
-def foreign(headers, port):
+def foreign(headers, port, path="/"):
     """Returns why a request is not of this machine's page; None if it is.
+
+    A link to the page may be anywhere: what follows it cannot read the page.
 
     Example
     -------
     >>> own = {"host": "localhost:8000", "origin": "http://localhost:8000"}
     >>> foreign(own, 8000), foreign({"host": "example.org"}, 8000)
     (None, 'Open the explorer by the address that it printed.')
+    >>> foreign({"host": "localhost"}, 80)  # browsers leave it out
     """
-    own = {f"{host}:{port}" for host in HOSTS}
+    own = {host if port == 80 else f"{host}:{port}" for host in HOSTS}
     if headers.get("host") not in own:
         return "Open the explorer by the address that it printed."
     origin, site = (headers.get(n) for n in ("origin", "sec-fetch-site"))
     elsewhere = origin not in {None, *(f"http://{host}" for host in own)}
-    if elsewhere or site not in (None, "none", "same-origin"):
+    link = path == "/" and headers.get("sec-fetch-dest") == "document"
+    if elsewhere or not (link or site in (None, "none", "same-origin")):
         return "The explorer answers its own page only."
     return None
 

@@ -50,7 +50,6 @@ or Origin, 404 unknown name, 409 superseded, 413 too large, 415 no sound, 503 bu
 import asyncio
 import inspect
 import json
-import logging
 from functools import partial
 
 from speechbrain_sim.explorer import codes
@@ -65,8 +64,6 @@ from speechbrain_sim.explorer.guard import (
 from speechbrain_sim.explorer.jobs import Queue, Refused
 from speechbrain_sim.explorer.page import explorer_page
 from speechbrain_sim.extras import import_extra
-
-logger = logging.getLogger(__name__)
 
 #: bytes of a request that is no upload; uploads that are received at once
 SMALL, UPLOADS = 64 << 10, 2
@@ -83,7 +80,6 @@ def make_app(engine, port, title="Explorer"):
     fastapi = import_extra("fastapi", EXTRA)
     responses = import_extra("fastapi.responses", EXTRA)
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, port=port)
     app.state.queue, receiving = Queue(), asyncio.Semaphore(UPLOADS)
     Request, work = fastapi.Request, partial(wait_for, app.state.queue)
     html = explorer_page(title)
@@ -130,7 +126,7 @@ def make_app(engine, port, title="Explorer"):
 
     for address, function in gets_of(engine).items():
         app.get(address)(endpoint(function))
-    return app
+    return Guard(app, port)  # outermost: answers to bugs have its headers, too
 
 
 def kinds_of_errors():
@@ -205,7 +201,5 @@ def refusal(error):
         status, sentence = 400, f"{first['loc'][-1]}: {first['msg']}."
     elif isinstance(error, ValueError):
         status, sentence = 400, str(error)
-    else:
-        logger.error("A request failed.", exc_info=error)
     # names in a request may hold what is no text
     return Refused(status, sentence[:500].encode(errors="replace").decode())

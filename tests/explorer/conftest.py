@@ -27,7 +27,8 @@ def coded():
         "context.vib.sex": UtteranceHalf(256, 8, classes=2, text_units=8),
     }
     entries = {f"{BOTTLENECK}_{name}": {} for name in parts}
-    entries[f"{BOTTLENECK}_module3.sae"]["names"] = {"7": "vowel & <b>"}
+    names = {str(unit): f"unit {unit} & <b>" for unit in range(96)}
+    entries[f"{BOTTLENECK}_module3.sae"]["names"] = names
     entries[f"{BOTTLENECK}_module3.mean"]["pooling"] = "mean"
     text, sex = (f"{BOTTLENECK}_context.vib.{n}" for n in ("text", "sex"))
     entries[text] |= {"classes": ["<blank>", "A", "B"], "target": "chars"}

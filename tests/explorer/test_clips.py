@@ -100,6 +100,14 @@ def test_the_oldest_uploads_go_and_given_files_stay(recordings):
     assert refused.value.status == 404
 
 
+def test_given_files_of_the_same_name_are_told_apart(tmp_path):
+    for i, folder in enumerate("abc"):
+        (tmp_path / folder).mkdir()
+        sf.write(tmp_path / folder / "1.wav", noise(99 + i // 2), 8000)
+    given = Clips(sorted(tmp_path.glob("*/1.wav")))
+    assert [clip.name for clip in given] == ["1.wav", "1.wav (2)"]
+
+
 def test_of_a_given_file_the_first_minute_is_used(tmp_path):
     path = tmp_path / "long.wav"
     sf.write(path, noise(61 * 8000), 8000)

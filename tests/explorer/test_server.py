@@ -207,9 +207,9 @@ def test_features_are_ranked_searched_and_drawn(client, engine, place):
     assert 0 <= best["start"] <= best["at"] <= best["stop"] <= 0.64
     rest = client.get("/api/features", params={**at, "offset": 3}).json()
     assert rest["features"][0] == found["features"][3]
-    named = client.get("/api/features", params={**at, "search": "VOWEL"}).json()
-    if named["total"]:
-        assert named["features"][0]["name"] == "vowel & <b>"
+    name = f"unit {best['feature']} & <b>"
+    named = client.get("/api/features", params={**at, "search": name.upper()})
+    assert [f["name"] for f in named.json()["features"]] == [name]
     number = {**at, "search": str(best["feature"])}
     assert client.get("/api/features", params=number).json()["features"] == [
         best
@@ -411,6 +411,21 @@ def test_a_bug_is_no_answer_but_a_sentence(client, engine, monkeypatch):
     monkeypatch.setattr(engine, "wav", lambda clip: 1 / 0)
     assert "bug" in error(client.get("/api/clips/x/sound"), 500)
     assert client.get("/api/model").status_code == 200
+    answer = client.get("/api/clips/x/sound")
+    assert {name.lower() for name in guard.HEADERS} <= {*answer.headers}
+
+
+def test_a_link_to_the_page_may_be_anywhere_but_reads_nothing(client):
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-dest": "document"}
+    page = client.get("/", headers=link)
+    assert page.status_code == 200 and "<!DOCTYPE html>" in page.text
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+    for address, own in (
+        ("/api/model", link),
+        ("/", link | {"origin": "https://evil.example"}),
+        ("/", link | {"sec-fetch-dest": "iframe"}),
+    ):
+        error(client.get(address, headers=own), 403)
 
 
 @pytest.fixture(scope="module")
