@@ -14,6 +14,10 @@ from speechbrain_sim.report.tables import with_interval
 NUMBERS = "chance", "kl", "kl_per_second"
 #: nats per second at which curves are compared
 PLACES = 5
+#: options that do not change a half, or by which runs are divided anyway
+APART = "labels", "layers", "read", "reading"
+#: options along which a curve goes
+BETAS = {"initial_beta", "final_beta"}
 #: of systems
 MARKERS = "osD^v<>pXP*h"
 EQUAL = (
@@ -49,9 +53,13 @@ def paired_runs(one, other):
     """
     options, pairs = {}, {}
     for run, like in product(one, other):
-        if all(run[key] == like[key] for key in ("options", "seed")):
-            key = json.dumps(run["options"], sort_keys=True)
-            options[key] = run["options"]
+        own, its = (
+            {n: x for n, x in of["options"].items() if n not in APART}
+            for of in (run, like)
+        )
+        if own == its and run["seed"] == like["seed"]:
+            key = json.dumps(own, sort_keys=True)
+            options[key] = own
             pairs.setdefault(key, {})[run["seed"]] = run, like
     known = sorted({name for of in options.values() for name in of})
     values = {n: {str(of.get(n)) for of in options.values()} for n in known}
@@ -129,44 +137,53 @@ def pair_items(runs, folder):
 
     `runs` is system -> list as of `paired_runs`, each with `of`, the encoder;
     `folder` that of the report. Empty, unless encoders have runs of the same
-    options.
+    layer and options.
     """
     encoders, items = {}, []
     for run in chain(*runs.values()):
-        encoders.setdefault(run["of"], []).append(run)
+        layers = encoders.setdefault(run["of"], {})
+        layers.setdefault(run["layer"], []).append(run)
     for names in combinations(encoders, 2):
-        varied, pairs = paired_runs(*map(encoders.get, names))
-        if pairs:
-            items += _compare(names, varied, pairs, folder)
+        one, other = map(encoders.get, names)
+        for layer in [layer for layer in one if layer in other]:
+            items += _compare(names, layer, (one[layer], other[layer]), folder)
     return items
 
 
-def _compare(names, varied, pairs, folder):
-    """Makes the items of two encoders."""
-    halves = next(iter(next(iter(pairs.values())).values()))[0]["halves"]
-    equal, nats, panels = [], [], {}
+def _compare(names, layer, runs, folder):
+    """Makes the items of two encoders' runs of one layer."""
+    halves = {h: of for run in chain(*runs) for h, of in run["halves"].items()}
+    equal, nats, panels, apart = [], [], {}, None
     for half, of in halves.items():
+        has = [[run for run in x if half in run["halves"]] for x in runs]
+        varied, pairs = paired_runs(*has)
         kinds = sorted(of.keys() - {*NUMBERS})
-        for kind in kinds if "kl" in of else ():
+        for kind in kinds if "kl" in of and pairs else ():
             both = points_of(pairs, half, kind)
             panels[f"{half}, {kind}"] = dict(zip(names, both, strict=True))
             cells = {"half": half, "of": f"{kind} (%)"}
             equal += _equal_rows(cells, *both)
-            if len(varied) == 1:
+            if len(varied) == 1 or {*varied} == BETAS:
+                apart = varied[0]
                 nats += _nats_rows(cells, names, both)
-    title = f"{' less '.join(names)}, at equal"
+    if not equal:
+        return []
+    title = f"{' less '.join(names)}, {layer}, at equal"
     items = [Table.of(f"{title} options", EQUAL, equal)]
     title += " information"
     if nats:
         items.append(Table.of(title, AT_NATS, nats))
-    elif len(varied) == 1:
+    elif apart:
         reason = "There are no nats per second that all curves reach: "
-        items.append(Gap(title, f"{reason}give {varied[0]} further values."))
-    stem = style.figure_stem("halves", *names)
+        items.append(Gap(title, f"{reason}give {apart} further values."))
+    stem = style.figure_stem("halves", *names, layer)
     plot_points(panels, folder / stem)
     caption = "Of the test part: each seed, thin, and the mean of the seeds."
     alt = "Scores over nats per second, a line per encoder and seed."
-    return [*items, Figure(" and ".join(names), caption, stem, alt)]
+    return [
+        *items,
+        Figure(f"{' and '.join(names)}, {layer}", caption, stem, alt),
+    ]
 
 
 def _equal_rows(cells, one, other):

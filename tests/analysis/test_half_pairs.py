@@ -25,6 +25,7 @@ def runs_of(encoder, better, fewer=1.0, seeds=(1, 2, 3)):
             text = {"kl": nats / 100, "kl_per_second": nats, "PER": score}
             halves = {"text": text, "text_baseline": {"PER": score}}
             own = {"of": encoder, "seed": seed, "options": {"beta": beta}}
+            own["layer"] = "context"
             runs.append({"halves": halves, **own})
     return runs
 
@@ -33,7 +34,7 @@ def test_equal_betas_and_equal_nats_are_told_apart(tmp_path):
     """An encoder that is better at equal nats, with fewer of them."""
     runs = {"s": runs_of("SIM", 0.05, fewer=0.5), "g": runs_of("GIM", 0.0)}
     options, nats, figure = pair_items(runs, tmp_path)
-    assert options.title == "SIM less GIM, at equal options"
+    assert options.title == "SIM less GIM, context, at equal options"
     names = ["", "half", "of", "seed 1", "seed 2", "seed 3"]
     assert options.header == [*names, "mean", "nats per second"]
     first = dict(zip(options.header, options.rows[0], strict=True))
@@ -41,7 +42,7 @@ def test_equal_betas_and_equal_nats_are_told_apart(tmp_path):
     assert first[""] == "beta 0.1" and first["seed 1"] == f"{100 * fewer:+.1f}"
     assert first["nats per second"] == "-500.0 [-500.0, -500.0]"
     assert [row[0] for row in options.rows] == [f"beta {b}" for b in BETAS]
-    assert nats.title == "SIM less GIM, at equal information"
+    assert nats.title == "SIM less GIM, context, at equal information"
     assert {row[-1] for row in nats.rows} == {"-5.0 [-5.0, -5.0]"}
     assert nats.rows[0][0] == "103.0" and nats.rows[-1][0] == "mean"
     assert (tmp_path / f"{figure.stem}.svg").exists()
@@ -62,6 +63,27 @@ def test_only_what_all_have_is_paired(tmp_path):
     assert nats.rows[0][-1] == "-10.0"  # of the seed that has all betas
     assert pair_items({"s": one}, tmp_path) == []
     assert pair_items({"s": one, "g": []}, tmp_path) == []
+
+
+def test_layers_and_halves_that_only_some_runs_have(tmp_path):
+    """Runs of the text alone, of another layer, and read in another way."""
+    one, other = runs_of("SIM", 0.1), runs_of("GIM", 0.0)
+    for run in (*one[:3], *other[:3]):
+        run["layer"] = "module3"
+    score = {"kl": 1.0, "kl_per_second": 100.0, "accuracy": {"value": 0.5}}
+    for run in (one[-1], other[-1]):
+        run["halves"]["speaker"] = score
+        run["options"] = {**run["options"], "labels": ["speaker"]}
+    items = pair_items({"s": one, "g": other}, tmp_path)
+    tables = {x.title: x for x in items if hasattr(x, "rows")}
+    options = tables["SIM less GIM, context, at equal options"]
+    of = [(row[0], row[1]) for row in options.rows]
+    assert of == [
+        *((f"beta {b}", "text") for b in BETAS),
+        ("all options", "speaker"),
+    ]
+    assert len(tables["SIM less GIM, module3, at equal options"].rows) == 3
+    assert (tmp_path / "figures/halves_SIM_GIM_module3.svg").exists()
 
 
 def test_curves_cross_no_gap_of_one_seed():
