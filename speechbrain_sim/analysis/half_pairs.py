@@ -163,7 +163,7 @@ def _compare(names, layer, runs, folder):
             panels[f"{half}, {kind}"] = dict(zip(names, both, strict=True))
             cells = {"half": half, "of": f"{kind} (%)"}
             equal += _equal_rows(cells, *both)
-            if len(varied) == 1 or {*varied} == BETAS:
+            if varied and BETAS.issuperset(varied):
                 apart = varied[0]
                 nats += _nats_rows(cells, names, both)
     if not equal:

@@ -24,7 +24,7 @@ def runs_of(encoder, better, fewer=1.0, seeds=(1, 2, 3)):
             score = {"value": error, "interval": [error, error]}
             text = {"kl": nats / 100, "kl_per_second": nats, "PER": score}
             halves = {"text": text, "text_baseline": {"PER": score}}
-            own = {"of": encoder, "seed": seed, "options": {"beta": beta}}
+            own = {"of": encoder, "seed": seed, "options": {"final_beta": beta}}
             own["layer"] = "context"
             runs.append({"halves": halves, **own})
     return runs
@@ -39,9 +39,14 @@ def test_equal_betas_and_equal_nats_are_told_apart(tmp_path):
     assert options.header == [*names, "mean", "nats per second"]
     first = dict(zip(options.header, options.rows[0], strict=True))
     fewer = -0.05 - 0.1 * np.log((1 + 501) / (1 + 1001))
-    assert first[""] == "beta 0.1" and first["seed 1"] == f"{100 * fewer:+.1f}"
+    assert (
+        first[""] == "final_beta 0.1"
+        and first["seed 1"] == f"{100 * fewer:+.1f}"
+    )
     assert first["nats per second"] == "-500.0 [-500.0, -500.0]"
-    assert [row[0] for row in options.rows] == [f"beta {b}" for b in BETAS]
+    assert [row[0] for row in options.rows] == [
+        f"final_beta {b}" for b in BETAS
+    ]
     assert nats.title == "SIM less GIM, context, at equal information"
     assert {row[-1] for row in nats.rows} == {"-5.0 [-5.0, -5.0]"}
     assert nats.rows[0][0] == "103.0" and nats.rows[-1][0] == "mean"
@@ -51,7 +56,9 @@ def test_equal_betas_and_equal_nats_are_told_apart(tmp_path):
 def test_what_does_not_overlap_is_a_gap(tmp_path):
     runs = {"s": runs_of("SIM", 0.0, fewer=0.01), "g": runs_of("GIM", 0.0)}
     _, gap, _ = pair_items(runs, tmp_path)
-    assert isinstance(gap, Gap) and "give beta further values" in gap.reason
+    assert (
+        isinstance(gap, Gap) and "give final_beta further values" in gap.reason
+    )
 
 
 def test_only_what_all_have_is_paired(tmp_path):
@@ -79,11 +86,16 @@ def test_layers_and_halves_that_only_some_runs_have(tmp_path):
     options = tables["SIM less GIM, context, at equal options"]
     of = [(row[0], row[1]) for row in options.rows]
     assert of == [
-        *((f"beta {b}", "text") for b in BETAS),
+        *((f"final_beta {b}", "text") for b in BETAS),
         ("all options", "speaker"),
     ]
     assert len(tables["SIM less GIM, module3, at equal options"].rows) == 3
+    assert "SIM less GIM, context, at equal information" in tables
     assert (tmp_path / "figures/halves_SIM_GIM_module3.svg").exists()
+    for run in (*one, *other):  # no curve goes along parts of a corpus
+        run["options"] = {"split": run["options"]["final_beta"]}
+    titles = [x.title for x in pair_items({"s": one, "g": other}, tmp_path)]
+    assert not any("information" in title for title in titles)
 
 
 def test_curves_cross_no_gap_of_one_seed():
