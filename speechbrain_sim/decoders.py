@@ -96,10 +96,10 @@ class Decoder(nn.Module, ABC):
             return self._decode(z, samples, lengths)
         return torch.cat([*self.pieces(z, samples, lengths)], dim=1)
 
-    def pieces(self, z, samples, lengths, long=LONG):
+    def pieces(self, z, samples, lengths, long=None):
         """Yields what `forward` returns, about `long` samples at a time."""
         time = z.shape[1]
-        step = self.unit * max(1, long // self.hop // self.unit)
+        step = self.unit * max(1, (long or LONG) // self.hop // self.unit)
         starts = range(0, time, step)
         ends = [*starts[1:], time]
         for start, end in zip(starts, ends, strict=True):

@@ -31,10 +31,10 @@ def test_an_option_turns_every_bar_off(kept, tiny_yaml, tmp_path, capsys):
     load_experiment([*argv, str(tmp_path / "seen"), "--noprogressbar"])
     show()
     show(disable=None)
-    assert capsys.readouterr().err == ""
+    assert "things" not in capsys.readouterr().err
     load_experiment([*argv, str(tmp_path / "unseen")])
     show(disable=True)
-    assert capsys.readouterr().err == ""
+    assert "things" not in capsys.readouterr().err
     show()
     assert "things: 100%" in capsys.readouterr().err
 

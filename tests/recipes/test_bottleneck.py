@@ -98,7 +98,7 @@ def test_aligned_codes_are_killed_and_end_the_same(
     """While their alignment rises, in the middle of an epoch."""
     own = ["--encoder", "logmel", "--layers", "[logmel]", "--labels", "[]"]
     own += ["--samples_per_class", "32", "--number_of_epochs", "2"]
-    own += ["--ckpt_interval_steps", "5"]
+    own += ["--ckpt_interval_steps", "5", "--pooling", "frame"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     yaml, threads = HPARAMS / "FSDD/vsc.yaml", torch.get_num_threads()
     argv, other = (

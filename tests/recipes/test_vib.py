@@ -246,8 +246,13 @@ def test_a_study_trains_halves_of_its_systems(recipes, corpora, tmp_path, stem):
     small["options"] |= {"number_of_epochs": 1, "latent_dim": 4}
     small["options"] |= {"hold_epochs": 0}
     reading = {"probes": ["linear"], "epochs": 1, "passes": 20}
-    small["options"]["reading"] = reading
+    small["options"] |= {"reading": reading, "labels": ["speaker"]}
     small["seeds"] = [1, 2]
+    (layer,) = small["options"]["layers"]
+    codes = [f"{layer}.vib.text", f"{layer}.vib.speaker"]
+    small["probe"] = {"layers": codes}
+    if "factors" in stem:  # the tests' corpus has no styles
+        argv += ["--factors", "speaker"]
     argv += ["--labels", "{speaker: {probe: {controls: 5}}}"]
     argv += ["--baseline", "null", "--pretrain_options", "{}"]
 
