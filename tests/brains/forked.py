@@ -7,6 +7,7 @@ With "signal": [rank, number, pattern], a rank gets a signal when a file is new;
 can read audio.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -87,8 +88,11 @@ def start(output, *arguments):
 
 def _is_new(pattern, begin):
     """Whether a file that fits was written since a time."""
-    files = Path(pattern).parent.glob(Path(pattern).name)
-    return any(file.stat().st_mtime > begin for file in files)
+    for file in Path(pattern).parent.glob(Path(pattern).name):
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            if file.stat().st_mtime > begin:
+                return True
+    return False
 
 
 def disturb(pid, number, pattern, pause=math.inf):
